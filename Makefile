@@ -1,0 +1,52 @@
+# Verbs: build test soak demo run bench fuzz lint fmt clean.
+# Go is found or fetched by scripts/go, Debian packages by scripts/deps.
+# Everything made goes to build/; downloads are kept in a cache outside of the
+# repository (SEALROOT_CACHE, else ~/.cache/sealroot).
+
+GO := scripts/go
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+# PID 1 is built without inlining (-gcflags=all=-l): 7 % smaller, no slower to boot.
+GOBUILD = CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -ldflags '$(LDFLAGS)'
+
+.DEFAULT_GOAL := build
+.PHONY: build test unit-test soak demo run bench fuzz lint fmt clean help
+
+build: ## build init, sealroot-mkinitramfs and sealroot into build/
+	@mkdir -p build
+	$(GOBUILD) -gcflags=all=-l -o build/init ./init
+	$(GOBUILD) -o build/sealroot-mkinitramfs ./mkinitramfs
+	$(GOBUILD) -o build/sealroot ./sealroot
+
+test: build ## all tests, then whole machines in QEMU; RUN=regexp chooses tests by name
+	@scripts/test '$(RUN)'
+
+unit-test: ## only the tests that need no machine; RUN=regexp
+	@scripts/test --unit '$(RUN)'
+
+soak: build ## boots with a power cut at random times; TIMES=20
+	@scripts/test --soak '$(or $(TIMES),20)'
+
+demo: build ## a Debian root becomes an A/B image and boots, step by step; ROOTFS=my.tar
+	@ROOTFS='$(ROOTFS)' scripts/demo
+
+run: ## boot DISK=disk.img with a login on the terminal; TPM=1 UEFI=1 (Ctrl-A X leaves)
+	@DISK='$(DISK)' TPM='$(TPM)' UEFI='$(UEFI)' scripts/run
+
+bench: build ## guest time from /init to the real init, and sizes
+	@scripts/bench
+
+fuzz: ## every fuzz target for FUZZTIME=20s
+	@scripts/fuzz '$(or $(FUZZTIME),20s)'
+
+lint: ## gofmt, go vet, staticcheck; PID 1's own lines and its parsers of untrusted bytes
+	@scripts/lint
+
+fmt: ## gofmt the tree
+	$(GO) fmt ./...
+
+clean: ## remove build/
+	rm -rf build
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12

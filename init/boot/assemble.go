@@ -1,0 +1,216 @@
+package boot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"sealroot/init/config"
+	"sealroot/init/report"
+	"sealroot/mount"
+	"sealroot/slots"
+	"sealroot/state"
+	"sealroot/state/binds"
+	"sealroot/state/seed"
+)
+
+// alwaysBound are the directories that every volume has: without them nothing
+// could be written on an immutable root.
+var alwaysBound = [...]string{"home", "var"}
+
+// assemble puts the writable parts over the verified root.
+func (b *boot) assemble(context.Context) error {
+	volume, err := openDir(encryptedDir)
+	if err != nil {
+		return stateError(slots.StateDamaged, "cannot open the encrypted volume: %w", err)
+	}
+	defer volume.Close()
+	if err := b.etc(volume); err != nil {
+		return err
+	}
+	if err := b.seedAll(volume); err != nil {
+		return err
+	}
+	if err := b.bindAll(volume, encryptedDir, nil); err != nil {
+		return err
+	}
+	if len(b.cfg.Binds.Unencrypted) > 0 && b.volume.outer != nil {
+		if err := b.bindAll(b.volume.outer, stateDir, b.cfg.Binds.Unencrypted); err != nil {
+			return err
+		}
+	}
+	return b.bindExtra()
+}
+
+// seedAll makes the directories that are always bound, with the image's content.
+func (b *boot) seedAll(volume *os.File) error {
+	if b.volume.volume != nil && b.volume.volume.ReadOnly != nil {
+		return nil
+	}
+	root, err := mount.OpenRoot(newRoot)
+	if err != nil {
+		return stateError(slots.StateDamaged, "cannot open the root: %w", err)
+	}
+	defer root.Close()
+	for _, name := range alwaysBound {
+		src, err := mount.OpenBeneath(root, name, unix.O_RDONLY|unix.O_DIRECTORY, mount.Strict)
+		if err != nil {
+			return imageError(slots.Mount, "cannot open /%s of the image: %w", name, err)
+		}
+		made, stats, err := seed.Into(volume, name, src)
+		src.Close()
+		if err != nil {
+			return stateError(slots.StateDamaged, "cannot fill /%s: %w", name, err)
+		}
+		if made {
+			b.sys.Log.Info("state: /%s filled from the image, %d entries, %d MiB", name, stats.Entries, stats.Bytes>>20)
+		}
+	}
+	return nil
+}
+
+// etc mounts /etc as the configuration says. Its upper layer is code for root,
+// so it lies on the encrypted volume or in memory, never beside it.
+func (b *boot) etc(volume *os.File) error {
+	o := mount.Overlay{
+		Lower: []mount.Place{{Root: newRoot, Path: "etc"}},
+		Attr:  mount.NoSUID | mount.NoDev,
+	}
+	readOnly := b.volume.volume != nil && b.volume.volume.ReadOnly != nil
+	switch mode := b.cfg.Etc; {
+	case mode == config.EtcReadOnly:
+		return nil
+	case mode == config.EtcVolatile || readOnly:
+		upper := runDir + "/etc"
+		if err := mkdirs(upper+"/upper", upper+"/work"); err != nil {
+			return stateError(slots.StateDamaged, "cannot make a volatile /etc: %w", err)
+		}
+		o.Upper, o.Work = mount.Place{Root: upper, Path: "upper"}, mount.Place{Root: upper, Path: "work"}
+	default:
+		if _, _, err := seed.Into(volume, "etc", nil); err != nil {
+			return stateError(slots.StateDamaged, "cannot make the upper layer of /etc: %w", err)
+		}
+		for _, dir := range []string{privateDir, privateDir + "/etc-work"} {
+			if err := unix.Mkdirat(int(volume.Fd()), dir, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
+				return stateError(slots.StateDamaged, "cannot make %s on the encrypted volume: %w", dir, err)
+			}
+		}
+		o.Upper, o.Work = mount.Place{Root: encryptedDir, Path: "etc"}, mount.Place{Root: encryptedDir, Path: privateDir + "/etc-work"}
+	}
+	where := mount.Place{Root: newRoot, Path: "etc"}
+	if err := b.sys.Mounter.Overlay(o, where); err != nil {
+		return stateError(slots.StateDamaged, "cannot mount /etc: %w", err)
+	}
+	b.noteMount(report.Mount{What: "overlay", Where: "/etc", Type: "overlay", Options: o.Attr.Names()})
+	return nil
+}
+
+func mkdirs(paths ...string) error {
+	for _, p := range paths {
+		if err := os.MkdirAll(p, 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// bindAll binds the directories of one side by their names. allow nil means the
+// encrypted side, where every name counts; else only the targets listed.
+func (b *boot) bindAll(side *os.File, sideRoot string, allow []string) error {
+	names, err := directories(side)
+	if err != nil {
+		return stateError(slots.StateDamaged, "cannot list %s: %w", sideRoot, err)
+	}
+	list, problems := binds.Names(names)
+	if allow != nil {
+		list, _ = binds.Allowed(list, allow)
+	}
+	for _, p := range problems {
+		b.warn("state: directory %q is not bound: %s", p.Name, p.Reason)
+	}
+	for _, d := range list {
+		if d.Upper {
+			continue
+		}
+		if err := b.bind(mount.Place{Root: sideRoot, Path: d.Name}, d.To, bindAttr(d.To)); err != nil {
+			// One directory more or less must not cost the boot; the two that
+			// every system needs must be there.
+			if allow == nil && slices.Contains(alwaysBound[:], d.Name) {
+				return stateError(slots.StateDamaged, "%w", err)
+			}
+			b.warn("%v", err)
+		}
+	}
+	return nil
+}
+
+// bindAttr gives each place flags of its own, although the volume is mounted
+// noexec: people run programs from /home, nobody needs set-uid files or devices
+// there. Programs live in /opt, /usr/local and /var.
+func bindAttr(to string) mount.Attr {
+	switch to {
+	case "/opt", "/usr/local", "/var":
+		return mount.NoDev
+	}
+	return mount.NoSUID | mount.NoDev
+}
+
+func (b *boot) bind(from mount.Place, to string, attr mount.Attr) error {
+	if err := b.sys.Mounter.Bind(mount.Bind{From: from, To: mount.Place{Root: newRoot, Path: to}, Attr: attr}); err != nil {
+		return fmt.Errorf("cannot bind %s: %w", to, err)
+	}
+	b.noteMount(report.Mount{What: from.Root[len(newRoot):] + "/" + from.Path, Where: to, Type: "bind", Options: attr.Names()})
+	return nil
+}
+
+// bindExtra makes the explicit binds of the configuration.
+func (b *boot) bindExtra() error {
+	for _, e := range b.cfg.Binds.Extra {
+		attr, err := mount.ParseAttr(e.Options)
+		if err == nil {
+			err = b.bind(mount.Place{Root: stateDir, Path: e.From}, e.To, attr)
+		}
+		if err != nil {
+			return stateError(slots.StateDamaged, "%w", err)
+		}
+	}
+	return nil
+}
+
+// directories lists the directories directly in dir; links do not count.
+func directories(dir *os.File) ([]string, error) {
+	d, err := openDir(dir.Name()) // a reading position of its own
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	entries, err := d.ReadDir(-1)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, e := range entries {
+		if e.IsDir() && e.Name() != state.MountDir {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
+}
+
+// mountIn mounts inside the new root and notes it for the report.
+func (b *boot) mountIn(fs mount.Filesystem, where mount.Place) error {
+	if err := b.sys.Mounter.MountIn(fs, where); err != nil {
+		return err
+	}
+	b.noteMount(report.Mount{
+		What: fs.Source, Where: where.Root[len(newRoot):] + "/" + where.Path, Type: fs.Type,
+		Options: append(fs.Attr.Names(), fs.Options...),
+	})
+	return nil
+}
+
+func (b *boot) noteMount(m report.Mount) { b.report.Mounts = append(b.report.Mounts, m) }

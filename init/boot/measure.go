@@ -1,0 +1,190 @@
+package boot
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sealroot/mount/uevent"
+	"sealroot/state/tpm"
+)
+
+// PCRs that this program extends. Numbers and meanings are systemd's
+// (conventions §5c.7).
+const (
+	pcrKernel = 11 // the stub's measurement of the UKI, then the phase words
+	pcrRoot   = 13 // role, root hash and security version of what is mounted
+	pcrVolume = 15 // identity of the volume that was unlocked
+)
+
+// tpmDeadline is how long a configured TPM may take to appear.
+const tpmDeadline = 15 * time.Second
+
+// measurementLog is where systemd's tools look for userspace measurements.
+const measurementLog = "/run/log/systemd/tpm2-measure.log"
+
+// measurer is the TPM as this boot uses it.
+type measurer struct {
+	dev *tpm.TPM
+	log *tpm.Log
+	// broken is the first measurement that failed. With it no secret may be
+	// taken from the TPM any more: what runs is not what its PCRs say.
+	broken error
+	capped bool
+}
+
+// sealsState tells whether the configuration uses the TPM at all.
+func (b *boot) sealsState() bool { return contains(b.cfg.State.Unlock, "tpm2") }
+
+// openTPM opens the TPM. A machine that seals nothing boots without one.
+func (b *boot) openTPM(ctx context.Context) error {
+	dev, err := b.waitForTPM(ctx)
+	if err != nil {
+		b.tpm.broken = err
+		if b.sealsState() {
+			b.warn("TPM: %v", err)
+		}
+		return nil
+	}
+	b.tpm.dev = dev
+	b.report.TPM.Present = true
+	banks, err := dev.ActiveBanks(ctx)
+	for _, bank := range banks {
+		b.report.TPM.Banks = append(b.report.TPM.Banks, string(bank))
+	}
+	if err != nil {
+		b.tpm.broken = err
+		b.warn("TPM: %v", err)
+		return nil
+	}
+	if b.fw.Stub {
+		b.measure(ctx, tpm.Event{PCR: pcrKernel, Data: []byte("enter-initrd"), Text: "enter-initrd", Type: "phase"})
+	}
+	return nil
+}
+
+// waitForTPM waits for the device only where the state is sealed to it.
+func (b *boot) waitForTPM(ctx context.Context) (dev *tpm.TPM, err error) {
+	if dev, err = b.sys.OpenTPM(ctx); !errors.Is(err, tpm.ErrNoTPM) || !b.sealsState() {
+		return dev, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, tpmDeadline)
+	defer cancel()
+	waited := uevent.WaitFor(ctx, "the TPM (/dev/tpmrm0)", b.events, func([]uevent.Event) (bool, error) {
+		dev, err = b.sys.OpenTPM(ctx)
+		return !errors.Is(err, tpm.ErrNoTPM), nil
+	})
+	return dev, errors.Join(err, waited)
+}
+
+// measure extends a PCR; what fails is remembered, and reported once.
+func (b *boot) measure(ctx context.Context, e tpm.Event) {
+	if b.tpm.dev == nil || b.tpm.broken != nil {
+		return
+	}
+	err := b.tpm.dev.Measure(ctx, e, b.measureLog())
+	if err == nil || errors.Is(err, tpm.ErrLog) {
+		return
+	}
+	b.tpm.broken = err
+	b.warn("cannot measure %q: %v", e.Text, err)
+}
+
+// measureLog opens the event log once.
+func (b *boot) measureLog() *tpm.Log {
+	if b.tpm.log != nil {
+		return b.tpm.log
+	}
+	if err := os.MkdirAll(filepath.Dir(measurementLog), 0o755); err != nil {
+		return nil
+	}
+	f, err := os.OpenFile(measurementLog, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil
+	}
+	b.tpm.log = &tpm.Log{W: f, BootID: strings.ReplaceAll(b.report.BootID, "-", ""), Now: sinceBoot}
+	return b.tpm.log
+}
+
+func sinceBoot() time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		return 0
+	}
+	return time.Duration(ts.Nano())
+}
+
+// rootEvent is what PCR 13 gets for the root: the same for either slot, so that
+// an image has one value.
+func rootEvent(role string, rootHash []byte, securityVersion int) tpm.Event {
+	text := fmt.Sprintf("sealroot:%s:%s:%d", role, hex.EncodeToString(rootHash), securityVersion)
+	return tpm.Event{PCR: pcrRoot, Data: []byte(text), Text: text}
+}
+
+// measureRoot measures the root finally chosen, before any secret is released.
+func (b *boot) measureRoot(ctx context.Context) error {
+	hash, err := hex.DecodeString(b.report.Root.RootHash)
+	if err != nil {
+		return fmt.Errorf("cannot measure root hash %q: %w", b.report.Root.RootHash, err)
+	}
+	b.measure(ctx, rootEvent("root", hash, b.report.Root.SecurityVersion))
+	return nil
+}
+
+// close ends the time in which the TPM gives out the state's secret. Where the
+// state is sealed to it, a TPM that cannot be closed ends the boot: what runs
+// next could take the secret.
+func (b *boot) close(ctx context.Context) error {
+	if b.tpm.dev == nil {
+		return nil
+	}
+	if b.fw.Stub {
+		b.measure(ctx, tpm.Event{PCR: pcrKernel, Data: []byte("leave-initrd"), Text: "leave-initrd", Type: "phase"})
+	}
+	if err := b.cap(ctx); err != nil && b.sealsState() {
+		return environmentError("tpm", "cannot close the TPM: %w", err)
+	}
+	return nil
+}
+
+// cap extends the PCRs that every policy of ours holds one of.
+func (b *boot) cap(ctx context.Context) error {
+	done, err := b.tpm.dev.Cap(ctx, pcrKernel, pcrVolume)
+	b.report.TPM.Capped = done.PCRs
+	if err == nil {
+		b.tpm.capped = true
+	}
+	return err
+}
+
+// lock is the last act on every way out: the TPM gives nothing away after it.
+func (b *boot) lock(ctx context.Context) {
+	if b.tpm.dev == nil {
+		return
+	}
+	if !b.tpm.capped {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tpmDeadline)
+		defer cancel()
+		if err := b.cap(ctx); err != nil {
+			b.sys.Log.Error("cannot close the TPM: %v", err)
+		}
+	}
+	b.tpm.dev.Close()
+	b.tpm.dev = nil
+}
+
+func contains(list []string, word string) bool {
+	for _, w := range list {
+		if w == word {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,47 @@
+package boot
+
+// bootPath is a row of the table of boot paths in DESIGN and README: who
+// vouches for the initramfs.
+type bootPath string
+
+const (
+	pathUKISecureBoot bootPath = "uki-secure-boot" // firmware; PCR 7 and 11
+	pathUKI           bootPath = "uki"             // PCR 4 and 11
+	pathGRUBEFI       bootPath = "grub-efi"        // PCR 8 and 9
+	pathUnmeasured    bootPath = "unmeasured"      // nobody
+)
+
+// firmware is what the firmware and the loader told about themselves.
+type firmware struct {
+	EFI        bool
+	SecureBoot bool
+	Stub       bool   // a UKI's stub started the kernel and measured it (StubPcrKernelImage)
+	ESP        string // partition UUID that the loader was read from; "" unknown
+}
+
+// path tells which row applies. A GRUB started by EFI counts as measured only
+// when it is the configured loader: an EFI shell measures nothing into 8 and 9.
+func (f firmware) path(grub bool) bootPath {
+	switch {
+	case f.EFI && f.Stub && f.SecureBoot:
+		return pathUKISecureBoot
+	case f.EFI && f.Stub:
+		return pathUKI
+	case f.EFI && grub:
+		return pathGRUBEFI
+	}
+	return pathUnmeasured
+}
+
+// describe is the row in words, for the console and status.
+func (p bootPath) describe() string {
+	switch p {
+	case pathUKISecureBoot:
+		return "UKI with Secure Boot: the firmware vouches for the initramfs"
+	case pathUKI:
+		return "UKI without Secure Boot: PCR 4 and 11 tell an exchanged initramfs"
+	case pathGRUBEFI:
+		return "EFI GRUB: PCR 8 and 9 tell an exchanged initramfs"
+	}
+	return "nobody vouches for the initramfs: verity protects against accidents, not against a thief who edits the disk"
+}

@@ -1,0 +1,51 @@
+package boot
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"sealroot/init/config"
+	"sealroot/state/tpm"
+)
+
+// errNotBacked: the boot path does not back the configured TPM policy.
+var errNotBacked = errors.New("the TPM policy is not backed by this boot path")
+
+// sealPolicy turns the configured policy into the one the volume is sealed
+// under. PCR 15 at zero is part of every literal policy: init extends it before
+// hand-over, so that the booted system cannot unseal again.
+func sealPolicy(c config.TPM2, publicKey []byte) (tpm.Policy, error) {
+	switch c.Policy {
+	case "signed-pcr11+7":
+		return tpm.Policy{SignedPCRs: []int{11}, PublicKey: publicKey, PCRs: []int{7}}, nil
+	case "signed-pcr11+4":
+		return tpm.Policy{SignedPCRs: []int{11}, PublicKey: publicKey, PCRs: []int{4}}, nil
+	case "pcrs":
+		pcrs := slices.Clone(c.PCRs)
+		if !slices.Contains(pcrs, 15) {
+			pcrs = append(pcrs, 15)
+		}
+		slices.Sort(pcrs)
+		return tpm.Policy{PCRs: pcrs, Values: tpm.Values{pcrVolume: nil}}, nil // nil: zero
+	}
+	return tpm.Policy{}, fmt.Errorf("cannot seal under policy %q: %w", c.Policy, errNotBacked)
+}
+
+// backed checks, before anything is sealed, that the way this machine was
+// booted gives the policy its meaning.
+func backed(c config.TPM2, path bootPath) error {
+	if c.WithoutMeasuredBoot == config.AcceptTheft {
+		return nil
+	}
+	switch {
+	case path == pathUnmeasured:
+		return fmt.Errorf("cannot seal to the TPM: %s; set tpm_without_measured_boot: %s to accept that: %w",
+			path.describe(), config.AcceptTheft, errNotBacked)
+	case c.Policy == "signed-pcr11+7" && path != pathUKISecureBoot:
+		return fmt.Errorf("cannot seal to PCR 7: Secure Boot is off, or the kernel was not started as a UKI; boot the UKI with Secure Boot on, or choose signed-pcr11+4: %w", errNotBacked)
+	case c.Policy == "signed-pcr11+4" && path != pathUKISecureBoot && path != pathUKI:
+		return fmt.Errorf("cannot seal to PCR 11: the kernel was not started as a UKI: %w", errNotBacked)
+	}
+	return nil
+}

@@ -1,0 +1,295 @@
+package boot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"sealroot/mount"
+	"sealroot/slots"
+	"sealroot/state"
+	"sealroot/state/luks2"
+	"sealroot/state/tpm"
+)
+
+// Keyslots and tokens of a new volume; other tools find the best one first.
+const (
+	tpmKeyslot      = 0
+	recoveryKeyslot = 1
+)
+
+// privateDir inside the volume holds what is only for sealroot and root.
+const privateDir = ".sealroot"
+
+// recoveryFile holds the recovery key of `recovery: later` until it was shown.
+const recoveryFile = "recovery.key"
+
+// pcrPublicKey is where the PCR policy's public key lies in the initramfs.
+const pcrPublicKey = "/etc/sealroot/pcr-public.pem"
+
+// firstBoot makes the volume where none ever was. A missing file on a machine
+// that had one is a message to its owner, never a new volume.
+func (b *boot) firstBoot(ctx context.Context) error {
+	why, err := b.provisioned(ctx)
+	if err != nil {
+		return stateError(slots.TPM, "%w", err)
+	}
+	if why != "" {
+		return stateError(slots.StateDamaged, "%w, but %s; nothing was changed: put the file back, or reset the state on purpose", state.ErrNoImage, why)
+	}
+	if b.cfg.State.Create != "first-boot" {
+		return stateError(slots.StateDamaged, "%w, and state.create is %q", state.ErrNoImage, b.cfg.State.Create)
+	}
+	b.sys.Log.Info("state: first boot, creating the encrypted volume")
+	var recovery []byte
+	defer func() { clear(recovery) }()
+	v, err := state.Create(b.volume.outer, b.sys.Devices, state.CreateParams{
+		Label: b.cfg.Name,
+		Rand:  b.randomness(ctx),
+		Enroll: func(h *luks2.Header, key []byte) (*luks2.Header, error) {
+			h, err := b.enrollTPM(ctx, h, key)
+			if err != nil {
+				return nil, err
+			}
+			h, recovery, err = b.enrollRecovery(ctx, h, key)
+			return h, err
+		},
+		Mount:   func(device string) (*os.File, error) { return b.mountVolume(device, volumeAttr) },
+		Unmount: func() error { return b.sys.Mounter.Unmount(encryptedDir) },
+		Fill:    func(root *os.File) error { return fillVolume(root, recovery) },
+	})
+	if err != nil {
+		return stateError(createReason(err), "cannot create the encrypted volume: %w", err)
+	}
+	b.volume.volume = v
+	b.report.State.Unlocked = "created"
+	b.sys.Log.Info("state: created, %d MiB reserved", v.Reserved>>20)
+	b.identify(ctx, v)
+	b.setMarks(ctx, v)
+	return nil
+}
+
+func createReason(err error) slots.Reason {
+	if errors.Is(err, errNotBacked) || errors.Is(err, tpm.ErrNoTPM) {
+		return slots.TPM
+	}
+	return slots.StateDamaged
+}
+
+// randomness mixes the kernel's pool with the TPM's generator: at a machine's
+// very first boot either alone may be weak.
+func (b *boot) randomness(ctx context.Context) io.Reader {
+	if b.tpm.dev == nil {
+		return b.sys.Rand
+	}
+	return state.MixRandom(b.sys.Rand, readerFunc(func(p []byte) (int, error) {
+		r, err := b.tpm.dev.GetRandom(ctx, len(p))
+		defer clear(r)
+		return copy(p, r), err
+	}))
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+// enrollTPM seals a new random secret under the configured policy and adds the
+// keyslot and token for it.
+func (b *boot) enrollTPM(ctx context.Context, h *luks2.Header, key []byte) (*luks2.Header, error) {
+	if !b.sealsState() {
+		return h, nil
+	}
+	if b.tpm.dev == nil || b.tpm.broken != nil {
+		return nil, fmt.Errorf("cannot seal to the TPM: %w", b.tpm.broken)
+	}
+	policy, err := b.provisionPolicy(ctx)
+	if err != nil {
+		return nil, err
+	}
+	secret := make([]byte, tpm.SecretSize)
+	defer clear(secret)
+	if _, err := io.ReadFull(b.randomness(ctx), secret); err != nil {
+		return nil, err
+	}
+	token, err := b.tpm.dev.Seal(ctx, policy, secret, nil)
+	if err != nil {
+		return nil, fmt.Errorf("cannot seal to the TPM: %w", err)
+	}
+	token.Keyslots = []int{tpmKeyslot}
+	text, err := token.Encode()
+	if err != nil {
+		return nil, err
+	}
+	pass := tpm.Passphrase(secret)
+	defer clear(pass)
+	if h, err = h.AddKeyslot(tpmKeyslot, key, pass, luks2.RandomSecretKDF(), b.sys.Rand); err != nil {
+		return nil, err
+	}
+	b.report.State.Token, b.report.State.Keyslot = tpmKeyslot, tpmKeyslot
+	b.report.TPM.PCRs = token.AllPCRs()
+	return h.AddToken(tpmKeyslot, text)
+}
+
+// provisionPolicy is the configured policy after the checks that it means
+// something on this machine.
+func (b *boot) provisionPolicy(ctx context.Context) (tpm.Policy, error) {
+	c := b.cfg.State.TPM2
+	if err := backed(c, b.fw.path(b.grub())); err != nil {
+		return tpm.Policy{}, err
+	}
+	var public []byte
+	if c.Policy != "pcrs" {
+		var err error
+		if public, err = readBounded(pcrPublicKey, 64<<10); err != nil {
+			return tpm.Policy{}, fmt.Errorf("cannot read the key of the PCR policy: %w", err)
+		}
+	}
+	policy, err := sealPolicy(c, public)
+	if err != nil {
+		return tpm.Policy{}, err
+	}
+	measured := append([]int(nil), policy.SignedPCRs...)
+	for _, pcr := range policy.PCRs {
+		if pcr != pcrVolume { // at zero on purpose
+			measured = append(measured, pcr)
+		}
+	}
+	if err := b.tpm.dev.Sanity(ctx, "sha256", measured...); err != nil {
+		return tpm.Policy{}, err
+	}
+	b.report.TPM.Policy = c.Policy
+	return policy, nil
+}
+
+// enrollRecovery adds the recovery key as the configuration wants it. The key
+// is returned where it is to be kept inside the volume.
+func (b *boot) enrollRecovery(ctx context.Context, h *luks2.Header, key []byte) (*luks2.Header, []byte, error) {
+	if b.cfg.State.Recovery == "none" {
+		return h, nil, nil
+	}
+	recovery, err := luks2.GenerateRecoveryKey(b.randomness(ctx))
+	if err != nil {
+		return nil, nil, err
+	}
+	if b.cfg.State.Recovery == "show" {
+		defer clear(recovery)
+		if err := b.showRecovery(ctx, recovery); err != nil {
+			if len(h.Keyslots()) == 0 {
+				return nil, nil, fmt.Errorf("cannot enrol a recovery key: %w", err)
+			}
+			b.warn("the recovery key was not enrolled: %v", err)
+			return h, nil, nil
+		}
+	}
+	if h, err = h.AddKeyslot(recoveryKeyslot, key, recovery, luks2.RandomSecretKDF(), b.sys.Rand); err != nil {
+		return nil, nil, err
+	}
+	if h, err = h.AddToken(recoveryKeyslot, luks2.RecoveryToken(recoveryKeyslot)); err != nil {
+		return nil, nil, err
+	}
+	if b.cfg.State.Recovery == "later" {
+		return h, recovery, nil
+	}
+	return h, nil, nil
+}
+
+// showRecovery shows the recovery key on the console devices only and waits for
+// a key press: a key that nobody saw must not be enrolled.
+func (b *boot) showRecovery(ctx context.Context, recovery []byte) error {
+	c, err := b.sys.OpenConsole()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	c.Clear()
+	c.Print("sealroot: the recovery key of this machine's encrypted state is\n\n    ")
+	c.PrintSecret(recovery)
+	c.Print("\n\nWrite it down now: it is shown once, and opens the state when the TPM does not.\nThen press any key. Without a key press it will not be enrolled.\n")
+	err = c.WaitKey(ctx, keyLimit)
+	c.Clear()
+	return err
+}
+
+// fillVolume puts sealroot's private directory into a new volume.
+func fillVolume(root *os.File, recovery []byte) error {
+	dir := int(root.Fd())
+	if err := unix.Mkdirat(dir, privateDir, 0o700); err != nil {
+		return fmt.Errorf("cannot make %s in the new volume: %w", privateDir, err)
+	}
+	if recovery == nil {
+		return nil
+	}
+	fd, err := unix.Openat(dir, filepath.Join(privateDir, recoveryFile), unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return fmt.Errorf("cannot keep the recovery key in the new volume: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), recoveryFile)
+	defer f.Close()
+	if _, err := f.Write(recovery); err != nil {
+		return fmt.Errorf("cannot keep the recovery key in the new volume: %w", err)
+	}
+	return f.Sync()
+}
+
+// recoveryState tells what status nags about.
+func recoveryState(h *luks2.Header, volumeRoot string) string {
+	for _, t := range h.Tokens() {
+		if t.Type != "systemd-recovery" {
+			continue
+		}
+		var st unix.Stat_t
+		if unix.Lstat(filepath.Join(volumeRoot, privateDir, recoveryFile), &st) == nil {
+			return "waiting-to-be-shown"
+		}
+		return "enrolled"
+	}
+	return "none"
+}
+
+// withoutState goes down the ladder of state.on_failure after the volume could
+// not be opened. The prompt, its first step, was taken inside unlock.
+func (b *boot) withoutState(ctx context.Context, cause error) error {
+	for _, step := range b.cfg.State.OnFailure {
+		switch step {
+		case "degraded":
+			return b.degrade(ctx, cause)
+		case "halt":
+			return fmt.Errorf("%w: %w", errHalt, cause)
+		case "reboot-with-backoff":
+			return cause
+		}
+	}
+	return cause
+}
+
+// degrade goes on with a volatile state: the machine is reachable, keeps
+// nothing, and no slot can be committed.
+func (b *boot) degrade(ctx context.Context, cause error) error {
+	b.warn("DEGRADED: nothing written to /var, /home and /etc will survive a restart: %v", cause)
+	b.report.Degraded = true
+	b.report.State.Unlocked = "degraded"
+	if b.volume.outer == nil {
+		fs := mount.Filesystem{Type: "tmpfs", Source: "state", Options: []string{"mode=0755"}, Attr: volumeAttr}
+		if err := b.mountIn(fs, mount.Place{Root: newRoot, Path: "state"}); err != nil {
+			return stateError(slots.StateDamaged, "cannot mount a volatile state: %w", err)
+		}
+		if err := os.Mkdir(encryptedDir, 0o755); err != nil {
+			return stateError(slots.StateDamaged, "cannot mount a volatile state: %w", err)
+		}
+	}
+	fs := mount.Filesystem{Type: "tmpfs", Source: "degraded", Options: []string{"mode=0755"}, Attr: volumeAttr}
+	if err := b.mountIn(fs, mount.Place{Root: stateDir, Path: state.MountDir}); err != nil {
+		return stateError(slots.StateDamaged, "cannot mount a volatile state: %w", err)
+	}
+	root, err := openDir(encryptedDir)
+	if err != nil {
+		return stateError(slots.StateDamaged, "cannot open the volatile state: %w", err)
+	}
+	defer root.Close()
+	return fillVolume(root, nil)
+}

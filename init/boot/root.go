@@ -1,0 +1,236 @@
+package boot
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"sealroot/init/report"
+	"sealroot/mount"
+	"sealroot/mount/blockdev"
+	"sealroot/mount/dm"
+	"sealroot/mount/kmod"
+	"sealroot/slots"
+	"sealroot/slots/gpt"
+	"sealroot/verity"
+	"sealroot/verity/osrelease"
+	"sealroot/verity/signature"
+)
+
+// dmRoot is the device-mapper name of the root.
+const dmRoot = "sealroot-root"
+
+// certificatesDir holds the certificates that may sign a root.
+const certificatesDir = "/etc/verity.d/root"
+
+// openRoot decides which slot runs and mounts its verified root. A slot whose
+// image fails is given up and the next one decided on, in the same boot where
+// the running kernel fits it.
+func (b *boot) openRoot(ctx context.Context) error {
+	if err := b.loader.LoadGroup(ctx, kmod.GroupRoot); err != nil {
+		b.warn("%v", err)
+	}
+	var err error
+	if b.certs, err = signature.LoadCertificates(os.DirFS(certificatesDir)); err != nil {
+		return fmt.Errorf("cannot read the certificates: %w", err)
+	}
+	for {
+		slot, foreign, err := b.chooseSlot(ctx)
+		if err != nil {
+			return err
+		}
+		err = b.mountSlot(slot, foreign)
+		if err == nil {
+			return nil
+		}
+		failure := b.failed("root", slot, err)
+		b.dropRoot()
+		if failure.Reason == slots.WrongKernel {
+			err = b.rebootInto(ctx, slot)
+		} else {
+			err = b.giveUp(ctx, failure)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// mountSlot verifies one slot and mounts its root. foreign means that the
+// running kernel was not loaded for this slot.
+func (b *boot) mountSlot(slot string, foreign bool) error {
+	r := report.Root{Filesystem: b.cfg.Root.Filesystem, KernelRelease: b.kernelRelease}
+	hash, signer, err := b.rootHash(slot)
+	if err != nil {
+		return err
+	}
+	r.RootHash = hex.EncodeToString(hash)
+	r.HashSource = "signature partition"
+	r.Certificate = signer.Subject.String()
+	device, err := b.openVerity(slot, hash)
+	if err != nil {
+		return err
+	}
+	fs := mount.Filesystem{Type: r.Filesystem, Source: device.Path, Attr: mount.ReadOnly | mount.NoDev}
+	if err := os.MkdirAll(newRoot, 0o755); err != nil {
+		return environmentError(slots.IOError, "cannot make %s: %w", newRoot, err)
+	}
+	if err := b.sys.Mounter.MountIn(fs, mount.Place{Root: "/", Path: newRoot}); err != nil {
+		return imageError(slots.Mount, "cannot mount slot %s: %w", slot, err)
+	}
+	b.report.Mounts = []report.Mount{{What: device.Path, Where: "/", Type: fs.Type, Options: fs.Attr.Names()}}
+	if err := b.checkRoot(slot, foreign, &r); err != nil {
+		return err
+	}
+	b.report.Root = r
+	b.sys.Log.Info("slot %s: %s %s, root hash %.16s…, signed by %s", slot, r.ImageID, r.ImageVersion, r.RootHash, r.Certificate)
+	return nil
+}
+
+// rootHash takes the slot's root hash from its signature partition, if one of
+// our certificates vouches for it.
+func (b *boot) rootHash(slot string) ([]byte, *x509.Certificate, error) {
+	part, err := b.disk.Partition(gpt.SigLabel(slot))
+	if err != nil {
+		return nil, nil, imageError(slots.Signature, "%w", err)
+	}
+	text, err := readHead(part, signature.MaxSize)
+	if err != nil {
+		return nil, nil, imageError(slots.Signature, "cannot read the signature of slot %s: %w", slot, err)
+	}
+	sig, err := signature.Parse(text)
+	if err != nil {
+		return nil, nil, imageError(slots.Signature, "cannot use the signature of slot %s: %w", slot, err)
+	}
+	hash, signer, err := signature.Verify(sig, b.certs)
+	if err != nil {
+		return nil, nil, imageError(slots.Signature, "cannot trust slot %s: %w", slot, err)
+	}
+	return hash, signer, nil
+}
+
+// openVerity opens the slot's data behind its hash tree. Everything in the
+// superblock is a claim; the root hash decides whether it was true.
+func (b *boot) openVerity(slot string, rootHash []byte) (dm.Device, error) {
+	data, err := b.disk.Partition(gpt.RootLabel(slot))
+	if err != nil {
+		return dm.Device{}, imageError(slots.Verity, "%w", err)
+	}
+	tree, err := b.disk.Partition(gpt.VerityLabel(slot))
+	if err != nil {
+		return dm.Device{}, imageError(slots.Verity, "%w", err)
+	}
+	head, err := readHead(tree, verity.SuperblockSize)
+	if err != nil {
+		return dm.Device{}, imageError(slots.Verity, "cannot read the superblock of slot %s: %w", slot, err)
+	}
+	params, err := verity.ParseSuperblock(head)
+	if err == nil {
+		err = params.Fits(data.Size, tree.Size)
+	}
+	if err != nil {
+		return dm.Device{}, imageError(slots.Verity, "cannot use the superblock of slot %s: %w", slot, err)
+	}
+	target, err := params.Table(data.DevNo(), tree.DevNo(), rootHash, verity.OnCorruption(b.cfg.Root.OnCorruption))
+	if err != nil {
+		return dm.Device{}, imageError(slots.Verity, "cannot use the superblock of slot %s: %w", slot, err)
+	}
+	uuid := fmt.Sprintf("CRYPT-VERITY-%x-%s", params.UUID, dmRoot)
+	device, err := b.sys.Verity.Verity(dmRoot, uuid, verityTarget(target))
+	if err != nil {
+		return dm.Device{}, imageError(slots.Verity, "cannot open slot %s: %w", slot, err)
+	}
+	return device, nil
+}
+
+func verityTarget(t verity.Target) dm.VerityTarget {
+	policy := dm.CorruptionEIO
+	for _, o := range t.Options {
+		switch o {
+		case "restart_on_corruption":
+			policy = dm.CorruptionRestart
+		case "panic_on_corruption":
+			policy = dm.CorruptionPanic
+		}
+	}
+	return dm.VerityTarget{
+		DataDevice: t.DataDev, HashDevice: t.HashDev,
+		DataBlockSize: uint32(t.DataBlockSize), HashBlockSize: uint32(t.HashBlockSize),
+		DataBlocks: t.DataBlocks, HashStart: t.HashStart, Algorithm: string(t.Algorithm),
+		RootHash: t.RootHash, Salt: t.Salt, OnCorruption: policy,
+	}
+}
+
+// checkRoot reads, through the verified device, whether this image is meant for
+// this machine and fits the running kernel.
+func (b *boot) checkRoot(slot string, foreign bool, r *report.Root) error {
+	root, err := mount.OpenRoot(newRoot)
+	if err != nil {
+		return imageError(slots.Mount, "cannot open the root of slot %s: %w", slot, err)
+	}
+	defer root.Close()
+	text, err := readIn(root, osrelease.Path, osrelease.MaxSize)
+	if err != nil {
+		return imageError(slots.Mount, "cannot read %s of slot %s: %w", osrelease.Path, slot, err)
+	}
+	rel, err := osrelease.Parse(text)
+	if err != nil {
+		return imageError(slots.WrongImage, "cannot use %s of slot %s: %w", osrelease.Path, slot, err)
+	}
+	r.ImageID, r.ImageVersion, r.SecurityVersion = rel.ImageID, rel.ImageVersion, rel.SecurityVersion
+	if rel.ImageID != b.cfg.Name {
+		return imageError(slots.WrongImage, "cannot boot slot %s: it holds product %q, this machine is %q", slot, rel.ImageID, b.cfg.Name)
+	}
+	// The first blocks of the program are read now: a damaged image should
+	// show while another slot can still be taken.
+	if err := mount.CheckInit(root, initPath); err != nil {
+		return imageError(slots.Mount, "cannot use the root of slot %s: %w", slot, err)
+	}
+	if foreign {
+		dir, err := mount.OpenBeneath(root, filepath.Join("usr/lib/modules", b.kernelRelease), unix.O_PATH|unix.O_DIRECTORY, mount.InRoot)
+		if err != nil {
+			return &stageError{slots.EnvironmentFailure, slots.WrongKernel,
+				fmt.Errorf("cannot go on with slot %s: it has no modules for the running kernel %s", slot, b.kernelRelease)}
+		}
+		dir.Close()
+	}
+	return nil
+}
+
+// dropRoot takes a root that failed away again.
+func (b *boot) dropRoot() {
+	if err := b.sys.Mounter.Unmount(newRoot); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		b.sys.Log.Warn("%v", err)
+	}
+	if err := b.sys.Verity.Remove(dmRoot); err != nil && !errors.Is(err, unix.ENXIO) {
+		b.sys.Log.Warn("%v", err)
+	}
+	b.report.Mounts = nil
+}
+
+// readHead reads the beginning of a partition. A partition that cannot be read
+// is the disk's fault, not the image's.
+func readHead(p blockdev.Partition, limit int64) ([]byte, error) {
+	text, err := readBounded(p.Node, min(limit, p.Size))
+	if err != nil {
+		return nil, &rawReadError{err}
+	}
+	return text, nil
+}
+
+// readIn reads a file inside a root, following no link out of it.
+func readIn(root *os.File, path string, limit int64) ([]byte, error) {
+	f, err := mount.OpenBeneath(root, path, unix.O_RDONLY, mount.InRoot)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, limit+1))
+}

@@ -1,0 +1,201 @@
+package boot
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"sealroot/mount"
+	"sealroot/mount/kmod"
+	"sealroot/slots"
+	"sealroot/slots/gpt"
+	"sealroot/state"
+	"sealroot/state/luks2"
+	"sealroot/state/tpm"
+)
+
+// openedState is the state partition as this boot has it.
+type openedState struct {
+	outer  *os.File // root of the state partition's file system
+	volume *state.Volume
+}
+
+// Endings of a boot that are decisions, not faults.
+var (
+	errReboot = errors.New("restart")
+	errHalt   = errors.New("halt, as state.on_failure says")
+)
+
+// markName is the mark "provisioned" on the state partition. With the TPM's
+// mark it keeps a lost encrypted.img from being taken for a first boot.
+const markName = ".sealroot-provisioned"
+
+// openState finds the state partition and opens or creates the encrypted
+// volume on it. What cannot be opened goes down the configured ladder and never
+// touches a committed slot.
+func (b *boot) openState(ctx context.Context) error {
+	if err := b.loader.LoadGroup(ctx, kmod.GroupState); err != nil {
+		b.warn("%v", err)
+	}
+	err := b.mountOuter()
+	if err == nil {
+		err = b.openVolume(ctx)
+	}
+	if err == nil {
+		return nil
+	}
+	b.failed("state", "", err)
+	return b.withoutState(ctx, err)
+}
+
+// mountOuter mounts the state partition. Its file system is anybody's, so
+// nothing on it can run, be a device, or lead elsewhere.
+func (b *boot) mountOuter() error {
+	part, err := b.disk.Partition(gpt.LabelState)
+	if err != nil {
+		return stateError(slots.StateDamaged, "%w", err)
+	}
+	fs := mount.Filesystem{
+		Type: "ext4", Source: part.Node,
+		Attr: mount.NoSUID | mount.NoDev | mount.NoExec | mount.NoSymfollow,
+	}
+	if err := b.mountIn(fs, mount.Place{Root: newRoot, Path: "state"}); err != nil {
+		return stateError(slots.StateDamaged, "cannot mount the state partition: %w", err)
+	}
+	dir, err := openDir(stateDir)
+	if err != nil {
+		return stateError(slots.StateDamaged, "cannot open the state partition: %w", err)
+	}
+	b.volume.outer = dir
+	if err := unix.Mkdirat(int(dir.Fd()), state.MountDir, 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
+		return stateError(slots.StateDamaged, "cannot make the mount point of the volume: %w", err)
+	}
+	return nil
+}
+
+// openVolume opens encrypted.img, or makes it when nothing was ever there.
+func (b *boot) openVolume(ctx context.Context) error {
+	v, err := state.Open(b.volume.outer, b.sys.Devices, func(h *luks2.Header) ([]byte, error) {
+		return b.unlock(ctx, h)
+	})
+	if errors.Is(err, state.ErrNoImage) {
+		return b.firstBoot(ctx)
+	}
+	if err != nil {
+		return stateError(unlockReason(err), "%w", err)
+	}
+	b.volume.volume = v
+	attr := volumeAttr
+	if v.ReadOnly != nil {
+		attr |= mount.ReadOnly
+		b.warn("the encrypted volume is read-only: %v; free space on /state and restart", v.ReadOnly)
+	}
+	if _, err := b.mountVolume(v.Device(), attr); err != nil {
+		return stateError(slots.StateDamaged, "%w", err)
+	}
+	b.identify(ctx, v)
+	b.setMarks(ctx, v)
+	return nil
+}
+
+func unlockReason(err error) slots.Reason {
+	if errors.Is(err, errLocked) {
+		return slots.UnlockRefused
+	}
+	return slots.StateDamaged
+}
+
+// volumeAttr are the attributes at /state/encrypted; each bind has its own.
+const volumeAttr = mount.NoSUID | mount.NoDev | mount.NoExec
+
+func (b *boot) mountVolume(device string, attr mount.Attr) (*os.File, error) {
+	// nodiscard: nothing inside may give back what is reserved outside.
+	fs := mount.Filesystem{Type: "ext4", Source: device, Options: []string{"nodiscard"}, Attr: attr}
+	if err := b.mountIn(fs, mount.Place{Root: stateDir, Path: state.MountDir}); err != nil {
+		return nil, fmt.Errorf("cannot mount the encrypted volume: %w", err)
+	}
+	return openDir(encryptedDir)
+}
+
+// openDir opens the root directory of a file system that was mounted just now,
+// for reading and for ioctls.
+func openDir(path string) (*os.File, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// identify measures which volume was opened, whatever its token said.
+func (b *boot) identify(ctx context.Context, v *state.Volume) {
+	b.report.State.UUID = v.Header.UUID()
+	b.report.State.ReservedBytes = v.Reserved
+	b.report.State.Recovery = recoveryState(v.Header, encryptedDir)
+	b.measure(ctx, tpm.Event{PCR: pcrVolume, Data: v.KeyID, Text: "cryptsetup:" + state.DeviceName + ":" + v.Header.UUID()})
+}
+
+// setMarks sets the marks "provisioned" where they are missing: after creation,
+// and after a power cut between creation and here.
+func (b *boot) setMarks(ctx context.Context, v *state.Volume) {
+	f, err := unix.Openat(int(b.volume.outer.Fd()), markName, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	if err == nil {
+		unix.Fsync(f)
+		unix.Close(f)
+		b.volume.outer.Sync()
+	} else if !errors.Is(err, unix.EEXIST) && v.ReadOnly == nil {
+		b.warn("cannot mark the state partition as provisioned: %v", err)
+	}
+	if b.tpm.dev == nil || !b.sealsState() {
+		return
+	}
+	mark, set, err := b.tpm.dev.ReadMark(ctx)
+	if err == nil && set && b.report.State.Unlocked != "created" {
+		return
+	}
+	if mark.Volume, err = uuidBytes(v.Header.UUID()); err == nil {
+		err = b.tpm.dev.WriteMark(ctx, mark)
+	}
+	if err != nil {
+		b.warn("cannot set the TPM's mark \"provisioned\": %v", err)
+	}
+}
+
+// provisioned tells whether a volume was ever made here.
+func (b *boot) provisioned(ctx context.Context) (string, error) {
+	var st unix.Stat_t
+	err := unix.Fstatat(int(b.volume.outer.Fd()), markName, &st, unix.AT_SYMLINK_NOFOLLOW)
+	if err == nil {
+		return "the state partition is marked as provisioned", nil
+	}
+	if !errors.Is(err, unix.ENOENT) {
+		return "", fmt.Errorf("cannot look for %s: %w", markName, err)
+	}
+	if !b.sealsState() {
+		return "", nil
+	}
+	if b.tpm.dev == nil {
+		return "", fmt.Errorf("cannot ask the TPM whether a volume was made: %w", b.tpm.broken)
+	}
+	mark, set, err := b.tpm.dev.ReadMark(ctx)
+	if err != nil {
+		return "", fmt.Errorf("cannot ask the TPM whether a volume was made: %w", err)
+	}
+	if set {
+		return fmt.Sprintf("the TPM remembers that volume %x was made on this machine", mark.Volume), nil
+	}
+	return "", nil
+}
+
+func uuidBytes(text string) (id [16]byte, err error) {
+	b, err := hex.DecodeString(strings.ReplaceAll(text, "-", ""))
+	if err != nil || len(b) != 16 {
+		return id, fmt.Errorf("cannot read UUID %q", text)
+	}
+	return [16]byte(b), nil
+}

@@ -1,0 +1,81 @@
+package boot
+
+import (
+	"context"
+	"io"
+	"os"
+	"time"
+
+	"sealroot/init/console"
+	"sealroot/mount"
+	"sealroot/mount/dm"
+	"sealroot/mount/kmod"
+	"sealroot/state"
+	"sealroot/state/tpm"
+)
+
+// System is the machine as the boot acts on it. NewSystem is the real one;
+// tests put recorders in its place.
+type System struct {
+	Log     *Log
+	Mounter mount.Mounter
+	Root    mount.RootOps
+	Modules kmod.Inserter
+	Verity  VerityOpener
+	Devices state.Devices
+	Power   Power
+	// OpenTPM opens the TPM; tpm.ErrNoTPM when there is none (yet).
+	OpenTPM     func(ctx context.Context) (*tpm.TPM, error)
+	OpenConsole func() (Console, error)
+	// Exec replaces this process by the real init.
+	Exec func(path string, argv, env []string) error
+	Rand io.Reader
+	Now  func() time.Time
+	// Program is this program's version, for the report.
+	Program string
+}
+
+// VerityOpener opens and removes dm-verity devices.
+type VerityOpener interface {
+	Verity(name, uuid string, t dm.VerityTarget) (dm.Device, error)
+	Remove(name string) error
+}
+
+// Power ends this boot.
+type Power interface {
+	// Reboot syncs and restarts the machine; it returns only on failure.
+	Reboot() error
+	// Halt stops the machine for good.
+	Halt() error
+	Sleep(d time.Duration)
+}
+
+// NewSystem returns the real machine. log is where lines for a person go.
+func NewSystem(log *Log, random io.Reader, program string) *System {
+	control := dm.New()
+	return &System{
+		Log:         log,
+		Mounter:     mount.Kernel{},
+		Root:        &mount.KernelRoot{},
+		Modules:     kmod.Kernel{},
+		Verity:      control,
+		Devices:     state.KernelDevices{DM: control},
+		Power:       kernelPower{},
+		OpenTPM:     func(ctx context.Context) (*tpm.TPM, error) { return tpm.Open(ctx, "/dev") },
+		OpenConsole: func() (Console, error) { return console.Open("/") },
+		Exec:        mount.ExecInit,
+		Rand:        random,
+		Now:         time.Now,
+		Program:     program,
+	}
+}
+
+// readBounded reads a whole file of at most limit bytes.
+func readBounded(path string, limit int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, limit))
+}

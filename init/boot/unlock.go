@@ -1,0 +1,195 @@
+package boot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"sealroot/state/luks2"
+	"sealroot/state/tpm"
+	"sealroot/state/tpm/pcrsig"
+)
+
+// errLocked: no configured method opened the volume.
+var errLocked = errors.New("the encrypted volume stays locked")
+
+// unlock tries the methods of the configuration: those that need nobody first,
+// then, where on_failure or the list of methods asks for it, a person.
+func (b *boot) unlock(ctx context.Context, h *luks2.Header) ([]byte, error) {
+	if b.sealsState() {
+		if key := b.unlockByTPM(ctx, h); key != nil {
+			return key, nil
+		}
+	}
+	if b.mayPrompt() {
+		key, err := b.prompt(ctx, h)
+		if err == nil {
+			return key, nil
+		}
+		b.attempt("prompt: %v", err)
+	}
+	return nil, fmt.Errorf("cannot unlock volume %s: %w", h.UUID(), errLocked)
+}
+
+// mayPrompt: a person is asked when the configuration has a method for people,
+// and either names the prompt or has no other method.
+func (b *boot) mayPrompt() bool {
+	people := contains(b.cfg.State.Unlock, "recovery-key") || contains(b.cfg.State.Unlock, "passphrase")
+	return people && (contains(b.cfg.State.OnFailure, "prompt") || !b.sealsState())
+}
+
+// attempt notes why a method did not open the volume.
+func (b *boot) attempt(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	b.sys.Log.Warn("state: %s", text)
+	b.report.State.Attempts = append(b.report.State.Attempts, clean(text))
+}
+
+// unlockByTPM tries every systemd-tpm2 token that may be used without a person.
+func (b *boot) unlockByTPM(ctx context.Context, h *luks2.Header) []byte {
+	if b.tpm.dev == nil || b.tpm.broken != nil {
+		b.attempt("tpm2: %v", b.tpm.broken)
+		return nil
+	}
+	found := false
+	for _, t := range h.Tokens() {
+		if t.Type != tpm.TokenType {
+			continue
+		}
+		found = true
+		key, keyslot, err := b.tryToken(ctx, h, t)
+		if err != nil {
+			b.attempt("tpm2, token %d: %v", t.ID, err)
+			continue
+		}
+		b.report.State.Unlocked, b.report.State.Token, b.report.State.Keyslot = "tpm2", t.ID, keyslot
+		b.sys.Log.Info("state: unlocked by the TPM (token %d)", t.ID)
+		return key
+	}
+	if !found {
+		b.attempt("tpm2: the volume has no systemd-tpm2 token")
+	}
+	return nil
+}
+
+func (b *boot) tryToken(ctx context.Context, h *luks2.Header, t luks2.Token) (key []byte, keyslot int, err error) {
+	token, err := tpm.ParseToken(t.JSON)
+	if err != nil {
+		return nil, 0, err
+	}
+	if !token.Capped() && !b.cfg.State.TPM2.AllowUncapped {
+		return nil, 0, errors.New("its policy holds no PCR that is closed before hand-over: whatever runs later could unseal it again; enrol anew, or set allow_uncapped")
+	}
+	secret, err := b.tpm.dev.Unseal(ctx, token, b.signatures(), nil)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer clear(secret)
+	pass := tpm.Passphrase(secret)
+	defer clear(pass)
+	for _, slot := range t.Keyslots {
+		if key, err = h.Unlock(slot, pass); err == nil {
+			b.report.TPM.PCRs = token.AllPCRs()
+			return key, slot, nil
+		}
+	}
+	if err == nil {
+		err = errors.New("it names no keyslot")
+	}
+	return nil, 0, err
+}
+
+// signatures are the signed PCR values of this image: those that the stub took
+// out of the UKI, else those in the initramfs.
+func (b *boot) signatures() pcrsig.File {
+	for _, path := range []string{"/.extra/tpm2-pcr-signature.json", "/etc/sealroot/tpm2-pcr-signature.json"} {
+		text, err := readBounded(path, 1<<20)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err == nil {
+			var f pcrsig.File
+			if f, err = pcrsig.Parse(text); err == nil {
+				return f
+			}
+		}
+		b.attempt("%s: %v", path, err)
+	}
+	return nil
+}
+
+// Limits of the prompt: typing wrong costs time, and not for ever.
+const (
+	promptTries = 30
+	promptDelay = time.Second
+	promptMax   = 30 * time.Second
+)
+
+// prompt asks on all consoles for the recovery key or a passphrase.
+func (b *boot) prompt(ctx context.Context, h *luks2.Header) ([]byte, error) {
+	c, err := b.sys.OpenConsole()
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	c.Print("\n\nsealroot: the encrypted state could not be unlocked automatically.\n")
+	for _, a := range b.report.State.Attempts {
+		c.Print("  " + a + "\n")
+	}
+	delay := promptDelay
+	for range promptTries {
+		c.Print("sealroot: type the recovery key or passphrase (it is not shown) and press Enter: ")
+		line, err := c.ReadLine(ctx, keyLimit)
+		c.Print("\n")
+		if err != nil {
+			return nil, err
+		}
+		key, method := b.tryLine(h, line)
+		clear(line[:cap(line)])
+		if key != nil {
+			c.Print("sealroot: unlocked.\n")
+			b.report.State.Unlocked = method
+			b.sys.Log.Info("state: unlocked by %s", method)
+			return key, nil
+		}
+		c.Print("sealroot: that does not open the volume.\n")
+		b.sys.Power.Sleep(delay)
+		delay = min(2*delay, promptMax)
+	}
+	return nil, fmt.Errorf("%d wrong entries", promptTries)
+}
+
+// tryLine tries what a person typed: as a recovery key where it has the form of
+// one, then as it is.
+func (b *boot) tryLine(h *luks2.Header, line []byte) (key []byte, method string) {
+	if len(line) == 0 {
+		return nil, ""
+	}
+	if contains(b.cfg.State.Unlock, "recovery-key") {
+		if pass, err := luks2.NormalizeRecoveryKey(line); err == nil {
+			key := b.tryKeyslots(h, pass)
+			clear(pass)
+			if key != nil {
+				return key, "recovery-key"
+			}
+		}
+	}
+	if contains(b.cfg.State.Unlock, "passphrase") {
+		if key := b.tryKeyslots(h, line); key != nil {
+			return key, "passphrase"
+		}
+	}
+	return nil, ""
+}
+
+func (b *boot) tryKeyslots(h *luks2.Header, pass []byte) []byte {
+	for _, k := range h.Keyslots() {
+		if key, err := h.Unlock(k.ID, pass); err == nil {
+			b.report.State.Keyslot = k.ID
+			return key
+		}
+	}
+	return nil
+}

@@ -1,0 +1,227 @@
+// Package config is the configuration that an image builder writes as YAML,
+// mkinitramfs checks and stores as strict JSON in the initramfs, and PID 1
+// reads there. The initramfs is measured or signed; what stands here is
+// therefore policy, and nothing that comes from a disk or from the kernel
+// command line may weaken it.
+package config
+
+// Path is where the configuration lies in the initramfs.
+const Path = "/etc/sealroot/config.json"
+
+// Config is one image's configuration. Keys are the same in YAML and JSON, and
+// in both every key is known, spelled exactly and given once. WithDefaults says
+// what a missing key means, Validate what is accepted. A value of this type
+// that Parse or yamlconfig returned has passed both.
+type Config struct {
+	// Name is the product: the verified root's os-release IMAGE_ID must equal it.
+	Name string `json:"name"`
+	// Version of the image, shown to people; it decides nothing.
+	Version string `json:"version"`
+	// SecurityVersion is a small integer that rollback protection compares; 0
+	// when the builder does not use it.
+	SecurityVersion int `json:"security_version,omitempty"`
+	// Build is "production" or "development".
+	Build Build `json:"build"`
+
+	Boot    Boot    `json:"boot"`
+	Root    Root    `json:"root"`
+	Trust   Trust   `json:"trust"`
+	State   State   `json:"state"`
+	Etc     EtcMode `json:"etc,omitempty"` // default overlay
+	Binds   Binds   `json:"binds"`
+	Layers  []Layer `json:"layers,omitempty"` // none in this version
+	Modules Modules `json:"modules"`
+	// Kernel is filled in by mkinitramfs (Embed) and refused in YAML.
+	Kernel *Kernel `json:"kernel,omitempty"`
+}
+
+// Build tells a production image from a development one.
+type Build string
+
+// The two builds.
+const (
+	Production  Build = "production"
+	Development Build = "development"
+)
+
+// Boot says how the machine is started and how boots are counted.
+type Boot struct {
+	Loader Loader `json:"loader"`
+	Store  Store  `json:"store"` // default gpt
+	// Tries is how often a slot on trial is started before it is given up:
+	// 1 to 15, default 3.
+	Tries int `json:"tries"`
+	// Recount also counts the boots of a committed slot.
+	Recount bool `json:"recount,omitempty"`
+	// CommitDeadline is how long a system on trial may run uncommitted; 10
+	// seconds to 24 hours, default 10m.
+	CommitDeadline Duration `json:"commit_deadline,omitempty"`
+	Watchdog       Watchdog `json:"watchdog"`
+}
+
+// Loader is the program that loads the kernel.
+type Loader string
+
+// The loaders.
+const (
+	LoaderGRUB        Loader = "grub"
+	LoaderUKI         Loader = "uki"
+	LoaderSystemdBoot Loader = "systemd-boot"
+)
+
+// Store is where slot state is kept.
+type Store string
+
+// The stores.
+const (
+	StoreGPT          Store = "gpt"
+	StoreGrubenvDarch Store = "grubenv-darch"
+	StoreGrubenvRAUC  Store = "grubenv-rauc"
+	StoreBLS          Store = "bls"
+	StoreEFI          Store = "efi"
+	StoreFixed        Store = "fixed"
+)
+
+// Watchdog is the hardware watchdog that PID 1 opens; Seconds 0 leaves it alone.
+type Watchdog struct {
+	Seconds  int  `json:"seconds,omitempty"`
+	Handover bool `json:"handover,omitempty"`
+}
+
+// Root says what kind of root a slot holds.
+type Root struct {
+	Source       string `json:"source"`        // verity (default, and the only one this version boots)
+	Filesystem   string `json:"filesystem"`    // squashfs (default) | erofs
+	OnCorruption string `json:"on_corruption"` // eio (default) | restart | panic; as verity.OnCorruption
+}
+
+// Trust names certificates and what the command line may say.
+type Trust struct {
+	// Root and Layer are certificate file names: in YAML relative to the YAML
+	// file, in JSON the base name below /etc/verity.d/<role>/.
+	Root          []string `json:"root"`
+	Layer         []string `json:"layer,omitempty"`
+	Cmdline       string   `json:"cmdline,omitempty"` // ignore (default) | measured
+	RollbackFloor bool     `json:"rollback_floor,omitempty"`
+}
+
+// State describes the encrypted volume on the state partition.
+type State struct {
+	Create string `json:"create"` // first-boot | never
+	// Unlock lists the accepted means, tried in the order given: UnlockTPM2,
+	// UnlockRecoveryKey, UnlockPassphrase.
+	Unlock []string `json:"unlock"`
+	TPM2   TPM2     `json:"tpm2"`
+	// Recovery is show | escrow | later | none. A production build must say it;
+	// a development build that does not gets later or, without tpm2 and
+	// recovery-key among Unlock, none.
+	Recovery  string `json:"recovery"`
+	ManageKey bool   `json:"manage_key,omitempty"`
+	Fsck      string `json:"fsck,omitempty"` // auto | no (default)
+	// OnFailure is what happens, in order, when the state cannot be unlocked:
+	// prompt, degraded, halt, reboot-with-backoff. Behind the last one PID 1
+	// halts. Default: prompt when Unlock holds something to type, then halt.
+	OnFailure  []string `json:"on_failure,omitempty"`
+	Filesystem string   `json:"filesystem,omitempty"`  // ext4 (default) | btrfs
+	AutoResize string   `json:"auto_resize,omitempty"` // off (default) | grow | both
+	Device     string   `json:"device,omitempty"`      // oversized | classic
+}
+
+// What may stand in State.Unlock, State.Create, State.Recovery and State.OnFailure.
+const (
+	UnlockTPM2        = "tpm2"
+	UnlockRecoveryKey = "recovery-key"
+	UnlockPassphrase  = "passphrase"
+
+	CreateFirstBoot = "first-boot"
+	CreateNever     = "never"
+
+	RecoveryShow  = "show"
+	RecoveryLater = "later"
+	RecoveryNone  = "none"
+
+	FailurePrompt   = "prompt"
+	FailureDegraded = "degraded"
+	FailureHalt     = "halt"
+	FailureReboot   = "reboot-with-backoff"
+)
+
+// The policies of TPM2.Policy.
+const (
+	PolicySignedPCR11And7 = "signed-pcr11+7"
+	PolicySignedPCR11And4 = "signed-pcr11+4"
+	PolicyPCRs            = "pcrs"
+)
+
+// TPM2 is the policy that the state is sealed under.
+type TPM2 struct {
+	Policy string `json:"policy,omitempty"` // one of the Policy constants
+	// PCRs are the literal PCRs of policy "pcrs", 0 to 15; PCR 15 at zero is
+	// always added to them, so that a list may be empty.
+	PCRs []int `json:"pcrs,omitempty"`
+	// PublicKey is the file of the key that signed policies are checked with
+	// (PEM): in YAML relative to the YAML file, default pcr.pub; in the
+	// initramfs it lies at PublicKeyPath.
+	PublicKey string `json:"public_key,omitempty"`
+	PIN       bool   `json:"pin,omitempty"`
+	// AllowUncapped accepts tokens, made by others, whose policy holds no PCR
+	// that init extends before hand-over.
+	AllowUncapped bool `json:"allow_uncapped,omitempty"`
+	// WithoutMeasuredBoot must be AcceptTheft to seal to the TPM on a boot path
+	// where nobody vouches for the initramfs (BIOS GRUB, a direct kernel).
+	WithoutMeasuredBoot string `json:"tpm_without_measured_boot,omitempty"`
+}
+
+// PublicKeyPath is where the PCR policy key lies in the initramfs.
+const PublicKeyPath = "/etc/sealroot/pcr-public.pem"
+
+// AcceptTheft is the named exception of TPM2.WithoutMeasuredBoot.
+const AcceptTheft = "accept-theft-by-disk-edit"
+
+// EtcMode says what /etc is.
+type EtcMode string
+
+// The three kinds of /etc.
+const (
+	EtcOverlay  EtcMode = "overlay"
+	EtcVolatile EtcMode = "volatile"
+	EtcReadOnly EtcMode = "read-only"
+)
+
+// Binds lists what is bound besides the directories found by name.
+type Binds struct {
+	// Unencrypted lists the directories of the root, such as /home, that may
+	// come from the unencrypted side; empty by default.
+	Unencrypted []string    `json:"unencrypted,omitempty"`
+	Extra       []ExtraBind `json:"extra,omitempty"`
+}
+
+// ExtraBind is one explicit bind.
+type ExtraBind struct {
+	From    string   `json:"from"`              // below /state, without leading slash: encrypted/db
+	To      string   `json:"to"`                // in the root: /var/lib/db
+	Options []string `json:"options,omitempty"` // nosuid, nodev, noexec, nosymfollow, ro, noatime
+}
+
+// Layer is one overlay layer.
+type Layer struct {
+	Name      string `json:"name"`
+	From      string `json:"from"`
+	Verity    string `json:"verity"`
+	OnFailure string `json:"on_failure"`
+}
+
+// Modules says which kernel modules the initramfs holds beyond what the other
+// keys need.
+type Modules struct {
+	Sets []string `json:"sets,omitempty"` // virtio, nvme, usb, ahci, tpm, watchdog
+	Add  []string `json:"add,omitempty"`  // single modules by name
+}
+
+// Kernel is what mkinitramfs knew of the kernel that the initramfs was made for.
+type Kernel struct {
+	Release string `json:"release"`
+	// Cmdline is the line embedded in the UKI, byte for byte, for
+	// trust.cmdline: measured.
+	Cmdline string `json:"cmdline,omitempty"`
+}

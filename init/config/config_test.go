@@ -1,0 +1,258 @@
+package config
+
+import (
+	"encoding/json"
+	"errors"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// goodUKI and goodGRUB are what most rows below change one thing of.
+func goodUKI() Config {
+	return Config{
+		Name: "kiosk", Version: "2026.11.1", Build: Production,
+		Boot:  Boot{Loader: LoaderUKI},
+		Trust: Trust{Root: []string{"image.crt"}},
+		State: State{
+			Create: CreateFirstBoot, Unlock: []string{UnlockTPM2, UnlockRecoveryKey},
+			TPM2: TPM2{Policy: PolicySignedPCR11And7}, Recovery: RecoveryLater,
+		},
+		Modules: Modules{Sets: []string{"virtio"}},
+	}
+}
+
+func goodGRUB() Config {
+	c := goodUKI()
+	c.Boot.Loader = LoaderGRUB
+	c.State.TPM2 = TPM2{Policy: PolicyPCRs, WithoutMeasuredBoot: AcceptTheft}
+	return c
+}
+
+type row struct {
+	name   string
+	change func(c *Config)
+	paths  []string // of the problems, in order; none: accepted
+}
+
+func check(t *testing.T, base func() Config, rows []row) {
+	t.Helper()
+	for _, test := range rows {
+		t.Run(test.name, func(t *testing.T) {
+			c := base()
+			test.change(&c)
+			c = c.WithDefaults()
+			err := c.Validate()
+			var got []string
+			for _, p := range Problems(err) {
+				got = append(got, p.Path)
+				if p.Reason == "" || strings.HasSuffix(p.Reason, ".") {
+					t.Errorf("%v: reason %q", p, p.Reason)
+				}
+			}
+			if !slices.Equal(got, test.paths) {
+				t.Errorf("problems at %q; want %q\n%v", got, test.paths, err)
+			}
+			if (err != nil) != errors.Is(err, ErrInvalid) {
+				t.Errorf("Validate = %v; want it to wrap %v", err, ErrInvalid)
+			}
+		})
+	}
+}
+
+func TestValidate(t *testing.T) {
+	check(t, goodUKI, []row{
+		{"uki", func(*Config) {}, nil},
+		{"nothing_at_all", func(c *Config) { *c = Config{} },
+			[]string{"name", "version", "build", "boot.loader", "trust.root", "state.create", "state.unlock", "state.recovery"}},
+		{"name_with_capital", func(c *Config) { c.Name = "Kiosk" }, []string{"name"}},
+		{"name_as_path", func(c *Config) { c.Name = "../x" }, []string{"name"}},
+		{"version_with_space", func(c *Config) { c.Version = "1 2" }, []string{"version"}},
+		{"security_version_negative", func(c *Config) { c.SecurityVersion = -1 }, []string{"security_version"}},
+		{"build_unknown", func(c *Config) { c.Build = "debug" }, []string{"build"}},
+		{"loader_unknown", func(c *Config) { c.Boot.Loader = "lilo" }, []string{"boot.loader"}},
+		{"systemd_boot_by_name", func(c *Config) { c.Boot.Loader = LoaderSystemdBoot }, []string{"boot.loader"}},
+		{"store_by_name", func(c *Config) { c.Boot.Store = StoreBLS }, []string{"boot.store"}},
+		{"tries_16", func(c *Config) { c.Boot.Tries = 16 }, []string{"boot.tries"}},
+		{"deadline_short", func(c *Config) { c.Boot.CommitDeadline = Duration(time.Second) }, []string{"boot.commit_deadline"}},
+		{"recount_by_name", func(c *Config) { c.Boot.Recount = true }, []string{"boot.recount"}},
+		{"watchdog_by_name", func(c *Config) { c.Boot.Watchdog.Seconds = 30 }, []string{"boot.watchdog"}},
+		{"ostree_by_name", func(c *Config) { c.Root.Source = "ostree" }, []string{"root.source"}},
+		{"erofs", func(c *Config) { c.Root.Filesystem = "erofs" }, nil},
+		{"ext4_root", func(c *Config) { c.Root.Filesystem = "ext4" }, []string{"root.filesystem"}},
+		{"restart_without_recount", func(c *Config) { c.Root.OnCorruption = "restart" }, []string{"root.on_corruption"}},
+		{"panic_without_recount", func(c *Config) { c.Root.OnCorruption = "panic" }, []string{"root.on_corruption"}},
+		{"ignore_corruption", func(c *Config) { c.Root.OnCorruption = "ignore" }, []string{"root.on_corruption"}},
+		{"no_certificate", func(c *Config) { c.Trust.Root = nil }, []string{"trust.root"}},
+		{"certificate_twice", func(c *Config) { c.Trust.Root = []string{"a.crt", "a.crt"} }, []string{"trust.root[1]"}},
+		{"key_as_certificate", func(c *Config) { c.Trust.Root = []string{"image.key"} }, []string{"trust.root[0]"}},
+		{"layers_by_name", func(c *Config) { c.Layers = []Layer{{Name: "x"}}; c.Trust.Layer = []string{"l.crt"} }, []string{"trust.layer", "layers"}},
+		{"measured_by_name", func(c *Config) { c.Trust.Cmdline = "measured" }, []string{"trust.cmdline"}},
+		{"rollback_floor_by_name", func(c *Config) { c.Trust.RollbackFloor = true }, []string{"trust.rollback_floor"}},
+		{"module_set_unknown", func(c *Config) { c.Modules.Sets = []string{"virtio", "scsi"} }, []string{"modules.sets[1]"}},
+		{"module_as_path", func(c *Config) { c.Modules.Add = []string{"../x", "dm_mod"} }, []string{"modules.add[0]"}},
+		{"etc_unknown", func(c *Config) { c.Etc = "writable" }, []string{"etc"}},
+		{"etc_read_only", func(c *Config) { c.Etc = EtcReadOnly }, nil},
+	})
+}
+
+func TestValidateState(t *testing.T) {
+	check(t, goodUKI, []row{
+		{"never", func(c *Config) { c.State.Create, c.State.Recovery = CreateNever, RecoveryNone }, nil},
+		{"create_unknown", func(c *Config) { c.State.Create = "always" }, []string{"state.create"}},
+		{"unlock_unknown", func(c *Config) { c.State.Unlock[1] = "fido2" }, []string{"state.unlock[1]", "state.recovery"}},
+		{"unlock_twice", func(c *Config) { c.State.Unlock = []string{UnlockTPM2, UnlockRecoveryKey, UnlockTPM2} }, []string{"state.unlock[2]"}},
+		{"production_must_say_recovery", func(c *Config) { c.State.Recovery = "" }, []string{"state.recovery"}},
+		{"development_need_not", func(c *Config) { c.Build, c.State.Recovery = Development, "" }, nil},
+		{"escrow_by_name", func(c *Config) { c.State.Recovery = "escrow" }, []string{"state.recovery"}},
+		{"recovery_key_not_accepted", func(c *Config) { c.State.Unlock = []string{UnlockTPM2} }, []string{"state.recovery"}},
+		{"recovery_key_with_create_never", func(c *Config) { c.State.Create = CreateNever }, []string{"state.recovery"}},
+		{"later_without_tpm2", func(c *Config) {
+			c.State.Unlock, c.State.TPM2 = []string{UnlockRecoveryKey}, TPM2{}
+		}, []string{"state.create", "state.recovery"}},
+		{"passphrase_of_a_made_volume", func(c *Config) {
+			c.State = State{Create: CreateNever, Unlock: []string{UnlockPassphrase}, Recovery: RecoveryNone}
+		}, nil},
+		{"prompt_for_nothing", func(c *Config) {
+			c.State.Unlock, c.State.Recovery = []string{UnlockTPM2}, RecoveryNone
+			c.State.OnFailure = []string{FailurePrompt, FailureHalt}
+		}, []string{"state.on_failure[0]"}},
+		{"nothing_behind_halt", func(c *Config) { c.State.OnFailure = []string{FailureHalt, FailurePrompt} }, []string{"state.on_failure[0]"}},
+		{"all_ends", func(c *Config) { c.State.OnFailure = []string{FailurePrompt, FailureReboot} }, nil},
+		{"on_failure_unknown", func(c *Config) { c.State.OnFailure = []string{"shell"} }, []string{"state.on_failure[0]"}},
+		{"manage_key_by_name", func(c *Config) { c.State.ManageKey = true }, []string{"state.manage_key"}},
+		{"fsck_by_name", func(c *Config) { c.State.Fsck = "auto" }, []string{"state.fsck"}},
+		{"btrfs_by_name", func(c *Config) { c.State.Filesystem = "btrfs" }, []string{"state.filesystem"}},
+		{"grow_by_name", func(c *Config) { c.State.AutoResize = "grow" }, []string{"state.auto_resize"}},
+		{"device_by_name", func(c *Config) { c.State.Device = "classic" }, []string{"state.device"}},
+	})
+}
+
+func TestValidatePolicy(t *testing.T) {
+	t.Run("uki", func(t *testing.T) {
+		check(t, goodUKI, []row{
+			{"signed_4", func(c *Config) { c.State.TPM2.Policy = PolicySignedPCR11And4 }, nil},
+			{"none", func(c *Config) { c.State.TPM2.Policy = "" }, []string{"state.tpm2.policy"}},
+			{"unknown", func(c *Config) { c.State.TPM2.Policy = "any" }, []string{"state.tpm2.policy"}},
+			{"signed_11_alone", func(c *Config) { c.State.TPM2.Policy = "signed-pcr11" }, []string{"state.tpm2.policy"}},
+			{"signed_with_literal_list", func(c *Config) { c.State.TPM2.PCRs = []int{7} }, []string{"state.tpm2.pcrs"}},
+			{"signed_with_needless_exception", func(c *Config) { c.State.TPM2.WithoutMeasuredBoot = AcceptTheft },
+				[]string{"state.tpm2.tpm_without_measured_boot"}},
+			{"exception_misspelled", func(c *Config) { c.State.TPM2.WithoutMeasuredBoot = "yes" },
+				[]string{"state.tpm2.tpm_without_measured_boot"}},
+			{"literal_7", func(c *Config) { c.State.TPM2 = TPM2{Policy: PolicyPCRs, PCRs: []int{7}} }, nil},
+			{"literal_none", func(c *Config) { c.State.TPM2 = TPM2{Policy: PolicyPCRs} }, []string{"state.tpm2.tpm_without_measured_boot"}},
+			{"literal_5_with_gpt", func(c *Config) { c.State.TPM2 = TPM2{Policy: PolicyPCRs, PCRs: []int{4, 5}} }, []string{"state.tpm2.pcrs[1]"}},
+			{"literal_16", func(c *Config) { c.State.TPM2 = TPM2{Policy: PolicyPCRs, PCRs: []int{7, 16}} }, []string{"state.tpm2.pcrs[1]"}},
+			{"literal_negative", func(c *Config) { c.State.TPM2 = TPM2{Policy: PolicyPCRs, PCRs: []int{7, -1}} }, []string{"state.tpm2.pcrs[1]"}},
+			{"literal_twice", func(c *Config) { c.State.TPM2 = TPM2{Policy: PolicyPCRs, PCRs: []int{7, 7}} }, []string{"state.tpm2.pcrs[1]"}},
+			{"key_without_signed_policy", func(c *Config) { c.State.TPM2 = TPM2{Policy: PolicyPCRs, PCRs: []int{7}, PublicKey: "x"} },
+				[]string{"state.tpm2.public_key"}},
+			{"pin_by_name", func(c *Config) { c.State.TPM2.PIN = true }, []string{"state.tpm2.pin"}},
+			{"tpm2_set_but_not_used", func(c *Config) {
+				c.State.Create, c.State.Recovery, c.State.Unlock = CreateNever, RecoveryNone, []string{UnlockPassphrase}
+			}, []string{"state.tpm2"}},
+		})
+	})
+	t.Run("grub", func(t *testing.T) {
+		check(t, goodGRUB, []row{
+			{"with_exception", func(*Config) {}, nil},
+			{"without_exception", func(c *Config) { c.State.TPM2.WithoutMeasuredBoot = "" }, []string{"state.tpm2.tpm_without_measured_boot"}},
+			{"8_and_9_without_exception", func(c *Config) { c.State.TPM2 = TPM2{Policy: PolicyPCRs, PCRs: []int{8, 9}} },
+				[]string{"state.tpm2.tpm_without_measured_boot"}},
+			{"signed", func(c *Config) { c.State.TPM2.Policy = PolicySignedPCR11And7 }, []string{"state.tpm2.policy"}},
+			{"no_tpm", func(c *Config) {
+				c.State.TPM2 = TPM2{}
+				c.State.Create, c.State.Recovery, c.State.Unlock = CreateNever, RecoveryNone, []string{UnlockRecoveryKey}
+			}, nil},
+		})
+	})
+}
+
+func TestValidateBinds(t *testing.T) {
+	extra := func(from, to string, options ...string) func(*Config) {
+		return func(c *Config) { c.Binds.Extra = []ExtraBind{{from, to, options}} }
+	}
+	check(t, goodUKI, []row{
+		{"encrypted", extra("encrypted/db", "/var/lib/db", "nosuid", "noexec"), nil},
+		{"option_unknown", extra("encrypted/db", "/var/lib/db", "suid"), []string{"binds.extra[0].options[0]"}},
+		{"from_with_dots", extra("encrypted/../x", "/var/lib/db"), []string{"binds.extra[0].from"}},
+		{"from_absolute", extra("/state/encrypted/db", "/var/lib/db"), []string{"binds.extra[0].from"}},
+		{"from_empty", extra("", "/var/lib/db"), []string{"binds.extra[0].from"}},
+		{"from_work_directories", extra("encrypted/.sealroot", "/var/lib/db"), []string{"binds.extra[0].from"}},
+		{"from_whole_volume", extra("encrypted", "/var/lib/db"), []string{"binds.extra[0].from"}},
+		{"from_image_file", extra("encrypted.img", "/home"), []string{"binds.extra[0].from"}},
+		{"from_unencrypted", extra("db", "/var/lib/db"), []string{"binds.extra[0].from"}},
+		{"to_root", extra("encrypted/db", "/"), []string{"binds.extra[0].to"}},
+		{"to_relative", extra("encrypted/db", "var/lib/db"), []string{"binds.extra[0].to"}},
+		{"to_dots", extra("encrypted/db", "/var/../etc"), []string{"binds.extra[0].to"}},
+		{"to_proc", extra("encrypted/db", "/proc/sys"), []string{"binds.extra[0].to"}},
+		{"to_etc", extra("encrypted/db", "/etc"), []string{"binds.extra[0].to"}},
+		{"to_below_etc", extra("encrypted/ssh", "/etc/ssh"), nil},
+		{"same_target", func(c *Config) {
+			c.Binds.Extra = []ExtraBind{{From: "encrypted/a", To: "/srv/a"}, {From: "encrypted/b", To: "/srv/a"}}
+		}, []string{"binds.extra[1].to"}},
+		{"home_unencrypted", func(c *Config) {
+			c.Binds.Unencrypted = []string{"/home"}
+			c.Binds.Extra = []ExtraBind{{From: "homes", To: "/home"}}
+		}, nil},
+		{"unencrypted_twice", func(c *Config) { c.Binds.Unencrypted = []string{"/home", "/home"} }, []string{"binds.unencrypted[1]"}},
+		{"unencrypted_code", func(c *Config) {
+			c.Binds.Unencrypted = []string{"/etc", "/usr/local", "/var", "/root", "/opt", "/homes", "/home/../etc", "home"}
+		},
+			[]string{"binds.unencrypted[0]", "binds.unencrypted[1]", "binds.unencrypted[2]", "binds.unencrypted[3]",
+				"binds.unencrypted[4]", "binds.unencrypted[5]", "binds.unencrypted[6]", "binds.unencrypted[7]"}},
+	})
+}
+
+func TestRefusalByName(t *testing.T) {
+	c := goodUKI()
+	c.Root.Source = "ostree"
+	c = c.WithDefaults()
+	const want = "root.source: ostree is not supported by this version; supported: verity"
+	if err := c.Validate(); err == nil || err.Error() != want {
+		t.Errorf("Validate = %v; want %s", err, want)
+	}
+}
+
+func TestWithDefaultsIsPure(t *testing.T) {
+	c := goodUKI()
+	before := goodUKI()
+	got := c.WithDefaults()
+	if !reflect.DeepEqual(c, before) {
+		t.Error("WithDefaults changed its receiver")
+	}
+	if again := got.WithDefaults(); !reflect.DeepEqual(got, again) {
+		t.Errorf("WithDefaults twice = %+v; want %+v", again, got)
+	}
+	if got.Boot.Tries != 3 || got.Boot.CommitDeadline.String() != "10m" || got.Etc != EtcOverlay ||
+		!slices.Equal(got.State.OnFailure, []string{FailurePrompt, FailureHalt}) {
+		t.Errorf("WithDefaults = %+v", got)
+	}
+}
+
+func TestDuration(t *testing.T) {
+	for text, d := range map[string]time.Duration{
+		"10m": 10 * time.Minute, "1h": time.Hour, "90s": 90 * time.Second, "1h0m5s": time.Hour + 5*time.Second, "0s": 0, "1m30s": 90 * time.Second,
+	} {
+		var got Duration
+		if err := json.Unmarshal([]byte(`"`+text+`"`), &got); err != nil || got != Duration(d) {
+			t.Errorf("Unmarshal(%s) = %v, %v; want %v", text, got, err, d)
+		}
+	}
+	for d, want := range map[time.Duration]string{
+		10 * time.Minute: "10m", time.Hour: "1h", 90 * time.Second: "1m30s", 0: "0s", 20 * time.Second: "20s", 10 * time.Hour: "10h", time.Hour + time.Second: "1h0m1s",
+	} {
+		if b, err := json.Marshal(Duration(d)); err != nil || string(b) != `"`+want+`"` {
+			t.Errorf("Marshal(%v) = %s, %v; want %q", d, b, err, want)
+		}
+	}
+	for _, bad := range []string{`600`, `"600"`, `"ten minutes"`, `""`, `true`} {
+		var got Duration
+		if err := json.Unmarshal([]byte(bad), &got); err == nil || got != 0 {
+			t.Errorf("Unmarshal(%s) = %v, %v; want an error", bad, got, err)
+		}
+	}
+}

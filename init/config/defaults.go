@@ -1,0 +1,88 @@
+package config
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"time"
+)
+
+// WithDefaults returns the configuration with each missing key at its default
+// (the fields' comments name them). It decides nothing that the builder must
+// say: loader, build, create, unlock and, in production builds, recovery.
+func (c Config) WithDefaults() Config {
+	set(&c.Boot.Store, StoreGPT)
+	if c.Boot.Tries == 0 {
+		c.Boot.Tries = 3
+	}
+	if c.Boot.CommitDeadline == 0 {
+		c.Boot.CommitDeadline = Duration(10 * time.Minute)
+	}
+	set(&c.Root.Source, "verity")
+	set(&c.Root.Filesystem, "squashfs")
+	set(&c.Root.OnCorruption, "eio")
+	set(&c.Trust.Cmdline, "ignore")
+	set(&c.Etc, EtcOverlay)
+	set(&c.State.Fsck, "no")
+	set(&c.State.Filesystem, "ext4")
+	set(&c.State.AutoResize, "off")
+	if c.State.TPM2.signed() {
+		set(&c.State.TPM2.PublicKey, "pcr.pub")
+	}
+	if c.Build == Development {
+		def := RecoveryNone
+		if c.State.can(UnlockTPM2) && c.State.can(UnlockRecoveryKey) {
+			def = RecoveryLater
+		}
+		set(&c.State.Recovery, def)
+	}
+	if len(c.State.OnFailure) == 0 {
+		c.State.OnFailure = []string{FailureHalt}
+		if c.State.canType() {
+			c.State.OnFailure = []string{FailurePrompt, FailureHalt}
+		}
+	}
+	return c
+}
+
+// set gives *v the value def when it has none.
+func set[T ~string](v *T, def T) {
+	if *v == "" {
+		*v = def
+	}
+}
+
+// can tells whether means is among the ways to unlock the state.
+func (s State) can(means string) bool { return slices.Contains(s.Unlock, means) }
+
+// canType tells whether there is something that a person could type.
+func (s State) canType() bool { return s.can(UnlockRecoveryKey) || s.can(UnlockPassphrase) }
+
+// signed tells whether the policy rests on signed values of PCR 11.
+func (t TPM2) signed() bool {
+	return t.Policy == PolicySignedPCR11And7 || t.Policy == PolicySignedPCR11And4
+}
+
+// Embed returns the configuration as it goes into the initramfs made for this
+// kernel: file names reduced to their base names, because the files lie there at
+// fixed places. Two files of one role with the same base name are a *Problem.
+func (c Config) Embed(kernel Kernel) (Config, error) {
+	c.Kernel = &kernel
+	c.Trust.Root = baseNames(c.Trust.Root)
+	c.Trust.Layer = baseNames(c.Trust.Layer)
+	if c.State.TPM2.PublicKey != "" {
+		c.State.TPM2.PublicKey = path.Base(c.State.TPM2.PublicKey)
+	}
+	if err := c.validateEmbedded(); err != nil {
+		return Config{}, fmt.Errorf("cannot embed configuration: %w", err)
+	}
+	return c, nil
+}
+
+func baseNames(files []string) []string {
+	var names []string
+	for _, f := range files {
+		names = append(names, path.Base(f))
+	}
+	return names
+}

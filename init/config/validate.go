@@ -1,0 +1,168 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Validate checks a configuration that has its defaults. It returns nil or
+// every *Problem it found, joined: values that nobody knows, values that this
+// version cannot do yet (refused by name: an image must not look as if it had
+// them), and choices that contradict each other.
+func (c *Config) Validate() error {
+	var v validator
+	v.identity(c)
+	v.boot(c)
+	v.root(c)
+	v.state(c)
+	v.policy(c)
+	v.binds(c)
+	v.modules(c)
+	return errors.Join(v.problems...)
+}
+
+// validator gathers problems.
+type validator struct {
+	problems []error
+}
+
+func (v *validator) add(path, remedy, format string, args ...any) {
+	v.problems = append(v.problems, &Problem{Path: path, Reason: fmt.Sprintf(format, args...), Remedy: remedy})
+}
+
+// oneOf checks a single choice: supported ones pass, planned ones are refused
+// by name, others are unknown.
+func (v *validator) oneOf(path, got string, supported, planned []string) {
+	switch {
+	case slices.Contains(supported, got):
+	case got == "":
+		v.add(path, "choose "+orList(supported), "missing")
+	case slices.Contains(planned, got):
+		v.add(path, "supported: "+strings.Join(supported, ", "), "%s is not supported by this version", got)
+	default:
+		v.add(path, "choose "+orList(supported), "%.40q is unknown", got)
+	}
+}
+
+// notYet refuses a key that only a later version honours.
+func (v *validator) notYet(path string, isSet bool, remedy string) {
+	if isSet {
+		v.add(path, remedy, "not supported by this version")
+	}
+}
+
+// list checks that each entry is one of known and stands there once.
+func (v *validator) list(path string, got, known []string) {
+	for i, s := range got {
+		at := fmt.Sprintf("%s[%d]", path, i)
+		if slices.Contains(got[:i], s) {
+			v.add(at, "", "%.40q is given twice", s)
+		} else if !slices.Contains(known, s) {
+			v.add(at, "choose "+orList(known), "%.40q is unknown", s)
+		}
+	}
+}
+
+func orList(words []string) string {
+	last := len(words) - 1
+	if last < 1 {
+		return strings.Join(words, "")
+	}
+	return strings.Join(words[:last], ", ") + " or " + words[last]
+}
+
+func (v *validator) identity(c *Config) {
+	// os-release(5) allows these characters in IMAGE_ID, which name must equal.
+	if !wordOf(c.Name, 64, "abcdefghijklmnopqrstuvwxyz0123456789._-") {
+		v.add("name", "use lower-case letters, digits, '.', '_' and '-'", "%.80q is not a name", c.Name)
+	}
+	if !wordOf(c.Version, 64, letters+"._-~^+") {
+		v.add("version", "use letters, digits and . _ - ~ ^ +", "%.80q is not a version", c.Version)
+	}
+	if c.SecurityVersion < 0 || c.SecurityVersion > 1<<30 {
+		v.add("security_version", "count from 0 upwards", "%d is out of range", c.SecurityVersion)
+	}
+	v.oneOf("build", string(c.Build), []string{string(Production), string(Development)}, nil)
+}
+
+func (v *validator) boot(c *Config) {
+	b := c.Boot
+	v.oneOf("boot.loader", string(b.Loader),
+		[]string{string(LoaderGRUB), string(LoaderUKI)}, []string{string(LoaderSystemdBoot)})
+	v.oneOf("boot.store", string(b.Store), []string{string(StoreGPT)}, []string{
+		string(StoreGrubenvDarch), string(StoreGrubenvRAUC), string(StoreBLS), string(StoreEFI), string(StoreFixed)})
+	if b.Tries < 1 || b.Tries > 15 {
+		v.add("boot.tries", "choose 1 to 15", "%d tries cannot be counted in the partition table", b.Tries)
+	}
+	if d := time.Duration(b.CommitDeadline); d < 10*time.Second || d > 24*time.Hour {
+		v.add("boot.commit_deadline", "choose 10s to 24h", "%s is out of range", b.CommitDeadline)
+	}
+	v.notYet("boot.recount", b.Recount, "leave it out")
+	v.notYet("boot.watchdog", b.Watchdog != Watchdog{}, "leave it out")
+}
+
+func (v *validator) root(c *Config) {
+	r := c.Root
+	v.oneOf("root.source", r.Source, []string{"verity"},
+		[]string{"usr-verity", "image-file", "ostree", "container", "plain"})
+	v.oneOf("root.filesystem", r.Filesystem, []string{"squashfs", "erofs"}, nil)
+	v.oneOf("root.on_corruption", r.OnCorruption, []string{"eio", "restart", "panic"}, nil)
+	if (r.OnCorruption == "restart" || r.OnCorruption == "panic") && !c.Boot.Recount {
+		v.add("root.on_corruption", "use eio, or boot.recount: true where the version supports it",
+			"%s without boot.recount would restart a damaged committed slot for ever", r.OnCorruption)
+	}
+	if len(c.Trust.Root) == 0 {
+		v.add("trust.root", "name the certificate that `mkinitramfs keys` made", "no certificate: no root could ever be verified")
+	}
+	for i, file := range c.Trust.Root {
+		at := fmt.Sprintf("trust.root[%d]", i)
+		if slices.Contains(c.Trust.Root[:i], file) {
+			v.add(at, "", "%.80q is given twice", file)
+		}
+		if !strings.HasSuffix(file, ".crt") || strings.ContainsRune(file, 0) {
+			v.add(at, "give it a name that ends in .crt", "%.80q is not the name of a certificate file", file)
+		}
+	}
+	v.notYet("trust.layer", len(c.Trust.Layer) > 0, "leave it out")
+	v.oneOf("trust.cmdline", c.Trust.Cmdline, []string{"ignore"}, []string{"measured"})
+	v.notYet("trust.rollback_floor", c.Trust.RollbackFloor, "leave it out")
+	v.notYet("layers", len(c.Layers) > 0, "leave it out")
+}
+
+func (v *validator) modules(c *Config) {
+	v.list("modules.sets", c.Modules.Sets, []string{"virtio", "nvme", "usb", "ahci", "tpm", "watchdog"})
+	for i, name := range c.Modules.Add {
+		if !wordOf(name, 64, letters+"_-") {
+			v.add(fmt.Sprintf("modules.add[%d]", i), "give the name that modprobe knows, without .ko", "%.80q is not a module name", name)
+		}
+	}
+}
+
+// validateEmbedded checks what holds only inside an initramfs.
+func (c *Config) validateEmbedded() error {
+	var v validator
+	for i, name := range c.Trust.Root {
+		at := fmt.Sprintf("trust.root[%d]", i)
+		if strings.ContainsRune(name, '/') {
+			v.add(at, "", "%.80q is not a base name", name)
+		}
+		if slices.Contains(c.Trust.Root[:i], name) {
+			v.add(at, "rename one of the files", "%.80q is given twice", name)
+		}
+	}
+	// A release is at most 64 bytes (uname(2)); it becomes part of a path.
+	if k := c.Kernel; k != nil && (!wordOf(k.Release, 64, letters+"._-+~") || strings.HasPrefix(k.Release, ".")) {
+		v.add("kernel.release", "", "%.80q is not a kernel release", k.Release)
+	}
+	return errors.Join(v.problems...)
+}
+
+const letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+
+// wordOf tells whether s is 1 to limit bytes, all of them out of chars.
+func wordOf(s string, limit int, chars string) bool {
+	return s != "" && len(s) <= limit && strings.Trim(s, chars) == ""
+}

@@ -1,0 +1,210 @@
+package config
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+)
+
+func (v *validator) state(c *Config) {
+	s := c.State
+	v.oneOf("state.create", s.Create, []string{CreateFirstBoot, CreateNever}, nil)
+	if len(s.Unlock) == 0 {
+		v.add("state.unlock", "choose from tpm2, recovery-key and passphrase", "missing")
+	}
+	v.list("state.unlock", s.Unlock, []string{UnlockTPM2, UnlockRecoveryKey, UnlockPassphrase})
+	if s.Create == CreateFirstBoot && !s.can(UnlockTPM2) {
+		v.add("state.create", "add tpm2 to state.unlock, or use never and format the volume yourself",
+			"first-boot seals the first key to the TPM, and state.unlock lacks tpm2")
+	}
+	v.recovery(c)
+	v.list("state.on_failure", s.OnFailure, []string{FailurePrompt, FailureDegraded, FailureHalt, FailureReboot})
+	for i, action := range s.OnFailure {
+		at := fmt.Sprintf("state.on_failure[%d]", i)
+		if action == FailurePrompt && !s.canType() {
+			v.add(at, "add recovery-key or passphrase to state.unlock", "prompt has nothing to ask for")
+		}
+		if action != FailurePrompt && i < len(s.OnFailure)-1 {
+			v.add(at, "put it last", "nothing behind %.40s is ever reached", action)
+		}
+	}
+	v.notYet("state.manage_key", s.ManageKey, "leave it out")
+	v.oneOf("state.fsck", s.Fsck, []string{"no"}, []string{"auto"})
+	v.oneOf("state.filesystem", s.Filesystem, []string{"ext4"}, []string{"btrfs"})
+	v.oneOf("state.auto_resize", s.AutoResize, []string{"off"}, []string{"grow", "both"})
+	v.notYet("state.device", s.Device != "", "leave it out")
+	v.oneOf("etc", string(c.Etc), []string{string(EtcOverlay), string(EtcVolatile), string(EtcReadOnly)}, nil)
+}
+
+func (v *validator) recovery(c *Config) {
+	s := c.State
+	choices := []string{RecoveryShow, RecoveryLater, RecoveryNone}
+	if s.Recovery == "" && c.Build == Production {
+		v.add("state.recovery", "choose "+orList(choices), "a production build must say what happens to the recovery key")
+		return
+	}
+	v.oneOf("state.recovery", s.Recovery, choices, []string{"escrow"})
+	enrols := s.Recovery == RecoveryShow || s.Recovery == RecoveryLater
+	if enrols && !s.can(UnlockRecoveryKey) {
+		v.add("state.recovery", "add recovery-key to state.unlock, or use none",
+			"%s makes a key that state.unlock does not accept", s.Recovery)
+	}
+	if s.Recovery == RecoveryLater && !s.can(UnlockTPM2) {
+		v.add("state.recovery", "add tpm2 to state.unlock, or use show",
+			"later keeps the only key inside the volume that it opens")
+	}
+	if enrols && s.Create == CreateNever {
+		v.add("state.recovery", "use none, and enrol a key on the running system",
+			"%s makes a key when the volume is created, and state.create is never", s.Recovery)
+	}
+}
+
+// policy holds the rules of the table of boot paths: what a TPM policy means
+// depends on who measures the initramfs.
+func (v *validator) policy(c *Config) {
+	t := c.State.TPM2
+	if !c.State.can(UnlockTPM2) {
+		if t.Policy != "" || len(t.PCRs) > 0 || t.PublicKey != "" || t.PIN || t.AllowUncapped || t.WithoutMeasuredBoot != "" {
+			v.add("state.tpm2", "add tpm2 to state.unlock, or leave state.tpm2 out", "set, but state.unlock lacks tpm2")
+		}
+		return
+	}
+	if strings.HasPrefix(t.Policy, "signed-pcr11") && !t.signed() {
+		v.add("state.tpm2.policy", "choose signed-pcr11+7 (Secure Boot) or signed-pcr11+4",
+			"PCR 11 is zero under any system that is not a UKI: whoever boots one can replay it and use the public signature")
+	} else {
+		v.oneOf("state.tpm2.policy", t.Policy, []string{PolicySignedPCR11And7, PolicySignedPCR11And4, PolicyPCRs}, nil)
+	}
+	if t.signed() {
+		if c.Boot.Loader == LoaderGRUB {
+			v.add("state.tpm2.policy", "use boot.loader: uki, or policy pcrs",
+				"%s needs a UKI: GRUB measures nothing into PCR 11", t.Policy)
+		}
+		if len(t.PCRs) > 0 {
+			v.add("state.tpm2.pcrs", "use policy pcrs, or leave pcrs out", "%s has its PCRs in its name", t.Policy)
+		}
+	} else if t.PublicKey != "" {
+		v.add("state.tpm2.public_key", "leave it out", "only signed policies have a key")
+	}
+	v.pcrs(c)
+	v.measuredBoot(c)
+	v.notYet("state.tpm2.pin", t.PIN, "leave it out")
+}
+
+func (v *validator) pcrs(c *Config) {
+	pcrs := c.State.TPM2.PCRs
+	for i, pcr := range pcrs {
+		at := fmt.Sprintf("state.tpm2.pcrs[%d]", i)
+		switch {
+		case pcr < 0 || pcr > 15:
+			// 16 and 23 can be reset by anybody, 17 to 22 belong to a dynamic launch.
+			v.add(at, "choose from 0 to 15", "PCR %d says nothing about this boot", pcr)
+		case slices.Contains(pcrs[:i], pcr):
+			v.add(at, "", "PCR %d is given twice", pcr)
+		case pcr == 5 && c.Boot.Store == StoreGPT:
+			v.add(at, "leave PCR 5 out",
+				"PCR 5 holds the partition table, and boot.store gpt changes that with every count")
+		}
+	}
+}
+
+// measuredBoot asks for the named exception exactly when nobody vouches for the
+// initramfs that gets the key.
+func (v *validator) measuredBoot(c *Config) {
+	const path = "state.tpm2.tpm_without_measured_boot"
+	t := c.State.TPM2
+	var reason string
+	switch {
+	case c.Boot.Loader == LoaderGRUB:
+		reason = "with boot.loader grub nobody measures the initramfs that the TPM gives the key to"
+	case t.Policy == PolicyPCRs && !slices.Contains(t.PCRs, 4) && !slices.Contains(t.PCRs, 7):
+		reason = "state.tpm2.pcrs holds neither PCR 4 nor PCR 7, so any system gets the key"
+	}
+	switch {
+	case t.WithoutMeasuredBoot != "" && t.WithoutMeasuredBoot != AcceptTheft:
+		v.add(path, "the only value is "+AcceptTheft, "%.60q is unknown", t.WithoutMeasuredBoot)
+	case reason != "" && t.WithoutMeasuredBoot == "":
+		v.add(path, "use a UKI with a signed policy, unlock by recovery-key or passphrase, or accept it: "+AcceptTheft,
+			"missing: %s: who can write to the disk can read the state", reason)
+	case reason == "" && t.WithoutMeasuredBoot != "":
+		v.add(path, "leave it out", "not needed: the boot path vouches for the initramfs")
+	}
+}
+
+// unencryptedBelow lists where the directories of the unencrypted side may be
+// bound. Whoever edits the disk writes them, so that root must never run or
+// obey what lies there.
+func unencryptedBelow() []string {
+	return []string{"/home", "/srv", "/media", "/mnt", "/var/log", "/var/tmp"}
+}
+
+func (v *validator) binds(c *Config) {
+	for i, target := range c.Binds.Unencrypted {
+		at := fmt.Sprintf("binds.unencrypted[%d]", i)
+		if !mayBeUnencrypted(target) {
+			v.add(at, "choose "+orList(unencryptedBelow())+" or what is below them",
+				"%.80q from the unencrypted side could give root's rights to who edits the disk", target)
+		}
+		if slices.Contains(c.Binds.Unencrypted[:i], target) {
+			v.add(at, "", "%.80q is given twice", target)
+		}
+	}
+	var targets []string
+	for i, b := range c.Binds.Extra {
+		at := fmt.Sprintf("binds.extra[%d]", i)
+		v.extraBind(at, b, c.Binds.Unencrypted)
+		if slices.Contains(targets, b.To) {
+			v.add(at+".to", "", "%.80q is given twice", b.To)
+		}
+		targets = append(targets, b.To)
+	}
+}
+
+func (v *validator) extraBind(at string, b ExtraBind, unencrypted []string) {
+	switch {
+	case !isSource(b.From):
+		v.add(at+".from", "give a path below /state such as encrypted/db", "%.80q cannot be bound", b.From)
+	case !strings.HasPrefix(b.From, "encrypted/") && !slices.Contains(unencrypted, b.To):
+		v.add(at+".from", "begin it with encrypted/, or list the target in binds.unencrypted",
+			"%.80q is on the unencrypted side", b.From)
+	}
+	if !isTarget(b.To) {
+		v.add(at+".to", "give a directory of the root such as /var/lib/db", "%.80q cannot be bound over", b.To)
+	}
+	v.list(at+".options", b.Options, []string{"nosuid", "nodev", "noexec", "nosymfollow", "ro", "noatime"})
+}
+
+func mayBeUnencrypted(target string) bool {
+	return isTarget(target) && slices.ContainsFunc(unencryptedBelow(), func(dir string) bool {
+		return target == dir || strings.HasPrefix(target, dir+"/")
+	})
+}
+
+// isSource accepts a clean relative path none of whose parts is hidden, private
+// to sealroot or lost+found.
+func isSource(p string) bool {
+	if !isClean("/"+p) || strings.HasPrefix(p, "/") || p == "encrypted" {
+		return false
+	}
+	for _, part := range strings.Split(p, "/") {
+		if strings.HasPrefix(part, ".") || part == "lost+found" || part == "encrypted.img" {
+			return false
+		}
+	}
+	return true
+}
+
+// isTarget accepts a clean absolute path that is no file system of the kernel's
+// and not /etc itself, which the key etc is for.
+func isTarget(p string) bool {
+	if !isClean(p) || p == "/etc" {
+		return false
+	}
+	first, _, _ := strings.Cut(p[1:], "/")
+	return !slices.Contains([]string{"dev", "proc", "sys", "run", "state", "sysroot"}, first)
+}
+
+func isClean(p string) bool {
+	return len(p) > 1 && len(p) < 1024 && p[0] == '/' && path.Clean(p) == p && !strings.ContainsAny(p, "\x00\n")
+}

@@ -1,0 +1,101 @@
+package console
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// pty gives a fake root whose only console is a pseudo terminal, and the
+// person's end of it.
+func pty(t *testing.T) (root string, person *os.File) {
+	t.Helper()
+	person, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { person.Close() })
+	if err := unix.IoctlSetPointerInt(int(person.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	n, err := unix.IoctlGetInt(int(person.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root = t.TempDir()
+	for _, dir := range []string{"sys/class/tty/console", "dev"} {
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	os.WriteFile(filepath.Join(root, "sys/class/tty/console/active"), []byte("ttyS0\n"), 0o644)
+	if err := os.Symlink("/dev/pts/"+strconv.Itoa(n), filepath.Join(root, "dev/ttyS0")); err != nil {
+		t.Fatal(err)
+	}
+	return root, person
+}
+
+func TestReadLineTakesWhatWasTypedWithoutEcho(t *testing.T) {
+	root, person := pty(t)
+	c, err := Open(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	go person.WriteString("wrong\x15se\x7fecret\x03\n")
+	got, err := c.ReadLine(context.Background(), 5*time.Second)
+	if err != nil || string(got) != "secret" {
+		t.Fatalf("ReadLine() = %q, %v; want secret", got, err)
+	}
+	c.Print("done")
+	buf := make([]byte, 100)
+	n, _ := person.Read(buf)
+	if string(buf[:n]) != "done" {
+		t.Errorf("the person saw %q, want only what Print wrote", buf[:n])
+	}
+}
+
+func TestReadLineEndsWhenNobodyTypes(t *testing.T) {
+	root, _ := pty(t)
+	c, err := Open(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.ReadLine(context.Background(), 30*time.Millisecond); !errors.Is(err, ErrIdle) {
+		t.Errorf("ReadLine() error = %v, want ErrIdle", err)
+	}
+	if err := c.WaitKey(context.Background(), 30*time.Millisecond); !errors.Is(err, ErrIdle) {
+		t.Errorf("WaitKey() error = %v, want ErrIdle", err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, err := c.ReadLine(ctx, time.Hour); !errors.Is(err, context.Canceled) {
+		t.Errorf("ReadLine() after cancel = %v, want context.Canceled", err)
+	}
+}
+
+func TestLongLineIsCutNotGrown(t *testing.T) {
+	line := make([]byte, 0, 4)
+	for _, b := range []byte("abcdefgh") {
+		line, _ = edit(line, b)
+	}
+	if string(line) != "abcd" {
+		t.Errorf("line = %q, want the first 4 bytes", line)
+	}
+}
+
+func TestOpenWithoutConsole(t *testing.T) {
+	root := t.TempDir()
+	os.MkdirAll(filepath.Join(root, "sys/class/tty/console"), 0o755)
+	os.WriteFile(filepath.Join(root, "sys/class/tty/console/active"), nil, 0o644)
+	if _, err := Open(root); !errors.Is(err, ErrNone) {
+		t.Errorf("Open() error = %v, want ErrNone", err)
+	}
+}

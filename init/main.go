@@ -1,0 +1,60 @@
+// Init is PID 1 in the initramfs of a sealroot image. It picks the slot,
+// verifies it, unlocks the state, assembles the root and becomes the real
+// /sbin/init. ARCHITECTURE.md walks through it.
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+
+	"sealroot/init/boot"
+	"sealroot/mount"
+)
+
+// version is set by the build.
+var version = "unknown"
+
+func main() {
+	if os.Getpid() != 1 {
+		fmt.Fprintln(os.Stderr, "sealroot init boots a machine: it runs as PID 1 in the initramfs only (see the sealroot command for a running system)")
+		os.Exit(2)
+	}
+	cleanEnvironment()
+	log, err := boot.Early(mount.Kernel{})
+	if err != nil {
+		log = boot.NewLog(os.Stderr)
+	}
+	sys := boot.NewSystem(log, rand.Reader, version)
+	if err == nil {
+		err = run(sys)
+	}
+	boot.Fail(sys, err)
+}
+
+// run turns a panic, which in PID 1 would be a kernel panic, into an error.
+func run(sys *boot.System) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("internal error: %v", p)
+		}
+	}()
+	return boot.Run(context.Background(), sys)
+}
+
+// cleanEnvironment drops what unknown words of the kernel command line put into
+// our environment. The Go runtime reads GODEBUG and the like before main, so
+// with such a word this program starts itself anew without it.
+func cleanEnvironment() {
+	for _, e := range os.Environ() {
+		if strings.HasPrefix(e, "GO") {
+			syscall.Exec("/proc/self/exe", os.Args[:1], nil)
+			syscall.Exec("/init", os.Args[:1], nil)
+			break
+		}
+	}
+	os.Clearenv()
+}

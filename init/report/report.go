@@ -1,0 +1,125 @@
+// Package report is the boot report that PID 1 leaves in /run/sealroot/boot.json
+// for the real system, and that the command sealroot reads.
+package report
+
+import "encoding/json"
+
+// Path is where PID 1 leaves the report.
+const Path = "/run/sealroot/boot.json"
+
+// Schema is the version of the report's format.
+const Schema = 1
+
+// Fields of a newer version are ignored.
+type Report struct {
+	Schema  int    `json:"schema"`
+	BootID  string `json:"boot_id"`
+	Program string `json:"program"` // version of init
+	Name    string `json:"name"`    // configuration: name
+	Version string `json:"version"`
+	Build   string `json:"build"`
+
+	BootPath string    `json:"boot_path"` // row of the table in README: uki-secure-boot, uki, grub-efi, unmeasured
+	Disk     Disk      `json:"disk"`
+	Slot     Slot      `json:"slot"`
+	Root     Root      `json:"root"`
+	State    State     `json:"state"`
+	FellBack *Fallback `json:"fell_back,omitempty"` // set when this is not the slot that should have run
+	Failures []Failure `json:"failures,omitempty"`  // every failure this boot went through
+	Mounts   []Mount   `json:"mounts"`
+	TPM      TPM       `json:"tpm"`
+	Stages   []Stage   `json:"stages"`
+	Warnings []string  `json:"warnings,omitempty"`
+	Degraded bool      `json:"degraded,omitempty"`
+}
+
+// Disk is the boot disk.
+type Disk struct {
+	Device  string `json:"device"` // e.g. /dev/vda
+	GUID    string `json:"guid"`
+	FoundBy string `json:"found_by"` // loader (partition UUID given by the loader) or only-candidate
+}
+
+// Slot is the slot that runs.
+type Slot struct {
+	Name        string `json:"name"`
+	Loaded      string `json:"loaded"` // slot whose kernel and initramfs run; "" when unknown
+	Reason      string `json:"reason"` // why this slot: committed, trial, fallback, last-resort
+	Trial       bool   `json:"trial"`
+	Priority    int    `json:"priority"`
+	Successful  bool   `json:"successful"`
+	TriesBefore int    `json:"tries_before"`
+	TriesAfter  int    `json:"tries_after"`
+}
+
+// Root is the verified root file system.
+type Root struct {
+	RootHash        string `json:"root_hash"`
+	HashSource      string `json:"hash_source"` // e.g. "signature partition, certificate <subject>"
+	Certificate     string `json:"certificate,omitempty"`
+	Filesystem      string `json:"filesystem"`
+	ImageID         string `json:"image_id"`
+	ImageVersion    string `json:"image_version"`
+	SecurityVersion int    `json:"security_version"`
+	KernelRelease   string `json:"kernel_release"`
+}
+
+// State is how the encrypted volume was found.
+type State struct {
+	// Unlocked: tpm2, recovery-key, passphrase, created, degraded.
+	Unlocked      string   `json:"unlocked"`
+	Keyslot       int      `json:"keyslot"`
+	Token         int      `json:"token"` // -1 when none was used
+	UUID          string   `json:"uuid,omitempty"`
+	Attempts      []string `json:"attempts,omitempty"` // what was tried before and why it failed
+	Recovery      string   `json:"recovery,omitempty"` // none, enrolled, waiting-to-be-shown
+	ReservedBytes int64    `json:"reserved_bytes,omitempty"`
+}
+
+// Fallback says that another slot should have run.
+type Fallback struct {
+	From   string `json:"from"`
+	Reason string `json:"reason"`
+	Class  string `json:"class"`
+}
+
+// Failure is one thing that went wrong and did not stop the boot.
+type Failure struct {
+	Stage string `json:"stage"`
+	Slot  string `json:"slot,omitempty"`
+	Class string `json:"class"` // image, environment, state
+	Error string `json:"error"`
+}
+
+// Mount is one mount that PID 1 made in the new root.
+type Mount struct {
+	What    string   `json:"what"`
+	Where   string   `json:"where"`
+	Type    string   `json:"type"`
+	Options []string `json:"options,omitempty"`
+}
+
+// TPM is what was measured and closed.
+type TPM struct {
+	Present bool     `json:"present"`
+	Banks   []string `json:"banks,omitempty"`
+	Capped  []int    `json:"capped,omitempty"` // PCRs extended so that no second unseal works
+	Policy  string   `json:"policy,omitempty"`
+	PCRs    []int    `json:"pcrs,omitempty"`
+}
+
+// Stage is the time one stage took, in microseconds since /init began.
+type Stage struct {
+	Name  string `json:"name"`
+	Start int64  `json:"start_us"`
+	End   int64  `json:"end_us"`
+}
+
+// Encode returns the report as indented JSON with a final newline.
+func (r *Report) Encode() ([]byte, error) {
+	b, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return nil, err
+	}
+	return append(b, '\n'), nil
+}

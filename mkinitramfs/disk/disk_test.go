@@ -1,0 +1,354 @@
+package disk
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"sealroot/init/config"
+	"sealroot/mkinitramfs/keys"
+	"sealroot/mkinitramfs/tools"
+	"sealroot/slots/gpt"
+	"sealroot/verity/signature"
+)
+
+// fakeKernel has the header of a bzImage and nothing else.
+func fakeKernel(version string) []byte {
+	b := make([]byte, 0x800)
+	copy(b[0x202:], "HdrS")
+	binary.LittleEndian.PutUint16(b[0x20e:], 0x100)
+	copy(b[0x300:], version)
+	return b
+}
+
+func TestKernelRelease(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		data []byte
+		want string
+	}{
+		{"real_form", fakeKernel("6.1.0-50-cloud-amd64 (someone@host) #1 SMP\x00"), "6.1.0-50-cloud-amd64"},
+		{"zeros", make([]byte, 0x800), ""},
+		{"short", []byte("MZ"), ""},
+		{"path_in_release", fakeKernel("../../etc x\x00"), ""},
+		{"no_end", append(fakeKernel("")[:0x300], bytes.Repeat([]byte("6"), 0x200)...), ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			got, err := KernelRelease(bytes.NewReader(tc.data))
+			if got != tc.want || (tc.want == "") != errors.Is(err, ErrKernel) {
+				t.Errorf("KernelRelease = %q, %v; want %q", got, err, tc.want)
+			}
+		})
+	}
+}
+
+func FuzzKernelRelease(f *testing.F) {
+	f.Add(fakeKernel("6.1.0 (x)\x00"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		got, err := KernelRelease(bytes.NewReader(data))
+		if (err != nil) != (got == "") || strings.Contains(got, "/") {
+			t.Errorf("KernelRelease = %q, %v", got, err)
+		}
+	})
+}
+
+func TestLayout(t *testing.T) {
+	need := needs{root: 100 * mib, esp: 20 * mib, verity: func(root int64) int64 { return root / 100 }}
+	for _, tc := range []struct {
+		name  string
+		sizes Sizes
+		ok    bool
+	}{
+		{"defaults", Sizes{}, true},
+		{"root_too_small", Sizes{Root: 99 * mib}, false},
+		{"root_not_aligned", Sizes{Root: 200*mib + 512}, false},
+		{"esp_too_small_for_both_slots", Sizes{ESP: 39 * mib}, false},
+		{"esp_too_small_for_fat32", Sizes{ESP: 33 * mib}, false},
+		{"disk_size_gives_the_state_the_rest", Sizes{Disk: 4096 * mib}, true},
+		{"disk_too_small", Sizes{Disk: 300 * mib}, false},
+		{"state_does_not_fit_on_the_disk", Sizes{Disk: 1024 * mib, State: 900 * mib}, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			parts, disk, err := layout(tc.sizes, need, []string{"a", "b"})
+			if !tc.ok {
+				if !errors.Is(err, ErrSize) || parts != nil || disk != 0 {
+					t.Errorf("layout = %v, %d, %v; want ErrSize", parts, disk, err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			end := alignment
+			for _, p := range parts {
+				if p.start != end || p.start%alignment != 0 || p.size <= 0 {
+					t.Errorf("partition %s at %d+%d, want it at %d", p.label, p.start, p.size, end)
+				}
+				end = p.start + p.size
+			}
+			if end+alignment > disk || tc.sizes.Disk > 0 && (disk != tc.sizes.Disk || end+alignment < disk) {
+				t.Errorf("partitions end at %d of %d", end, disk)
+			}
+		})
+	}
+}
+
+// builder makes a builder and a slot input with a made-up kernel and a tiny root.
+func builder(t *testing.T) (*Builder, SlotInput) {
+	t.Helper()
+	dir := t.TempDir()
+	keyDir := filepath.Join(dir, "keys")
+	if err := keys.Generate(keyDir, "test", time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	dep := ""
+	write := func(name, content string) string {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(content), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	for _, m := range []string{"dm_verity", "squashfs", "overlay", "loop", "dm_crypt", "ext4", "vfat"} {
+		dep += "kernel/" + m + ".ko:\n"
+		write("lib/modules/"+release+"/kernel/"+m+".ko", "module "+m)
+	}
+	write("lib/modules/"+release+"/modules.dep", dep)
+	root := write("root.tar", string(tarOf(t, append(mergedRoot(), entry{"sbin/init", strings.Repeat("init ", 100000), 0, ""}))))
+	kernel := write("vmlinuz", string(fakeKernel(release+" (x)\x00")))
+	signing, err := LoadSigning(keyDir, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := config.Config{
+		Name: "kiosk", Version: "1", Build: config.Production,
+		Boot:  config.Boot{Loader: config.LoaderUKI, Store: config.StoreGPT, Tries: 3},
+		Trust: config.Trust{Root: []string{"image.crt"}},
+		State: config.State{Create: "first-boot", Recovery: "later", Unlock: []string{"tpm2", "recovery-key"}, TPM2: config.TPM2{Policy: "signed-pcr11+7", PublicKey: "pcr.pub"}},
+	}.WithDefaults()
+	return &Builder{Tools: tools.New(), Log: io.Discard, Init: write("init", "program"), Signing: signing, Time: time.Unix(0, 0)},
+		SlotInput{Rootfs: root, Kernel: kernel, ModulesDir: dir, Config: &cfg, ConfigDir: keyDir, Cmdline: "console=ttyS0", RootModules: true}
+}
+
+// run runs a judge and returns what it says.
+func run(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	cmd.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Errorf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// part extracts a partition.
+func part(t *testing.T, disk, label string) (string, gpt.Partition) {
+	t.Helper()
+	f, err := os.Open(disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	table, err := gpt.Read(f, info.Size(), sectorSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := table.ByName(label)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), label)
+	out, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	if _, err := io.Copy(out, io.NewSectionReader(f, table.Offset(p), table.Size(p))); err != nil {
+		t.Fatal(err)
+	}
+	return path, p
+}
+
+// TestDiskAsOthersReadIt builds a disk with slot b on trial and lets other
+// people's tools look at it.
+func TestDiskAsOthersReadIt(t *testing.T) {
+	b, in := builder(t)
+	out := filepath.Join(t.TempDir(), "disk.img")
+	if err := b.Disk(t.Context(), Options{A: in, B: &in, BState: Trial, Output: out, Sizes: Sizes{State: 64 * mib}}); err != nil {
+		t.Fatal(err)
+	}
+	if text := run(t, "sgdisk", "-v", out); !strings.Contains(text, "No problems found") {
+		t.Errorf("sgdisk -v: %s", text)
+	}
+	if text := run(t, "sfdisk", "-V", out); !strings.Contains(text, "No errors detected") {
+		t.Errorf("sfdisk -V: %s", text)
+	}
+	for slot, want := range map[string]string{"a": "1 0 1", "b": "2 3 0"} {
+		_, p := part(t, out, gpt.RootLabel(slot))
+		var got []string
+		for _, flag := range []string{"-P", "-T", "-S"} {
+			got = append(got, strings.TrimSpace(run(t, "cgpt", "show", "-i", fmt.Sprint(p.Number), flag, out)))
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("cgpt says priority, tries, successful of slot %s are %v, want %s", slot, got, want)
+		}
+		checkSlot(t, b, out, slot)
+	}
+	esp, _ := part(t, out, gpt.LabelESP)
+	run(t, "fsck.vfat", "-n", esp)
+	files := run(t, "mdir", "-i", esp, "-/", "-b", "::")
+	for _, want := range []string{
+		"EFI/BOOT/BOOTX64.EFI", "EFI/Linux/sealroot-a.efi", "EFI/Linux/sealroot-b.efi", "sealroot/grubenv",
+		"sealroot/a/vmlinuz", "sealroot/a/initrd", "sealroot/b/vmlinuz", "sealroot/b/initrd",
+	} {
+		if !strings.Contains(files, "::/"+want+"\n") {
+			t.Errorf("no %s on the ESP:\n%s", want, files)
+		}
+	}
+	env := filepath.Join(t.TempDir(), "grubenv")
+	run(t, "mcopy", "-i", esp, "::/sealroot/grubenv", env)
+	if got, want := run(t, "grub-editenv", env, "list"), "sealroot_default=a\nsealroot_once=b\n"; got != want {
+		t.Errorf("grubenv = %q, want %q", got, want)
+	}
+	state, _ := part(t, out, gpt.LabelState)
+	run(t, "e2fsck", "-fn", state)
+}
+
+// checkSlot lets veritysetup and unsquashfs judge a slot, and our own reader
+// the signature (openssl judges that reader in its own package).
+func checkSlot(t *testing.T, b *Builder, disk, slot string) {
+	t.Helper()
+	root, _ := part(t, disk, gpt.RootLabel(slot))
+	hash, _ := part(t, disk, gpt.VerityLabel(slot))
+	sigPath, _ := part(t, disk, gpt.SigLabel(slot))
+	content, err := os.ReadFile(sigPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sig, err := signature.Read(bytes.NewReader(content))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rootHash, _, err := signature.Verify(sig, []*x509.Certificate{b.Signing.ImageCert})
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, "veritysetup", "verify", root, hash, hex.EncodeToString(rootHash))
+	if text := run(t, "unsquashfs", "-cat", root, "usr/lib/os-release"); !strings.Contains(text, "IMAGE_ID=\"kiosk\"\n") {
+		t.Errorf("os-release of slot %s: %s", slot, text)
+	}
+	// The judge can say no.
+	f, err := os.OpenFile(root, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	old := make([]byte, 1)
+	if _, err := f.ReadAt(old, 200); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte{old[0] ^ 1}, 200); err != nil {
+		t.Fatal(err)
+	}
+	if exec.Command("/usr/sbin/veritysetup", "verify", root, hash, hex.EncodeToString(rootHash)).Run() == nil {
+		t.Error("veritysetup accepts a changed root")
+	}
+}
+
+func TestEqualInputsGiveEqualRootHashes(t *testing.T) {
+	b, in := builder(t)
+	first, err := b.buildParts(t.Context(), in, filepath.Join(t.TempDir(), "1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// sqfstar would give the root directory the present second.
+	time.Sleep(1100 * time.Millisecond)
+	second, err := b.buildParts(t.Context(), in, filepath.Join(t.TempDir(), "2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(first.RootHash, second.RootHash) || !bytes.Equal(first.Initrd, second.Initrd) {
+		t.Errorf("root hashes %x and %x differ, or initramfs do", first.RootHash, second.RootHash)
+	}
+	in.Config.Version = "2"
+	third, err := b.buildParts(t.Context(), in, filepath.Join(t.TempDir(), "3"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bytes.Equal(first.RootHash, third.RootHash) {
+		t.Error("another version has the same root hash")
+	}
+}
+
+func TestEmptySlotB(t *testing.T) {
+	b, in := builder(t)
+	out := filepath.Join(t.TempDir(), "disk.img")
+	if err := b.Disk(t.Context(), Options{A: in, Output: out, Sizes: Sizes{State: 64 * mib}}); err != nil {
+		t.Fatal(err)
+	}
+	for _, label := range []string{gpt.RootLabel("b"), gpt.VerityLabel("b"), gpt.SigLabel("b"), gpt.LabelLog} {
+		path, p := part(t, out, label)
+		content, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p.Attributes != 0 || !allZero(content) {
+			t.Errorf("partition %s has attributes %v or content, want neither", label, p.Attributes)
+		}
+	}
+}
+
+func TestFailedBuildLeavesNothing(t *testing.T) {
+	b, in := builder(t)
+	dir := t.TempDir()
+	in.ModulesDir = "" // and the root has none
+	err := b.Disk(t.Context(), Options{A: in, Output: filepath.Join(dir, "disk.img")})
+	if !errors.Is(err, ErrRoot) {
+		t.Errorf("Disk = %v, want ErrRoot", err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 0 {
+		t.Errorf("a failed build left %v (%v)", entries, err)
+	}
+}
+
+func TestDiskRefuses(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		change func(*Builder, *Options)
+	}{
+		{"erofs", func(_ *Builder, o *Options) { o.A.Config.Root.Filesystem = "erofs" }},
+		{"signed_policy_without_key", func(b *Builder, _ *Options) { b.Signing.PCRKey = nil }},
+		{"stdin_for_both_slots", func(_ *Builder, o *Options) { o.A.Rootfs = "-"; in := o.A; o.B = &in }},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			b, in := builder(t)
+			o := Options{A: in, Output: filepath.Join(t.TempDir(), "disk.img")}
+			tc.change(b, &o)
+			if err := b.Disk(t.Context(), o); !errors.Is(err, ErrOptions) {
+				t.Errorf("Disk = %v, want ErrOptions", err)
+			}
+		})
+	}
+	if _, _, err := firstAttributes(true, "maybe", 3); !errors.Is(err, ErrOptions) {
+		t.Errorf("firstAttributes = %v, want ErrOptions", err)
+	}
+}

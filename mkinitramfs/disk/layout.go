@@ -1,0 +1,90 @@
+package disk
+
+import (
+	"errors"
+	"fmt"
+
+	"sealroot/slots/gpt"
+)
+
+const (
+	kib = int64(1) << 10
+	mib = int64(1) << 20
+
+	sectorSize = 512
+	// alignment of partitions; also the room left in front of the first one
+	// and behind the last one, where the two copies of the GPT are.
+	alignment = mib
+)
+
+// ErrSize means that sizes do not fit together.
+var ErrSize = errors.New("sizes do not fit")
+
+// Sizes are those that a person may choose, in bytes; 0 lets layout choose.
+type Sizes struct {
+	Root, ESP, State, Disk int64
+}
+
+// needs is what the images need, in bytes.
+type needs struct {
+	root   int64 // largest root image
+	verity func(root int64) int64
+	esp    int64 // files on the ESP for one slot
+}
+
+// partition is one partition of the disk that is to be made.
+type partition struct {
+	label, kind string
+	start, size int64 // bytes
+}
+
+// layout decides where every partition lies, and how large the disk is.
+func layout(sizes Sizes, need needs, slots []string) (parts []partition, disk int64, err error) {
+	rootSize := sizes.Root
+	if rootSize == 0 {
+		// Half as much again, for the images of years of updates.
+		rootSize = roundUp(need.root*3/2, 16*mib)
+	}
+	if rootSize < need.root || rootSize%alignment != 0 {
+		return nil, 0, fmt.Errorf("cannot give a root slot %d bytes: the image has %d, and a slot is a multiple of 1 MiB: %w", rootSize, need.root, ErrSize)
+	}
+	espSize := sizes.ESP
+	if espSize == 0 {
+		// Room for three boot sets: two slots and one being written.
+		espSize = max(roundUp(need.esp*3*5/4, 32*mib), 128*mib)
+	}
+	if espSize < need.esp*int64(len(slots)) || espSize < 34*mib || espSize%alignment != 0 {
+		return nil, 0, fmt.Errorf("cannot give the ESP %d bytes: FAT32 begins at 34 MiB, and the files of one slot have %d: %w", espSize, need.esp, ErrSize)
+	}
+	stateSize := sizes.State
+	if stateSize == 0 {
+		stateSize = 1024 * mib
+	}
+
+	at := alignment
+	add := func(label, kind string, size int64) {
+		parts = append(parts, partition{label, kind, at, size})
+		at += size
+	}
+	add(gpt.LabelBIOSBoot, gpt.TypeBIOSBoot, mib)
+	add(gpt.LabelESP, gpt.TypeESP, espSize)
+	for _, s := range slots {
+		add(gpt.RootLabel(s), gpt.TypeRoot, rootSize)
+		add(gpt.VerityLabel(s), gpt.TypeVerity, roundUp(need.verity(rootSize), alignment))
+		add(gpt.SigLabel(s), gpt.TypeSig, mib)
+	}
+	add(gpt.LabelLog, gpt.TypeLog, mib)
+	if sizes.Disk != 0 {
+		// The state is last, so that it can grow with the disk.
+		if stateSize = (sizes.Disk - at - alignment) / alignment * alignment; sizes.State > 0 {
+			stateSize = min(stateSize, sizes.State)
+		}
+	}
+	if stateSize < 32*mib || stateSize < sizes.State {
+		return nil, 0, fmt.Errorf("cannot give the state %d bytes; the other partitions take %d: %w", stateSize, at, ErrSize)
+	}
+	add(gpt.LabelState, gpt.TypeState, roundUp(stateSize, alignment))
+	return parts, max(at+alignment, sizes.Disk), nil
+}
+
+func roundUp(n, to int64) int64 { return (n + to - 1) / to * to }

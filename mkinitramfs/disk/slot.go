@@ -1,0 +1,302 @@
+package disk
+
+import (
+	"archive/tar"
+	"context"
+	"crypto"
+	"crypto/sha256"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"sealroot/init/config"
+	"sealroot/mkinitramfs/initramfs"
+	"sealroot/mkinitramfs/keys"
+	"sealroot/mkinitramfs/modules"
+	"sealroot/mkinitramfs/uki"
+	"sealroot/verity"
+	"sealroot/verity/signature"
+)
+
+// SlotInput is what one version is made from.
+type SlotInput struct {
+	Rootfs        string // directory, tar, or "-" for stdin
+	Kernel        string // bzImage
+	KernelVersion string // release; "" reads it from the kernel
+	ModulesDir    string // "" takes the modules out of the root
+	Config        *config.Config
+	ConfigDir     string
+	Cmdline       string // further kernel parameters
+	Extra         string // directory of files to add; "" for none
+	RootModules   bool   // the root must hold the kernel's modules
+}
+
+// Signing is what a builder signs with.
+type Signing struct {
+	Dir       string // key directory
+	ImageKey  crypto.Signer
+	ImageCert *x509.Certificate
+	PCRKey    crypto.Signer // nil: no signed PCR policy
+	PCRPublic []byte        // PEM
+	Secure    *uki.SecureBoot
+}
+
+// Parts is the boot set of one version. It does not know its slot: only the
+// unified kernel image names one, and is made last.
+type Parts struct {
+	Release   string // kernel release
+	Root      string // path of the root image
+	RootSize  int64
+	Params    verity.Params
+	Hash      string // path of superblock and hash tree
+	RootHash  []byte
+	Signature []byte // content of the signature partition
+	Kernel    []byte
+	Initrd    []byte
+	OSRelease []byte
+}
+
+// LoadSigning reads the keys of a key directory. The PCR key may be missing
+// when no policy is signed; the Secure Boot key may be missing.
+func LoadSigning(dir string, secure *uki.SecureBoot) (Signing, error) {
+	s := Signing{Dir: dir, Secure: secure}
+	var err error
+	if s.ImageKey, err = keys.LoadKey(filepath.Join(dir, keys.ImageKey)); err != nil {
+		return Signing{}, err
+	}
+	if s.ImageCert, err = keys.LoadCertificate(filepath.Join(dir, keys.ImageCert)); err != nil {
+		return Signing{}, err
+	}
+	s.PCRKey, err = keys.LoadKey(filepath.Join(dir, keys.PCRKey))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return Signing{}, err
+	default:
+		if s.PCRPublic, err = os.ReadFile(filepath.Join(dir, keys.PCRPublic)); err != nil {
+			return Signing{}, fmt.Errorf("cannot read PCR public key: %w", err)
+		}
+	}
+	if s.Secure != nil {
+		return s, nil
+	}
+	db := uki.SecureBoot{Key: filepath.Join(dir, keys.DBKey), Cert: filepath.Join(dir, keys.DBCert)}
+	if _, err := os.Stat(db.Key); err == nil {
+		s.Secure = &db
+	}
+	return s, nil
+}
+
+// buildParts makes everything of one version in dir.
+func (b *Builder) buildParts(ctx context.Context, in SlotInput, dir string) (Parts, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return Parts{}, fmt.Errorf("cannot make work directory: %w", err)
+	}
+	p := Parts{Root: filepath.Join(dir, "root.squashfs"), Hash: filepath.Join(dir, "root.verity"), Release: in.KernelVersion}
+	var err error
+	if p.Kernel, err = os.ReadFile(in.Kernel); err != nil {
+		return Parts{}, fmt.Errorf("cannot read kernel: %w", err)
+	}
+	if p.Release == "" {
+		if p.Release, err = b.kernelRelease(in.Kernel); err != nil {
+			return Parts{}, err
+		}
+	}
+	if err := b.step("root image, kernel "+p.Release, func() error { return b.rootImage(ctx, in, &p, dir) }); err != nil {
+		return Parts{}, err
+	}
+	if err := b.step("hash tree and signature", func() error { return b.protect(in, &p) }); err != nil {
+		return Parts{}, err
+	}
+	if err := b.step("initramfs", func() error { return b.initrd(ctx, in, &p, dir) }); err != nil {
+		return Parts{}, err
+	}
+	return p, nil
+}
+
+func (b *Builder) kernelRelease(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", fmt.Errorf("cannot read kernel: %w", err)
+	}
+	defer f.Close()
+	release, err := KernelRelease(f)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", path, err)
+	}
+	return release, nil
+}
+
+// modulesDir is where the initramfs takes its modules from: the directory
+// given, else what the root held.
+func modulesDir(in SlotInput, dir string) string {
+	if in.ModulesDir != "" {
+		return in.ModulesDir
+	}
+	return filepath.Join(dir, "modules")
+}
+
+// stampOf returns the newest time stamp that the image shall hold, and where to
+// read the root: one that comes on stdin is kept in dir, as it is read twice.
+func (b *Builder) stampOf(rootfs, dir string) (from string, stamp int64, err error) {
+	from = rootfs
+	if rootfs == "-" {
+		from = filepath.Join(dir, "root.tar")
+		if err := spool(b.Stdin, from); err != nil {
+			return "", 0, err
+		}
+	}
+	if b.Time.Unix() > 0 {
+		return from, b.Time.Unix(), nil
+	}
+	stamp, err = newest(from)
+	return from, stamp, err
+}
+
+// errReaderGone tells the filter that nobody reads its output any more.
+var errReaderGone = errors.New("the program that makes the image has ended")
+
+// rootImage streams the root through the filter into sqfstar.
+func (b *Builder) rootImage(ctx context.Context, in SlotInput, p *Parts, dir string) error {
+	edit := rootEdit{
+		release: p.Release, needModules: in.RootModules, extra: in.Extra, now: b.Time,
+		osRelease: map[string]string{
+			"IMAGE_ID":                  strconv.Quote(in.Config.Name),
+			"IMAGE_VERSION":             strconv.Quote(in.Config.Version),
+			"SEALROOT_SECURITY_VERSION": strconv.Itoa(in.Config.SecurityVersion),
+		},
+	}
+	if in.ModulesDir == "" {
+		edit.keepModules = modulesDir(in, dir)
+	} else if in.RootModules {
+		tree, err := modules.Open(ctx, in.ModulesDir, p.Release, b.depmod)
+		if err != nil {
+			return err
+		}
+		edit.addModules = tree
+	}
+	from, newest, err := b.stampOf(in.Rootfs, dir)
+	if err != nil {
+		return err
+	}
+	source, err := openRoot(from)
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	r, w := io.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		text, err := filterRoot(tar.NewReader(source), tar.NewWriter(w), edit)
+		p.OSRelease = text
+		w.CloseWithError(err)
+		done <- err
+	}()
+	// sqfstar gives the root directory the present time; only this variable,
+	// which bounds all time stamps, keeps it out of the image.
+	run := b.Tools.WithEnv("SOURCE_DATE_EPOCH=" + strconv.FormatInt(newest, 10))
+	runErr := run.Run(ctx, r, "sqfstar", "-comp", "zstd", "-b", "128K", "-reproducible",
+		"-root-mode", "0755", "-root-uid", "0", "-root-gid", "0",
+		"-exit-on-error", "-no-progress", "-quiet", p.Root)
+	_ = r.CloseWithError(errReaderGone)
+	// When the filter failed by itself, that is the cause of sqfstar's error.
+	if err := <-done; err != nil && !errors.Is(err, errReaderGone) {
+		return err
+	}
+	if runErr != nil {
+		return runErr
+	}
+	info, err := os.Stat(p.Root)
+	if err != nil {
+		return fmt.Errorf("cannot read root image: %w", err)
+	}
+	p.RootSize = info.Size()
+	return nil
+}
+
+// protect makes the hash tree and signs its root.
+func (b *Builder) protect(in SlotInput, p *Parts) error {
+	// Salt and UUID follow from the version, so that equal inputs give equal
+	// root hashes; nothing needs them to be unpredictable.
+	seed := fmt.Sprintf("sealroot image %q %q %d %q", in.Config.Name, in.Config.Version, in.Config.SecurityVersion, p.Release)
+	salt, id := sha256.Sum256([]byte("salt: "+seed)), sha256.Sum256([]byte("uuid: "+seed))
+	params, err := verity.NewParams(p.RootSize, salt[:], uuidFrom([16]byte(id[:16])))
+	if err != nil {
+		return err
+	}
+	data, err := os.Open(p.Root)
+	if err != nil {
+		return fmt.Errorf("cannot read root image: %w", err)
+	}
+	defer data.Close()
+	hash, err := os.Create(p.Hash)
+	if err != nil {
+		return fmt.Errorf("cannot write hash tree: %w", err)
+	}
+	p.Params = params
+	p.RootHash, err = verity.Format(data, params, hash)
+	if err := errors.Join(err, hash.Close()); err != nil {
+		return fmt.Errorf("cannot write hash tree: %w", err)
+	}
+	p.Signature, err = signature.Sign(p.RootHash, b.Signing.ImageCert, b.Signing.ImageKey)
+	return err
+}
+
+// initrd makes the initramfs.
+func (b *Builder) initrd(ctx context.Context, in SlotInput, p *Parts, dir string) error {
+	input, err := initramfs.Gather(ctx, initramfs.Sources{
+		Config: in.Config, ConfigDir: in.ConfigDir, KeysDir: b.Signing.Dir, Init: b.Init,
+		ModulesDir: modulesDir(in, dir), Release: p.Release, Depmod: b.depmod,
+	})
+	if err != nil {
+		return err
+	}
+	if !trusts(input, b.Signing.ImageCert) {
+		return fmt.Errorf("cannot make an image that would not boot: %s of %s is not among trust.root: %w",
+			keys.ImageCert, b.Signing.Dir, initramfs.ErrInput)
+	}
+	records, err := initramfs.Records(input)
+	if err != nil {
+		return err
+	}
+	var out sliceWriter
+	if err := initramfs.Write(&out, records, initramfs.Zstd); err != nil {
+		return err
+	}
+	p.Initrd = out
+	return nil
+}
+
+// trusts says whether the initramfs holds the certificate for root images.
+func trusts(in initramfs.Input, cert *x509.Certificate) bool {
+	for _, f := range in.Certificates["root"] {
+		certs, err := signature.ParseCertificates(f.Content)
+		if err != nil {
+			continue
+		}
+		for _, c := range certs {
+			if c.Equal(cert) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+type sliceWriter []byte
+
+func (s *sliceWriter) Write(p []byte) (int, error) {
+	*s = append(*s, p...)
+	return len(p), nil
+}
+
+// uuidFrom marks 16 bytes as a random UUID (RFC 9562, version 4).
+func uuidFrom(b [16]byte) [16]byte {
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return b
+}

@@ -1,0 +1,161 @@
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"sealroot/mkinitramfs/disk"
+	"sealroot/mkinitramfs/tools"
+	"sealroot/mkinitramfs/uki"
+	"sealroot/mkinitramfs/yamlconfig"
+)
+
+// slotFlags are the options that exist for each slot.
+type slotFlags struct {
+	rootfs, kernel, kernelVersion, modulesDir, config string
+}
+
+func (s *slotFlags) register(fs *flag.FlagSet, prefix, of string) {
+	fs.StringVar(&s.rootfs, prefix+"rootfs", "", "root file system"+of+": directory, tar (plain, gzip, xz, zstd), or - for a tar on stdin")
+	fs.StringVar(&s.kernel, prefix+"kernel", "", "kernel"+of+" (bzImage)")
+	fs.StringVar(&s.kernelVersion, prefix+"kernel-version", "", "kernel release"+of+" (default: read from the kernel)")
+	fs.StringVar(&s.modulesDir, prefix+"modules-dir", "", "directory with lib/modules/<release>"+of+" (default: the root)")
+	fs.StringVar(&s.config, prefix+"config", "", "configuration"+of+" (YAML)")
+}
+
+// orElse takes from other what is not given. A kernel and its modules belong
+// together.
+func (s *slotFlags) orElse(other slotFlags) {
+	if s.kernel == "" {
+		s.kernel, s.kernelVersion = other.kernel, other.kernelVersion
+		if s.modulesDir == "" {
+			s.modulesDir = other.modulesDir
+		}
+	}
+	if s.config == "" {
+		s.config = other.config
+	}
+}
+
+func (s *slotFlags) input(cmdline, extra string, rootModules bool) (disk.SlotInput, error) {
+	cfg, err := yamlconfig.Load(s.config)
+	if err != nil {
+		return disk.SlotInput{}, err
+	}
+	return disk.SlotInput{
+		Rootfs: s.rootfs, Kernel: s.kernel, KernelVersion: s.kernelVersion, ModulesDir: s.modulesDir,
+		Config: cfg, ConfigDir: filepath.Dir(s.config), Cmdline: cmdline, Extra: extra, RootModules: rootModules,
+	}, nil
+}
+
+// size is a flag in bytes with the suffixes K, M and G.
+type size int64
+
+func (s *size) String() string { return strconv.FormatInt(int64(*s), 10) }
+
+func (s *size) Set(text string) error {
+	number, unit := text, int64(1)
+	if i := strings.IndexAny(text, "KMG"); i >= 0 && i == len(text)-1 {
+		number = text[:i]
+		unit = map[byte]int64{'K': 1 << 10, 'M': 1 << 20, 'G': 1 << 30}[text[i]]
+	}
+	n, err := strconv.ParseInt(number, 10, 64)
+	if err != nil || n <= 0 || n > (1<<62)/unit {
+		return fmt.Errorf("%q is not a size such as 512M or 4G", text)
+	}
+	*s = size(n * unit)
+	return nil
+}
+
+// diskFlags is everything that the disk command can be told.
+type diskFlags struct {
+	a, b                         slotFlags
+	state, cmdline, extra, keys  string
+	out, init, sbKey, sbCert     string
+	noRootModules                bool
+	rootSize, espSize, stateSize size
+	diskSize                     size
+}
+
+func (f *diskFlags) register(fs *flag.FlagSet) {
+	f.a.register(fs, "", "")
+	f.b.register(fs, "slot-b-", " of slot b")
+	fs.StringVar(&f.state, "slot-b", string(disk.Good), "how slot b begins: good, trial or off")
+	fs.StringVar(&f.cmdline, "cmdline", "", "further kernel parameters, as \"console=ttyS0 quiet\"")
+	fs.StringVar(&f.extra, "extra", "", "directory of files to add to the root, or to replace there; owned by root")
+	fs.StringVar(&f.keys, "keys", "", "key directory (sealroot-mkinitramfs keys)")
+	fs.StringVar(&f.out, "o", "", "disk image to write")
+	fs.StringVar(&f.init, "init", "", "PID 1 (default: the file init beside this program)")
+	fs.StringVar(&f.sbKey, "secureboot-key", "", "key for Secure Boot (default: db.key of the key directory)")
+	fs.StringVar(&f.sbCert, "secureboot-cert", "", "certificate for Secure Boot")
+	fs.BoolVar(&f.noRootModules, "no-root-modules", false, "do not put kernel modules into a root that has none")
+	fs.Var(&f.rootSize, "root-size", "size of a root slot (default: 1.5 times the image)")
+	fs.Var(&f.espSize, "esp-size", "size of the EFI system partition (default: three boot sets)")
+	fs.Var(&f.stateSize, "state-size", "size of the state partition (default: 1G)")
+	fs.Var(&f.diskSize, "size", "size of the disk; the state partition gets what is left")
+}
+
+// diskCommand builds a disk image.
+func diskCommand(ctx context.Context, args []string, stdin io.Reader, stderr io.Writer) error {
+	fs := flag.NewFlagSet("sealroot-mkinitramfs disk", flag.ContinueOnError)
+	var f diskFlags
+	f.register(fs)
+	if err := parse(fs, args, stderr, "rootfs", "kernel", "config", "keys", "o"); err != nil {
+		return err
+	}
+	options, err := f.options()
+	if err != nil {
+		return err
+	}
+	var secure *uki.SecureBoot
+	if (f.sbKey == "") != (f.sbCert == "") {
+		return fmt.Errorf("cannot sign for Secure Boot with only one of --secureboot-key and --secureboot-cert")
+	}
+	if f.sbKey != "" {
+		secure = &uki.SecureBoot{Key: f.sbKey, Cert: f.sbCert}
+	}
+	signing, err := disk.LoadSigning(f.keys, secure)
+	if err != nil {
+		return err
+	}
+	initPath, err := findInit(f.init)
+	if err != nil {
+		return err
+	}
+	stamp, err := disk.BuildTime()
+	if err != nil {
+		return err
+	}
+	b := &disk.Builder{Tools: tools.New(), Stdin: stdin, Log: stderr, Init: initPath, Signing: signing, Time: stamp}
+	return b.Disk(ctx, options)
+}
+
+// options turns the flags into what is to be built.
+func (f *diskFlags) options() (disk.Options, error) {
+	o := disk.Options{
+		BState: disk.SlotState(f.state), Output: f.out,
+		Sizes: disk.Sizes{Root: int64(f.rootSize), ESP: int64(f.espSize), State: int64(f.stateSize), Disk: int64(f.diskSize)},
+	}
+	var err error
+	if o.A, err = f.a.input(f.cmdline, f.extra, !f.noRootModules); err != nil {
+		return disk.Options{}, err
+	}
+	if f.b.rootfs == "" {
+		if f.b != (slotFlags{}) {
+			return disk.Options{}, fmt.Errorf("cannot fill slot b without --slot-b-rootfs")
+		}
+		return o, nil
+	}
+	f.b.orElse(f.a)
+	b, err := f.b.input(f.cmdline, f.extra, !f.noRootModules)
+	if err != nil {
+		return disk.Options{}, err
+	}
+	o.B = &b
+	return o, nil
+}

@@ -1,0 +1,80 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// call runs the program.
+func call(t *testing.T, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	code = Main(t.Context(), args, strings.NewReader(""), &out, &errs)
+	return code, out.String(), errs.String()
+}
+
+func TestUsage(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		args []string
+		code int
+		want string // on stderr or stdout
+	}{
+		{"nothing", nil, 2, "disk --rootfs"},
+		{"help", []string{"--help"}, 0, "disk --rootfs"},
+		{"unknown_command", []string{"frobnicate"}, 2, "unknown command \"frobnicate\""},
+		{"unknown_flag", []string{"--frobnicate"}, 2, "frobnicate"},
+		{"output_missing", []string{"--config", "x"}, 2, "missing -o"},
+		{"disk_rootfs_missing", []string{"disk"}, 2, "missing -rootfs"},
+		{"keys_without_directory", []string{"keys"}, 2, "usage"},
+		{"disk_help", []string{"disk", "-h"}, 0, "slot-b-rootfs"},
+		{"stray_argument", []string{"tools", "x"}, 2, "unexpected argument"},
+		{"bad_size", []string{"disk", "--size", "4X"}, 2, "not a size"},
+		{"config_missing", []string{"-o", "x", "--kernel-version", "1", "--modules-dir", ".", "--config", "/nonexistent.yaml"}, 1, "/nonexistent.yaml"},
+		{"tools", []string{"tools"}, 0, "squashfs-tools"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			code, stdout, stderr := call(t, tc.args...)
+			if code != tc.code || !strings.Contains(stdout+stderr, tc.want) {
+				t.Errorf("status %d and %q, want %d and %q", code, stdout+stderr, tc.code, tc.want)
+			}
+		})
+	}
+}
+
+func TestSize(t *testing.T) {
+	for text, want := range map[string]int64{"512": 512, "4K": 4096, "3M": 3 << 20, "2G": 2 << 30, "": 0, "-1": 0, "1T": 0, "M": 0, "9223372036854775807G": 0} {
+		var s size
+		err := s.Set(text)
+		if int64(s) != want || (err != nil) != (want == 0) {
+			t.Errorf("size %q = %d, %v; want %d", text, s, err, want)
+		}
+	}
+}
+
+func TestKeysSaysWhichAreSecret(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "keys")
+	code, stdout, stderr := call(t, "keys", dir)
+	if code != 0 {
+		t.Fatal(stderr)
+	}
+	for line := range strings.Lines(stdout) {
+		path, _, _ := strings.Cut(line, " ")
+		if !strings.HasPrefix(path, dir) {
+			continue
+		}
+		secret := strings.HasSuffix(path, ".key")
+		if strings.Contains(line, "SECRET") != secret {
+			t.Errorf("%q, secret is %v", line, secret)
+		}
+		if info, err := os.Stat(path); err != nil || (info.Mode().Perm()&0o077 == 0) != secret {
+			t.Errorf("%s: mode of a file that is secret %v: %v, %v", path, secret, info, err)
+		}
+	}
+	if code, _, stderr := call(t, "keys", dir); code != 1 || !strings.Contains(stderr, "exist") {
+		t.Errorf("second time: status %d, %q; want 1 and a reason", code, stderr)
+	}
+}

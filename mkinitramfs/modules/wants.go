@@ -1,0 +1,102 @@
+package modules
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"sealroot/init/config"
+	"sealroot/mount/kmod"
+)
+
+// ErrUnknownSet means that a configuration names a module set that does not exist.
+var ErrUnknownSet = errors.New("unknown module set")
+
+// Want is one module that the initramfs should hold.
+type Want struct {
+	Name     string
+	Group    kmod.Group
+	Optional bool // not every kernel has it, or has it under this name
+}
+
+// set lists drivers by the hardware they are for. Kernels differ in what they
+// build in and in names, so members of a set are optional.
+func set(name string) ([]string, bool) {
+	sets := map[string][]string{
+		"virtio":   {"virtio_pci", "virtio_mmio", "virtio_blk", "virtio_scsi", "sd_mod", "virtio_rng"},
+		"nvme":     {"nvme"},
+		"ahci":     {"ahci", "sd_mod"},
+		"usb":      {"xhci_pci", "ehci_pci", "uhci_hcd", "uas", "usb_storage", "sd_mod", "usbhid", "hid_generic"},
+		"tpm":      {"tpm_tis", "tpm_crb"},
+		"keyboard": {"i8042", "atkbd"},
+		"watchdog": {"i6300esb", "lpc_ich", "i2c_i801", "iTCO_wdt"},
+	}
+	s, ok := sets[name]
+	return s, ok
+}
+
+// SetNames returns the names that a configuration may use in modules.sets.
+func SetNames() []string {
+	return []string{"ahci", "nvme", "tpm", "usb", "virtio", "watchdog"}
+}
+
+// For returns what a configuration needs, in load order.
+func For(cfg *config.Config) ([]Want, error) {
+	// The hash accelerator comes first: the signature check of every later
+	// module then uses it, which is a sixth of the time of a whole boot. Like
+	// every accelerator it is a driver of the CPU: others refuse it.
+	wants := []Want{{"sha256_ssse3", kmod.GroupDriver, true}}
+
+	sets := slices.Clone(cfg.Modules.Sets)
+	sets = append(sets, "tpm", "keyboard") // a passphrase may have to be typed
+	if cfg.Boot.Watchdog.Seconds > 0 {
+		sets = append(sets, "watchdog")
+	}
+	for _, name := range sets {
+		members, ok := set(name)
+		if !ok {
+			return nil, fmt.Errorf("cannot use modules.sets %q: %w; known: %s", name, ErrUnknownSet, strings.Join(SetNames(), ", "))
+		}
+		for _, m := range members {
+			wants = append(wants, Want{m, kmod.GroupDriver, true})
+		}
+	}
+	for _, m := range cfg.Modules.Add {
+		wants = append(wants, Want{normalize(m), kmod.GroupDriver, false})
+	}
+
+	fs := cfg.Root.Filesystem
+	if fs == "" {
+		fs = "squashfs"
+	}
+	wants = append(wants, Want{"dm_verity", kmod.GroupRoot, false}, Want{fs, kmod.GroupRoot, false}, Want{"overlay", kmod.GroupRoot, false})
+	wants = append(wants, stateWants(cfg)...)
+	return append(wants,
+		Want{"vfat", kmod.GroupHint, false},
+		// FAT needs its code page and its character set as modules; which ones
+		// are the kernel's defaults is a matter of the kernel's configuration.
+		Want{"nls_cp437", kmod.GroupHint, true}, Want{"nls_ascii", kmod.GroupHint, true},
+		Want{"nls_iso8859_1", kmod.GroupHint, true}, Want{"nls_utf8", kmod.GroupHint, true},
+		Want{"efivarfs", kmod.GroupHint, true},
+	), nil
+}
+
+// stateWants returns what the encrypted volume needs.
+func stateWants(cfg *config.Config) []Want {
+	fs := cfg.State.Filesystem
+	if fs == "" {
+		fs = "ext4"
+	}
+	wants := []Want{
+		{"loop", kmod.GroupState, false},
+		{"aesni_intel", kmod.GroupDriver, true},
+		{"xts", kmod.GroupState, true},
+		{"dm_crypt", kmod.GroupState, false},
+		{"ext4", kmod.GroupState, false}, // the outer file system
+	}
+	if fs != "ext4" {
+		wants = append(wants, Want{fs, kmod.GroupState, false})
+	}
+	return wants
+}

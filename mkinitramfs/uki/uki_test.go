@@ -1,0 +1,144 @@
+package uki
+
+import (
+	"bytes"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"debug/pe"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"sealroot/mkinitramfs/keys"
+	"sealroot/mkinitramfs/tools"
+	"sealroot/state/tpm/pcrsig"
+)
+
+func testImage(t *testing.T) Image {
+	t.Helper()
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Image{
+		OSRelease: []byte("ID=test\n"), Cmdline: Cmdline("a", " console=ttyS0  quiet "),
+		Kernel: bytes.Repeat([]byte("kernel"), 50001), Initrd: bytes.Repeat([]byte("initrd"), 30001),
+		PCRPublicKey: pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), PCRKey: key,
+	}
+}
+
+func TestCmdline(t *testing.T) {
+	got, want := testImage(t).Cmdline, "sealroot.slot=a panic=10 console=ttyS0 quiet"
+	if got != want {
+		t.Errorf("Cmdline = %q, want %q", got, want)
+	}
+}
+
+func TestSectionsDoNotOverlap(t *testing.T) {
+	out := filepath.Join(t.TempDir(), "x.efi")
+	im := testImage(t)
+	if err := Build(t.Context(), tools.New(), im, nil, out, t.TempDir()); err != nil {
+		t.Fatal(err)
+	}
+	f, err := pe.Open(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	end := uint32(0)
+	for _, s := range f.Sections {
+		if s.VirtualAddress < end {
+			t.Errorf("section %s at %#x begins before %#x", s.Name, s.VirtualAddress, end)
+		}
+		end = s.VirtualAddress + s.VirtualSize
+	}
+	got, err := f.Section(".initrd").Data()
+	if err != nil || !bytes.Equal(got[:len(im.Initrd)], im.Initrd) {
+		t.Errorf(".initrd does not hold the initramfs (%v)", err)
+	}
+}
+
+// TestPCR11AsSystemdComputesIt compares the value that was signed with what
+// systemd-measure says the stub will measure.
+func TestPCR11AsSystemdComputesIt(t *testing.T) {
+	im := testImage(t)
+	list, err := im.sections()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	args := []string{"calculate", "--phase=enter-initrd"}
+	for _, s := range list {
+		if s.Name == ".pcrsig" {
+			continue // not measured
+		}
+		file := filepath.Join(dir, s.Name)
+		if err := os.WriteFile(file, s.Data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		args = append(args, "--"+strings.TrimPrefix(s.Name, ".")+"="+file)
+	}
+	for _, bank := range pcrsig.Banks() {
+		args = append(args, "--bank="+string(bank))
+	}
+	out, err := exec.Command("/usr/lib/systemd/systemd-measure", args...).Output()
+	if err != nil {
+		t.Fatalf("systemd-measure: %v", err)
+	}
+	for _, bank := range pcrsig.Banks() {
+		pcr, err := pcrsig.PCR11(bank, list, pcrsig.PhaseEnterInitrd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := "11:" + string(bank) + "=" + hex.EncodeToString(pcr); !strings.Contains(string(out), want) {
+			t.Errorf("systemd-measure says\n%swant %s", out, want)
+		}
+	}
+}
+
+func TestSecureBootSignature(t *testing.T) {
+	dir := t.TempDir()
+	if err := keys.Generate(filepath.Join(dir, "k"), "test", time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if err := keys.Generate(filepath.Join(dir, "other"), "test", time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	sb := &SecureBoot{Key: filepath.Join(dir, "k", keys.DBKey), Cert: filepath.Join(dir, "k", keys.DBCert)}
+	out := filepath.Join(dir, "x.efi")
+	if err := Build(t.Context(), tools.New(), testImage(t), sb, out, dir); err != nil {
+		t.Fatal(err)
+	}
+	verify := func(cert string) error { return exec.Command("sbverify", "--cert", cert, out).Run() }
+	if err := verify(sb.Cert); err != nil {
+		t.Errorf("sbverify: %v", err)
+	}
+	if verify(filepath.Join(dir, "other", keys.DBCert)) == nil {
+		t.Error("sbverify accepts another certificate")
+	}
+}
+
+func TestStubThatIsNone(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "stub")
+	if err := os.WriteFile(path, []byte("MZ nothing"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := firstFree(path); !errors.Is(err, ErrStub) {
+		t.Errorf("firstFree = %v, want ErrStub", err)
+	}
+	r := tools.Runner{Root: t.TempDir()}
+	if err := Build(t.Context(), r, Image{}, nil, path, t.TempDir()); !errors.Is(err, tools.ErrMissing) {
+		t.Errorf("Build without stub = %v, want ErrMissing", err)
+	}
+}

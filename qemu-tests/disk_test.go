@@ -1,0 +1,232 @@
+package qemutests
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// Disk is the raw image of a disk that belongs to one test. Its methods look at
+// it from the host, with other people's tools, while no machine runs on it.
+type Disk struct{ Path string }
+
+const sectorSize = 512
+
+// Partition is one row of the partition table, as sfdisk reads it.
+type Partition struct {
+	Number       int
+	Name         string `json:"name"`
+	Type         string `json:"type"`
+	UUID         string `json:"uuid"`
+	Start        int64  `json:"start"` // sectors
+	Size         int64  `json:"size"`  // sectors
+	Offset       int64  // bytes
+	Bytes        int64
+	AttributeSet string `json:"attrs"`
+}
+
+// Partitions returns the partition table.
+func (d *Disk) Partitions(t *testing.T) []Partition {
+	t.Helper()
+	var dump struct {
+		PartitionTable struct {
+			Partitions []struct {
+				Partition
+				Node string `json:"node"`
+			} `json:"partitions"`
+		} `json:"partitiontable"`
+	}
+	if err := json.Unmarshal([]byte(tool(t, "sfdisk", "--json", d.Path)), &dump); err != nil {
+		t.Fatalf("sfdisk --json: %v", err)
+	}
+	var all []Partition
+	for _, row := range dump.PartitionTable.Partitions {
+		p := row.Partition
+		if _, err := fmt.Sscanf(strings.TrimPrefix(row.Node, d.Path), "%d", &p.Number); err != nil {
+			t.Fatalf("sfdisk --json: node %q: %v", row.Node, err)
+		}
+		p.Offset, p.Bytes = p.Start*sectorSize, p.Size*sectorSize
+		all = append(all, p)
+	}
+	return all
+}
+
+// Part returns the partition with the given name.
+func (d *Disk) Part(t *testing.T, name string) Partition {
+	t.Helper()
+	for _, p := range d.Partitions(t) {
+		if p.Name == name {
+			return p
+		}
+	}
+	t.Fatalf("%s has no partition %q", d.Path, name)
+	return Partition{}
+}
+
+// Extract copies a partition to a file of its own and returns its path.
+func (d *Disk) Extract(t *testing.T, name string) string {
+	t.Helper()
+	p := d.Part(t, name)
+	path := filepath.Join(t.TempDir(), name)
+	tool(t, "dd", "if="+d.Path, "of="+path, "bs=1M", "conv=sparse", "iflag=skip_bytes,count_bytes",
+		fmt.Sprintf("skip=%d", p.Offset), fmt.Sprintf("count=%d", p.Bytes))
+	if err := os.Truncate(path, p.Bytes); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// Read returns bytes of a partition.
+func (d *Disk) Read(t *testing.T, name string, offset, length int64) []byte {
+	t.Helper()
+	f, err := os.Open(d.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	data := make([]byte, length)
+	if _, err := f.ReadAt(data, d.Part(t, name).Offset+offset); err != nil && err != io.EOF {
+		t.Fatal(err)
+	}
+	return data
+}
+
+// Write changes bytes of a partition, as somebody with the disk in hand would.
+func (d *Disk) Write(t *testing.T, name string, offset int64, data []byte) {
+	t.Helper()
+	d.writeAt(t, d.Part(t, name).Offset+offset, data)
+}
+
+func (d *Disk) writeAt(t *testing.T, offset int64, data []byte) {
+	t.Helper()
+	f, err := os.OpenFile(d.Path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(data, offset); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Flip inverts one byte of a partition.
+func (d *Disk) Flip(t *testing.T, name string, offset int64) {
+	t.Helper()
+	b := d.Read(t, name, offset, 1)
+	d.Write(t, name, offset, []byte{^b[0]})
+}
+
+// PutESP replaces a file of the EFI system partition.
+func (d *Disk) PutESP(t *testing.T, path string, data []byte) {
+	t.Helper()
+	source := filepath.Join(t.TempDir(), "file")
+	writeFile(t, source, data, 0o644)
+	tool(t, "mcopy", "-o", "-i", d.espImage(t), source, "::"+path)
+}
+
+// GetESP returns a file of the EFI system partition.
+func (d *Disk) GetESP(t *testing.T, path string) []byte {
+	t.Helper()
+	return []byte(tool(t, "mtype", "-i", d.espImage(t), "::"+path))
+}
+
+// espImage names the EFI system partition in mtools' way.
+func (d *Disk) espImage(t *testing.T) string {
+	t.Helper()
+	return fmt.Sprintf("%s@@%d", d.Path, d.Part(t, "esp").Offset)
+}
+
+// Grubenv returns GRUB's environment as grub-editenv lists it.
+func (d *Disk) Grubenv(t *testing.T) map[string]string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "grubenv")
+	writeFile(t, path, d.GetESP(t, "/sealroot/grubenv"), 0o644)
+	vars := make(map[string]string)
+	for line := range strings.Lines(tool(t, "grub-editenv", path, "list")) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		vars[name] = value
+	}
+	return vars
+}
+
+// SlotBits are a slot's attribute bits as cgpt reads them.
+type SlotBits struct{ Priority, Tries, Successful int }
+
+// Slot returns the attribute bits of a slot.
+func (d *Disk) Slot(t *testing.T, slot string) SlotBits {
+	t.Helper()
+	number := d.Part(t, "root-"+slot).Number
+	bit := func(flag string) (n int) {
+		output := tool(t, "cgpt", "show", "-i", fmt.Sprint(number), flag, d.Path)
+		if _, err := fmt.Sscan(output, &n); err != nil {
+			t.Fatalf("cgpt show %s: %q: %v", flag, output, err)
+		}
+		return n
+	}
+	return SlotBits{bit("-P"), bit("-T"), bit("-S")}
+}
+
+// CheckTable has sfdisk and sgdisk judge the partition table.
+func (d *Disk) CheckTable(t *testing.T) {
+	t.Helper()
+	if problem := tableProblem(t, d.Path); problem != "" {
+		t.Errorf("the partition table: %s", problem)
+	}
+}
+
+// tableProblem returns what sfdisk or sgdisk find wrong, "" for nothing.
+func tableProblem(t *testing.T, path string) string {
+	t.Helper()
+	output, err := runTool("sfdisk", "-V", path)
+	if err != nil || !strings.Contains(output, "No errors detected") {
+		return "sfdisk -V: " + output
+	}
+	// sgdisk's exit status says nothing: it is 0 on a ruined header too.
+	output, err = runTool("sgdisk", "-v", path)
+	if err != nil || !strings.Contains(output, "No problems found") {
+		return "sgdisk -v: " + output
+	}
+	return ""
+}
+
+// CheckVerity has veritysetup judge a slot's image and hash tree.
+func (d *Disk) CheckVerity(t *testing.T, slot string) {
+	t.Helper()
+	output, err := runTool("veritysetup", "verify", d.Extract(t, "root-"+slot), d.Extract(t, "root-"+slot+"-verity"), d.rootHash(t, slot))
+	if err != nil {
+		t.Errorf("veritysetup verify of slot %s: %v: %s", slot, err, output)
+	}
+}
+
+// rootHash returns the root hash that a slot's signature partition names.
+func (d *Disk) rootHash(t *testing.T, slot string) string {
+	t.Helper()
+	name := "root-" + slot + "-verity-sig"
+	var signature struct {
+		RootHash string `json:"rootHash"`
+	}
+	sig := strings.TrimRight(string(d.Read(t, name, 0, d.Part(t, name).Bytes)), "\x00")
+	if err := json.Unmarshal([]byte(sig), &signature); err != nil {
+		t.Fatalf("slot %s's signature: %v", slot, err)
+	}
+	return signature.RootHash
+}
+
+// EncryptedImage copies encrypted.img out of the state partition and returns
+// its path.
+func (d *Disk) EncryptedImage(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "encrypted.img")
+	state := d.Extract(t, "state")
+	// The journal of a machine whose power was cut is replayed first.
+	runTool("e2fsck", "-p", state)
+	tool(t, "debugfs", "-R", "dump /encrypted.img "+path, state)
+	if _, err := os.Stat(path); err != nil {
+		t.Fatalf("the state partition has no encrypted.img: %s", tool(t, "debugfs", "-R", "ls -l /", state))
+	}
+	return path
+}

@@ -1,0 +1,178 @@
+package qemutests
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+	"testing"
+
+	"sealroot/qemu-tests/machine"
+)
+
+// loaders are the two ways a machine with slots starts.
+var loaders = []struct {
+	name     string
+	firmware machine.Firmware
+	image    Image
+	// kernelFile is slot b's kernel on the EFI system partition.
+	kernelFile string
+}{
+	{"bios_grub", BIOS, Image{Config: "bios"}, "/sealroot/b/vmlinuz"},
+	{"uefi_uki", UEFISecure, Image{Config: "uki", SecureBoot: true}, "/EFI/Linux/sealroot-b.efi"},
+}
+
+// A slot on trial that nobody commits is booted three times, then the other
+// slot runs and says why.
+func TestUncommittedTrialFallsBack(t *testing.T) {
+	for _, tc := range loaders {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			tc.image.B = &SlotB{}
+			disk := tc.image.Build(t)
+			vm := NewMachine(t, tc.firmware, disk).WithTPM().Boot()
+			for left := 2; left >= 0; left-- {
+				r := vm.UpIn("b")
+				if r.Slot.TriesBefore != left+1 || r.Slot.TriesAfter != left || !r.Slot.Trial {
+					t.Errorf("slot %+v, want a trial with %d tries left", r.Slot, left)
+				}
+				vm.Reboot()
+			}
+			r := vm.UpIn("a")
+			if r.FellBack == nil || r.FellBack.From != "b" || !strings.Contains(r.FellBack.Reason, "commit") {
+				t.Errorf("fell back: %+v, want from b because of no commit", r.FellBack)
+			}
+			vm.PowerOff()
+			disk.CheckTable(t)
+			if got := disk.Slot(t, "a"); got.Successful != 1 {
+				t.Errorf("slot a is %+v, want successful", got)
+			}
+		})
+	}
+}
+
+// A committed trial stays.
+func TestCommittedTrialStays(t *testing.T) {
+	for _, tc := range loaders {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			tc.image.B = &SlotB{}
+			disk := tc.image.Build(t)
+			m := NewMachine(t, tc.firmware, disk).WithTPM()
+			vm := m.Boot()
+			vm.UpIn("b")
+			vm.Run("sealroot commit")
+			for range 2 {
+				vm.Reboot()
+				if r := vm.UpIn("b"); r.Slot.Reason != "committed" || r.Slot.Loaded != "b" {
+					t.Errorf("slot %+v, want b committed, by its own kernel", r.Slot)
+				}
+			}
+			vm.PowerOff()
+			if got := disk.Slot(t, "b"); got.Successful != 1 || got.Priority <= disk.Slot(t, "a").Priority {
+				t.Errorf("slot b is %+v, a is %+v, want b successful and first", got, disk.Slot(t, "a"))
+			}
+		})
+	}
+}
+
+// An image that was changed, or whose signature is wrong, is never run; the
+// other slot is.
+func TestBrokenImageFallsBack(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		spoil func(t *testing.T, disk *Disk)
+		want  string
+	}{
+		// The superblock of the squashfs: read by every boot.
+		{"flipped_byte", func(t *testing.T, d *Disk) { d.Flip(t, "root-b", 8) }, "image"},
+		{"flipped_byte_of_hash_tree", func(t *testing.T, d *Disk) { d.Flip(t, "root-b-verity", 4096+3) }, "image"},
+		{"wrong_signature", func(t *testing.T, d *Disk) {
+			// One digit of the signed root hash.
+			sig := d.Read(t, "root-b-verity-sig", 0, 4096)
+			at := bytes.Index(sig, []byte(`"rootHash"`)) + len(`"rootHash"`)
+			at += bytes.IndexByte(sig[at:], '"') + 1
+			digit := byte('0')
+			if sig[at] == '0' {
+				digit = '1'
+			}
+			d.Write(t, "root-b-verity-sig", int64(at), []byte{digit})
+		}, "image"},
+	} {
+		for _, mode := range []string{"trial", "good"} {
+			t.Run(tc.name+"_"+mode, func(t *testing.T) {
+				t.Parallel()
+				disk := Image{B: &SlotB{Mode: mode}}.Build(t)
+				if mode == "good" {
+					// b is the first choice and committed.
+					tool(t, "cgpt", "add", "-i", fmt.Sprint(disk.Part(t, "root-b").Number), "-P", "14", disk.Path)
+				}
+				tc.spoil(t, disk)
+				vm := NewMachine(t, BIOS, disk).WithTPM().Boot()
+				r := vm.UpIn("a")
+				if r.FellBack == nil || r.FellBack.From != "b" || r.FellBack.Class != tc.want {
+					t.Errorf("fell back: %+v, want from b, class %s", r.FellBack, tc.want)
+				}
+				vm.PowerOff()
+				a, b := disk.Slot(t, "a"), disk.Slot(t, "b")
+				switch {
+				case a.Successful != 1:
+					t.Errorf("slot a is %+v, want successful", a)
+				case mode == "good" && (b.Successful != 1 || b.Priority >= a.Priority):
+					t.Errorf("slot b is %+v, a %+v: want b last, and still successful", b, a)
+				case mode == "trial" && b != SlotBits{}:
+					t.Errorf("slot b is %+v, want it unbootable", b)
+				}
+			})
+		}
+	}
+}
+
+// A kernel that cannot be loaded, and one that dies before init: the machine
+// comes back by itself and says so.
+func TestDeadKernelFallsBack(t *testing.T) {
+	for _, tc := range loaders {
+		t.Run(tc.name+"_zeros", func(t *testing.T) {
+			t.Parallel()
+			tc.image.B = &SlotB{}
+			disk := tc.image.Build(t)
+			disk.PutESP(t, tc.kernelFile, make([]byte, 1<<20))
+			deadKernel(t, NewMachine(t, tc.firmware, disk))
+		})
+	}
+	t.Run("bios_grub_panics", func(t *testing.T) {
+		t.Parallel()
+		disk := Image{B: &SlotB{}}.Build(t)
+		// Nothing to run: the kernel panics, and panic=10 restarts it.
+		disk.PutESP(t, "/sealroot/b/initrd", make([]byte, 4096))
+		deadKernel(t, NewMachine(t, BIOS, disk))
+	})
+}
+
+// deadKernel boots until slot b is given up.
+func deadKernel(t *testing.T, m *Machine) {
+	t.Helper()
+	vm := m.WithTPM().Boot()
+	for range 4 {
+		vm.UpIn("a")
+		if strings.Contains(vm.Run("sealroot status"), "kernel never reached init") {
+			break
+		}
+		vm.Reboot()
+	}
+	if text := vm.Run("sealroot status"); !strings.Contains(text, "kernel never reached init") {
+		t.Errorf("sealroot status does not say why slot b does not run:\n%s", text)
+	}
+	// It is not tried for ever.
+	for range 3 {
+		vm.Reboot()
+		vm.UpIn("a")
+	}
+	vm.PowerOff()
+	disk := &Disk{Path: m.Config.Disk}
+	if b := disk.Slot(t, "b"); b.Tries != 0 || b.Successful != 0 {
+		t.Errorf("slot b is %+v, want given up", b)
+	}
+	if a := disk.Slot(t, "a"); a.Successful != 1 {
+		t.Errorf("slot a is %+v, want successful", a)
+	}
+}

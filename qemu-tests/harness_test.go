@@ -1,0 +1,263 @@
+package qemutests
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sealroot/qemu-tests/machine"
+)
+
+// The machine kinds, short for the tests.
+const (
+	BIOS         = machine.BIOS
+	UEFI         = machine.UEFI
+	UEFISecure   = machine.UEFISecure
+	DirectKernel = machine.DirectKernel
+)
+
+// How long things may take on a slow machine with two guests at work.
+const (
+	bootTime    = 4 * time.Minute // from power on to a login
+	probeTime   = 2 * time.Minute // from power on to the probe
+	commandTime = 2 * time.Minute
+)
+
+// Machine is a computer that a test owns: what is in it stays from boot to boot.
+type Machine struct {
+	Config machine.Config
+
+	t     *testing.T
+	boots int
+}
+
+// NewMachine returns a computer with a disk (nil for none).
+func NewMachine(t *testing.T, firmware machine.Firmware, disk *Disk) *Machine {
+	t.Helper()
+	m := &Machine{t: t, Config: machine.Config{Dir: t.TempDir(), Firmware: firmware}}
+	if disk != nil {
+		m.Config.Disk = disk.Path
+	}
+	return m
+}
+
+// WithTPM adds a new TPM: the one before is replaced, as when the disk moves to
+// another computer.
+func (m *Machine) WithTPM() *Machine {
+	m.t.Helper()
+	m.Config.TPM = m.t.TempDir()
+	return m
+}
+
+// LoadSlot makes a DirectKernel machine load a slot's kernel and initramfs from
+// the disk, without saying which slot they are of.
+func (m *Machine) LoadSlot(slot string) {
+	m.t.Helper()
+	disk := &Disk{Path: m.Config.Disk}
+	dir := m.t.TempDir()
+	for name, field := range map[string]*string{"vmlinuz": &m.Config.Kernel, "initrd": &m.Config.Initrd} {
+		*field = filepath.Join(dir, name)
+		writeFile(m.t, *field, disk.GetESP(m.t, "/sealroot/"+slot+"/"+name), 0o644)
+	}
+	m.Config.Cmdline = "console=ttyS0 panic=10"
+}
+
+// VM is one run of a machine; every method ends the test when it fails.
+type VM struct {
+	guest *machine.Guest
+	t     *testing.T
+	place *os.File // one of guestsAtOnce
+}
+
+// Boot switches the machine on. It is killed at the end of the test.
+func (m *Machine) Boot() *VM {
+	m.t.Helper()
+	m.boots++
+	dir := logDir(m.t)
+	name := filepath.Join(dir, fmt.Sprintf("console-%d.log", m.boots))
+	log, err := os.Create(name)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	c := m.Config
+	c.Log = log
+	place := waitForRoom(m.t)
+	guest, err := machine.Start(c)
+	if err != nil {
+		place.Close()
+		m.t.Fatal(err)
+	}
+	vm := &VM{guest: guest, t: m.t, place: place}
+	m.t.Cleanup(func() {
+		vm.Kill()
+		if m.t.Failed() {
+			m.t.Logf("qemu: %s\nconsole (whole: %s), last lines:\n%s", guest.CommandLine(), name, guest.Tail(60))
+		}
+		log.Close()
+	})
+	return vm
+}
+
+// Expect waits for text that matches and comes after what was matched before.
+// It returns the match and its groups.
+func (vm *VM) Expect(pattern string, timeout time.Duration) []string {
+	vm.t.Helper()
+	groups, err := vm.guest.Expect(regexp.MustCompile(pattern), timeout)
+	if err != nil {
+		vm.t.Fatal(err)
+	}
+	return groups
+}
+
+// Send types text on the console.
+func (vm *VM) Send(text string) {
+	vm.t.Helper()
+	if err := vm.guest.Send(text); err != nil {
+		vm.t.Fatal(err)
+	}
+}
+
+// Run runs a command in the guest, which must succeed, and returns its output
+// without the last newline.
+func (vm *VM) Run(command string) string {
+	vm.t.Helper()
+	output, status := vm.TryRun(command)
+	if status != 0 {
+		vm.t.Fatalf("%q in the guest: exit status %d: %s", command, status, output)
+	}
+	return output
+}
+
+// TryRun runs a command that may fail in the guest.
+func (vm *VM) TryRun(command string) (output string, status int) {
+	vm.t.Helper()
+	output, status, err := vm.guest.Run(command, commandTime)
+	if err != nil {
+		vm.t.Fatal(err)
+	}
+	return strings.TrimSuffix(output, "\n"), status
+}
+
+// WaitReady waits until the guest has started (again) so far that it runs commands.
+func (vm *VM) WaitReady(timeout time.Duration) {
+	vm.t.Helper()
+	if err := vm.guest.WaitReady(timeout); err != nil {
+		vm.t.Fatal(err)
+	}
+}
+
+// PowerOff shuts the guest down in order and waits until it is off.
+func (vm *VM) PowerOff() {
+	vm.t.Helper()
+	vm.TryRun("poweroff")
+	vm.WaitPowerOff(commandTime)
+}
+
+// WaitPowerOff waits until the machine is off.
+func (vm *VM) WaitPowerOff(timeout time.Duration) {
+	vm.t.Helper()
+	if err := vm.guest.Wait(timeout); err != nil {
+		vm.t.Fatal(err)
+	}
+	vm.place.Close()
+}
+
+// Reboot restarts the guest in order; WaitReady or Expect follow.
+func (vm *VM) Reboot() {
+	vm.t.Helper()
+	vm.TryRun("reboot")
+}
+
+// Reset presses the reset button.
+func (vm *VM) Reset() {
+	vm.t.Helper()
+	if err := vm.guest.Monitor("system_reset", nil); err != nil {
+		vm.t.Fatal(err)
+	}
+}
+
+// Kill cuts the power.
+func (vm *VM) Kill() {
+	vm.guest.Kill()
+	vm.place.Close()
+}
+
+// Never fails the test if the console has shown matching text so far.
+func (vm *VM) Never(pattern string) {
+	vm.t.Helper()
+	if found := regexp.MustCompile(pattern).FindString(vm.guest.Console()); found != "" {
+		vm.t.Fatalf("the console shows %q", found)
+	}
+}
+
+// guestsAtOnce is how many machines run at a time: each emulates one CPU in full.
+const guestsAtOnce = 2
+
+// waitForRoom waits until fewer than guestsAtOnce machines run, over all
+// processes that run these tests, and takes a place until it is closed.
+func waitForRoom(t *testing.T) *os.File {
+	t.Helper()
+	for ; ; time.Sleep(100 * time.Millisecond) {
+		for i := range guestsAtOnce {
+			f := openLock(t, fmt.Sprintf("guest-%d", i))
+			if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+				return f
+			}
+			f.Close()
+		}
+	}
+}
+
+// openLock opens a file that only serves to be locked.
+func openLock(t *testing.T, name string) *os.File {
+	t.Helper()
+	dir := filepath.Join(buildDir, "locks")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, name), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// Where things are, relative to this package's folder.
+const (
+	rootDir    = ".."
+	buildDir   = "../build"
+	scriptsDir = "../scripts"
+)
+
+// logDir returns the folder of a test's logs, emptied by its first use.
+func logDir(t *testing.T) string {
+	t.Helper()
+	dir := filepath.Join(buildDir, "qemu-logs", strings.ReplaceAll(t.Name(), "/", "-"))
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// tool runs one of other people's tools on the host, which must succeed.
+func tool(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	output, err := runTool(name, args...)
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, output)
+	}
+	return output
+}
+
+// runTool runs a tool that may fail and returns what it wrote.
+func runTool(name string, args ...string) (string, error) {
+	output, err := exec.Command(name, args...).CombinedOutput()
+	return string(output), err
+}

@@ -1,0 +1,114 @@
+package machine
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestConsoleExpect(t *testing.T) {
+	r, w := io.Pipe()
+	var log bytes.Buffer
+	c := newConsole(&log)
+	done := make(chan struct{})
+	go func() { c.readFrom(r); close(done) }()
+	// An escape sequence that comes in two pieces, colours, carriage returns.
+	for _, piece := range []string{"\x1b[2J\x1b[0", "1;01Hslot \x1b[1mb\x1b[0m: 2 ", "tries left\r\n", "slot a\r\n"} {
+		io.WriteString(w, piece)
+	}
+	got, err := c.expect(regexp.MustCompile(`slot (.): (\d) tries`), time.Minute)
+	if err != nil || got[1] != "b" || got[2] != "2" {
+		t.Fatalf("expect gives %q, %v, want b and 2", got, err)
+	}
+	if _, err := c.expect(regexp.MustCompile(`slot b`), time.Millisecond); !errors.Is(err, ErrTimeout) {
+		t.Errorf("what was matched before is found again: %v, want ErrTimeout", err)
+	}
+	if _, err := c.expect(regexp.MustCompile(`slot a`), time.Minute); err != nil {
+		t.Error(err)
+	}
+	w.Close()
+	<-done
+	if _, err := c.expect(regexp.MustCompile(`slot c`), time.Minute); !errors.Is(err, ErrEnded) {
+		t.Errorf("after the end: %v, want ErrEnded", err)
+	}
+	if want := "slot b: 2 tries left\n"; !strings.Contains(log.String(), want) {
+		t.Errorf("the log is %q, want a line %q", log.String(), want)
+	}
+	if got, want := c.tail(1), "slot a"; got != want {
+		t.Errorf("the last line is %q, want %q", got, want)
+	}
+}
+
+func TestAgentRun(t *testing.T) {
+	ours, guest := net.Pipe()
+	defer guest.Close()
+	a := newAgent(ours)
+	go a.readFrom(ours)
+	requests := make(chan string, 1)
+	go func() {
+		// Firmware may write to the port before the agent is there.
+		io.WriteString(guest, "noise of the firmware\n\x00\xff\nready 11-22\n")
+		line := make([]byte, 64)
+		n, _ := guest.Read(line)
+		requests <- string(line[:n])
+		io.WriteString(guest, "1 3 aGVsbG8K\n")
+	}()
+	got, err := a.run("echo hello", time.Minute)
+	if err != nil || got.status != 3 || string(got.output) != "hello\n" {
+		t.Errorf("run gives %d, %q, %v, want 3, hello", got.status, got.output, err)
+	}
+	if request, want := <-requests, "1 ZWNobyBoZWxsbw==\n"; request != want {
+		t.Errorf("the request is %q, want %q", request, want)
+	}
+	if err := a.waitReady(time.Millisecond); !errors.Is(err, ErrAgent) {
+		t.Errorf("ready without another boot: %v, want ErrAgent", err)
+	}
+	guest.Close()
+	if err := a.waitReady(time.Minute); !errors.Is(err, ErrEnded) {
+		t.Errorf("after the end: %v, want ErrEnded", err)
+	}
+}
+
+func TestArguments(t *testing.T) {
+	c := Config{Dir: t.TempDir(), Firmware: UEFISecure, Disk: "disk.img", MemoryMiB: 512}
+	args, err := c.arguments("/tmp/tpm/s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	line := strings.Join(args, " ")
+	for _, want := range []string{
+		"-machine q35,smm=on", "-accel tcg", "-m 512", "file=disk.img", "path=/tmp/tpm/s", "tpm-tis",
+		"driver=cfi.pflash01,property=secure,value=on", "OVMF_CODE_4M.secboot.fd", filepath.Join(c.Dir, efiVarsFile),
+	} {
+		if !strings.Contains(line, want) {
+			t.Errorf("no %q in %s", want, line)
+		}
+	}
+	if _, err := (&Config{Firmware: Firmware(9)}).arguments(""); err == nil {
+		t.Error("an unknown firmware is accepted")
+	}
+}
+
+func TestProcessEndsWithItsWaiter(t *testing.T) {
+	p, err := startProcess("sleep", []string{"600"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.wait(time.Millisecond); !errors.Is(err, ErrStillRunning) {
+		t.Errorf("wait: %v, want ErrStillRunning", err)
+	}
+	p.kill()
+	p.kill()
+	if !p.ended() {
+		t.Error("the process runs on after kill")
+	}
+	if _, err := startProcess(filepath.Join(t.TempDir(), "none"), nil); err == nil {
+		t.Error("a program that is not there starts")
+	}
+}

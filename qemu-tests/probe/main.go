@@ -1,0 +1,204 @@
+// Command probe is the smallest real init that tests can talk to: a root image
+// with nothing but this program boots in seconds where systemd takes half a
+// minute under emulation. It says on the console what it was started with and
+// serves the test agent's protocol (see package machine) on the second serial
+// port, with a few commands built in; others are started as programs.
+package main
+
+import (
+	"bufio"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// start is what the program before this one handed over.
+type start struct {
+	Args        []string          `json:"args"`
+	Environment []string          `json:"environment"`
+	FDs         map[string]string `json:"fds"`
+	RootType    string            `json:"root_type"`
+}
+
+func main() {
+	if os.Getpid() != 1 {
+		fmt.Fprintln(os.Stderr, "probe: this is an init for test images, it only runs as PID 1")
+		os.Exit(1)
+	}
+	began := handedOver()
+	if err := serve(began); err != nil {
+		fmt.Printf("probe: %v\n", err)
+	}
+	// An init must not end: that would be a kernel panic.
+	time.Sleep(5 * time.Second)
+	unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+}
+
+// handedOver looks at the process before it opens anything itself.
+func handedOver() start {
+	s := start{Args: os.Args, Environment: os.Environ(), FDs: map[string]string{}}
+	// Without sealroot before it (a test of the harness) nothing is mounted.
+	for _, m := range []struct{ what, where string }{{"proc", "/proc"}, {"sysfs", "/sys"}, {"devtmpfs", "/dev"}} {
+		if entries, err := os.ReadDir(m.where); err != nil || len(entries) < 2 {
+			os.Mkdir(m.where, 0o755)
+			unix.Mount(m.what, m.where, m.what, 0, "")
+		}
+	}
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		fmt.Printf("probe: %v\n", err)
+	}
+	for _, e := range entries {
+		target, err := os.Readlink("/proc/self/fd/" + e.Name())
+		// The directory itself is open while it is read, and Go's own poller
+		// opens two descriptors.
+		if err == nil && !strings.HasPrefix(target, "/proc/1/fd") && !strings.HasPrefix(target, "anon_inode:[event") {
+			s.FDs[e.Name()] = target
+		}
+	}
+	var fs unix.Statfs_t
+	if unix.Statfs("/", &fs) == nil {
+		s.RootType = fmt.Sprintf("%#x", fs.Type)
+	}
+	return s
+}
+
+func serve(began start) error {
+	port, err := os.OpenFile("/dev/ttyS1", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		return fmt.Errorf("cannot open the agent's port: %w", err)
+	}
+	defer port.Close()
+	if err := raw(int(port.Fd())); err != nil {
+		return fmt.Errorf("cannot set up the agent's port: %w", err)
+	}
+	bootID, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return fmt.Errorf("cannot read the boot ID: %w", err)
+	}
+	fmt.Printf("probe: up: slot %q, kernel %s\n", slot(), release())
+	fmt.Fprintf(port, "ready %s\n", strings.TrimSpace(string(bootID)))
+
+	lines := bufio.NewReader(port)
+	for {
+		line, err := lines.ReadString('\n')
+		if err != nil {
+			return fmt.Errorf("cannot read the agent's port: %w", err)
+		}
+		id, encoded, _ := strings.Cut(strings.TrimSpace(line), " ")
+		command, err := base64.StdEncoding.DecodeString(encoded)
+		if err != nil {
+			continue
+		}
+		var output strings.Builder
+		status, then := run(&output, began, strings.Fields(string(command)))
+		fmt.Fprintf(port, "%s %d %s\n", id, status, base64.StdEncoding.EncodeToString([]byte(output.String())))
+		if then != nil {
+			unix.IoctlSetInt(int(port.Fd()), unix.TCSBRK, 1) // let the answer out
+			unix.Sync()
+			then()
+		}
+	}
+}
+
+// run runs one command. It returns what is to be done after the answer.
+func run(w io.Writer, began start, words []string) (status int, then func()) {
+	if len(words) == 0 {
+		return 0, nil
+	}
+	var err error
+	switch words[0] {
+	case "poweroff":
+		return 0, func() { unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF) }
+	case "reboot":
+		return 0, func() { unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART) }
+	case "sync":
+		unix.Sync()
+	case "start":
+		err = json.NewEncoder(w).Encode(began)
+	case "cat":
+		for _, name := range words[1:] {
+			var data []byte
+			if data, err = os.ReadFile(name); err != nil {
+				break
+			}
+			w.Write(data)
+		}
+	case "ls":
+		var names []string
+		names, err = filepath.Glob(filepath.Join(words[len(words)-1], "*"))
+		fmt.Fprintln(w, strings.Join(names, "\n"))
+	case "write": // write FILE TEXT…
+		if len(words) < 3 {
+			err = errors.New("usage: write FILE TEXT")
+			break
+		}
+		err = os.WriteFile(words[1], []byte(strings.Join(words[2:], " ")+"\n"), 0o644)
+		unix.Sync()
+	default:
+		return program(w, words), nil
+	}
+	if err != nil {
+		fmt.Fprintln(w, err)
+		return 1, nil
+	}
+	return 0, nil
+}
+
+func program(w io.Writer, words []string) int {
+	cmd := exec.Command(words[0], words[1:]...)
+	cmd.Stdout, cmd.Stderr = w, w
+	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
+	err := cmd.Run()
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit):
+		return exit.ExitCode()
+	}
+	fmt.Fprintln(w, err)
+	return 127
+}
+
+// raw makes the port pass bytes as they are.
+func raw(fd int) error {
+	t, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+	if err != nil {
+		return err
+	}
+	t.Iflag, t.Oflag, t.Lflag = 0, 0, 0
+	t.Cc[unix.VMIN], t.Cc[unix.VTIME] = 1, 0
+	return unix.IoctlSetTermios(fd, unix.TCSETS, t)
+}
+
+// slot is the slot that the boot report names, "" without a report.
+func slot() string {
+	var report struct {
+		Slot struct {
+			Name string `json:"name"`
+		} `json:"slot"`
+	}
+	data, err := os.ReadFile("/run/sealroot/boot.json")
+	if err != nil || json.Unmarshal(data, &report) != nil {
+		return ""
+	}
+	return report.Slot.Name
+}
+
+func release() string {
+	var name unix.Utsname
+	if unix.Uname(&name) != nil {
+		return ""
+	}
+	return unix.ByteSliceToString(name.Release[:])
+}

@@ -1,0 +1,116 @@
+package qemutests
+
+import (
+	"archive/tar"
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// Kernel is a Debian kernel in the cache.
+type Kernel struct {
+	Dir     string // holds lib/modules/<release>
+	Image   string
+	Release string
+}
+
+// kernel returns the newest kernel of a series: "6.1" or "6.12".
+func kernel(t *testing.T, series string) Kernel {
+	t.Helper()
+	dir := script(t, "kernel", series)
+	return Kernel{Dir: dir, Image: filepath.Join(dir, "vmlinuz"), Release: filepath.Base(dir)}
+}
+
+// script runs one of scripts/ and returns the path that it prints.
+func script(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command(filepath.Join(scriptsDir, name), args...)
+	var messages bytes.Buffer
+	cmd.Stderr = &messages
+	output, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("scripts/%s %s: %v\n%s", name, strings.Join(args, " "), err, &messages)
+	}
+	return strings.TrimSpace(string(output))
+}
+
+// once makes what path names, under a lock so that tests at the same time (and
+// other runs of these tests) make it once. build writes to the path it is given,
+// which is renamed when it is whole.
+func once(t *testing.T, path string, build func(path string)) {
+	t.Helper()
+	lock := openLock(t, strings.ReplaceAll(filepath.Base(path), "/", "-"))
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(path); err == nil {
+		return
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	unfinished := path + ".tmp"
+	if err := os.RemoveAll(unfinished); err != nil {
+		t.Fatal(err)
+	}
+	build(unfinished)
+	if err := os.Rename(unfinished, path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// probe builds the probe and returns its path.
+func probe(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "probe")
+	cmd := exec.Command(filepath.Join(scriptsDir, "go"), "build", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w", "-o", path, "./probe")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if output, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("go build ./probe: %v\n%s", err, output)
+	}
+	return path
+}
+
+// probeTar writes the tar of a root whose init is the probe.
+func probeTar(t *testing.T, path string) {
+	t.Helper()
+	program, err := os.ReadFile(probe(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	add := func(h tar.Header, data string) {
+		h.Size = int64(len(data))
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write([]byte(data)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, dir := range []string{"dev", "etc", "home", "home/user", "proc", "run", "state", "sys", "tmp",
+		"usr", "usr/bin", "usr/lib", "usr/sbin", "var", "var/lib"} {
+		add(tar.Header{Typeflag: tar.TypeDir, Name: dir + "/", Mode: 0o755}, "")
+	}
+	for _, dir := range []string{"bin", "lib", "sbin"} {
+		add(tar.Header{Typeflag: tar.TypeSymlink, Name: dir, Linkname: "usr/" + dir, Mode: 0o777}, "")
+	}
+	add(tar.Header{Typeflag: tar.TypeReg, Name: "usr/lib/os-release", Mode: 0o644}, "ID=probe\nNAME=\"sealroot's probe\"\n")
+	add(tar.Header{Typeflag: tar.TypeSymlink, Name: "etc/os-release", Linkname: "../usr/lib/os-release", Mode: 0o777}, "")
+	add(tar.Header{Typeflag: tar.TypeReg, Name: "etc/from-image", Mode: 0o644}, "etc of the image\n")
+	add(tar.Header{Typeflag: tar.TypeReg, Name: "var/lib/from-image", Mode: 0o640, Uid: 7, Gid: 8}, "var of the image\n")
+	add(tar.Header{Typeflag: tar.TypeReg, Name: "usr/sbin/init", Mode: 0o755}, string(program))
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, b.Bytes(), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}

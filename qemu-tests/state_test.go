@@ -1,0 +1,168 @@
+package qemutests
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// The second boot unlocks by the TPM and finds what the first one wrote.
+func TestStateSurvivesReboot(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		machine func(t *testing.T) *Machine
+	}{
+		{"bios", func(t *testing.T) *Machine { return NewMachine(t, BIOS, Image{}.Build(t)) }},
+		{"secure_boot", func(t *testing.T) *Machine {
+			return NewMachine(t, UEFISecure, Image{Config: "uki", SecureBoot: true}.Build(t))
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			m := tc.machine(t).WithTPM()
+			vm := m.Boot()
+			if r := vm.UpIn("a"); r.State.Unlocked != "created" {
+				t.Errorf("first boot: state %+v, want created", r.State)
+			}
+			vm.Run("write /var/lib/mine words that stay")
+			vm.Run("write /etc/mine and a setting")
+			vm.PowerOff()
+
+			vm = m.Boot()
+			if r := vm.UpIn("a"); r.State.Unlocked != "tpm2" {
+				t.Errorf("second boot: state %+v, want unlocked by tpm2", r.State)
+			}
+			if got := vm.Run("cat /var/lib/mine /etc/mine /etc/from-image"); got != "words that stay\nand a setting\netc of the image" {
+				t.Errorf("the second boot reads %q", got)
+			}
+			vm.PowerOff()
+		})
+	}
+}
+
+// A committed slot's boot writes nothing to slots, log, and boot partition.
+func TestCommittedBootWritesNothing(t *testing.T) {
+	t.Parallel()
+	disk := Image{}.Build(t)
+	m := NewMachine(t, BIOS, disk).WithTPM()
+	vm := m.Boot()
+	vm.UpIn("a")
+	vm.PowerOff()
+	digest := func() string {
+		var all []string
+		for _, name := range []string{"esp", "root-a", "root-a-verity", "root-a-verity-sig", "root-b", "sealroot-log"} {
+			all = append(all, tool(t, "sha256sum", disk.Extract(t, name))[:64])
+		}
+		all = append(all, tool(t, "sfdisk", "--dump", disk.Path))
+		return strings.Join(all, "\n")
+	}
+	before := digest()
+	vm = m.Boot()
+	vm.UpIn("a")
+	vm.PowerOff()
+	if after := digest(); after != before {
+		t.Errorf("a boot of a committed slot changed the disk: before\n%s\nafter\n%s", before, after)
+	}
+}
+
+// The recovery key that the first boot left inside of the volume opens it with
+// cryptsetup.
+func TestRecoveryKeyOpens(t *testing.T) {
+	t.Parallel()
+	disk := Image{}.Build(t)
+	vm := NewMachine(t, BIOS, disk).WithTPM().Boot()
+	vm.UpIn("a")
+	key := vm.recoveryKey()
+	vm.PowerOff()
+	volume := disk.EncryptedImage(t)
+	if output, err := opens(t, volume, key); err != nil {
+		t.Errorf("cryptsetup refuses the recovery key: %s", output)
+	}
+	if output, err := opens(t, volume, "x"+key[1:]); err == nil {
+		t.Errorf("cryptsetup accepts a wrong recovery key: %s", output)
+	}
+}
+
+// opens has cryptsetup try a passphrase.
+func opens(t *testing.T, volume, passphrase string) (string, error) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(file, []byte(passphrase), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return runTool("cryptsetup", "open", "--test-passphrase", "--key-file", file, volume)
+}
+
+// recoveryKey reads the key that `recovery: later` keeps inside of the volume.
+func (vm *VM) recoveryKey() string {
+	vm.t.Helper()
+	key := strings.TrimSpace(vm.Run("cat /state/encrypted/.sealroot/recovery.key"))
+	if len(key) != 71 {
+		vm.t.Fatalf("the recovery key has %d characters, want 71", len(key))
+	}
+	return key
+}
+
+// Power cuts while the volume is made: the next boot makes it, or finds it whole.
+func TestKillDuringFirstBoot(t *testing.T) {
+	t.Parallel()
+	m := NewMachine(t, BIOS, Image{}.Build(t)).WithTPM()
+	for i := range 3 {
+		vm := m.Boot()
+		vm.Expect(`sealroot: state: first boot, creating`, probeTime)
+		// Whole creation takes some seconds here; the seed is in the log.
+		delay := time.Duration(rand.IntN(2500)) * time.Millisecond
+		time.Sleep(delay)
+		vm.Kill()
+		t.Logf("cut %d after %s", i+1, delay)
+		if strings.Contains(vm.guest.Console(), "probe: up") {
+			break // it was whole already
+		}
+	}
+	vm := m.Boot()
+	r := vm.UpIn("a")
+	if r.State.Unlocked != "created" && r.State.Unlocked != "tpm2" {
+		t.Errorf("after the cuts the state is %+v, want created or unlocked by tpm2", r.State)
+	}
+	vm.Run("write /var/lib/mine here")
+	vm.PowerOff()
+	vm = m.Boot()
+	if r := vm.UpIn("a"); r.State.Unlocked != "tpm2" {
+		t.Errorf("the boot after: state %+v, want unlocked by tpm2", r.State)
+	}
+	if got := vm.Run("cat /var/lib/mine"); got != "here" {
+		t.Errorf("the boot after reads %q", got)
+	}
+	vm.PowerOff()
+}
+
+// A missing volume on a machine that had one is never made anew.
+func TestMissingVolumeIsNotMadeAnew(t *testing.T) {
+	t.Parallel()
+	disk := Image{}.Build(t)
+	m := NewMachine(t, BIOS, disk).WithTPM()
+	vm := m.Boot()
+	vm.UpIn("a")
+	vm.PowerOff()
+	before := disk.Slot(t, "a")
+	state := disk.Extract(t, "state")
+	tool(t, "debugfs", "-w", "-R", "rm /encrypted.img", state)
+	tool(t, "dd", "if="+state, "of="+disk.Path, "bs=1M", "conv=notrunc,sparse", "oflag=seek_bytes",
+		fmt.Sprintf("seek=%d", disk.Part(t, "state").Offset))
+
+	vm = m.Boot()
+	if r := vm.UpIn("a"); r.State.Unlocked != "degraded" || !strings.Contains(failuresText(r), "state") {
+		t.Errorf("state %+v, failures %q, want degraded and why", r.State, failuresText(r))
+	}
+	vm.PowerOff()
+	if names := tool(t, "debugfs", "-R", "ls -p /", disk.Extract(t, "state")); strings.Contains(names, "encrypted.img") {
+		t.Errorf("the volume was made anew: %s", names)
+	}
+	if got := disk.Slot(t, "a"); got != before {
+		t.Errorf("slot a is %+v, was %+v", got, before)
+	}
+}

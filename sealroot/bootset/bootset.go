@@ -1,0 +1,108 @@
+// Package bootset changes which slot the machine keeps and which one it tries:
+// commit and try. It says what is refused and why; the order of the writes is
+// that of slots.CommitNow and slots.Apply.
+package bootset
+
+import (
+	"errors"
+	"fmt"
+
+	"sealroot/slots"
+)
+
+var (
+	// ErrRefused: the change would be wrong now; the text says why.
+	ErrRefused = errors.New("refused")
+	// ErrUsage: what was asked for makes no sense, such as an unknown slot.
+	ErrUsage = errors.New("wrong usage")
+)
+
+// Boot is what the boot report says about this boot.
+type Boot struct {
+	Running  string // slot whose root runs
+	Loaded   string // slot whose kernel runs; "" when unknown
+	Degraded bool   // the state could not be opened
+}
+
+// Machine is what the changes act on.
+type Machine struct {
+	Store slots.Store
+	// Loader is nil when no boot loader took part in this boot: then there is
+	// no default to set and no one-shot to arm.
+	Loader slots.Loader
+	Log    slots.Log
+	// HoldsImage says why a slot cannot be started, nil when it can.
+	HoldsImage func(slot string) error
+}
+
+// Commit keeps the running slot; was says that it was committed before. What is
+// right already is not written again, so committing twice is harmless, and a
+// commit that was cut short is completed by the next one. A slot on trial that
+// the running one only stands in for keeps its tries and its one-shot.
+func (m Machine) Commit(b Boot) (was bool, err error) {
+	list, err := m.Store.Load()
+	if err != nil {
+		return false, fmt.Errorf("cannot read the slots: %w", err)
+	}
+	running, ok := slots.Find(list, b.Running)
+	switch {
+	case b.Running == "":
+		return false, fmt.Errorf("cannot commit: the boot report does not say which slot runs: %w", ErrRefused)
+	case !ok:
+		return false, fmt.Errorf("cannot commit slot %s: the boot disk has no such slot: %w", b.Running, ErrRefused)
+	case b.Degraded:
+		return false, fmt.Errorf("cannot commit slot %s: this boot is degraded, its state was not opened (see sealroot status): %w", b.Running, ErrRefused)
+	}
+	return running.Successful, slots.CommitNow(b.Running, b.Loaded, m.Store, m.Loader, m.Log)
+}
+
+// PlanTry decides how a slot is put on trial with a number of boots. hint says
+// whether a loader with a one-shot started this machine; without one the slot
+// is tried on the kernel that is started anyway. Errors: ErrUsage, ErrRefused.
+func PlanTry(list []slots.Slot, b Boot, slot string, tries int, hint bool) (slots.Decision, error) {
+	if _, ok := slots.Find(list, slot); !ok {
+		return slots.Decision{}, fmt.Errorf("cannot try slot %q: there is no such slot: %w", slot, ErrUsage)
+	}
+	if slot == b.Running {
+		return slots.Decision{}, fmt.Errorf("cannot try slot %s: it runs now (sealroot commit keeps it): %w", slot, ErrRefused)
+	}
+	after, err := slots.FinishUpdate(list, slot, tries)
+	switch {
+	case errors.Is(err, slots.ErrTries):
+		return slots.Decision{}, fmt.Errorf("%w: %w", err, ErrUsage)
+	case err != nil:
+		return slots.Decision{}, fmt.Errorf("%w: %w", err, ErrRefused)
+	}
+	d := slots.Decision{Slot: slot, Why: slots.BecauseTrial, Slots: after}
+	if hint {
+		d.Rearm = slot
+		d.Log.SetArmed, d.Log.Armed = true, slot
+	}
+	return d, nil
+}
+
+// Try puts a slot on trial. What the log says of the slot's past is forgotten
+// first: cut here, only a reason is lost. Then slots.Apply writes the store,
+// the one-shot and the record in its order.
+func (m Machine) Try(b Boot, slot string, tries int) error {
+	list, err := m.Store.Load()
+	if err != nil {
+		return fmt.Errorf("cannot read the slots: %w", err)
+	}
+	d, err := PlanTry(list, b, slot, tries, m.Loader != nil)
+	if err != nil {
+		return err
+	}
+	if err := m.HoldsImage(slot); err != nil {
+		return fmt.Errorf("cannot try slot %s: %w: %w", slot, err, ErrRefused)
+	}
+	if m.Log != nil {
+		if err := m.Log.Record(slots.LogChange{Forget: []string{slot}}); err != nil {
+			return fmt.Errorf("cannot write the boot log: %w", err)
+		}
+	}
+	if m.Loader == nil {
+		return slots.Apply(d, m.Store, nil, m.Log) // not a nil Loader inside a Hint
+	}
+	return slots.Apply(d, m.Store, m.Loader, m.Log)
+}

@@ -1,0 +1,53 @@
+package bootset
+
+import (
+	"errors"
+	"fmt"
+
+	"sealroot/slots"
+)
+
+// Place is one place that says what is started by default. A disk has several:
+// GRUB's environment, the firmware's boot order, and the file that firmware
+// without boot entries starts.
+type Place interface {
+	// Name is the place as a person knows it.
+	Name() string
+	// IsDefault says whether the place starts the slot.
+	IsDefault(slot string) (bool, error)
+	SetDefault(slot string) error
+}
+
+// Loader is the loader of this boot and all places that are to name the same
+// default, so that the disk also starts right in another way or machine.
+type Loader struct {
+	slots.Hint // the one-shot of the loader that started this machine
+	Places     []Place
+	Changed    func(place, slot string) // told of each place that was changed; may be nil
+}
+
+var _ slots.Loader = Loader{}
+
+// SetDefault sets each place that does not start the slot yet, in their order.
+// A place that fails does not keep the others from being set: each one is
+// changed in one step and is right by itself.
+func (l Loader) SetDefault(slot string) error {
+	var errs []error
+	for _, p := range l.Places {
+		right, err := p.IsDefault(slot)
+		if err == nil && right {
+			continue
+		}
+		if err == nil {
+			err = p.SetDefault(slot)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("cannot set %s: %w", p.Name(), err))
+			continue
+		}
+		if l.Changed != nil {
+			l.Changed(p.Name(), slot)
+		}
+	}
+	return errors.Join(errs...)
+}

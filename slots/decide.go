@@ -1,0 +1,305 @@
+package slots
+
+import (
+	"maps"
+	"slices"
+	"time"
+)
+
+// Observed is all that a decision depends on.
+type Observed struct {
+	Slots  []Slot
+	Loaded string    // slot whose kernel and initramfs run; "" when unknown
+	Hint   HintState // the loader's one-shot as it stands now
+	// Armed is the slot that the one-shot was last armed for, from the boot
+	// log; "" none. LogReadable is false when the boot log was damaged.
+	Armed       string
+	LogReadable bool
+	Failures    map[string]Failure // last failure of each slot, from the boot log
+	Pauses      int                // last resorts in a row so far, from the boot log
+	Tried       []string           // slots that failed in this boot already
+}
+
+// HintState is the loader's one-shot.
+type HintState struct {
+	Slot      string // "" when none is armed
+	Known     bool   // it could be read
+	Supported bool   // there is a loader with a one-shot (a directly loaded kernel has none)
+}
+
+// Why is the reason of a choice.
+type Why string
+
+// The reasons of a choice, as boot.json has them.
+const (
+	BecauseCommitted  Why = "committed"
+	BecauseTrial      Why = "trial"
+	BecauseFallback   Why = "fallback"
+	BecauseLastResort Why = "last-resort"
+)
+
+// Decision is what to do now. Apply writes it down in the safe order.
+type Decision struct {
+	Slot string // the slot to boot
+	Why  Why
+	// Slots is to be saved before the slot is touched; nil: write nothing.
+	Slots []Slot
+	// Rearm is the slot to arm the loader's one-shot for; "" leaves it alone.
+	Rearm string
+	// ClearArmed: clear the loader's one-shot and the armed record.
+	ClearArmed bool
+	// Log is what to change in the boot log.
+	Log LogChange
+	// Reboot: reboot once everything is written. When a write failed, do not
+	// reboot but boot Slot, which is safe without it.
+	Reboot bool
+	// Pause is how long to wait, visibly, before going on or rebooting.
+	Pause time.Duration
+	// NeedOwnKernel: the running kernel is another slot's. Go on when the
+	// kernel release matches the modules of Slot's root, else ask OwnKernel.
+	NeedOwnKernel bool
+	// LostTry is set when a try was spent for a boot that did not arrive.
+	LostTry *Failure
+	// FellBack is set when another slot should have run: which, and why not.
+	FellBack *Failure
+	// Lines tell a person what was decided, in order, without prefix.
+	Lines []string
+}
+
+// LogChange is a change of the boot log.
+type LogChange struct {
+	SetArmed  bool
+	Armed     string    // with SetArmed: the new value
+	Failures  []Failure // replaces the last failure of their slots
+	SetPauses bool
+	Pauses    int // with SetPauses: the new value
+	// Forget drops what the log says about slots: the last failure, and that
+	// the one-shot was armed for them.
+	Forget []string
+}
+
+// Empty says that nothing changes, and so nothing is to be written.
+func (c LogChange) Empty() bool {
+	return !c.SetArmed && !c.SetPauses && len(c.Failures) == 0 && len(c.Forget) == 0
+}
+
+// Decide chooses the slot to boot. It is called once at boot, and again with
+// the slot added to Tried (and, after an image failure, MarkBad applied and
+// saved) each time a slot failed before hand-over.
+//
+// The highest bootable slot wins. When that is a slot on trial it is booted by
+// its own kernel, which spends the try: the committed slot's kernel only arms
+// the loader's one-shot and reboots, and when the one-shot was consumed without
+// the trial having arrived, spends the try for it.
+//
+// The result is never an error while a slot exists: when nothing is bootable
+// the last resort is the newest slot that was once good, then any. ErrNoSlot
+// when there is none.
+func Decide(o Observed) (Decision, error) {
+	if len(o.Slots) == 0 {
+		return Decision{}, ErrNoSlot
+	}
+	if index(o.Slots, o.Loaded) < 0 {
+		o.Loaded = "" // a name the store does not know says nothing
+	}
+	i := best(o.Slots, func(s Slot) bool { return s.Bootable() && !o.tried(s.Name) })
+	var d Decision
+	switch {
+	case i < 0:
+		d = o.lastResort()
+	case o.Slots[i].State() == Trial:
+		d = o.trial(o.Slots[i])
+	default:
+		d = o.committed(o.Slots[i])
+	}
+	o.disarm(&d)
+	return d, nil
+}
+
+// committed boots a committed slot and writes nothing, unless the boot before
+// rebooted into the slot's own kernel in vain.
+func (o Observed) committed(s Slot) Decision {
+	if o.foreign(s.Name) && o.LogReadable && o.arrivedNever(s.Name) {
+		return o.neverCame(s)
+	}
+	d := Decision{Slot: s.Name, Why: BecauseCommitted, NeedOwnKernel: o.foreign(s.Name)}
+	d.FellBack = o.fellBack(s)
+	if d.FellBack != nil {
+		d.Why = BecauseFallback
+		d.say("%s; falling back to slot %s", d.FellBack, s.Name)
+	}
+	return d
+}
+
+// neverCame puts a committed slot whose kernel died before PID 1 last, and
+// chooses among the others. The one-shot is not armed again for it.
+func (o Observed) neverCame(s Slot) Decision {
+	f := Failure{Slot: s.Name, Class: ImageFailure, Reason: KernelNeverReached}
+	rest := o
+	rest.Slots, rest.Armed = markBad(o.Slots, s.Name), ""
+	rest.Failures = maps.Clone(o.Failures)
+	if rest.Failures == nil {
+		rest.Failures = map[string]Failure{}
+	}
+	rest.Failures[s.Name] = f
+	// the slot may still run under this kernel when nothing else does
+	i := best(rest.Slots, func(t Slot) bool { return t.Bootable() && !rest.tried(t.Name) })
+	d := rest.committed(rest.Slots[i])
+	if rest.Slots[i].State() == Trial {
+		d = rest.bootTrial(rest.Slots[i])
+	}
+	if d.Slots == nil {
+		d.Slots = rest.Slots
+	}
+	d.Log.Failures = append(d.Log.Failures, f)
+	if !d.Log.SetArmed && d.Slot != s.Name {
+		d.arm("") // else the record stays, so that OwnKernel does not repeat it
+	}
+	return d
+}
+
+// trial decides what to do about a slot on trial that should run now.
+func (o Observed) trial(t Slot) Decision {
+	stand, ok := o.standIn()
+	switch {
+	case !o.foreign(t.Name) || !o.Hint.Supported:
+		return o.bootTrial(t)
+	case !ok:
+		// No committed slot is left. The try is spent here too, so that this
+		// ends even when the own kernel never comes.
+		d := o.bootTrial(t)
+		if o.Hint.Known && o.Hint.Slot == "" && !o.arrivedNever(t.Name) {
+			d.rebootInto(t.Name)
+		}
+		return d
+	case len(o.Tried) > 0:
+		// a trial does not begin in the middle of a fall-over
+		return o.committed(stand)
+	case !o.Hint.Known || o.Hint.Slot == t.Name:
+		d := o.committed(stand)
+		d.say("slot %s is on trial, but the boot loader chose slot %s: nothing is counted", t.Name, o.Loaded)
+		return d
+	case o.arrivedNever(t.Name):
+		return o.neverArrived(t, stand)
+	}
+	d := o.committed(stand)
+	d.rebootInto(t.Name)
+	return d
+}
+
+func (d *Decision) rebootInto(slot string) {
+	d.Rearm, d.Reboot = slot, true
+	d.arm(slot)
+	d.Lines = nil
+	d.say("slot %s is on trial: rebooting into its own kernel", slot)
+}
+
+// bootTrial spends a try and boots the slot now.
+func (o Observed) bootTrial(t Slot) Decision {
+	d := Decision{Slot: t.Name, Why: BecauseTrial, NeedOwnKernel: o.foreign(t.Name)}
+	d.Slots = mustSpend(o.Slots, t.Name)
+	left := t.Tries - 1
+	if left > 0 && o.Hint.Supported && o.Hint.Slot != t.Name {
+		d.Rearm = t.Name
+		if o.Armed != t.Name {
+			d.arm(t.Name)
+		}
+	}
+	d.FellBack = o.fellBack(t)
+	d.say("slot %s: on trial, %s", t.Name, triesLeft(left))
+	return d
+}
+
+// neverArrived counts a boot whose kernel died before PID 1, as the stand-in's
+// PID 1 notices it: the one-shot was armed and is gone.
+func (o Observed) neverArrived(t, stand Slot) Decision {
+	f := Failure{Slot: t.Name, Class: ImageFailure, Reason: KernelNeverReached}
+	after := mustSpend(o.Slots, t.Name)
+	left := t.Tries - 1
+	d := Decision{
+		Slot: stand.Name, Why: BecauseFallback, NeedOwnKernel: o.foreign(stand.Name),
+		Slots: after, LostTry: &f, FellBack: &f,
+		Log: LogChange{Failures: []Failure{f}},
+	}
+	d.say("%s: a try is lost, %s", f, triesLeft(left))
+	if left > 0 {
+		d.Rearm = t.Name
+		if o.Armed != t.Name {
+			d.arm(t.Name)
+		}
+		d.say("slot %s is tried again at the next boot; slot %s runs now", t.Name, stand.Name)
+		return d
+	}
+	d.Slots = markBad(after, t.Name)
+	d.say("slot %s is given up; slot %s runs", t.Name, stand.Name)
+	return d
+}
+
+// lastResort picks a slot when none is bootable, or all that are failed in
+// this boot: the newest that was once good, else all others in turn, from one
+// boot to the next, so that a good image among them comes to run.
+func (o Observed) lastResort() Decision {
+	pick := best(o.Slots, func(s Slot) bool { return s.Successful && !o.tried(s.Name) })
+	if pick < 0 {
+		pick = o.inTurn()
+	}
+	d := Decision{Why: BecauseLastResort, Pause: pause(o.Pauses)}
+	if o.Armed != "" && o.Armed == o.Loaded {
+		d.arm("") // arrived, and counted before; left behind it would take every turn
+	} else {
+		d.Log.SetPauses, d.Log.Pauses = true, o.Pauses+1
+	}
+	if pick < 0 {
+		// every slot failed in this boot: only a new boot can help
+		pick = best(o.Slots, func(s Slot) bool { return s.Successful })
+		pick = max(pick, 0)
+		d.Reboot = true
+		d.Pause = max(d.Pause, firstPause)
+	}
+	s := o.Slots[pick]
+	d.Slot, d.NeedOwnKernel = s.Name, o.foreign(s.Name)
+	d.FellBack = o.fellBack(s)
+	if d.Reboot {
+		d.say("every slot failed in this boot: trying again from the start in %s", d.Pause)
+	} else {
+		d.say("no slot is bootable: last resort, slot %s", s.Name)
+	}
+	return d
+}
+
+// inTurn returns the index of the untried slot whose turn it is, those with a
+// priority before those without, or -1.
+func (o Observed) inTurn() int {
+	if o.Armed != "" && o.Armed == o.Loaded && !o.tried(o.Loaded) {
+		return index(o.Slots, o.Loaded) // the boot before rebooted for its turn
+	}
+	var turn []int
+	for i, s := range o.Slots {
+		if !o.tried(s.Name) {
+			turn = append(turn, i)
+		}
+	}
+	if len(turn) == 0 {
+		return -1
+	}
+	slices.SortStableFunc(turn, func(i, j int) int { return o.Slots[j].Priority - o.Slots[i].Priority })
+	return turn[max(o.Pauses, 0)%len(turn)]
+}
+
+// OwnKernel decides how to go on when Decide wanted slot but the kernel that
+// runs does not fit its modules: arm the one-shot for it and reboot. ok is
+// false when that is not possible or was done before without success; then
+// the slot counts as tried (WrongKernel, environment) and Decide is asked again.
+func OwnKernel(o Observed, slot string) (d Decision, ok bool) {
+	known := index(o.Slots, slot) >= 0
+	// the record bounds this to one reboot, so it must be readable; the hint
+	// itself need not be
+	again := !o.LogReadable || o.Armed == slot || o.Hint.Slot == slot
+	if !known || !o.Hint.Supported || again || !o.foreign(slot) {
+		return Decision{}, false
+	}
+	d = Decision{Slot: slot, Why: BecauseFallback, Rearm: slot, Reboot: true, NeedOwnKernel: true}
+	d.arm(slot)
+	d.say("slot %s needs its own kernel: rebooting into it", slot)
+	return d, true
+}

@@ -1,0 +1,97 @@
+package gpt
+
+import (
+	"fmt"
+	"strings"
+
+	"sealroot/slots"
+)
+
+// Store keeps the slots in the attribute bits of the partitions root-<slot>.
+type Store struct {
+	Dev        Device
+	Size       int64 // of the device, in bytes
+	SectorSize int   // logical sector size of the device
+	// Lock takes the lock under which the table is read again and written:
+	// flock on the node of the whole disk, which other writers take too. nil
+	// where there is nobody else, as on an image file being made.
+	Lock func() (unlock func() error, err error)
+}
+
+var _ slots.Store = Store{}
+
+// Load reads the slots, in the order of their names. ErrAmbiguous when a slot
+// has two root partitions.
+func (s Store) Load() ([]slots.Slot, error) {
+	t, err := Read(s.Dev, s.Size, s.SectorSize)
+	if err != nil {
+		return nil, fmt.Errorf("cannot load the slots: %w", err)
+	}
+	return t.Slots()
+}
+
+// Slots returns the slots of the table, in the order of their names: the
+// partitions labelled root-<letter>.
+func (t *Table) Slots() ([]slots.Slot, error) {
+	var out []slots.Slot
+	for name := 'a'; name <= 'z'; name++ {
+		p, n := t.slot(string(name))
+		if n == 0 {
+			continue
+		}
+		if n > 1 {
+			return nil, fmt.Errorf("cannot load slot %c: %w", name, ErrAmbiguous)
+		}
+		out = append(out, slots.Slot{
+			Name: string(name), Priority: p.Attributes.Priority(),
+			Tries: p.Attributes.Tries(), Successful: p.Attributes.Successful(),
+		})
+	}
+	return out, nil
+}
+
+func (t *Table) slot(name string) (p Partition, n int) {
+	for _, q := range t.Partitions {
+		if strings.TrimPrefix(q.Name, "root-") == name && q.Name != name {
+			p, n = q, n+1
+		}
+	}
+	return p, n
+}
+
+// Save changes the slot bits of the slots given, and only when one differs or a
+// copy of the table needs repair. The table is read again under the lock.
+func (s Store) Save(want []slots.Slot) (err error) {
+	if s.Lock != nil {
+		unlock, lockErr := s.Lock()
+		if lockErr != nil {
+			return fmt.Errorf("cannot lock the disk: %w", lockErr)
+		}
+		defer func() {
+			if e := unlock(); e != nil && err == nil {
+				err = fmt.Errorf("cannot unlock the disk: %w", e)
+			}
+		}()
+	}
+	t, err := Read(s.Dev, s.Size, s.SectorSize)
+	if err != nil {
+		return fmt.Errorf("cannot save the slots: %w", err)
+	}
+	bits := map[int]Attributes{}
+	changed := false
+	for _, w := range want {
+		p, n := t.slot(w.Name)
+		switch {
+		case n == 0:
+			return fmt.Errorf("cannot save slot %s: %w", w.Name, ErrNotFound)
+		case n > 1:
+			return fmt.Errorf("cannot save slot %s: %w", w.Name, ErrAmbiguous)
+		}
+		bits[p.Number] = p.Attributes.WithSlot(w.Priority, w.Tries, w.Successful)
+		changed = changed || bits[p.Number] != p.Attributes
+	}
+	if !changed && t.healthy() {
+		return nil
+	}
+	return t.WriteAttributes(s.Dev, bits)
+}

@@ -1,0 +1,142 @@
+// Package live finds the boot disk of the running machine and what the slots
+// need on it: the store, the boot loader's one-shot, the boot log. PID 1 and
+// the command sealroot share it, so that they cannot differ.
+package live
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"sealroot/mount/blockdev"
+	"sealroot/slots"
+	"sealroot/slots/gpt"
+	"sealroot/slots/guid"
+)
+
+var (
+	// ErrNoDisk: no disk, or not yet, is the boot disk.
+	ErrNoDisk = errors.New("boot disk not found")
+	// ErrAmbiguous: more than one disk could be the boot disk. A copy of it must
+	// never win, so none does.
+	ErrAmbiguous = errors.New("more than one disk could be the boot disk")
+)
+
+// Disk is the boot disk as it was found.
+type Disk struct {
+	Block blockdev.Disk
+	Table *gpt.Table
+}
+
+// Find looks at the partition tables of all disks and picks the boot disk: the
+// one that has the partition partUUID (the ESP that the loader was read from),
+// or without one the only disk that has a slot. Nothing else of any disk is
+// read. sys and dev are "/sys" and "/dev" on a real machine.
+func Find(sys, dev, partUUID string) (*Disk, error) {
+	disks, err := blockdev.Scan(sys, dev)
+	if err != nil {
+		return nil, err
+	}
+	var found []*Disk
+	for _, block := range disks {
+		table, err := readTable(block)
+		if err != nil {
+			continue // not ours, or an empty card reader
+		}
+		if d := (&Disk{block, table}); d.matches(partUUID) {
+			found = append(found, d)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return nil, ErrNoDisk
+	case 1:
+		return found[0], nil
+	}
+	var nodes []string
+	for _, d := range found {
+		nodes = append(nodes, d.Block.Node)
+	}
+	return nil, fmt.Errorf("cannot choose between %s: remove the copy: %w", strings.Join(nodes, " and "), ErrAmbiguous)
+}
+
+func readTable(block blockdev.Disk) (*gpt.Table, error) {
+	d, err := blockdev.Open(block.Node, false)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	return gpt.Read(d, d.Size(), d.SectorSize())
+}
+
+func (d *Disk) matches(partUUID string) bool {
+	if partUUID == "" {
+		all, err := d.Table.Slots()
+		return err == nil && len(all) > 0
+	}
+	want, err := guid.Parse(partUUID)
+	if err != nil {
+		return false
+	}
+	_, err = d.Table.ByUUID(want)
+	return err == nil
+}
+
+// Partition is the partition of that label, as the kernel shows it. That the
+// kernel and this program read the same table is checked: they may have met
+// different copies of it.
+func (d *Disk) Partition(label string) (blockdev.Partition, error) {
+	entry, err := d.Table.ByName(label)
+	if err != nil {
+		return blockdev.Partition{}, fmt.Errorf("cannot find partition %s on %s: %w", label, d.Block.Node, err)
+	}
+	part, ok := d.Block.Partition(entry.Number)
+	if !ok || part.Start != d.Table.Offset(entry) || part.Size != d.Table.Size(entry) {
+		return blockdev.Partition{}, fmt.Errorf("cannot use partition %s on %s: the kernel sees another partition table: %w",
+			label, d.Block.Node, gpt.ErrNotFound)
+	}
+	return part, nil
+}
+
+// lockTime is how long writers of the partition table may keep us waiting.
+const lockTime = 10 * time.Second
+
+// store opens the disk anew for each operation, so that nothing of it stays
+// open at hand-over, and writes under the lock that udev and others take.
+type store struct{ disk *Disk }
+
+// Store keeps the slots in the disk's partition table.
+func (d *Disk) Store() slots.Store { return store{d} }
+
+func (s store) open(write bool) (*blockdev.Device, gpt.Store, error) {
+	d, err := blockdev.Open(s.disk.Block.Node, write)
+	if err != nil {
+		return nil, gpt.Store{}, err
+	}
+	return d, gpt.Store{Dev: d, Size: d.Size(), SectorSize: d.SectorSize(), Lock: func() (func() error, error) {
+		ctx, cancel := context.WithTimeout(context.Background(), lockTime)
+		defer cancel()
+		return d.Lock(ctx)
+	}}, nil
+}
+
+// Load reads the slots.
+func (s store) Load() ([]slots.Slot, error) {
+	d, g, err := s.open(false)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	return g.Load()
+}
+
+// Save changes the slots' bits.
+func (s store) Save(want []slots.Slot) error {
+	d, g, err := s.open(true)
+	if err != nil {
+		return err
+	}
+	return errors.Join(g.Save(want), d.Close())
+}

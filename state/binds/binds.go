@@ -1,0 +1,179 @@
+// Package binds is the rule that turns the names of directories on the state
+// partition into places of the root that they are mounted over. Names come
+// from a disk that anyone may have written; the rule is pure.
+package binds
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"unicode/utf8"
+)
+
+// Bind is one directory that belongs over a place of the root.
+type Bind struct {
+	Name  string // of the directory, directly below /state or /state/encrypted
+	To    string // absolute, normalised
+	Upper bool   // not bound: the upper layer of the overlay at To (etc only)
+}
+
+// Problem is a name that no bind was made of. Name is as it stands on the
+// disk: quote it.
+type Problem struct {
+	Name   string
+	Reason string
+}
+
+// aliases come before unescaping. They map to the same place as unescaping
+// would, except usrlocal, and are the names that everybody needs.
+var aliases = map[string]string{
+	"home": "/home", "var": "/var", "etc": "/etc", "opt": "/opt", "srv": "/srv",
+	"usrlocal": "/usr/local",
+}
+
+// reserved are places that PID 1 mounts itself; nothing of the state goes over
+// or under them.
+var reserved = []string{"/dev", "/proc", "/run", "/state", "/sys"}
+
+// Names applies the rule to the names of directories, in any order. Binds come
+// sorted by target, so parents before what lies below them. Names that are
+// never bound (lost+found, encrypted, encrypted.img and dot names) are passed
+// over; any other that gives no bind is a problem. Of several names for one
+// target the alias wins, then the first in byte order.
+func Names(entries []string) ([]Bind, []Problem) {
+	var binds []Bind
+	var problems []Problem
+	byTarget := map[string]string{}
+	for _, name := range inOrder(entries) {
+		if neverBound(name) {
+			continue
+		}
+		to, err := target(name)
+		if err != nil {
+			problems = append(problems, Problem{name, err.Error()})
+			continue
+		}
+		if other, taken := byTarget[to]; taken {
+			if other != name {
+				problems = append(problems, Problem{name, fmt.Sprintf("%s is bound from %s already", to, other)})
+			}
+			continue
+		}
+		byTarget[to] = name
+		binds = append(binds, Bind{Name: name, To: to, Upper: to == "/etc"})
+	}
+	slices.SortFunc(binds, func(a, b Bind) int { return cmp.Compare(a.To, b.To) })
+	return binds, problems
+}
+
+// Allowed keeps those binds whose target is on the configuration's allow-list:
+// the rule for directories of the unencrypted side. /etc never is, whatever
+// the list says: its upper layer would give root to whoever writes the disk.
+func Allowed(binds []Bind, allow []string) ([]Bind, []Problem) {
+	var kept []Bind
+	var problems []Problem
+	for _, b := range binds {
+		switch {
+		case b.Upper:
+			problems = append(problems, Problem{b.Name, "/etc must be on the encrypted volume"})
+		case !slices.Contains(allow, b.To):
+			problems = append(problems, Problem{b.Name, b.To + " is not allowed from the unencrypted side"})
+		default:
+			kept = append(kept, b)
+		}
+	}
+	return kept, problems
+}
+
+// inOrder sorts aliases first, then by name.
+func inOrder(entries []string) []string {
+	rank := func(name string) int {
+		if _, ok := aliases[name]; ok {
+			return 0
+		}
+		return 1
+	}
+	return slices.SortedFunc(slices.Values(entries), func(a, b string) int {
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a, b))
+	})
+}
+
+func neverBound(name string) bool {
+	return name == "lost+found" || name == "encrypted" || name == "encrypted.img" || strings.HasPrefix(name, ".")
+}
+
+// target is the place that a name means.
+func target(name string) (string, error) {
+	if to, ok := aliases[name]; ok {
+		return to, nil
+	}
+	to, err := unescape(name)
+	if err != nil {
+		return "", err
+	}
+	for _, r := range reserved {
+		if to == r || strings.HasPrefix(to, r+"/") {
+			return "", fmt.Errorf("%s belongs to the system", to)
+		}
+	}
+	return to, nil
+}
+
+// unescape is systemd's path unescaping (systemd.unit(5), "systemd-escape
+// --unescape --path"): "-" is "/" and \xNN is a byte. It refuses more: the
+// root itself, and bytes that do not belong into a path or a message.
+func unescape(name string) (string, error) {
+	var path strings.Builder
+	path.WriteByte('/')
+	for i := 0; i < len(name); i++ {
+		switch c := name[i]; c {
+		case '-':
+			path.WriteByte('/')
+		case '\\':
+			b, err := hexByte(name[i:])
+			if err != nil {
+				return "", err
+			}
+			path.WriteByte(b)
+			i += 3
+		default:
+			path.WriteByte(c)
+		}
+	}
+	to := path.String()
+	if !utf8.ValidString(to) || strings.ContainsFunc(to, func(r rune) bool { return r < 0x20 || r == 0x7f }) {
+		return "", errors.New("control characters or invalid UTF-8 in the target")
+	}
+	for part := range strings.SplitSeq(to[1:], "/") {
+		if part == "" || part == "." || part == ".." {
+			return "", fmt.Errorf("%q is not a normalised path", to)
+		}
+	}
+	return to, nil
+}
+
+// hexByte reads \xNN at the start of s.
+func hexByte(s string) (byte, error) {
+	if len(s) < 4 || s[1] != 'x' {
+		return 0, errors.New(`a backslash that is not \xNN`)
+	}
+	hi, lo := hexDigit(s[2]), hexDigit(s[3])
+	if hi < 0 || lo < 0 {
+		return 0, errors.New(`a backslash that is not \xNN`)
+	}
+	return byte(hi<<4 | lo), nil
+}
+
+func hexDigit(c byte) int {
+	switch {
+	case c >= '0' && c <= '9':
+		return int(c - '0')
+	case c >= 'a' && c <= 'f':
+		return int(c-'a') + 10
+	case c >= 'A' && c <= 'F':
+		return int(c-'A') + 10
+	}
+	return -1
+}

@@ -1,0 +1,118 @@
+package binds
+
+import (
+	"os/exec"
+	"path"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestNames(t *testing.T) {
+	tests := []struct {
+		name     string
+		entries  []string
+		want     []Bind
+		problems []string // names
+	}{
+		{"nothing", nil, nil, nil},
+		{"aliases", []string{"var", "home", "etc", "usrlocal", "opt", "srv"}, []Bind{
+			{"etc", "/etc", true}, {"home", "/home", false}, {"opt", "/opt", false}, {"srv", "/srv", false},
+			{"usrlocal", "/usr/local", false}, {"var", "/var", false},
+		}, nil},
+		{"unescaped", []string{"my-fancy-dir", `fancy\x2ddir`, "data"}, []Bind{
+			{"data", "/data", false}, {`fancy\x2ddir`, "/fancy-dir", false}, {"my-fancy-dir", "/my/fancy/dir", false},
+		}, nil},
+		{"parents_first", []string{"var-lib-db", "var", "var-lib"}, []Bind{
+			{"var", "/var", false}, {"var-lib", "/var/lib", false}, {"var-lib-db", "/var/lib/db", false},
+		}, nil},
+		{"never_bound", []string{"lost+found", "encrypted", "encrypted.img", ".sealroot", ".", "..", ".hidden"}, nil, nil},
+		{"alias_wins_over_same_target", []string{"usr-local", "usrlocal"},
+			[]Bind{{"usrlocal", "/usr/local", false}}, []string{"usr-local"}},
+		{"etc_under_another_name", []string{`\x65tc`}, []Bind{{`\x65tc`, "/etc", true}}, nil},
+		{"same_name_twice", []string{"a", "a"}, []Bind{{"a", "/a", false}}, nil},
+		{"dot_dot", []string{"a-..-etc", `\x2e\x2e`, "a-."}, nil, []string{`\x2e\x2e`, "a-.", "a-..-etc"}},
+		{"empty_parts", []string{"-", "-a", "a-", "a--b", ""}, nil, []string{"", "-", "-a", "a-", "a--b"}},
+		{"bad_escapes", []string{`a\`, `a\x`, `a\x2`, `a\xgg`, `a\n`}, nil, []string{`a\`, `a\n`, `a\x`, `a\x2`, `a\xgg`}},
+		{"bad_bytes", []string{`a\x00b`, "a\nb", `a\x0ab`, `a\xffb`}, nil, []string{"a\nb", `a\x00b`, `a\x0ab`, `a\xffb`}},
+		{"system_places", []string{"proc", "dev-shm", "run", "sys-fs", "state", "state-encrypted", "device"},
+			[]Bind{{"device", "/device", false}}, []string{"dev-shm", "proc", "run", "state", "state-encrypted", "sys-fs"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got, problems := Names(tt.entries)
+			if !slices.Equal(got, tt.want) {
+				t.Errorf("got %v, want %v", got, tt.want)
+			}
+			var names []string
+			for _, p := range problems {
+				names = append(names, p.Name)
+				if p.Reason == "" {
+					t.Errorf("problem %q without a reason", p.Name)
+				}
+			}
+			if !slices.Equal(names, tt.problems) {
+				t.Errorf("got problems %q, want %q", names, tt.problems)
+			}
+		})
+	}
+}
+
+func TestAllowed(t *testing.T) {
+	all, _ := Names([]string{"home", "etc", "var-log"})
+	got, problems := Allowed(all, []string{"/home", "/etc"})
+	if want := []Bind{{"home", "/home", false}}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	if len(problems) != 2 {
+		t.Errorf("got problems %v, want etc and var-log", problems)
+	}
+	if got, _ := Allowed(all, nil); len(got) != 0 {
+		t.Errorf("empty allow-list: got %v, want none", got)
+	}
+}
+
+// TestUnescapeAgreesWithSystemd lets systemd-escape judge: what we accept, it
+// must accept with the same result.
+func TestUnescapeAgreesWithSystemd(t *testing.T) {
+	names := []string{
+		"home", "my-fancy-dir", `fancy\x2ddir`, `a\x2fb`, "a.b", `a\x2eb`, "a--b", "a-", "-a", "-", "a-.", "a-..-b",
+		`a\xg`, `a\`, `\x2e`, "ä-ö", `\xc3\xa4`, "x@y:z_w", `UPPER\x2D`, "a b",
+	}
+	accepted := 0
+	for _, name := range names {
+		got, err := unescape(name)
+		if err != nil {
+			continue
+		}
+		accepted++
+		out, err := exec.Command("systemd-escape", "--unescape", "--path", "--", name).Output()
+		if err != nil {
+			t.Errorf("systemd-escape refuses %q, we make %q of it: %v", name, got, err)
+			continue
+		}
+		if want := strings.TrimSuffix(string(out), "\n"); got != want {
+			t.Errorf("%q: got %q, systemd-escape says %q", name, got, want)
+		}
+	}
+	if accepted < 10 {
+		t.Errorf("only %d names were accepted", accepted)
+	}
+}
+
+func FuzzNames(f *testing.F) {
+	f.Add("my-fancy-dir")
+	f.Add(`a\x2e\x2e-b`)
+	f.Add(`\x2f..`)
+	f.Fuzz(func(t *testing.T, name string) {
+		binds, problems := Names([]string{name})
+		if len(binds)+len(problems) > 1 {
+			t.Errorf("%q: %v and %v", name, binds, problems)
+		}
+		for _, b := range binds {
+			if b.To == "/" || !path.IsAbs(b.To) || path.Clean(b.To) != b.To || strings.ContainsRune(b.To, 0) {
+				t.Errorf("%q: bad target %q", name, b.To)
+			}
+		}
+	})
+}

@@ -1,0 +1,171 @@
+package state
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"sealroot/state/ext4"
+	"sealroot/state/luks2"
+)
+
+// CreateParams says how a new volume is made.
+type CreateParams struct {
+	// Label is shown by tools that list volumes; at most 47 bytes.
+	Label string
+	Rand  io.Reader
+	// Enroll adds the keyslots and tokens by which the volume can be opened
+	// again; a volume without any keyslot is refused.
+	Enroll func(h *luks2.Header, volumeKey []byte) (*luks2.Header, error)
+	// Mount mounts the new file system and opens its root directory.
+	Mount func(device string) (root *os.File, err error)
+	// Unmount undoes Mount when a later step fails.
+	Unmount func() error
+	// Fill puts the first files into the mounted volume; may be nil.
+	Fill func(root *os.File) error
+}
+
+// Create makes encrypted.img in dir, which must not hold anything of that name,
+// and leaves it open and mounted. Everything is on stable storage before the
+// file gets its name; a power cut before that leaves nothing. Errors:
+// ErrNoRoom, fs.ErrExist, those of the callbacks.
+func Create(dir *os.File, devs Devices, p CreateParams) (*Volume, error) {
+	if there, err := exists(dir); err != nil {
+		return nil, fmt.Errorf("cannot look for %s: %w", ImageName, err)
+	} else if there {
+		return nil, fmt.Errorf("cannot create %s: %w", ImageName, os.ErrExist)
+	}
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(int(dir.Fd()), &fs); err != nil {
+		return nil, fmt.Errorf("cannot measure the state partition: %w", err)
+	}
+	sizes, err := PlanSizes(int64(fs.Bavail) * fs.Bsize)
+	if err != nil {
+		return nil, err
+	}
+	image, err := unnamed(dir)
+	if err != nil {
+		return nil, err
+	}
+	v := &Volume{image: image, Reserved: sizes.Reserved}
+	if err := v.create(dir, devs, sizes, p); err != nil {
+		return nil, errors.Join(err, v.Close())
+	}
+	return v, nil
+}
+
+// unnamed makes a file that vanishes when it is closed.
+func unnamed(dir *os.File) (*os.File, error) {
+	fd, err := unix.Openat(int(dir.Fd()), ".", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("cannot make a file on the state partition: %w", err)
+	}
+	return os.NewFile(uintptr(fd), ImageName), nil
+}
+
+func (v *Volume) create(dir *os.File, devs Devices, sizes Sizes, p CreateParams) error {
+	if err := v.image.Truncate(sizes.Apparent); err != nil {
+		return fmt.Errorf("cannot size %s: %w", ImageName, err)
+	}
+	if err := reserve(v.image, sizes.Reserved); err != nil {
+		return err
+	}
+	key, err := v.format(p)
+	if err != nil {
+		return err
+	}
+	defer clear(key)
+	if err := v.attach(devs, key); err != nil {
+		return err
+	}
+	root, err := v.makeFilesystem(p)
+	if err != nil {
+		return err
+	}
+	err = v.finish(dir, root, p)
+	root.Close()
+	if err != nil {
+		return errors.Join(err, p.Unmount())
+	}
+	return nil
+}
+
+func (v *Volume) finish(dir, root *os.File, p CreateParams) error {
+	blocks := uint64(v.Reserved-int64(v.Header.DataOffset())) / BlockSize
+	if err := ext4.Resize(int(root.Fd()), blocks); err != nil {
+		return fmt.Errorf("cannot grow the file system in %s: %w", ImageName, err)
+	}
+	if p.Fill != nil {
+		if err := p.Fill(root); err != nil {
+			return err
+		}
+	}
+	return v.name(dir, root)
+}
+
+// format writes the header and returns the volume key.
+func (v *Volume) format(p CreateParams) ([]byte, error) {
+	var id [16]byte
+	key := make([]byte, 64)
+	if _, err := io.ReadFull(p.Rand, id[:]); err != nil {
+		return nil, err
+	}
+	if _, err := io.ReadFull(p.Rand, key); err != nil {
+		return nil, err
+	}
+	h, err := luks2.Format(luks2.FormatParams{
+		UUID: uuidText(id), Label: p.Label, VolumeKey: key, SectorSize: BlockSize, Rand: p.Rand,
+	})
+	if err == nil {
+		h, err = p.Enroll(h, key)
+	}
+	if err == nil && len(h.Keyslots()) == 0 {
+		err = errors.New("internal error: no keyslot was enrolled")
+	}
+	if err == nil {
+		v.Header, err = luks2.WriteNew(v.image, h, p.Rand)
+	}
+	if err != nil {
+		clear(key)
+		return nil, fmt.Errorf("cannot format %s: %w", ImageName, err)
+	}
+	return key, nil
+}
+
+// makeFilesystem writes the template and mounts it; finish grows it to what is
+// reserved: the kernel does in milliseconds what mkfs would do in user space.
+func (v *Volume) makeFilesystem(p CreateParams) (*os.File, error) {
+	var uuid, seed [16]byte
+	for _, b := range [][]byte{uuid[:], seed[:]} {
+		if _, err := io.ReadFull(p.Rand, b); err != nil {
+			return nil, err
+		}
+	}
+	uuid[6], uuid[8] = uuid[6]&0x0f|0x40, uuid[8]&0x3f|0x80
+	if err := ext4.WriteTemplate(v.crypt, uuid, seed); err != nil {
+		return nil, fmt.Errorf("cannot make the file system in %s: %w", ImageName, err)
+	}
+	return p.Mount(v.crypt.Path())
+}
+
+// name makes everything durable and then gives the file its name.
+func (v *Volume) name(dir, root *os.File) error {
+	if err := unix.Syncfs(int(root.Fd())); err != nil {
+		return fmt.Errorf("cannot sync the new volume: %w", err)
+	}
+	if err := v.image.Sync(); err != nil {
+		return fmt.Errorf("cannot sync %s: %w", ImageName, err)
+	}
+	// crash point: before this line there is no file, after it a whole one
+	err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", v.image.Fd()), int(dir.Fd()), ImageName, unix.AT_SYMLINK_FOLLOW)
+	if err != nil {
+		return fmt.Errorf("cannot name %s: %w", ImageName, err)
+	}
+	if err := unix.Syncfs(int(dir.Fd())); err != nil {
+		return fmt.Errorf("cannot sync the state partition: %w", err)
+	}
+	return nil
+}

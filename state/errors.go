@@ -1,0 +1,35 @@
+// Package state is the life cycle of the encrypted volume in the file
+// encrypted.img on the state partition: create it once, open it at every boot.
+//
+// State is derived from what is on the disk, never journaled. The invariant at
+// every instant, also after a power cut: the inner file system's size plus the
+// LUKS2 data offset is at most what is reserved in the outer file system.
+//
+// Crash points of Create: until the file has its name nothing exists, because
+// it is made with O_TMPFILE; the name is given only after everything in it is
+// on stable storage. A file of that name is therefore always complete, and is
+// never overwritten, re-made or deleted by this package.
+package state
+
+import "errors"
+
+// ImageName is the file's name in the root of the state partition.
+const ImageName = "encrypted.img"
+
+// MountDir is the directory, beside the file, that the volume is mounted on.
+const MountDir = "encrypted"
+
+var (
+	// ErrNoImage: there is no encrypted.img.
+	ErrNoImage = errors.New("no encrypted.img")
+	// ErrNotImage: encrypted.img is not an ordinary file of its own (a link, a
+	// FIFO, a directory, a device, or one with a second name).
+	ErrNotImage = errors.New("encrypted.img is not a plain file")
+	// ErrNoRoom: the state partition is too small or too full.
+	ErrNoRoom = errors.New("not enough room on the state partition")
+	// ErrDamaged: the volume opened, but what is in it is not a file system
+	// that this program made.
+	ErrDamaged = errors.New("encrypted volume is damaged")
+	// ErrInUse: another program holds encrypted.img.
+	ErrInUse = errors.New("encrypted.img is in use")
+)

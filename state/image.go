@@ -1,0 +1,99 @@
+package state
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// OpenImage opens encrypted.img in the directory dir for reading and writing
+// and locks it. The state partition's file system is anybody's: whatever is
+// not a plain file with one name is refused, before any byte of it is read.
+// Errors: ErrNoImage, ErrNotImage, ErrInUse.
+func OpenImage(dir *os.File) (*os.File, error) {
+	fd, err := unix.Openat2(int(dir.Fd()), ImageName, &unix.OpenHow{
+		// O_NONBLOCK so that a FIFO cannot hold up the boot.
+		Flags:   unix.O_RDWR | unix.O_CLOEXEC | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_NOCTTY,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
+	})
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return nil, fmt.Errorf("cannot open %s: %w", ImageName, ErrNoImage)
+	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.EXDEV), errors.Is(err, unix.EISDIR), errors.Is(err, unix.ENXIO):
+		return nil, fmt.Errorf("cannot open %s: %w: %w", ImageName, ErrNotImage, err)
+	case err != nil:
+		return nil, fmt.Errorf("cannot open %s: %w", ImageName, err)
+	}
+	f := os.NewFile(uintptr(fd), ImageName)
+	if err := checkImage(f); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func checkImage(f *os.File) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return fmt.Errorf("cannot inspect %s: %w", ImageName, err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return fmt.Errorf("cannot use %s of type %#o: %w", ImageName, st.Mode&unix.S_IFMT, ErrNotImage)
+	}
+	if st.Nlink != 1 {
+		return fmt.Errorf("cannot use %s with %d names: %w", ImageName, st.Nlink, ErrNotImage)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return fmt.Errorf("cannot lock %s: %w", ImageName, errors.Join(ErrInUse, err))
+	}
+	return nil
+}
+
+// exists tells whether anything of the file's name is there.
+func exists(dir *os.File) (bool, error) {
+	var st unix.Stat_t
+	err := unix.Fstatat(int(dir.Fd()), ImageName, &st, unix.AT_SYMLINK_NOFOLLOW)
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// reserve allocates the first n bytes of the file; for what is allocated
+// already it costs nothing. ErrNoRoom when the outer file system is full.
+func reserve(f *os.File, n int64) error {
+	err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, n)
+	for errors.Is(err, unix.EINTR) {
+		err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, n)
+	}
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return fmt.Errorf("cannot reserve %d MiB for %s: %w", n>>20, ImageName, errors.Join(ErrNoRoom, err))
+	}
+	if err != nil {
+		return fmt.Errorf("cannot reserve %d MiB for %s: %w", n>>20, ImageName, err)
+	}
+	return nil
+}
+
+// release gives back what is allocated from byte n to the end of the file: left
+// over from a resize that a power cut ended.
+func release(f *os.File, n, size int64) error {
+	if n >= size {
+		return nil
+	}
+	if err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, n, size-n); err != nil {
+		return fmt.Errorf("cannot release the end of %s: %w", ImageName, err)
+	}
+	return nil
+}
+
+// allocated tells how many bytes the outer file system holds for the file.
+func allocated(f *os.File) (int64, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return 0, fmt.Errorf("cannot inspect %s: %w", ImageName, err)
+	}
+	return st.Blocks * 512, nil
+}

@@ -1,0 +1,77 @@
+package state
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"sealroot/mount/blockdev"
+	"sealroot/mount/dm"
+	"sealroot/mount/keyring"
+	"sealroot/mount/loop"
+	"sealroot/state/luks2"
+)
+
+// KernelDevices makes real devices.
+type KernelDevices struct{ DM dm.Control }
+
+// node is an opened device node of a device we made.
+type node struct {
+	*blockdev.Device
+	remove func() error
+}
+
+// Path is the device node.
+func (n *node) Path() string { return n.Name() }
+
+// Number is "major:minor".
+func (n *node) Number() string { return n.DevNo() }
+
+// Remove closes the node and removes the device.
+func (n *node) Remove() error { return errors.Join(n.Close(), n.remove()) }
+
+func openNode(path string, remove func() error) (Device, error) {
+	d, err := blockdev.Open(path, true)
+	if err != nil {
+		return nil, errors.Join(err, remove())
+	}
+	return &node{d, remove}, nil
+}
+
+// Loop attaches img with 4096-byte sectors and direct I/O.
+func (k KernelDevices) Loop(img *os.File) (Device, error) {
+	d, err := loop.Attach(img, loop.Options{BlockSize: BlockSize, DirectIO: true})
+	if err != nil {
+		return nil, err
+	}
+	return openNode(d.Path, d.Detach)
+}
+
+// Crypt maps a device; the key passes through the thread's keyring.
+func (k KernelDevices) Crypt(name string, t luks2.CryptTarget, on Device, volumeKey []byte) (Device, error) {
+	var made dm.Device
+	description := "sealroot:" + t.UUID
+	err := keyring.With(description, volumeKey, func() (err error) {
+		made, err = k.DM.Crypt(name, luksDMUUID(t.UUID, name), dm.CryptTarget{
+			Device: on.Number(), OffsetBytes: t.OffsetBytes, LengthBytes: t.LengthBytes,
+			SectorSize: uint32(t.SectorSize), Encryption: t.Encryption, KeyBytes: t.KeySize,
+		}, description)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return openNode(made.Path, func() error { return k.DM.Remove(name) })
+}
+
+// luksDMUUID is the device-mapper UUID that cryptsetup gives a LUKS2 volume, so
+// that its tools recognise ours (cryptsetup lib/libdevmapper.c).
+func luksDMUUID(uuid, name string) string {
+	plain := make([]byte, 0, len(uuid))
+	for i := range len(uuid) {
+		if uuid[i] != '-' {
+			plain = append(plain, uuid[i])
+		}
+	}
+	return fmt.Sprintf("CRYPT-LUKS2-%s-%s", plain, name)
+}

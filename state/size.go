@@ -1,0 +1,44 @@
+package state
+
+import "fmt"
+
+// Sizes of encrypted.img, in bytes. All are multiples of BlockSize.
+//
+// The file is never over-committed: Reserved bytes are allocated in the outer
+// file system from the first day, so that a write inside can never fail for
+// want of room outside. Its apparent size is larger, because the loop and
+// dm-crypt devices take their size from it once and growing later then needs
+// neither a reload of the device nor the volume key. The cap on the apparent
+// size bounds what a stray resize2fs could claim.
+type Sizes struct {
+	Reserved int64 // allocated: header, keyslots and the whole inner file system
+	Apparent int64 // st_size of the file
+}
+
+const (
+	// BlockSize is the unit of all sizes: the inner file system's block, the
+	// loop device's sector and dm-crypt's sector.
+	BlockSize = 4096
+	// minReserved holds the header (16 MiB), the template and some room.
+	minReserved = 128 << 20
+	// minApparent is the smallest device (DESIGN.md).
+	minApparent = 16 << 30
+	// keepFree stays unreserved on a small outer file system, for what lies
+	// beside the file and for the outer file system's own needs.
+	keepFree = 16 << 20
+)
+
+// PlanSizes divides an outer file system of which free bytes are available:
+// half of it is reserved for the encrypted volume, the rest is for what lies
+// beside it and for growing. ErrNoRoom when that is too little.
+func PlanSizes(free int64) (Sizes, error) {
+	reserved := max(free/2, minReserved) / BlockSize * BlockSize
+	if reserved > free-keepFree {
+		return Sizes{}, fmt.Errorf("cannot reserve %d MiB of %d MiB free on the state partition: %w",
+			reserved>>20, free>>20, ErrNoRoom)
+	}
+	return Sizes{Reserved: reserved, Apparent: apparentFor(reserved)}, nil
+}
+
+// apparentFor is the apparent size that goes with a reserved size.
+func apparentFor(reserved int64) int64 { return max(2*reserved, minApparent) }

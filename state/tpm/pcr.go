@@ -1,0 +1,265 @@
+package tpm
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"sealroot/state/tpm/pcrsig"
+)
+
+// ActiveBanks returns the PCR banks in which the TPM keeps PCRs. An active bank
+// of an algorithm that this program cannot compute (sm3, sha3) is an ErrBank:
+// what cannot be extended must not be sealed beside.
+func (t *TPM) ActiveBanks(ctx context.Context) ([]Bank, error) {
+	known, unknown, err := t.bind(ctx).banks()
+	if err != nil {
+		return nil, err
+	}
+	if len(unknown) > 0 {
+		return nil, fmt.Errorf("%w: bank %#04x is active in this TPM", ErrBank, unknown[0])
+	}
+	return known, nil
+}
+
+// banks returns the active banks; unknown holds the TPM_ALG_IDs of those that
+// Bank does not have. Banks without any PCR are not active.
+func (b bound) banks() (known []Bank, unknown []uint16, err error) {
+	rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapPCRs, PropertyCount: 1}.Execute(b)
+	if err != nil {
+		return nil, nil, fmt.Errorf("cannot list PCR banks: %w", classify(err))
+	}
+	list, err := rsp.CapabilityData.Data.AssignedPCR()
+	if err != nil {
+		return nil, nil, fmt.Errorf("cannot list PCR banks: %w", err)
+	}
+	for _, sel := range list.PCRSelections {
+		if len(bytes.Trim(sel.PCRSelect, "\x00")) == 0 {
+			continue
+		}
+		bank, err := pcrsig.BankOf(uint16(sel.Hash))
+		if err != nil {
+			unknown = append(unknown, uint16(sel.Hash))
+			continue
+		}
+		known = append(known, bank)
+	}
+	if len(known)+len(unknown) == 0 {
+		return nil, nil, fmt.Errorf("%w: no PCR bank is active in this TPM", ErrBank)
+	}
+	return known, unknown, nil
+}
+
+// bestBank is the bank that a new policy uses.
+func (t *TPM) bestBank(ctx context.Context) (Bank, error) {
+	active, err := t.ActiveBanks(ctx)
+	if err != nil {
+		return "", err
+	}
+	for _, bank := range []Bank{pcrsig.SHA256, pcrsig.SHA384, pcrsig.SHA512} {
+		if slices.Contains(active, bank) {
+			return bank, nil
+		}
+	}
+	return "", fmt.Errorf("%w: only sha1 is active in this TPM", ErrBank)
+}
+
+// ReadPCRs returns the values of pcrs in one bank. A bank or PCR that the TPM
+// does not have is an ErrBank.
+func (t *TPM) ReadPCRs(ctx context.Context, bank Bank, pcrs []int) (Values, error) {
+	if _, err := pcrsig.Selection(bank, pcrs); err != nil {
+		return nil, fmt.Errorf("cannot read PCRs: %w", err)
+	}
+	b := t.bind(ctx)
+	values := make(Values, len(pcrs))
+	left := slices.Sorted(slices.Values(pcrs))
+	for len(left) > 0 {
+		// A TPM answers with as many as fit, eight digests.
+		ask := left[:min(len(left), 8)]
+		if err := b.readPCRs(bank, ask, values); err != nil {
+			return nil, err
+		}
+		left = slices.DeleteFunc(left, func(pcr int) bool { return values[pcr] != nil })
+	}
+	return values, nil
+}
+
+func (b bound) readPCRs(bank Bank, pcrs []int, into Values) error {
+	sel, err := selection(bank, pcrs)
+	if err != nil {
+		return err
+	}
+	hash, err := bank.Hash()
+	if err != nil {
+		return err
+	}
+	rsp, err := tpm2.PCRRead{PCRSelectionIn: sel}.Execute(b)
+	if err != nil {
+		return fmt.Errorf("cannot read PCRs of bank %s: %w", bank, classify(err))
+	}
+	var got []int
+	for _, s := range rsp.PCRSelectionOut.PCRSelections {
+		if s.Hash != sel.PCRSelections[0].Hash {
+			continue
+		}
+		for _, pcr := range pcrs {
+			if pcr/8 < len(s.PCRSelect) && s.PCRSelect[pcr/8]&(1<<(pcr%8)) != 0 {
+				got = append(got, pcr)
+			}
+		}
+	}
+	if len(got) == 0 || len(got) != len(rsp.PCRValues.Digests) {
+		return fmt.Errorf("%w: TPM has no PCRs %s in bank %s", ErrBank, joinInts(pcrs), bank)
+	}
+	for i, pcr := range got {
+		d := rsp.PCRValues.Digests[i].Buffer
+		if len(d) != hash.Size() {
+			return fmt.Errorf("%w: value of PCR %d in bank %s has %d bytes", ErrBank, pcr, bank, len(d))
+		}
+		into[pcr] = bytes.Clone(d)
+	}
+	return nil
+}
+
+// Extend extends a PCR with the digest of data in every active bank. With an
+// active bank that this program cannot compute it does nothing: ErrBank.
+func (t *TPM) Extend(ctx context.Context, pcr int, data []byte) error {
+	_, err := t.extend(ctx, pcr, data)
+	return err
+}
+
+func (t *TPM) extend(ctx context.Context, pcr int, data []byte) (map[Bank][]byte, error) {
+	banks, err := t.ActiveBanks(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("cannot extend PCR %d: %w", pcr, err)
+	}
+	digests := make(map[Bank][]byte, len(banks))
+	var list tpm2.TPMLDigestValues
+	for _, bank := range banks {
+		id, err := bank.AlgID()
+		if err != nil {
+			return nil, err
+		}
+		if digests[bank], err = bank.Digest(data); err != nil {
+			return nil, err
+		}
+		list.Digests = append(list.Digests, tpm2.TPMTHA{HashAlg: tpm2.TPMIAlgHash(id), Digest: digests[bank]})
+	}
+	handle, err := pcrHandle(pcr)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := (tpm2.PCRExtend{PCRHandle: handle, Digests: list}).Execute(t.bind(ctx)); err != nil {
+		return nil, fmt.Errorf("cannot extend PCR %d: %w", pcr, classify(err))
+	}
+	return digests, nil
+}
+
+func pcrHandle(pcr int) (tpm2.AuthHandle, error) {
+	if pcr < 0 || pcr >= pcrsig.PCRCount {
+		return tpm2.AuthHandle{}, fmt.Errorf("cannot extend PCR %d: %w", pcr, pcrsig.ErrPCR)
+	}
+	return tpm2.AuthHandle{Handle: tpm2.TPMHandle(pcr), Auth: tpm2.PasswordAuth(nil)}, nil
+}
+
+func selection(bank Bank, pcrs []int) (tpm2.TPMLPCRSelection, error) {
+	id, err := bank.AlgID()
+	if err != nil {
+		return tpm2.TPMLPCRSelection{}, err
+	}
+	list := make([]uint, 0, len(pcrs))
+	for _, pcr := range pcrs {
+		list = append(list, uint(pcr))
+	}
+	return tpm2.TPMLPCRSelection{PCRSelections: []tpm2.TPMSPCRSelection{{
+		Hash: tpm2.TPMIAlgHash(id), PCRSelect: tpm2.PCClientCompatible.PCRs(list...),
+	}}}, nil
+}
+
+// WordCapped is what Cap measures.
+const WordCapped = "sealroot-capped"
+
+// Capped says what Cap has done.
+type Capped struct {
+	PCRs    []int    // PCRs that were extended in every active bank
+	Banks   []Bank   // active banks
+	Unknown []uint16 // TPM_ALG_IDs of further active banks, extended too
+}
+
+// Cap extends each of pcrs, in every active bank, with WordCapped, so that no
+// policy over one of them can be met again before the next reset. It is meant
+// for every way out of the initramfs, errors included: it may be called again,
+// goes on with the other PCRs when one fails, and falls back to TPM2_PCR_Event,
+// with which the TPM itself computes the digests, for banks that this program
+// does not know or cannot list. What was done is returned beside an error.
+func (t *TPM) Cap(ctx context.Context, pcrs ...int) (Capped, error) {
+	b := t.bind(ctx)
+	banks, unknown, listErr := b.banks()
+	done := Capped{Banks: banks, Unknown: unknown}
+	var errs []error
+	for _, pcr := range pcrs {
+		var err error
+		if listErr != nil || len(unknown) > 0 {
+			err = b.event(pcr)
+		} else if err = t.Extend(ctx, pcr, []byte(WordCapped)); err != nil {
+			err = b.event(pcr)
+		}
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		done.PCRs = append(done.PCRs, pcr)
+	}
+	return done, errors.Join(errs...)
+}
+
+func (b bound) event(pcr int) error {
+	handle, err := pcrHandle(pcr)
+	if err != nil {
+		return err
+	}
+	cmd := tpm2.PCREvent{PCRHandle: handle, EventData: tpm2.TPM2BEvent{Buffer: []byte(WordCapped)}}
+	if _, err := cmd.Execute(b); err != nil {
+		return fmt.Errorf("cannot cap PCR %d: %w", pcr, classify(err))
+	}
+	return nil
+}
+
+// Sanity returns ErrSanity when, in the bank a policy would use, one of pcrs is
+// all 00 or FF: the boot path does not measure into it, and a policy over it
+// protects nothing. For PCR 11 zero means that no stub measured a UKI. PCRs that
+// the policy wants at zero (15 before its cap) are not for this check.
+func (t *TPM) Sanity(ctx context.Context, bank Bank, pcrs ...int) error {
+	if bank == "" {
+		best, err := t.bestBank(ctx)
+		if err != nil {
+			return err
+		}
+		bank = best
+	}
+	values, err := t.ReadPCRs(ctx, bank, pcrs)
+	if err != nil {
+		return err
+	}
+	return checkMeasured(bank, values)
+}
+
+func checkMeasured(bank Bank, values Values) error {
+	var bad []int
+	for pcr, v := range values {
+		if len(bytes.Trim(v, "\x00")) == 0 || len(bytes.Trim(v, "\xff")) == 0 {
+			bad = append(bad, pcr)
+		}
+	}
+	switch {
+	case len(bad) == 0:
+		return nil
+	case slices.Contains(bad, 11):
+		return fmt.Errorf("%w: PCR 11 of bank %s was not extended by a UKI stub", ErrSanity, bank)
+	}
+	return fmt.Errorf("%w: PCR %s of bank %s has all bits equal", ErrSanity, joinInts(bad), bank)
+}

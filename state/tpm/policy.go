@@ -1,0 +1,241 @@
+package tpm
+
+import (
+	"bytes"
+	"crypto/rsa"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"sealroot/state/tpm/pcrsig"
+)
+
+// Values are PCR values of one bank.
+type Values = pcrsig.Values
+
+// Policy says when the TPM gives the secret back. The parts are and-ed.
+type Policy struct {
+	// SignedPCRs must have values signed by PublicKey; an update brings new
+	// signatures and needs no enrolment. Usually 11, or empty.
+	SignedPCRs []int
+	// PublicKey is the PEM text of an RSA public key; nil without SignedPCRs.
+	PublicKey []byte
+	// PCRs must have fixed values: those at sealing, or Values.
+	PCRs []int
+	// Values overrides the values of some or all of PCRs, for sealing to the
+	// PCRs of a later boot. A nil value stands for zero: Values{15: nil}.
+	Values Values
+	// Bank holds all of these PCRs. Empty lets Seal take the strongest of
+	// sha256, sha384 and sha512 that systemd would take: sha256 if active.
+	Bank Bank
+	// PIN asks for an authorization value too.
+	PIN bool
+}
+
+// Capped is Token.Capped of the tokens that the policy makes.
+func (p Policy) Capped() bool {
+	return Token{PubPCRs: p.SignedPCRs, PCRs: p.PCRs}.Capped()
+}
+
+// Check returns nil for a policy that can be sealed to, else an ErrPolicy: PCR
+// numbers, key and PCRs not together, or signed PCRs without a fixed one that the
+// firmware measures, which bind to nothing: under any system that is not a UKI
+// PCRs 11 and 15 are zero, and whoever boots one can replay the extends.
+func (p Policy) Check() error {
+	for _, list := range [][]int{p.SignedPCRs, p.PCRs} {
+		if _, err := pcrsig.Selection(pcrsig.SHA256, list); err != nil {
+			return fmt.Errorf("%w: %w", ErrPolicy, err)
+		}
+	}
+	if (len(p.SignedPCRs) > 0) != (p.PublicKey != nil) {
+		return fmt.Errorf("%w: public key and signed PCRs do not come together", ErrPolicy)
+	}
+	measured := func(pcr int) bool { return pcr != 11 && pcr != 15 }
+	if len(p.SignedPCRs) > 0 && !slices.ContainsFunc(p.PCRs, measured) {
+		return fmt.Errorf("%w: signed PCRs without a fixed one of the firmware bind to nothing", ErrPolicy)
+	}
+	if p.PublicKey != nil {
+		if _, err := pcrsig.ParsePublicKey(p.PublicKey); err != nil {
+			return fmt.Errorf("%w: %w", ErrPolicy, err)
+		}
+	}
+	return nil
+}
+
+// Digest returns the policy digest for fixed PCRs with the given values. The
+// order is systemd's: PolicyAuthorize, PolicyPCR, PolicyAuthValue.
+func (p Policy) Digest(values Values) ([32]byte, error) {
+	var d [32]byte
+	if p.PublicKey != nil {
+		key, err := pcrsig.ParsePublicKey(p.PublicKey)
+		if err != nil {
+			return [32]byte{}, fmt.Errorf("%w: %w", ErrPolicy, err)
+		}
+		if d, err = policyAuthorize(key); err != nil {
+			return [32]byte{}, err
+		}
+	}
+	if len(p.PCRs) > 0 {
+		var err error
+		if d, err = pcrsig.PolicyPCR(d, p.Bank, p.PCRs, values); err != nil {
+			return [32]byte{}, fmt.Errorf("%w: %w", ErrPolicy, err)
+		}
+	}
+	if p.PIN {
+		d = extendPolicy(d, tpm2.TPMCCPolicyAuthValue, nil)
+	}
+	return d, nil
+}
+
+// policyAuthorize is the digest after TPM2_PolicyAuthorize, which starts from
+// zero whatever was before and always adds the (here empty) policyRef in a
+// second hash (part 3, 23.16).
+func policyAuthorize(key *rsa.PublicKey) ([32]byte, error) {
+	pub := policyKey(key, false)
+	name, err := tpm2.ObjectName(&pub)
+	if err != nil {
+		return [32]byte{}, fmt.Errorf("%w: %w", ErrPolicy, err)
+	}
+	d := extendPolicy([32]byte{}, tpm2.TPMCCPolicyAuthorize, name.Buffer)
+	return sha256.Sum256(d[:]), nil
+}
+
+func extendPolicy(d [32]byte, cc tpm2.TPMCC, arg []byte) [32]byte {
+	buf := binary.BigEndian.AppendUint32(slices.Clone(d[:]), uint32(cc))
+	return sha256.Sum256(append(buf, arg...))
+}
+
+// policyKey is the public area under which systemd loads a policy key; its Name
+// is part of the policy. Exponent 65537 is written as 0, the TPM's default, since
+// systemd 254, and in full by older ones (explicit).
+func policyKey(key *rsa.PublicKey, explicit bool) tpm2.TPMTPublic {
+	exponent := uint32(key.E)
+	if exponent == 65537 && !explicit {
+		exponent = 0
+	}
+	return tpm2.TPMTPublic{
+		Type: tpm2.TPMAlgRSA, NameAlg: tpm2.TPMAlgSHA256,
+		ObjectAttributes: tpm2.TPMAObject{UserWithAuth: true, Decrypt: true, SignEncrypt: true},
+		Parameters: tpm2.NewTPMUPublicParms(tpm2.TPMAlgRSA, &tpm2.TPMSRSAParms{
+			KeyBits: tpm2.TPMKeyBits(key.N.BitLen()), Exponent: exponent,
+		}),
+		Unique: tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{Buffer: key.N.Bytes()}),
+	}
+}
+
+// errPolicyDigest: every part of the policy could be executed, the result differs.
+var errPolicyDigest = errors.New("cannot meet TPM policy")
+
+// satisfy executes a token's policy in a policy session; explicit is policyKey's.
+func (b bound) satisfy(s *session, t Token, sigs pcrsig.File, explicit bool) error {
+	if t.PubKey != nil {
+		if err := b.authorizePCRs(s, t, sigs, explicit); err != nil {
+			return err
+		}
+	}
+	if len(t.PCRs) > 0 {
+		if err := b.policyPCR(s, t.Bank, t.PCRs); err != nil {
+			return err
+		}
+	}
+	if t.PIN {
+		if _, err := (tpm2.PolicyAuthValue{PolicySession: s.handle}).Execute(b); err != nil {
+			return fmt.Errorf("cannot ask for PIN in policy: %w", classify(err))
+		}
+	}
+	digest, err := b.policyDigest(s)
+	if err != nil {
+		return err
+	}
+	if digest != t.Policy && len(t.PCRs) == 0 {
+		return fmt.Errorf("%w: %w: its digest is another", errPolicyDigest, ErrPolicy)
+	}
+	if digest != t.Policy {
+		// The signed part is met when we are here, so the fixed PCRs differ.
+		return fmt.Errorf("%w: %w", errPolicyDigest, &PCRsChangedError{PCRs: t.PCRs, Bank: t.Bank})
+	}
+	return nil
+}
+
+func (b bound) policyPCR(s *session, bank Bank, pcrs []int) error {
+	sel, err := selection(bank, pcrs)
+	if err != nil {
+		return err
+	}
+	if _, err := (tpm2.PolicyPCR{PolicySession: s.handle, Pcrs: sel}).Execute(b); err != nil {
+		return fmt.Errorf("cannot bind policy to PCRs %s: %w", joinInts(pcrs), classify(err))
+	}
+	return nil
+}
+
+func (b bound) policyDigest(s *session) ([32]byte, error) {
+	rsp, err := tpm2.PolicyGetDigest{PolicySession: s.handle}.Execute(b)
+	if err != nil {
+		return [32]byte{}, fmt.Errorf("cannot read policy digest: %w", classify(err))
+	}
+	if len(rsp.PolicyDigest.Buffer) != 32 {
+		return [32]byte{}, fmt.Errorf("cannot read policy digest: %d bytes", len(rsp.PolicyDigest.Buffer))
+	}
+	return [32]byte(rsp.PolicyDigest.Buffer), nil
+}
+
+// authorizePCRs brings the signed PCRs into the policy: the present values, a
+// signature of them by the token's key, and the TPM's own check of it.
+func (b bound) authorizePCRs(s *session, t Token, sigs pcrsig.File, explicit bool) error {
+	key, err := pcrsig.ParsePublicKey(t.PubKey)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrToken, err)
+	}
+	if err := b.policyPCR(s, t.Bank, t.PubPCRs); err != nil {
+		return err
+	}
+	now, err := b.policyDigest(s)
+	if err != nil {
+		return err
+	}
+	sig, ok := sigs.Find(t.Bank, t.PubPCRs, key, now)
+	if !ok && !sigs.Has(t.Bank, t.PubPCRs, key) {
+		return fmt.Errorf("%w: this image holds no signature by the policy key of the token", ErrPolicy)
+	}
+	if !ok {
+		return fmt.Errorf("cannot find a signature for the present PCRs: %w", &PCRsChangedError{PCRs: t.PubPCRs, Bank: t.Bank})
+	}
+	area := policyKey(key, explicit)
+	loaded, err := tpm2.LoadExternal{InPublic: tpm2.New2B(area), Hierarchy: tpm2.TPMRHOwner}.Execute(b)
+	if err != nil {
+		return fmt.Errorf("cannot load policy key: %w", classify(err))
+	}
+	err = b.authorize(s, loaded, now, sig)
+	return errors.Join(err, b.flush(loaded.ObjectHandle))
+}
+
+func (b bound) authorize(s *session, key *tpm2.LoadExternalResponse, approved [32]byte, sig []byte) error {
+	digest := sha256.Sum256(approved[:])
+	verified, err := tpm2.VerifySignature{
+		KeyHandle: tpm2.NamedHandle{Handle: key.ObjectHandle, Name: key.Name},
+		Digest:    tpm2.TPM2BDigest{Buffer: digest[:]},
+		Signature: tpm2.TPMTSignature{
+			SigAlg: tpm2.TPMAlgRSASSA,
+			Signature: tpm2.NewTPMUSignature(tpm2.TPMAlgRSASSA, &tpm2.TPMSSignatureRSA{
+				Hash: tpm2.TPMAlgSHA256, Sig: tpm2.TPM2BPublicKeyRSA{Buffer: bytes.Clone(sig)},
+			}),
+		},
+	}.Execute(b)
+	if err != nil {
+		return fmt.Errorf("%w: signature of the PCRs does not verify: %w", ErrPolicy, classify(err))
+	}
+	_, err = tpm2.PolicyAuthorize{
+		PolicySession:  s.handle,
+		ApprovedPolicy: tpm2.TPM2BDigest{Buffer: approved[:]},
+		KeySign:        key.Name,
+		CheckTicket:    verified.Validation,
+	}.Execute(b)
+	if err != nil {
+		return fmt.Errorf("cannot authorize policy: %w", classify(err))
+	}
+	return nil
+}

@@ -1,0 +1,193 @@
+package state
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"sealroot/state/ext4"
+	"sealroot/state/luks2"
+)
+
+// Device is a block device that this program made and removes again.
+type Device interface {
+	io.ReaderAt
+	io.WriterAt
+	Path() string   // e.g. /dev/dm-1
+	Number() string // "major:minor"
+	Size() int64    // bytes
+	Remove() error
+}
+
+// Devices makes the two block devices between the file and its file system.
+// KernelDevices is the real one.
+type Devices interface {
+	// Loop shows img as a block device of 4096-byte sectors, without a second
+	// cache in between.
+	Loop(img *os.File) (Device, error)
+	// Crypt puts dm-crypt over a device. The volume key reaches the kernel
+	// through a keyring and cannot be read back from the device's table.
+	Crypt(name string, target luks2.CryptTarget, on Device, volumeKey []byte) (Device, error)
+}
+
+// Volume is the opened encrypted volume.
+type Volume struct {
+	Header *luks2.Header
+	// KeyID identifies the volume key without giving it away: what is measured
+	// (conventions: systemd's PCR 15 record).
+	KeyID    []byte
+	Reserved int64 // bytes allocated in the outer file system
+	// ReadOnly is set when the reservation could not be restored: writing
+	// could then fail in the middle of anything.
+	ReadOnly error
+
+	image *os.File
+	loop  Device
+	crypt Device
+}
+
+// Device is the block device that holds the file system.
+func (v *Volume) Device() string { return v.crypt.Path() }
+
+// Close removes the devices and closes the file. The file system must have
+// been unmounted before.
+func (v *Volume) Close() error {
+	var errs []error
+	if v.crypt != nil {
+		errs = append(errs, v.crypt.Remove())
+	}
+	if v.loop != nil {
+		errs = append(errs, v.loop.Remove())
+	}
+	if v.image != nil {
+		errs = append(errs, v.image.Close())
+	}
+	v.crypt, v.loop, v.image = nil, nil, nil
+	return errors.Join(errs...)
+}
+
+// DeviceName is the device-mapper name of the volume.
+const DeviceName = "sealroot-state"
+
+// attach makes the devices. On error nothing is left behind but the image,
+// which stays the caller's.
+func (v *Volume) attach(devs Devices, volumeKey []byte) error {
+	loop, err := devs.Loop(v.image)
+	if err != nil {
+		return fmt.Errorf("cannot attach %s: %w", ImageName, err)
+	}
+	target, err := v.Header.CryptTarget(loop.Size())
+	if err != nil {
+		return errors.Join(fmt.Errorf("cannot map %s: %w", ImageName, err), loop.Remove())
+	}
+	crypt, err := devs.Crypt(DeviceName, target, loop, volumeKey)
+	if err != nil {
+		return errors.Join(fmt.Errorf("cannot map %s: %w", ImageName, err), loop.Remove())
+	}
+	v.loop, v.crypt = loop, crypt
+	v.KeyID = luks2.VolumeKeyID(volumeKey, DeviceName, v.Header.UUID())
+	return nil
+}
+
+// Unlock finds the volume key of a header that the strict reader accepted. The
+// caller of Open gets the ladder of methods to itself; Open wipes the key.
+type Unlock func(h *luks2.Header) (volumeKey []byte, err error)
+
+// Open opens encrypted.img in dir. The inner file system is inspected through
+// the mapped device before anything mounts it, and the reservation it needs is
+// restored if a copy of the file lost it. Errors: ErrNoImage, ErrNotImage,
+// ErrInUse, ErrDamaged, those of luks2.Read and of unlock.
+func Open(dir *os.File, devs Devices, unlock Unlock) (*Volume, error) {
+	image, err := OpenImage(dir)
+	if err != nil {
+		return nil, err
+	}
+	v := &Volume{image: image}
+	if err := v.open(devs, unlock); err != nil {
+		return nil, errors.Join(err, v.Close())
+	}
+	return v, nil
+}
+
+func (v *Volume) open(devs Devices, unlock Unlock) error {
+	info, err := v.image.Stat()
+	if err != nil {
+		return fmt.Errorf("cannot inspect %s: %w", ImageName, err)
+	}
+	if v.Header, err = luks2.Read(v.image, info.Size()); err != nil {
+		return fmt.Errorf("cannot use %s: %w", ImageName, err)
+	}
+	key, err := unlock(v.Header)
+	if err != nil {
+		return err
+	}
+	defer clear(key)
+	if err := v.attach(devs, key); err != nil {
+		return err
+	}
+	return v.restore(info.Size())
+}
+
+// restore makes the invariant true again: what the inner file system spans is
+// reserved, and nothing beyond it.
+func (v *Volume) restore(size int64) error {
+	sb, err := ext4.ReadSuperblock(v.crypt)
+	if err != nil {
+		return fmt.Errorf("cannot use the file system in %s: %w", ImageName, errors.Join(ErrDamaged, err))
+	}
+	end := int64(v.Header.DataOffset()) + int64(sb.Bytes())
+	if end > size {
+		return fmt.Errorf("cannot use a file system that ends at byte %d of %d in %s: %w", end, size, ImageName, ErrDamaged)
+	}
+	v.Reserved = end
+	if err := reserve(v.image, end); errors.Is(err, ErrNoRoom) {
+		v.ReadOnly = err
+		return nil
+	} else if err != nil {
+		return err
+	}
+	if sb.NeedsRecovery {
+		// The journal may hold a larger size than the superblock says: until it
+		// was replayed, what lies beyond is not known to be unused.
+		return nil
+	}
+	if n, err := allocated(v.image); err != nil || n <= end {
+		return err
+	}
+	return release(v.image, end, size)
+}
+
+// uuidText is the text form of 16 random bytes as a version 4 UUID.
+func uuidText(b [16]byte) string {
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[0:4], b[4:6], b[6:8], b[8:10], b[10:16])
+}
+
+// mixedReader gives randomness of which an attacker has to know all sources.
+type mixedReader struct {
+	sources []io.Reader
+}
+
+// MixRandom returns a reader whose bytes depend on all sources: the hash of
+// what each of them gives. At a machine's first boot one source alone (the
+// kernel's pool, or the TPM) may be weak.
+func MixRandom(sources ...io.Reader) io.Reader { return &mixedReader{sources} }
+
+// Read fills p.
+func (m *mixedReader) Read(p []byte) (int, error) {
+	for n := 0; n < len(p); n += sha256.Size {
+		h := sha256.New()
+		var block [sha256.Size]byte
+		for _, s := range m.sources {
+			if _, err := io.ReadFull(s, block[:]); err != nil {
+				return 0, fmt.Errorf("cannot read randomness: %w", err)
+			}
+			h.Write(block[:])
+		}
+		copy(p[n:], h.Sum(block[:0]))
+		clear(block[:])
+	}
+	return len(p), nil
+}
