@@ -304,7 +304,6 @@ func walk(t *testing.T, m machine) (visited, boots int) {
 
 // check holds what is true of one whole boot.
 func (m machine) check(t *testing.T, before, after world, out outcome, writes int) bool {
-	t.Helper()
 	ran := -1
 	if out.running != "" {
 		ran = letter(out.running)
@@ -331,7 +330,6 @@ func (m machine) check(t *testing.T, before, after world, out outcome, writes in
 
 // checkSlots holds what is true after any boot, cut or not.
 func (m machine) checkSlots(t *testing.T, before, after world, mayCommit bool) bool {
-	t.Helper()
 	for i := range before.slot {
 		b, a := before.slot[i], after.slot[i]
 		if a.Tries > b.Tries {
@@ -359,7 +357,6 @@ func (m machine) checkSlots(t *testing.T, before, after world, mayCommit bool) b
 // runs at every boot without anything being written, and that no two reboots
 // follow each other without a pause or a try spent.
 func (m machine) settles(t *testing.T, w world, known map[world]bool) bool {
-	t.Helper()
 	var path []world
 	var steps []string
 	quick := 0

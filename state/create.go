@@ -148,6 +148,12 @@ func (v *Volume) makeFilesystem(p CreateParams) (*os.File, error) {
 	if err := ext4.WriteTemplate(v.crypt, uuid, seed); err != nil {
 		return nil, fmt.Errorf("cannot make the file system in %s: %w", ImageName, err)
 	}
+	// The template went through the device's page cache. Pages that are still
+	// dirty when the file system is mounted would be written later, over what
+	// its journal wrote past that cache.
+	if err := v.crypt.Sync(); err != nil {
+		return nil, fmt.Errorf("cannot make the file system in %s: %w", ImageName, err)
+	}
 	return p.Mount(v.crypt.Path())
 }
 

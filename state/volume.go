@@ -15,6 +15,7 @@ import (
 type Device interface {
 	io.ReaderAt
 	io.WriterAt
+	Sync() error
 	Path() string   // e.g. /dev/dm-1
 	Number() string // "major:minor"
 	Size() int64    // bytes

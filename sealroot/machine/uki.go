@@ -1,20 +1,14 @@
 package machine
 
 import (
-	"bytes"
-	"debug/pe"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
-
-// errRoom: the ESP holds two images of a slot and one being written.
-var errVerify = errors.New("what was written does not read back")
 
 // espDir is the ESP, mounted only while use runs.
 type espDir interface {
@@ -23,11 +17,15 @@ type espDir interface {
 
 const (
 	fallbackPath = "EFI/BOOT/BOOTX64.EFI"
-	// fallbackTemp has a name of 8.3 characters: one directory entry, no long name.
+	// fallbackTemp is in the same directory, and so in the same sector of it.
 	fallbackTemp = "EFI/BOOT/BOOTX64.NEW"
 )
 
 func imagePath(slot string) string { return "EFI/Linux/sealroot-" + slot + ".efi" }
+
+// errSharedFile: the leftover of an exchange may share blocks with the file that
+// is started; deleting it would free them.
+var errSharedFile = errors.New("the EFI system partition needs fsck.vfat")
 
 // fallbackFile is EFI/BOOT/BOOTX64.EFI, what firmware without boot entries
 // starts: a copy of the committed slot's unified kernel image.
@@ -37,56 +35,107 @@ type fallbackFile struct{ esp espDir }
 func (fallbackFile) Name() string { return fallbackPath }
 
 // IsDefault compares the file with the slot's image. A file that is no unified
-// kernel image is a boot loader of somebody else, which stays; so does a disk
-// whose slot has no such image.
+// kernel image is somebody's boot loader, which stays; nothing is missing either
+// on a disk whose slot has no image for UEFI.
 func (f fallbackFile) IsDefault(slot string) (right bool, err error) {
-	err = f.esp.With(false, func(dir string) error {
-		image, err := os.Open(filepath.Join(dir, imagePath(slot)))
-		if errors.Is(err, fs.ErrNotExist) {
-			right = true // this slot is not started by UEFI
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		defer image.Close()
-		now, err := os.Open(filepath.Join(dir, fallbackPath))
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		defer now.Close()
-		if !isUKI(now) {
-			right = true
-			return nil
-		}
-		right, err = sameContent(image, now)
+	err = f.esp.With(false, func(dir string) (err error) {
+		right, err = sameImage(filepath.Join(dir, imagePath(slot)), filepath.Join(dir, fallbackPath))
 		return err
 	})
 	return right && err == nil, err
 }
 
+func sameImage(image, fallback string) (bool, error) {
+	want, err := os.Open(image)
+	if errors.Is(err, fs.ErrNotExist) {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer want.Close()
+	now, err := os.Open(fallback)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer now.Close()
+	if !isUKI(now) {
+		return true, nil
+	}
+	return sameContent(want, now)
+}
+
 // SetDefault exchanges the file for a copy of the slot's image: written beside
-// it, synced, read back, renamed over it. On FAT the rename rewrites the
-// target's one directory entry; a power cut leaves the old file or the new one,
-// and at worst a second name for the new one, which the next exchange takes.
+// it, synced, read back, exchanged by renameat2(RENAME_EXCHANGE, vfat has it
+// since Linux 6.0), synced, and the old one deleted. A plain rename would free
+// the old file's blocks in the same breath, and FAT has no journal. A cut
+//
+//	while writing:      leaves a part of the new file; it is deleted next time
+//	in the exchange:    leaves both names as they were or exchanged, as they are
+//	                    in one sector; if that fails, both for the same file,
+//	                    which is noticed (errSharedFile)
+//	before the delete:  leaves the old file; it is deleted next time
+//
+// The firmware's boot order is set before, so a machine that has one does not
+// depend on this file meanwhile.
 func (f fallbackFile) SetDefault(slot string) error {
 	return f.esp.With(true, func(dir string) error {
-		temp := filepath.Join(dir, fallbackTemp)
-		// A leftover may share its blocks with the file that is started, after a
-		// cut in the rename: it is unlinked only when it has another content.
-		if err := removeLeftover(temp, filepath.Join(dir, fallbackPath)); err != nil {
+		return replaceFallback(dir, slot)
+	})
+}
+
+func replaceFallback(dir, slot string) (err error) {
+	fallback, temp := filepath.Join(dir, fallbackPath), filepath.Join(dir, fallbackTemp)
+	if err := removeLeftover(temp, fallback); err != nil {
+		return err
+	}
+	if err := copyVerified(filepath.Join(dir, imagePath(slot)), temp); err != nil {
+		return errors.Join(err, os.Remove(temp))
+	}
+	if _, err := os.Lstat(fallback); errors.Is(err, fs.ErrNotExist) {
+		if err := os.Rename(temp, fallback); err != nil {
 			return err
 		}
-		err := copyVerified(filepath.Join(dir, imagePath(slot)), temp)
-		if err == nil {
-			err = os.Rename(temp, filepath.Join(dir, fallbackPath))
-		}
-		if err != nil {
-			return errors.Join(err, remove(temp))
-		}
 		return syncFS(dir)
-	})
+	}
+	if err := unix.Renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, fallback, unix.RENAME_EXCHANGE); err != nil {
+		return errors.Join(fmt.Errorf("cannot exchange %s: %w", fallbackPath, err), os.Remove(temp))
+	}
+	if err := syncFS(dir); err != nil {
+		return err
+	}
+	if err := os.Remove(temp); err != nil {
+		return err
+	}
+	return syncFS(dir)
+}
+
+// removeLeftover deletes what a power cut left. Its content is never that of
+// the file that is started, unless both names came to point to the same blocks.
+func removeLeftover(temp, fallback string) error {
+	left, err := os.Open(temp)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer left.Close()
+	now, err := os.Open(fallback)
+	if err == nil {
+		defer now.Close()
+		same, err := sameContent(left, now)
+		if err != nil {
+			return err
+		}
+		if same {
+			return fmt.Errorf("cannot delete %s, which a power cut left: %w", fallbackTemp, errSharedFile)
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.Remove(temp)
 }

@@ -1,0 +1,254 @@
+package slots
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// parse reads "a 2/3 b 1/0+": priority/tries, + committed.
+func parse(t *testing.T, text string) []Slot {
+	t.Helper()
+	var out []Slot
+	f := strings.Fields(text)
+	for i := 0; i+1 < len(f); i += 2 {
+		s := Slot{Name: f[i], Successful: strings.HasSuffix(f[i+1], "+")}
+		if _, err := fmt.Sscanf(strings.TrimSuffix(f[i+1], "+"), "%d/%d", &s.Priority, &s.Tries); err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+func text(s []Slot) string {
+	var out []string
+	for _, x := range s {
+		plus := ""
+		if x.Successful {
+			plus = "+"
+		}
+		out = append(out, fmt.Sprintf("%s %d/%d%s", x.Name, x.Priority, x.Tries, plus))
+	}
+	return strings.Join(out, " ")
+}
+
+func TestSlotsTransitions(t *testing.T) {
+	begin := func(s []Slot) ([]Slot, error) { return BeginUpdate(s, "b") }
+	finish := func(s []Slot) ([]Slot, error) { return FinishUpdate(s, "b", 3) }
+	commit := func(s []Slot) ([]Slot, error) { return Commit(s, "b") }
+	spend := func(s []Slot) ([]Slot, error) { return Spend(s, "b") }
+	bad := func(s []Slot) ([]Slot, error) { return MarkBad(s, "b", ImageFailure) }
+	tests := []struct {
+		name    string
+		do      func([]Slot) ([]Slot, error)
+		in      string
+		want    string
+		wantErr error
+	}{
+		{name: "spend_takes_one_try", do: spend, in: "a 1/0+ b 2/3", want: "a 1/0+ b 2/2"},
+		{name: "spend_leaves_a_committed_slot", do: spend, in: "a 1/0+ b 2/3+", want: "a 1/0+ b 2/3+"},
+		{name: "spend_leaves_a_spent_slot", do: spend, in: "a 1/0+ b 2/0", want: "a 1/0+ b 2/0"},
+		{name: "commit_ends_the_trial", do: commit, in: "a 1/0+ b 2/2", want: "a 1/0+ b 2/0+"},
+		{name: "commit_twice_changes_nothing", do: commit, in: "a 2/0+ b 1/0+", want: "a 2/0+ b 1/0+"},
+		{name: "commit_of_a_last_resort_ranks_it", do: commit, in: "a 3/0 b 0/0", want: "a 3/0 b 4/0+"},
+		{name: "bad_trial_is_unbootable", do: bad, in: "a 1/0+ b 2/2", want: "a 1/0+ b 0/0"},
+		{name: "bad_committed_goes_last", do: bad, in: "a 2/0+ b 3/0+", want: "a 2/0+ b 1/0+"},
+		{name: "bad_committed_goes_last_without_room", do: bad, in: "a 1/0+ b 2/0+", want: "a 2/0+ b 1/0+"},
+		{name: "bad_committed_goes_behind_priority_0", do: bad, in: "a 0/0+ b 2/0+", want: "a 2/0+ b 1/0+"},
+		{name: "bad_committed_keeps_the_order_of_others", do: bad, in: "a 1/0+ b 15/0+ c 14/3", want: "a 2/0+ b 1/0+ c 3/3"},
+		{name: "environment_counts_nothing", do: func(s []Slot) ([]Slot, error) { return MarkBad(s, "b", EnvironmentFailure) }, in: "a 1/0+ b 2/2", want: "a 1/0+ b 2/2"},
+		{name: "state_counts_nothing", do: func(s []Slot) ([]Slot, error) { return MarkBad(s, "b", StateFailure) }, in: "a 1/0+ b 2/0+", want: "a 1/0+ b 2/0+"},
+		{name: "begin_makes_unbootable", do: begin, in: "a 1/0+ b 2/0+", want: "a 1/0+ b 0/0"},
+		{name: "begin_refuses_the_last_good_slot", do: begin, in: "a 1/3 b 2/0+", wantErr: ErrLastGood},
+		{name: "finish_ranks_first", do: finish, in: "a 2/0+ b 0/0", want: "a 2/0+ b 3/3"},
+		{name: "finish_renumbers_at_15", do: finish, in: "a 15/0+ b 0/0 c 9/0", want: "a 2/0+ b 3/3 c 1/0"},
+		{name: "finish_refuses_16_tries", do: func(s []Slot) ([]Slot, error) { return FinishUpdate(s, "b", 16) }, in: "a 1/0+ b 0/0", wantErr: ErrTries},
+		{name: "finish_refuses_the_last_good_slot", do: finish, in: "a 0/0 b 1/0+", wantErr: ErrLastGood},
+		{name: "rollback_of_a_trial", do: func(s []Slot) ([]Slot, error) { return Rollback(s, "b") }, in: "a 1/0+ b 2/2", want: "a 1/0+ b 0/0"},
+		{name: "rollback_of_a_committed_slot", do: func(s []Slot) ([]Slot, error) { return Rollback(s, "b") }, in: "a 1/0+ b 2/0+", want: "a 2/0+ b 1/0+"},
+		{name: "rollback_without_another", do: func(s []Slot) ([]Slot, error) { return Rollback(s, "b") }, in: "a 1/3 b 2/0+", wantErr: ErrNoOther},
+		{name: "unknown_slot", do: commit, in: "a 1/0+", wantErr: ErrUnknownSlot},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			in := parse(t, tt.in)
+			got, err := tt.do(in)
+			if !errors.Is(err, tt.wantErr) {
+				t.Fatalf("got error %v, want %v", err, tt.wantErr)
+			}
+			if text(got) != tt.want {
+				t.Errorf("got %s, want %s", text(got), tt.want)
+			}
+			if text(in) != tt.in {
+				t.Errorf("the slots given were changed to %s", text(in))
+			}
+		})
+	}
+}
+
+func TestSlotString(t *testing.T) {
+	got := Slot{Name: "b", Priority: 2, Tries: 1}.String()
+	if want := "slot b: priority 2, 1 try left, on trial"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestEveryReasonHasAText(t *testing.T) {
+	for r, text := range reasonTexts {
+		if text == "" || strings.ToLower(text[:1]) != text[:1] && !strings.HasPrefix(text, "TPM") {
+			t.Errorf("%s: got text %q", r, text)
+		}
+	}
+	if got := Reason("from-the-future").Text(); got != "from-the-future" {
+		t.Errorf("got %q for an unknown reason", got)
+	}
+}
+
+func TestSlotsDecide(t *testing.T) {
+	grub := func(hint string) HintState { return HintState{Slot: hint, Known: true, Supported: true} }
+	tests := []struct {
+		name string
+		o    Observed
+		in   string
+		// what is to happen
+		slot   string
+		why    Why
+		saved  string
+		rearm  string
+		reboot bool
+		clear  bool
+		own    bool
+		fell   Reason
+	}{
+		{name: "committed_writes_nothing", in: "a 2/0+ b 1/0+", o: Observed{Loaded: "a", Hint: grub("")}, slot: "a", why: BecauseCommitted},
+		{name: "trial_in_its_own_kernel_spends_and_rearms", in: "a 1/0+ b 2/3", o: Observed{Loaded: "b", Hint: grub(""), Armed: "b"}, slot: "b", why: BecauseTrial, saved: "a 1/0+ b 2/2", rearm: "b"},
+		{name: "last_try_is_not_rearmed", in: "a 1/0+ b 2/1", o: Observed{Loaded: "b", Hint: grub(""), Armed: "b"}, slot: "b", why: BecauseTrial, saved: "a 1/0+ b 2/0", clear: true},
+		{name: "trial_with_unknown_kernel_and_no_loader", in: "a 1/0+ b 2/3", o: Observed{}, slot: "b", why: BecauseTrial, saved: "a 1/0+ b 2/2"},
+		{name: "trial_under_the_others_kernel_and_no_loader", in: "a 1/0+ b 2/3", o: Observed{Loaded: "a"}, slot: "b", why: BecauseTrial, saved: "a 1/0+ b 2/2", own: true},
+		{name: "never_armed_reboots_into_the_trial", in: "a 1/0+ b 2/3", o: Observed{Loaded: "a", Hint: grub("")}, slot: "a", why: BecauseCommitted, rearm: "b", reboot: true},
+		{name: "armed_but_never_arrived", in: "a 1/0+ b 2/3", o: Observed{Loaded: "a", Hint: grub(""), Armed: "b"}, slot: "a", why: BecauseFallback, saved: "a 1/0+ b 2/2", rearm: "b", fell: KernelNeverReached},
+		{name: "never_arrived_for_the_last_time", in: "a 1/0+ b 2/1", o: Observed{Loaded: "a", Hint: grub(""), Armed: "b"}, slot: "a", why: BecauseFallback, saved: "a 1/0+ b 0/0", clear: true, fell: KernelNeverReached},
+		{name: "still_armed_means_chosen_by_hand", in: "a 1/0+ b 2/3", o: Observed{Loaded: "a", Hint: grub("b"), Armed: "b"}, slot: "a", why: BecauseCommitted},
+		{name: "unreadable_hint_counts_nothing", in: "a 1/0+ b 2/3", o: Observed{Loaded: "a", Hint: HintState{Supported: true}, Armed: "b"}, slot: "a", why: BecauseCommitted},
+		{name: "given_up_falls_back", in: "a 1/0+ b 2/0", o: Observed{Loaded: "a", Hint: grub("")}, slot: "a", why: BecauseFallback, fell: NoCommit},
+		{name: "fall_over_in_the_same_boot", in: "a 1/0+ b 0/0", o: Observed{Loaded: "b", Hint: grub("b"), Armed: "b", Tried: []string{"b"}, Failures: map[string]Failure{"b": {Class: ImageFailure, Reason: Verity}}}, slot: "a", why: BecauseFallback, clear: true, own: true, fell: Verity},
+		{name: "last_resort_is_one_that_was_good", in: "a 1/0+ b 2/0", o: Observed{Loaded: "b", Tried: []string{"b"}, Hint: grub("")}, slot: "a", why: BecauseFallback, own: true, fell: NoCommit},
+		{name: "last_resort_takes_what_there_is", in: "a 0/0 b 2/0", o: Observed{}, slot: "b", why: BecauseLastResort},
+		{name: "all_failed_reboots_after_a_pause", in: "a 1/0+ b 0/0", o: Observed{Tried: []string{"a", "b"}}, slot: "a", why: BecauseLastResort, reboot: true, fell: NoCommit},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			tt.o.Slots, tt.o.LogReadable = parse(t, tt.in), true
+			d, err := Decide(tt.o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := fmt.Sprint(d.Slot, " ", d.Why, " saved:", text(d.Slots), " rearm:", d.Rearm, " reboot:", d.Reboot, " clear:", d.ClearArmed, " own:", d.NeedOwnKernel)
+			want := fmt.Sprint(tt.slot, " ", tt.why, " saved:", tt.saved, " rearm:", tt.rearm, " reboot:", tt.reboot, " clear:", tt.clear, " own:", tt.own)
+			if got != want {
+				t.Errorf("\n got %s\nwant %s", got, want)
+			}
+			if fell := d.FellBack; (fell == nil) != (tt.fell == "") || fell != nil && fell.Reason != tt.fell {
+				t.Errorf("got fell back %v, want reason %q", fell, tt.fell)
+			}
+			if d.Reboot && d.Why == BecauseLastResort && d.Pause == 0 {
+				t.Error("a reboot of the last resort has no pause")
+			}
+			if tt.why == BecauseCommitted && tt.rearm == "" && !d.Log.Empty() {
+				t.Errorf("got log change %+v, want none", d.Log)
+			}
+		})
+	}
+}
+
+func TestDecideWithoutSlots(t *testing.T) {
+	if d, err := Decide(Observed{}); !errors.Is(err, ErrNoSlot) || d.Slot != "" {
+		t.Errorf("got %v, %v, want ErrNoSlot", d, err)
+	}
+}
+
+func TestUnreadableLogCountsAsArmed(t *testing.T) {
+	d, err := Decide(Observed{Slots: parse(t, "a 1/0+ b 2/3"), Loaded: "a", Hint: HintState{Known: true, Supported: true}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d.LostTry == nil || text(d.Slots) != "a 1/0+ b 2/2" || !d.Log.SetArmed {
+		t.Errorf("got %+v, want a lost try and a new record", d)
+	}
+}
+
+// failing fails where it is told to and writes down what it was asked.
+type failing struct {
+	err   map[string]error
+	trace *[]string
+}
+
+func (f failing) do(what string) error {
+	*f.trace = append(*f.trace, what)
+	return f.err[what]
+}
+func (f failing) Load() ([]Slot, error) {
+	return []Slot{{Name: "a", Priority: 1, Successful: true}, {Name: "b", Priority: 2, Tries: 2}}, nil
+}
+func (f failing) Save([]Slot) error       { return f.do("save") }
+func (f failing) Get() (string, error)    { return "b", nil }
+func (f failing) Arm(string) error        { return f.do("arm") }
+func (f failing) Clear() error            { return f.do("clear") }
+func (f failing) SetDefault(string) error { return f.do("default") }
+func (f failing) Record(c LogChange) error {
+	if c.SetArmed {
+		return f.do("record armed " + c.Armed)
+	}
+	return f.do("record")
+}
+
+func TestApplyOrder(t *testing.T) {
+	broken := errors.New("broken")
+	d := Decision{Slots: []Slot{{Name: "b"}}, Rearm: "b", Log: LogChange{SetArmed: true, Armed: "b", Failures: []Failure{{}}}}
+	tests := []struct {
+		name  string
+		err   map[string]error
+		trace string
+		want  error
+	}{
+		{name: "all_well", trace: "save, arm, record armed b"},
+		{name: "store_fails", err: map[string]error{"save": broken}, trace: "save", want: ErrStore},
+		{name: "hint_fails", err: map[string]error{"arm": broken}, trace: "save, arm, record", want: ErrHint},
+		{name: "log_fails", err: map[string]error{"record armed b": broken}, trace: "save, arm, record armed b", want: ErrLog},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var trace []string
+			f := failing{tt.err, &trace}
+			err := Apply(d, f, f, f)
+			if !errors.Is(err, tt.want) || (tt.want != nil && !errors.Is(err, broken)) {
+				t.Errorf("got %v, want %v", err, tt.want)
+			}
+			if got := strings.Join(trace, ", "); got != tt.trace {
+				t.Errorf("got %s, want %s", got, tt.trace)
+			}
+		})
+	}
+}
+
+func TestCommitOrder(t *testing.T) {
+	var trace []string
+	f := failing{nil, &trace}
+	if err := CommitNow("b", "b", f, f, f); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"record", "save", "default", "clear"}; !slices.Equal(trace, want) {
+		t.Errorf("got %v, want %v", trace, want)
+	}
+	trace = nil
+	if err := CommitNow("a", "b", f, f, f); err != nil {
+		t.Fatal(err)
+	}
+	// a is committed, runs under b's kernel, and b's one-shot is b's affair
+	if want := []string{"record"}; !slices.Equal(trace, want) {
+		t.Errorf("got %v, want %v", trace, want)
+	}
+}
