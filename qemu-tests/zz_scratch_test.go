@@ -12,7 +12,6 @@ func TestScratch(t *testing.T) {
 	vm.Run("sync")
 	vm.PowerOff()
 	os.WriteFile("/tmp/g/key", []byte(key), 0o600)
-	tool(t, "cp", d.EncryptedImage(t), "/tmp/g/enc.img")
 	vm = m.Boot()
 	r := vm.UpIn("a")
 	t.Log(r.State.Unlocked, failuresText(r))

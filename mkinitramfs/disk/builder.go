@@ -20,6 +20,7 @@ import (
 	"sealroot/mkinitramfs/modules"
 	"sealroot/mkinitramfs/tools"
 	"sealroot/mkinitramfs/uki"
+	"sealroot/slots/bootlog"
 	"sealroot/slots/gpt"
 )
 
@@ -239,7 +240,11 @@ func (b *Builder) assemble(ctx context.Context, disk *os.File, parts []partition
 	if err := b.step("state partition", func() error { return b.placeState(ctx, disk, at[gpt.LabelState]) }); err != nil {
 		return err
 	}
-	if err := writeTable(disk, size, parts, attributesOf(sets), rand.Reader); err != nil {
+	// An empty but valid log: a damaged one would make the first boot careful.
+	if err := bootlog.Format(window{disk, at[gpt.LabelLog]}); err != nil {
+		return err
+	}
+	if err := writeTable(disk, size, parts, attributesOf(parts, sets), rand.Reader); err != nil {
 		return err
 	}
 	return b.step("GRUB for BIOS", func() error { return b.placeGRUB(ctx, disk, at[gpt.LabelBIOSBoot], sets, work) })

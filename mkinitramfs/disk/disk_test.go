@@ -304,14 +304,14 @@ func TestEmptySlotB(t *testing.T) {
 	if err := b.Disk(t.Context(), Options{A: in, Output: out, Sizes: Sizes{State: 64 * mib}}); err != nil {
 		t.Fatal(err)
 	}
-	for _, label := range []string{gpt.RootLabel("b"), gpt.VerityLabel("b"), gpt.SigLabel("b"), gpt.LabelLog} {
+	for _, label := range []string{gpt.RootLabel("b"), gpt.VerityLabel("b"), gpt.SigLabel("b")} {
 		path, p := part(t, out, label)
 		content, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if p.Attributes != 0 || !allZero(content) {
-			t.Errorf("partition %s has attributes %v or content, want neither", label, p.Attributes)
+		if p.Attributes != gpt.ReadOnly || !allZero(content) {
+			t.Errorf("partition %s has attributes %v or content, want read-only and empty", label, p.Attributes)
 		}
 	}
 }

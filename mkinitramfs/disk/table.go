@@ -3,6 +3,8 @@ package disk
 import (
 	"fmt"
 	"io"
+	"os"
+	"strings"
 
 	"sealroot/slots/gpt"
 	"sealroot/slots/guid"
@@ -55,11 +57,36 @@ func writeTable(disk gpt.Device, size int64, parts []partition, attr map[string]
 	return table.Write(disk)
 }
 
-// attributesOf collects the attributes by partition label.
-func attributesOf(sets []set) map[string]gpt.Attributes {
+// attributesOf collects the attributes by partition label. Nobody is to mount
+// a partition of a slot for writing, an empty one included.
+func attributesOf(parts []partition, sets []set) map[string]gpt.Attributes {
 	attr := map[string]gpt.Attributes{}
+	for _, p := range parts {
+		if strings.HasPrefix(p.label, gpt.RootLabel("")) {
+			attr[p.label] = gpt.ReadOnly
+		}
+	}
 	for _, s := range sets {
-		attr[gpt.RootLabel(s.name)] = s.attr
+		attr[gpt.RootLabel(s.name)] |= s.attr
 	}
 	return attr
 }
+
+// window is one partition of the disk image.
+type window struct {
+	disk *os.File
+	at   partition
+}
+
+func (w window) ReadAt(p []byte, off int64) (int, error) {
+	return io.NewSectionReader(w.disk, w.at.start, w.at.size).ReadAt(p, off)
+}
+
+func (w window) WriteAt(p []byte, off int64) (int, error) {
+	if off < 0 || off+int64(len(p)) > w.at.size {
+		return 0, fmt.Errorf("cannot write beyond partition %s: %w", w.at.label, ErrSize)
+	}
+	return w.disk.WriteAt(p, w.at.start+off)
+}
+
+func (w window) Sync() error { return nil } // the whole image is synced at the end

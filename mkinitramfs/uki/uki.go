@@ -147,5 +147,5 @@ func check(path string, want []pcrsig.Section) error {
 // Cmdline is the command line of a slot's image. The slot stands in it because
 // the initramfs is the same for both slots.
 func Cmdline(slot, extra string) string {
-	return strings.Join(append([]string{"sealroot.slot=" + slot, "panic=10"}, strings.Fields(extra)...), " ")
+	return strings.Join(append([]string{"sealroot.slot=" + slot, "ro", "panic=10"}, strings.Fields(extra)...), " ")
 }

@@ -18,6 +18,7 @@ import (
 	"sealroot/mount/blockdev"
 	"sealroot/sealroot/bootset"
 	"sealroot/slots"
+	"sealroot/slots/bootlog"
 	"sealroot/slots/efi"
 	"sealroot/slots/efi/efivarfs"
 	"sealroot/slots/gpt"
@@ -40,7 +41,7 @@ const efiVars = "/sys/firmware/efi/efivars"
 
 // Machine is the boot disk and what started from it.
 type Machine struct {
-	Disk *live.Disk
+	disk *live.Disk
 	boot report.Report
 	esp  live.ESP
 	vars efivarfs.Dir
@@ -60,8 +61,8 @@ func Open(boot report.Report) (*Machine, error) {
 			disk.Block.Node, guid, boot.Disk.GUID, ErrOtherDisk)
 	}
 	return &Machine{
-		Disk: disk, boot: boot, vars: vars,
-		esp: live.ESP{Disk: disk, Mounter: mounter{}, Dir: espMount},
+		disk: disk, boot: boot, vars: vars,
+		esp: live.ESP{Disk: disk, Mounter: mounter{mount.Kernel{}}, Dir: espMount},
 	}, nil
 }
 
@@ -79,24 +80,31 @@ func startedFrom(vars efi.Vars) string {
 	return ""
 }
 
-// mounter mounts the ESP also where the system has it mounted for writing:
-// Linux does not mount a file system read-only a second time then.
-type mounter struct{ mount.Kernel }
+// mounter gets along with mounts of the ESP that are there already: one of ours
+// left at the same place by a command that was killed, and one of the system
+// for writing, beside which Linux makes no read-only one.
+type mounter struct{ mount.Mounter }
 
+// Mount mounts p.
 func (m mounter) Mount(p mount.Point) error {
-	err := m.Kernel.Mount(p)
+	err := m.Mounter.Mount(p)
+	if errors.Is(err, unix.EBUSY) && m.Unmount(p.Where) == nil {
+		err = m.Mounter.Mount(p)
+	}
 	if errors.Is(err, unix.EBUSY) && p.Flags&unix.MS_RDONLY != 0 {
 		p.Flags &^= unix.MS_RDONLY
-		err = m.Kernel.Mount(p)
+		err = m.Mounter.Mount(p)
 	}
 	return err
 }
 
-// Log is the boot log.
-func (m *Machine) Log() live.BootLog { return live.BootLog{Disk: m.Disk, BootID: m.boot.BootID} }
+func (m *Machine) log() live.BootLog { return live.BootLog{Disk: m.disk, BootID: m.boot.BootID} }
+
+// Record is the boot log's record that counts.
+func (m *Machine) Record() (bootlog.Record, error) { return m.log().Load() }
 
 // Slots are the live values of the store.
-func (m *Machine) Slots() ([]slots.Slot, error) { return m.Disk.Store().Load() }
+func (m *Machine) Slots() ([]slots.Slot, error) { return m.disk.Store().Load() }
 
 // startedByUKI says that the firmware started a unified kernel image: no boot
 // loader stands between, and the firmware's own variables decide.
@@ -107,14 +115,14 @@ func (m *Machine) startedByUKI() bool {
 // BootSet is what commit and try act on. changed is told of each place whose
 // default was changed.
 func (m *Machine) BootSet(changed func(place, slot string)) (bootset.Machine, error) {
-	b := bootset.Machine{Store: m.Disk.Store(), Log: m.Log(), HoldsImage: m.holdsImage}
+	b := bootset.Machine{Store: m.disk.Store(), Log: m.log(), HoldsImage: m.holdsImage}
 	loader := bootset.Loader{
 		Places:  []bootset.Place{grubDefault{m.esp}, fallbackFile{m.esp}},
 		Changed: changed,
 	}
 	switch {
 	case m.startedByUKI():
-		hint, err := m.Disk.EFIHint(m.vars)
+		hint, err := m.disk.EFIHint(m.vars)
 		if err != nil {
 			return bootset.Machine{}, err
 		}
@@ -135,7 +143,7 @@ func (m *Machine) BootSet(changed func(place, slot string)) (bootset.Machine, er
 // the kernel where the loader of this machine looks for it. That the image
 // itself is whole is checked by the boot, as always.
 func (m *Machine) holdsImage(slot string) error {
-	part, err := m.Disk.Partition(gpt.SigLabel(slot))
+	part, err := m.disk.Partition(gpt.SigLabel(slot))
 	if err != nil {
 		return err
 	}

@@ -19,11 +19,11 @@ var esp = Partition{2, 0x1000, 0x32000, guid.Must("0fc63daf-8483-4772-8e79-3d69d
 
 // golden is the entry below, put together by hand from UEFI 2.10: 3.1.3 (load
 // option), 10.3.5.1 (hard drive node), 10.3.5.4 (file path node).
-const golden = "01000000" + "6a00" + // active, 106 bytes of path
+const golden = "01000000" + "6600" + // active, 102 bytes of path
 	"7300650061006c0072006f006f0074002000620000" + "00" + // "sealroot b"
 	"04012a00" + "02000000" + "0010000000000000" + "0020030000000000" +
 	"af3dc60f838472478e793d69d8477de4" + "0202" +
-	"04043c00" + "5c004500460049005c004c0069006e00750078005c00" + // \EFI\Linux\
+	"04043800" + "5c004500460049005c004c0069006e00750078005c00" + // \EFI\Linux\
 	"7300650061006c0072006f006f0074002d0062002e006500660069000000" + // sealroot-b.efi
 	"7fff0400"
 

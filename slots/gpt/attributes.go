@@ -14,6 +14,11 @@ const (
 	slotBits = Attributes(0x1ff) << priorityShift
 )
 
+// ReadOnly is bit 60 of the Discoverable Partitions Specification: nobody is to
+// mount the partition for writing. Without it systemd tries to remount a root
+// that it finds in the table.
+const ReadOnly = Attributes(1) << 60
+
 // Priority is 0 to 15; 0 is never booted.
 func (a Attributes) Priority() int { return int(a >> priorityShift & 15) }
 

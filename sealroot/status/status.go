@@ -1,0 +1,216 @@
+// Package status is what `sealroot status` tells: gathered from the boot report
+// and the live slots by New, a pure function, and written as text or JSON.
+package status
+
+import (
+	"encoding/json"
+	"fmt"
+	"sort"
+
+	"sealroot/init/report"
+	"sealroot/slots"
+	"sealroot/slots/bootlog"
+)
+
+// Schema is the version of the JSON form.
+const Schema = 1
+
+// Recovery is what is known of the recovery key.
+type Recovery string
+
+// The values of Recovery.
+const (
+	RecoveryUnknown  Recovery = ""
+	RecoveryNone     Recovery = "none"
+	RecoveryEnrolled Recovery = "enrolled"
+	RecoveryWaiting  Recovery = "waiting-to-be-shown"
+)
+
+// Input is what was read; each part may be missing, with the reason.
+type Input struct {
+	Report    []byte // boot.json
+	ReportErr error
+	Slots     []slots.Slot
+	SlotsErr  error
+	Log       bootlog.Record
+	LogErr    error
+	// KeyKept: the recovery key is still kept on this machine.
+	KeyKept bool
+	KeyErr  error
+}
+
+// Slot is a live slot.
+type Slot struct {
+	Name        string   `json:"name"`
+	State       string   `json:"state"` // committed, on trial, given up, not bootable
+	Priority    int      `json:"priority"`
+	Tries       int      `json:"tries"`
+	Successful  bool     `json:"successful"`
+	Running     bool     `json:"running"`
+	Version     string   `json:"version,omitempty"` // of the running slot's image
+	LastFailure *Failure `json:"last_failure,omitempty"`
+}
+
+// Failure is why a slot failed the last time, from the boot log.
+type Failure struct {
+	Slot   string `json:"slot"`
+	Class  string `json:"class"`
+	Reason string `json:"reason"` // the code
+	Text   string `json:"text"`   // for a person
+	Detail string `json:"detail,omitempty"`
+	BootID string `json:"boot_id,omitempty"`
+}
+
+// Status is what is told. Boot is boot.json as it is.
+type Status struct {
+	Schema       int             `json:"schema"`
+	Boot         json.RawMessage `json:"boot"` // null when there is none
+	Slots        []Slot          `json:"slots"`
+	Next         string          `json:"next,omitempty"`  // slot that the next boot is for
+	Armed        string          `json:"armed,omitempty"` // slot the one-shot was armed for
+	LastFailures []Failure       `json:"last_failures"`
+	Recovery     Recovery        `json:"recovery,omitempty"`
+	Problems     []string        `json:"problems"` // what could not be read
+	ToDo         []string        `json:"to_do"`
+
+	report *report.Report // nil when there is none
+}
+
+// New puts together what was read. It never fails: what is missing is among
+// the problems.
+func New(in Input) Status {
+	s := Status{Schema: Schema, Boot: json.RawMessage("null"), Slots: []Slot{}, LastFailures: []Failure{}, Problems: []string{}, ToDo: []string{}}
+	s.readReport(in)
+	s.readSlots(in)
+	s.readRecovery(in)
+	s.readToDo()
+	return s
+}
+
+// Booted says whether sealroot booted this system.
+func (s Status) Booted() bool { return s.report != nil }
+
+func (s *Status) problem(format string, args ...any) {
+	s.Problems = append(s.Problems, printable(fmt.Sprintf(format, args...)))
+}
+
+func (s *Status) readReport(in Input) {
+	if in.ReportErr != nil {
+		s.problem("no boot report: %v", in.ReportErr)
+		return
+	}
+	var r report.Report
+	if err := json.Unmarshal(in.Report, &r); err != nil {
+		s.problem("cannot read the boot report: %v", err)
+		return
+	}
+	if r.Schema != report.Schema {
+		s.problem("the boot report has schema %d, this program knows %d: some of it may be missing here", r.Schema, report.Schema)
+	}
+	s.report, s.Boot = &r, json.RawMessage(in.Report)
+}
+
+func (s *Status) readSlots(in Input) {
+	failures := map[string]Failure{}
+	if in.LogErr != nil {
+		s.problem("no boot log: %v", in.LogErr)
+	} else {
+		s.Armed = printable(in.Log.Armed)
+		for name, f := range in.Log.Failures {
+			f := Failure{
+				Slot: printable(name), Class: printable(string(f.Class)), Reason: printable(string(f.Reason)),
+				Text: printable(f.Reason.Text()), Detail: printable(f.Detail), BootID: printable(f.BootID),
+			}
+			failures[name] = f
+			s.LastFailures = append(s.LastFailures, f)
+		}
+		sort.Slice(s.LastFailures, func(i, j int) bool { return s.LastFailures[i].Slot < s.LastFailures[j].Slot })
+	}
+	if in.SlotsErr != nil {
+		s.problem("no slots: %v", in.SlotsErr)
+		return
+	}
+	for _, v := range in.Slots {
+		row := Slot{Name: v.Name, State: v.State().String(), Priority: v.Priority, Tries: v.Tries, Successful: v.Successful}
+		if s.report != nil && s.report.Slot.Name == v.Name {
+			row.Running, row.Version = true, s.report.Root.ImageVersion
+		}
+		if f, ok := failures[v.Name]; ok {
+			row.LastFailure = &f
+		}
+		s.Slots = append(s.Slots, row)
+	}
+	if d, err := slots.Decide(slots.Observed{Slots: in.Slots, LogReadable: true}); err == nil {
+		s.Next = d.Slot
+	}
+}
+
+// readRecovery corrects what PID 1 reported by what happened since.
+func (s *Status) readRecovery(in Input) {
+	if s.report == nil {
+		return
+	}
+	s.Recovery = Recovery(s.report.State.Recovery)
+	if in.KeyErr != nil {
+		s.problem("cannot look for the recovery key: %v", in.KeyErr)
+	} else if in.KeyKept {
+		s.Recovery = RecoveryWaiting
+	} else if s.Recovery == RecoveryWaiting {
+		s.Recovery = RecoveryEnrolled
+	}
+}
+
+// readToDo lists what a person should do, the most urgent first.
+func (s *Status) readToDo() {
+	if s.report == nil {
+		return
+	}
+	todo := func(text string) { s.ToDo = append(s.ToDo, text) }
+	if s.report.Degraded {
+		todo("this boot is degraded: what is written now is lost at the next boot; see docs/recovery.md")
+	}
+	if s.report.Slot.Reason == string(slots.BecauseLastResort) {
+		todo("no slot is bootable: install an image into the other slot")
+	}
+	switch s.Recovery {
+	case RecoveryWaiting:
+		todo("the recovery key was never shown: run sealroot state recovery-key and write it down")
+	case RecoveryNone:
+		todo("no recovery key is enrolled: when the TPM refuses, the state is lost")
+	}
+	if len(s.Slots) > 0 {
+		s.committedCopies(todo)
+	}
+}
+
+func (s *Status) committedCopies(todo func(string)) {
+	for _, v := range s.Slots {
+		if v.Running && v.State == slots.Trial.String() {
+			todo(fmt.Sprintf("slot %s is on trial: run sealroot commit to keep it", v.Name))
+		}
+		if v.Running && v.State == slots.Spent.String() {
+			todo(fmt.Sprintf("slot %s has used its last try: run sealroot commit to keep it, the next boot leaves it", v.Name))
+		}
+	}
+}
+
+// printable replaces what could play with a terminal: the boot log is on the
+// disk, where anyone may have written it.
+func printable(text string) string {
+	out := []rune(text)
+	for i, r := range out {
+		if r < ' ' || r >= 0x7f && r < 0xa0 || r == '\u2028' || r == '\u2029' || r >= '\u202a' && r <= '\u202e' || r >= '\u2066' && r <= '\u2069' {
+			out[i] = '?'
+		}
+	}
+	return string(out)
+}
+
+// JSON is the machine's form, indented, with a final newline.
+func (s Status) JSON() ([]byte, error) {
+	b, err := json.MarshalIndent(s, "", "  ")
+	if err != nil {
+		return nil, fmt.Errorf("cannot write the status: %w", err)
+	}
+	return append(b, '\n'), nil
+}

@@ -1,0 +1,260 @@
+package status
+
+import (
+	"cmp"
+	"fmt"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"sealroot/init/report"
+	"sealroot/slots"
+)
+
+// Text is the form for a person.
+func (s Status) Text() string {
+	var b strings.Builder
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	row := func(name, format string, args ...any) {
+		fmt.Fprintf(w, "%s\t%s\n", name, printable(fmt.Sprintf(format, args...)))
+	}
+	if s.report != nil {
+		s.bootRows(row)
+		s.stateRows(row)
+	}
+	if s.Next != "" {
+		row("next boot", "%s", s.next())
+	}
+	w.Flush()
+	s.slotTable(&b)
+	if s.report != nil {
+		s.list(&b, "failures of this boot", failures(s.report.Failures))
+		s.list(&b, "warnings", s.report.Warnings)
+	}
+	s.list(&b, "problems", s.Problems)
+	s.list(&b, "to do", s.ToDo)
+	return b.String()
+}
+
+func (s Status) bootRows(row func(name, format string, args ...any)) {
+	r := s.report
+	row("product", "%s %s, %s build, init %s", cmp.Or(r.Name, "?"), cmp.Or(r.Version, "?"), cmp.Or(r.Build, "?"), cmp.Or(r.Program, "?"))
+	running := fmt.Sprintf("slot %s, %s %s, Linux %s", r.Slot.Name, cmp.Or(r.Root.ImageID, "image"), r.Root.ImageVersion, r.Root.KernelRelease)
+	if r.Slot.Loaded != "" && r.Slot.Loaded != r.Slot.Name {
+		running += fmt.Sprintf(" (on the kernel of slot %s)", r.Slot.Loaded)
+	}
+	row("running", "%s", running)
+	row("because", "%s", because(r))
+	if r.FellBack != nil {
+		row("fell back", "from slot %s: %s", r.FellBack.From, r.FellBack.Reason)
+	}
+	row("boot path", "%s: %s", cmp.Or(r.BootPath, "unknown"), meaning(r.BootPath))
+	row("boot disk", "%s, found by %s", r.Disk.Device, foundBy(r.Disk.FoundBy))
+	row("root hash", "%s", r.Root.RootHash)
+	row("vouched for by", "%s", r.Root.HashSource)
+	if n := len(r.Stages); n > 0 {
+		row("time in init", "%s%s", duration(r.Stages[n-1].End-r.Stages[0].Start), longest(r.Stages))
+	}
+}
+
+// because says in words why this slot runs.
+func because(r *report.Report) string {
+	switch slots.Why(r.Slot.Reason) {
+	case slots.BecauseCommitted:
+		return "it is committed"
+	case slots.BecauseTrial:
+		return fmt.Sprintf("it is on trial: %s before this boot, %s after it", tries(r.Slot.TriesBefore), tries(r.Slot.TriesAfter))
+	case slots.BecauseFallback:
+		return "another slot failed, this one stands in for it"
+	case slots.BecauseLastResort:
+		return "no slot is bootable, this one is the last resort"
+	}
+	return cmp.Or(r.Slot.Reason, "unknown")
+}
+
+func tries(n int) string {
+	if n == 1 {
+		return "1 try"
+	}
+	return fmt.Sprintf("%d tries", n)
+}
+
+// meaning says what a row of the table of boot paths protects.
+func meaning(path string) string {
+	switch path {
+	case "uki-secure-boot":
+		return "the firmware vouches for what boots; a thief who edits the disk can neither read the state nor run something else"
+	case "uki":
+		return "the TPM tells what boots; a thief who edits the disk cannot read the state, but can run something else"
+	case "grub-efi":
+		return "GRUB measures what boots (PCR 8 and 9); a thief who edits the disk cannot read the state, but can run something else"
+	case "unmeasured":
+		return "nobody vouches for what boots: verity protects against accidents, not against a thief who edits the disk"
+	}
+	return "not known to this version of sealroot"
+}
+
+func foundBy(how string) string {
+	switch how {
+	case "loader":
+		return "what the boot loader told"
+	case "only-candidate":
+		return "being the only disk with slots"
+	}
+	return cmp.Or(how, "unknown means")
+}
+
+func (s Status) stateRows(row func(name, format string, args ...any)) {
+	r := s.report
+	row("state", "%s", unlocked(r.State))
+	if len(r.State.Attempts) > 0 {
+		row("tried before", "%s", strings.Join(r.State.Attempts, "; "))
+	}
+	switch s.Recovery {
+	case RecoveryNone:
+		row("recovery key", "none")
+	case RecoveryEnrolled:
+		row("recovery key", "enrolled")
+	case RecoveryWaiting:
+		row("recovery key", "enrolled, NOT SHOWN YET")
+	default:
+		row("recovery key", "%s", cmp.Or(string(s.Recovery), "unknown"))
+	}
+	if !r.TPM.Present {
+		row("TPM", "none")
+		return
+	}
+	policy := "not used for the state"
+	if r.TPM.Policy != "" {
+		policy = fmt.Sprintf("state sealed by %s%s", r.TPM.Policy, pcrs(", literal PCR ", r.TPM.PCRs))
+	}
+	closed := "NOT CLOSED: the running system could unseal the state again"
+	if len(r.TPM.Capped) > 0 {
+		closed = pcrs("closed: PCR ", r.TPM.Capped) + " in " + strings.Join(r.TPM.Banks, ", ")
+	}
+	row("TPM", "%s; %s", policy, closed)
+}
+
+func unlocked(s report.State) string {
+	var text string
+	switch s.Unlocked {
+	case "tpm2":
+		text = "unlocked by the TPM"
+	case "recovery-key":
+		text = "unlocked with the recovery key"
+	case "passphrase":
+		text = "unlocked with a passphrase"
+	case "created":
+		return "created in this boot" + size(s)
+	case "degraded":
+		return "NOT OPEN: this boot is degraded"
+	default:
+		return cmp.Or(s.Unlocked, "none")
+	}
+	if s.Keyslot >= 0 {
+		text += fmt.Sprintf(", keyslot %d", s.Keyslot)
+	}
+	if s.Token >= 0 {
+		text += fmt.Sprintf(", token %d", s.Token)
+	}
+	return text + size(s)
+}
+
+func size(s report.State) string {
+	if s.ReservedBytes <= 0 {
+		return ""
+	}
+	return fmt.Sprintf(", %d MiB reserved", s.ReservedBytes>>20)
+}
+
+func pcrs(before string, list []int) string {
+	if len(list) == 0 {
+		return ""
+	}
+	var words []string
+	for _, n := range list {
+		words = append(words, fmt.Sprint(n))
+	}
+	return before + strings.Join(words, ", ")
+}
+
+// next says which slot the next boot is for.
+func (s Status) next() string {
+	for _, v := range s.Slots {
+		if v.Name != s.Next {
+			continue
+		}
+		if v.State == slots.Trial.String() {
+			return fmt.Sprintf("slot %s, on trial, %s left", v.Name, tries(v.Tries))
+		}
+		return fmt.Sprintf("slot %s, %s", v.Name, v.State)
+	}
+	return "slot " + s.Next
+}
+
+func (s Status) slotTable(b *strings.Builder) {
+	if len(s.Slots) == 0 {
+		return
+	}
+	b.WriteString("\n")
+	w := tabwriter.NewWriter(b, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "  slot\tstate\tpriority\ttries\tsuccessful\tversion\tlast failure")
+	for _, v := range s.Slots {
+		mark, failure := " ", "-"
+		if v.Running {
+			mark = "*"
+		}
+		if f := v.LastFailure; f != nil {
+			failure = f.Text
+			if f.Detail != "" {
+				failure += ": " + f.Detail
+			}
+		}
+		successful := 0
+		if v.Successful {
+			successful = 1
+		}
+		fmt.Fprintf(w, "%s %s\t%s\t%d\t%d\t%d\t%s\t%s\n", mark, v.Name, v.State, v.Priority, v.Tries,
+			successful, cmp.Or(printable(v.Version), "-"), failure)
+	}
+	w.Flush()
+}
+
+func (s Status) list(b *strings.Builder, title string, items []string) {
+	if len(items) == 0 {
+		return
+	}
+	fmt.Fprintf(b, "\n%s:\n", title)
+	for _, item := range items {
+		fmt.Fprintf(b, "  - %s\n", printable(item))
+	}
+}
+
+func failures(list []report.Failure) []string {
+	var out []string
+	for _, f := range list {
+		text := f.Stage
+		if f.Slot != "" {
+			text += ", slot " + f.Slot
+		}
+		out = append(out, fmt.Sprintf("%s: %s (%s)", text, f.Error, f.Class))
+	}
+	return out
+}
+
+func duration(us int64) string {
+	return (time.Duration(us) * time.Microsecond).Round(time.Millisecond).String()
+}
+
+func longest(stages []report.Stage) string {
+	var top report.Stage
+	for _, s := range stages {
+		if s.End-s.Start > top.End-top.Start {
+			top = s
+		}
+	}
+	if top.Name == "" {
+		return ""
+	}
+	return fmt.Sprintf(", most of it %s (%s)", top.Name, duration(top.End-top.Start))
+}
