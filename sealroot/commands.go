@@ -192,7 +192,11 @@ func (c command) try(ctx context.Context, args []string) error {
 	if err := m.Try(boot, words[0], *n); err != nil {
 		return err
 	}
-	c.say("slot %s: on trial from the next boot on, %d tries; slot %s stays in place until it is committed", words[0], *n, boot.Running)
+	tries := "1 try"
+	if *n > 1 {
+		tries = fmt.Sprintf("%d tries", *n)
+	}
+	c.say("slot %s: on trial from the next boot on, %s; without a commit slot %s comes back", words[0], tries, boot.Running)
 	if m.Loader == nil {
 		c.say("no boot loader started this machine: slot %s is tried on the kernel that is started anyway", words[0])
 	}

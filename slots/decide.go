@@ -205,7 +205,9 @@ func (o Observed) bootTrial(t Slot) Decision {
 			d.arm(t.Name)
 		}
 	}
-	d.FellBack = o.fellBack(t)
+	if len(o.Tried) > 0 {
+		d.FellBack = o.fellBack(t)
+	}
 	d.say("slot %s: on trial, %s", t.Name, triesLeft(left))
 	return d
 }

@@ -167,7 +167,7 @@ func (s *Status) readToDo() {
 	}
 	todo := func(text string) { s.ToDo = append(s.ToDo, text) }
 	if s.report.Degraded {
-		todo("this boot is degraded: what is written now is lost at the next boot; see docs/recovery.md")
+		todo("this boot is degraded: the state is not open, and what is written now is lost at the next boot")
 	}
 	if s.report.Slot.Reason == string(slots.BecauseLastResort) {
 		todo("no slot is bootable: install an image into the other slot")

@@ -7,6 +7,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"sealroot/init/config"
 	"sealroot/init/report"
 	"sealroot/slots"
 )
@@ -52,8 +53,8 @@ func (s Status) bootRows(row func(name, format string, args ...any)) {
 	row("boot disk", "%s, found by %s", r.Disk.Device, foundBy(r.Disk.FoundBy))
 	row("root hash", "%s", r.Root.RootHash)
 	row("vouched for by", "%s", r.Root.HashSource)
-	if n := len(r.Stages); n > 0 {
-		row("time in init", "%s%s", duration(r.Stages[n-1].End-r.Stages[0].Start), longest(r.Stages))
+	if len(r.Stages) > 0 {
+		row("time in init", "%s", timing(r.Stages))
 	}
 }
 
@@ -125,14 +126,26 @@ func (s Status) stateRows(row func(name, format string, args ...any)) {
 		return
 	}
 	policy := "not used for the state"
-	if r.TPM.Policy != "" {
-		policy = fmt.Sprintf("state sealed by %s%s", r.TPM.Policy, pcrs(", literal PCR ", r.TPM.PCRs))
+	if sealed(r) {
+		policy = "state sealed" + pcrs(" to PCR ", r.TPM.PCRs)
+		if r.TPM.Policy != "" {
+			policy += ", policy " + r.TPM.Policy
+		}
 	}
 	closed := "NOT CLOSED: the running system could unseal the state again"
 	if len(r.TPM.Capped) > 0 {
 		closed = pcrs("closed: PCR ", r.TPM.Capped) + " in " + strings.Join(r.TPM.Banks, ", ")
 	}
 	row("TPM", "%s; %s", policy, closed)
+	if sealed(r) && r.BootPath == "unmeasured" {
+		// PID 1 seals on this boot path only by the exception.
+		row("exception", "%s: the TPM unlocks the state for whatever is started; who takes the machine and edits its disk can read it", config.AcceptTheft)
+	}
+}
+
+// sealed says that the TPM holds a key of the state.
+func sealed(r *report.Report) bool {
+	return r.TPM.Policy != "" || len(r.TPM.PCRs) > 0 || r.State.Unlocked == "tpm2"
 }
 
 func unlocked(s report.State) string {
@@ -246,15 +259,14 @@ func duration(us int64) string {
 	return (time.Duration(us) * time.Microsecond).Round(time.Millisecond).String()
 }
 
-func longest(stages []report.Stage) string {
-	var top report.Stage
+// timing is the whole time and the stage that took most of it.
+func timing(stages []report.Stage) string {
+	first, last, top := stages[0].Start, stages[0].End, stages[0]
 	for _, s := range stages {
+		first, last = min(first, s.Start), max(last, s.End)
 		if s.End-s.Start > top.End-top.Start {
 			top = s
 		}
 	}
-	if top.Name == "" {
-		return ""
-	}
-	return fmt.Sprintf(", most of it %s (%s)", top.Name, duration(top.End-top.Start))
+	return fmt.Sprintf("%s, most of it %s (%s)", duration(last-first), top.Name, duration(top.End-top.Start))
 }

@@ -43,8 +43,8 @@ const (
 )
 
 var (
-	// ErrUnreadable: neither record is valid. An empty record comes with it,
-	// for a new partition looks like that too.
+	// ErrUnreadable: neither record is valid, and the partition is not blank.
+	// An empty record comes with it.
 	ErrUnreadable = errors.New("boot log is unreadable")
 	// ErrFormat: this is not a valid record.
 	ErrFormat = errors.New("bad boot log record")

@@ -21,8 +21,19 @@ func newLog(t *testing.T) (*slotstest.Disk, Log) {
 	return d, Log{d, "boot-1"}
 }
 
-func TestEmptyPartitionIsUnreadable(t *testing.T) {
+func TestBlankPartitionIsEmpty(t *testing.T) {
 	l := Log{Dev: slotstest.NewDisk(make([]byte, PartitionSize))}
+	if r, err := l.Load(); err != nil || r.Armed != "" {
+		t.Errorf("got %+v, %v, want an empty record", r, err)
+	}
+	small := Log{Dev: slotstest.NewDisk(make([]byte, 512))}
+	if _, err := small.Load(); !errors.Is(err, ErrUnreadable) {
+		t.Errorf("small partition: got %v, want ErrUnreadable", err)
+	}
+}
+
+func TestDamagedPartitionIsUnreadable(t *testing.T) {
+	l := Log{Dev: slotstest.NewDisk(bytes.Repeat([]byte{0xff}, PartitionSize))}
 	r, err := l.Load()
 	if !errors.Is(err, ErrUnreadable) || r.Armed != "" || r.Failures != nil {
 		t.Errorf("got %+v, %v, want an empty record and ErrUnreadable", r, err)

@@ -76,6 +76,8 @@ func (l Log) newest() (Record, uint64, int64, error) {
 	first, s1, err1 := decode(l.Dev, 0)
 	second, s2, err2 := decode(l.Dev, half)
 	switch {
+	case err1 != nil && err2 != nil && l.blank():
+		return Record{}, 0, half, nil
 	case err1 != nil && err2 != nil:
 		return Record{}, 0, half, fmt.Errorf("cannot load the boot log: %w", errors.Join(ErrUnreadable, err1, err2))
 	case err2 != nil || err1 == nil && s1 >= s2:
@@ -89,4 +91,16 @@ func same(a, b Record) bool {
 	x, err1 := encode(a, 0)
 	y, err2 := encode(b, 0)
 	return err1 == nil && err2 == nil && bytes.Equal(x, y)
+}
+
+// blank says that nothing was ever written: a new partition is not a damaged
+// one, which would cost a slot on trial a try.
+func (l Log) blank() bool {
+	for _, off := range []int64{0, half} {
+		h := make([]byte, headerSize)
+		if n, _ := l.Dev.ReadAt(h, off); n < headerSize || !bytes.Equal(h, make([]byte, headerSize)) {
+			return false
+		}
+	}
+	return true
 }

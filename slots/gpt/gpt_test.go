@@ -25,7 +25,7 @@ func newDisk(t testing.TB, sectorSize int) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	at := uint64(mib / sectorSize)
+	at := uint64(unit / sectorSize)
 	for i, p := range []Partition{
 		{Type: guid.Must(TypeESP), Name: LabelESP},
 		{Type: guid.Must(TypeRoot), Name: RootLabel("a"), Attributes: Attributes(1<<60).WithSlot(1, 0, true)},
@@ -186,7 +186,7 @@ func TestAddRefuses(t *testing.T) {
 		change func(*Partition)
 		want   error
 	}{
-		"overlap":        {func(p *Partition) { p.First = 2048 }, ErrOverlap},
+		"overlap":        {func(p *Partition) { p.First = 300 }, ErrOverlap},
 		"same_uuid":      {func(p *Partition) { p.UUID = testGUID(10) }, ErrOverlap},
 		"same_number":    {func(p *Partition) { p.Number = 1 }, ErrOverlap},
 		"backwards":      {func(p *Partition) { p.Last = p.First - 1 }, ErrBounds},

@@ -63,7 +63,7 @@ func Read(r io.ReaderAt, size int64, sectorSize int) (*Table, error) {
 	}
 	primary, primaryErr := readHalf(r, 1, sectors, sectorSize)
 	backupAt := sectors - 1
-	if primaryErr == nil {
+	if primaryErr == nil && primary.alternate < sectors {
 		// a disk image copied to a larger disk has its backup where it was
 		backupAt = primary.alternate
 	}
@@ -177,10 +177,10 @@ func parseHeader(b []byte, lba, sectors uint64) (*half, error) {
 		return nil, ErrBounds
 	case h.entriesLBA < 2 || h.entriesLBA >= sectors || h.entriesLBA+es > sectors:
 		return nil, ErrBounds
-	case h.entriesLBA+es > h.first && h.entriesLBA <= h.last:
-		return nil, ErrBounds // entries inside the partitions' space
-	case lba >= h.entriesLBA && lba < h.entriesLBA+es, lba >= h.first && lba <= h.last:
-		return nil, ErrBounds
+	case lba < h.first && h.entriesLBA+es > h.first:
+		return nil, ErrBounds // the primary's entries lie before the partitions
+	case lba >= h.first && (h.last >= h.entriesLBA || h.entriesLBA+es > lba):
+		return nil, ErrBounds // the backup's between the partitions and its header
 	}
 	return h, nil
 }

@@ -1,0 +1,21 @@
+package qemutests
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"testing"
+)
+
+// TestMain builds the programs that the machines run, so that `go test` on its
+// own never tests old ones.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	build := exec.Command("make", "-s", "-C", rootDir, "build")
+	if output, err := build.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "make build: %v\n%s", err, output)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}

@@ -1,0 +1,215 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"sealroot/init/report"
+	"sealroot/sealroot/bootset"
+	"sealroot/slots"
+	"sealroot/slots/bootlog"
+)
+
+// fake is a machine in memory, without a boot loader.
+type fake struct {
+	list   []slots.Slot
+	err    error // of every access
+	noSlot error // why a slot holds no image
+	saves  int
+}
+
+func (f *fake) Load() ([]slots.Slot, error)     { return f.list, f.err }
+func (f *fake) Save(s []slots.Slot) error       { f.saves++; f.list = s; return nil }
+func (f *fake) Slots() ([]slots.Slot, error)    { return f.list, f.err }
+func (f *fake) Record() (bootlog.Record, error) { return bootlog.Record{}, f.err }
+func (f *fake) BootSet(func(place, slot string)) (bootset.Machine, error) {
+	return bootset.Machine{Store: f, HoldsImage: func(string) error { return f.noSlot }}, nil
+}
+
+// world is what a command finds.
+type world struct {
+	report   *report.Report
+	list     []slots.Slot
+	err      error
+	noSlot   error
+	key      string
+	uid      int
+	terminal bool
+	typed    string
+}
+
+func running(change func(*report.Report)) *report.Report {
+	r := &report.Report{Schema: 1, Slot: report.Slot{Name: "b", Reason: "trial"}, State: report.State{Recovery: "enrolled"}}
+	if change != nil {
+		change(r)
+	}
+	return r
+}
+
+func pair() []slots.Slot {
+	return []slots.Slot{{Name: "a", Priority: 1, Successful: true}, {Name: "b", Priority: 2, Tries: 2}}
+}
+
+func (w world) run(t *testing.T, args ...string) (code int, stdout, stderr string, f *fake) {
+	t.Helper()
+	dir := t.TempDir()
+	env := Env{
+		UID: w.uid, Stdin: strings.NewReader(w.typed), Terminal: w.terminal, Version: "v1",
+		Report: filepath.Join(dir, "boot.json"), Key: filepath.Join(dir, "recovery.key"), Lock: filepath.Join(dir, "run/lock"),
+	}
+	if w.report != nil {
+		text, err := w.report.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(env.Report, text, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if w.key != "" {
+		if err := os.WriteFile(env.Key, []byte(w.key), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f = &fake{list: w.list, err: w.err, noSlot: w.noSlot}
+	env.Open = func(report.Report) (Machine, error) { return f, w.err }
+	var out, errs bytes.Buffer
+	code = Main(context.Background(), args, &out, &errs, env)
+	return code, out.String(), errs.String(), f
+}
+
+func TestExitStatus(t *testing.T) {
+	onB := world{report: running(nil), list: pair()}
+	with := func(change func(*world)) world {
+		w := onB
+		change(&w)
+		return w
+	}
+	user := with(func(w *world) { w.uid = 1000 })
+	degraded := with(func(w *world) { w.report = running(func(r *report.Report) { r.Degraded = true }) })
+	elsewhere := with(func(w *world) { w.report = nil })
+	broken := with(func(w *world) { w.err = errors.New("no disk") })
+	newer := with(func(w *world) { w.report = running(func(r *report.Report) { r.Schema = 2 }) })
+	kept := with(func(w *world) { w.key = "cbdefghi" })
+	person := with(func(w *world) { w.key, w.terminal, w.typed = "cbdefghi", true, "yes\n" })
+	unwilling := with(func(w *world) { w.key, w.terminal, w.typed = "cbdefghi", true, "no\n" })
+	inA := with(func(w *world) { w.report = running(func(r *report.Report) { r.Slot.Name = "a" }) })
+	emptyB := inA
+	emptyB.noSlot = errors.New("its signature partition is empty")
+	for _, c := range []struct {
+		name   string
+		world  world
+		args   string
+		code   int
+		stdout string // is contained
+		stderr string
+	}{
+		{"nothing", onB, "", 2, "", "sealroot status [--json]"},
+		{"help", user, "help", 0, "sealroot status [--json]", ""},
+		{"help_of_a_command", user, "try -h", 0, "", "-tries"},
+		{"version", user, "version", 0, "sealroot v1\n", ""},
+		{"unknown_command", onB, "explode", 2, "", `unknown command "explode"`},
+		{"unknown_flag", onB, "status --loud", 2, "", "-loud"},
+		{"too_many_words", onB, "commit b", 2, "", "takes no argument"},
+		{"state_of_what", onB, "state", 2, "", "recovery-key"},
+
+		{"status", onB, "status", 0, "slot b is on trial", ""},
+		{"status_as_json", onB, "status --json", 0, `"schema": 1`, ""},
+		{"status_without_root", user, "status", 4, "", "sealroot: only root may do this; use sudo\n"},
+		{"status_elsewhere", elsewhere, "status", 5, "next boot", "not booted by sealroot"},
+		{"status_json_elsewhere", elsewhere, "status --json", 5, `"boot": null`, "not booted by sealroot"},
+		{"status_without_disk", broken, "status", 0, "no slots: no disk", ""},
+		{"status_of_a_newer_report", newer, "status", 0, "schema 2", ""},
+
+		{"commit", onB, "commit", 0, "sealroot: slot b: committed\n", ""},
+		{"commit_again", inA, "commit", 0, "sealroot: slot a: is committed\n", ""},
+		{"commit_without_root", user, "commit", 4, "", "only root"},
+		{"commit_degraded", degraded, "commit", 3, "", "degraded"},
+		{"commit_elsewhere", elsewhere, "commit", 5, "", "boot.json is missing"},
+		{"commit_without_disk", broken, "commit", 1, "", "no disk"},
+		{"commit_by_a_newer_report", newer, "commit", 3, "", "schema 2"},
+
+		{"try", inA, "try b", 0, "sealroot: slot b: on trial from the next boot on, 3 tries", ""},
+		{"try_once", inA, "try b --tries 1", 0, "1 try;", ""},
+		{"try_flag_first", inA, "try --tries=15 b", 0, "15 tries", ""},
+		{"try_too_often", inA, "try b --tries 16", 2, "", "16 tries"},
+		{"try_what", inA, "try", 2, "", "name of one slot"},
+		{"try_unknown_slot", inA, "try x", 2, "", `slot "x"`},
+		{"try_running_slot", inA, "try a", 3, "", "it runs now"},
+		{"try_empty_slot", emptyB, "try b", 3, "", "signature partition is empty"},
+		{"try_without_root", user, "try a", 4, "", "only root"},
+
+		{"key_to_a_person", person, "state recovery-key", 0, "cbdefghi", ""},
+		{"key_to_an_unwilling_person", unwilling, "state recovery-key", 1, "cbdefghi", "still kept"},
+		{"key_to_a_pipe", kept, "state recovery-key", 3, "", "not a terminal"},
+		{"key_to_a_pipe_on_purpose", kept, "state recovery-key --show --yes", 0, "cbdefghi\n", ""},
+		{"key_shown_already", onB, "state recovery-key", 3, "", "it was shown already"},
+		{"key_degraded", degraded, "state recovery-key", 3, "", "not open"},
+		{"key_without_root", user, "state recovery-key", 4, "", "only root"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			code, stdout, stderr, _ := c.world.run(t, strings.Fields(c.args)...)
+			if code != c.code {
+				t.Errorf("exit status: got %d, want %d (stderr %q)", code, c.code, stderr)
+			}
+			if !strings.Contains(stdout, c.stdout) || c.stdout == "" && stdout != "" {
+				t.Errorf("stdout: got %q, want %q in it", stdout, c.stdout)
+			}
+			if !strings.Contains(stderr, c.stderr) || c.stderr == "" && stderr != "" {
+				t.Errorf("stderr: got %q, want %q in it", stderr, c.stderr)
+			}
+		})
+	}
+}
+
+func TestRefusedWritesNothing(t *testing.T) {
+	w := world{report: running(func(r *report.Report) { r.Degraded = true }), list: pair()}
+	if _, _, _, f := w.run(t, "commit"); f.saves != 0 {
+		t.Errorf("a refused commit wrote the slots %d times", f.saves)
+	}
+	w.uid = 1000
+	if _, _, _, f := w.run(t, "try", "a"); f.saves != 0 {
+		t.Errorf("a try without root wrote the slots %d times", f.saves)
+	}
+}
+
+func TestStatusJSONIsForPrograms(t *testing.T) {
+	_, stdout, _, _ := world{report: running(nil), list: pair()}.run(t, "status", "--json")
+	var s struct {
+		Schema int
+		Boot   report.Report
+		Slots  []struct{ Name, State string }
+	}
+	if err := json.Unmarshal([]byte(stdout), &s); err != nil {
+		t.Fatal(err)
+	}
+	if s.Schema != 1 || s.Boot.Slot.Name != "b" || len(s.Slots) != 2 || s.Slots[1].State != "on trial" {
+		t.Errorf("got %+v", s)
+	}
+}
+
+// TestLockKeepsOthersOut: a second command waits, and ends with its context.
+func TestLockKeepsOthersOut(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	unlock, err := lock(context.Background(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 3*lockPoll)
+	defer cancel()
+	if _, err := lock(ctx, path); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got error %v, want %v", err, context.DeadlineExceeded)
+	}
+	unlock()
+	again, err := lock(context.Background(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again()
+}

@@ -1,0 +1,195 @@
+package status
+
+import (
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"sealroot/init/report"
+	"sealroot/slots"
+	"sealroot/slots/bootlog"
+)
+
+// committed is a machine in its every-day state.
+func committed() report.Report {
+	return report.Report{
+		Schema: 1, BootID: "0f6a1c3e-9f0b-4a53-8b8b-000000000001", Program: "v0.1", Name: "kiosk", Version: "2026.11.1", Build: "production",
+		BootPath: "uki-secure-boot",
+		Disk:     report.Disk{Device: "/dev/vda", GUID: "c0ffee00-0000-4000-8000-000000000000", FoundBy: "loader"},
+		Slot:     report.Slot{Name: "a", Loaded: "a", Reason: "committed", Priority: 2, Successful: true},
+		Root: report.Root{
+			RootHash: strings.Repeat("4f", 32), HashSource: "signature partition, certificate CN=kiosk images",
+			ImageID: "kiosk", ImageVersion: "2026.11.1", KernelRelease: "6.1.0-50-cloud-amd64",
+		},
+		State: report.State{Unlocked: "tpm2", Keyslot: 0, Token: 0, Recovery: "enrolled", ReservedBytes: 512 << 20},
+		TPM: report.TPM{
+			Present: true, Banks: []string{"sha1", "sha256"}, Capped: []int{7, 11, 15}, Policy: "signed-pcr11+7", PCRs: []int{7, 11},
+		},
+		Stages: []report.Stage{
+			{Name: "configuration", Start: 1000, End: 3000}, {Name: "root", Start: 3000, End: 120_000}, {Name: "state", Start: 120_000, End: 901_000},
+		},
+	}
+}
+
+func slotsOf(a, b slots.Slot) []slots.Slot {
+	a.Name, b.Name = "a", "b"
+	return []slots.Slot{a, b}
+}
+
+var errDisk = errors.New("boot disk not found")
+
+// situations are golden files testdata/<name>.txt and .json.
+func situations() map[string]Input {
+	good, other := slots.Slot{Priority: 2, Successful: true}, slots.Slot{Priority: 1, Successful: true}
+	all := map[string]Input{}
+	add := func(name string, in Input, change func(*report.Report)) {
+		r := committed()
+		if change != nil {
+			change(&r)
+		}
+		text, err := r.Encode()
+		if err != nil {
+			panic(err)
+		}
+		in.Report = text
+		all[name] = in
+	}
+	add("committed", Input{Slots: slotsOf(good, other)}, nil)
+	add("trial", Input{Slots: slotsOf(other, slots.Slot{Priority: 2, Tries: 2}), Log: bootlog.Record{Armed: "b"}}, func(r *report.Report) {
+		r.Slot = report.Slot{Name: "b", Loaded: "b", Reason: "trial", Trial: true, Priority: 2, TriesBefore: 3, TriesAfter: 2}
+	})
+	add("fallback", Input{
+		Slots: slotsOf(other, slots.Slot{}),
+		Log: bootlog.Record{Failures: map[string]bootlog.Failure{
+			"b": {Reason: slots.KernelNeverReached, Class: slots.ImageFailure, BootID: "0f6a1c3e-9f0b-4a53-8b8b-000000000000"},
+		}},
+	}, func(r *report.Report) {
+		r.Slot.Reason, r.Slot.Priority = "fallback", 1
+		r.FellBack = &report.Fallback{From: "b", Reason: "kernel never reached init", Class: "image"}
+	})
+	add("degraded", Input{Slots: slotsOf(good, other)}, func(r *report.Report) {
+		r.Degraded = true
+		r.State = report.State{Unlocked: "degraded", Keyslot: -1, Token: -1, Attempts: []string{"token 0: PCR 7 changed"}}
+		r.Failures = []report.Failure{{Stage: "state", Class: "state", Error: "cannot unlock the encrypted volume: PCR 7 changed"}}
+		r.Warnings = []string{"nobody answered the prompt"}
+	})
+	add("recovery_waiting", Input{Slots: slotsOf(good, other), KeyKept: true}, func(r *report.Report) {
+		r.State.Unlocked, r.State.Recovery = "created", "waiting-to-be-shown"
+	})
+	add("recovery_shown_since", Input{Slots: slotsOf(good, other)}, func(r *report.Report) { r.State.Recovery = "waiting-to-be-shown" })
+	add("bios_without_recovery", Input{Slots: slotsOf(good, slots.Slot{})}, func(r *report.Report) {
+		r.BootPath, r.State.Recovery = "unmeasured", "none"
+		r.TPM.Policy, r.TPM.PCRs = "pcrs", []int{15}
+	})
+	add("sealed_by_an_earlier_boot", Input{Slots: slotsOf(good, other)}, func(r *report.Report) { r.TPM.Policy = "" })
+	add("nothing_closed", Input{Slots: slotsOf(good, other)}, func(r *report.Report) { r.TPM.Capped = nil })
+	add("no_tpm", Input{Slots: slotsOf(good, other)}, func(r *report.Report) {
+		r.TPM, r.State.Unlocked, r.State.Keyslot, r.State.Token = report.TPM{}, "passphrase", 2, -1
+	})
+	add("last_resort_on_another_kernel", Input{Slots: slotsOf(slots.Slot{Priority: 1}, slots.Slot{})}, func(r *report.Report) {
+		r.Slot.Reason, r.Slot.Loaded, r.Slot.Successful = "last-resort", "b", false
+	})
+	add("disk_unreadable", Input{SlotsErr: errDisk, LogErr: errDisk, KeyErr: fs.ErrPermission}, nil)
+	add("newer_report", Input{Slots: slotsOf(good, other)}, func(r *report.Report) { r.Schema = 2 })
+	all["not_sealroot"] = Input{ReportErr: errors.New("/run/sealroot/boot.json is missing"), Slots: slotsOf(good, other)}
+	all["broken_report"] = Input{Report: []byte(`{"schema":1,`), SlotsErr: errDisk, LogErr: errDisk}
+	return all
+}
+
+// TestGolden compares with testdata; SEALROOT_UPDATE=1 writes it anew.
+func TestGolden(t *testing.T) {
+	for name, in := range situations() {
+		t.Run(name, func(t *testing.T) {
+			s := New(in)
+			asJSON, err := s.JSON()
+			if err != nil {
+				t.Fatal(err)
+			}
+			golden(t, name+".txt", s.Text())
+			golden(t, name+".json", string(asJSON))
+		})
+	}
+}
+
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if os.Getenv("SEALROOT_UPDATE") == "1" {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("%s: got\n%s\nwant\n%s", name, got, want)
+	}
+}
+
+func TestGoldensHaveASituation(t *testing.T) {
+	files, err := os.ReadDir("testdata")
+	if err != nil {
+		t.Fatal(err)
+	}
+	known := situations()
+	for _, f := range files {
+		name := strings.TrimSuffix(f.Name(), filepath.Ext(f.Name()))
+		if _, ok := known[name]; !ok {
+			t.Errorf("testdata/%s belongs to no situation", f.Name())
+		}
+	}
+}
+
+// TestTerminalIsSafe: the boot log and the report can hold anything.
+func TestTerminalIsSafe(t *testing.T) {
+	const evil = "x\x1b[2J\r\n\u009b1m\u202ey"
+	in := situations()["fallback"]
+	in.Log.Failures = map[string]bootlog.Failure{"b": {Reason: evil, Class: evil, Detail: evil, BootID: evil}}
+	in.Log.Armed = evil
+	r := committed()
+	r.Name, r.Version, r.Build, r.Program, r.BootPath, r.Warnings = evil, evil, evil, evil, evil, []string{evil}
+	r.Slot.Reason, r.Root.ImageVersion, r.Root.HashSource, r.State.Unlocked, r.State.Recovery = evil, evil, evil, evil, evil
+	r.State.Attempts, r.Failures = []string{evil}, []report.Failure{{Stage: evil, Slot: evil, Class: evil, Error: evil}}
+	r.TPM.Banks, r.TPM.Policy = []string{evil}, evil
+	text, err := r.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	in.Report = text
+	for _, c := range strings.ReplaceAll(New(in).Text(), "\n", "") {
+		if c < ' ' || c >= 0x7f && c < 0xa0 || c == '\u202e' {
+			t.Errorf("the text has %U", c)
+		}
+	}
+	if !strings.Contains(New(in).Text(), "x?[2J??") {
+		t.Error("the text shows nothing of the detail: this test proves nothing")
+	}
+}
+
+func FuzzNew(f *testing.F) {
+	for _, in := range situations() {
+		f.Add(in.Report, "detail")
+	}
+	f.Fuzz(func(t *testing.T, text []byte, detail string) {
+		s := New(Input{
+			Report: text, Slots: slotsOf(slots.Slot{Priority: 1}, slots.Slot{}),
+			Log: bootlog.Record{Failures: map[string]bootlog.Failure{"a": {Detail: detail}}},
+		})
+		if strings.ContainsRune(s.Text(), 0x1b) {
+			t.Error("an escape sequence reaches the terminal")
+		}
+		out, err := s.JSON()
+		if err != nil || !json.Valid(out) {
+			t.Errorf("JSON() = %q, %v; want valid JSON", out, err)
+		}
+		if !s.Booted() && string(s.Boot) != "null" {
+			t.Errorf("a report that cannot be read is passed on: %q", s.Boot)
+		}
+	})
+}
