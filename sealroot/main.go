@@ -119,7 +119,7 @@ func exitCode(err error) int {
 		{exitNotRoot, []error{errNotRoot}},
 		{exitNotBooted, []error{errNotBooted}},
 		{exitUsage, []error{errUsage, errSaid, bootset.ErrUsage}},
-		{exitRefused, []error{bootset.ErrRefused, recovery.ErrNone, recovery.ErrNotTerminal}},
+		{exitRefused, []error{bootset.ErrRefused, bootset.ErrNoImage, recovery.ErrNone, recovery.ErrNotTerminal}},
 	} {
 		for _, e := range c.errs {
 			if errors.Is(err, e) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -101,7 +102,9 @@ func TestExitStatus(t *testing.T) {
 	unwilling := with(func(w *world) { w.key, w.terminal, w.typed = "cbdefghi", true, "no\n" })
 	inA := with(func(w *world) { w.report = running(func(r *report.Report) { r.Slot.Name = "a" }) })
 	emptyB := inA
-	emptyB.noSlot = errors.New("its signature partition is empty")
+	emptyB.noSlot = fmt.Errorf("its signature partition is empty: %w", bootset.ErrNoImage)
+	deafB := inA
+	deafB.noSlot = errors.New("input/output error")
 	for _, c := range []struct {
 		name   string
 		world  world
@@ -143,6 +146,7 @@ func TestExitStatus(t *testing.T) {
 		{"try_unknown_slot", inA, "try x", 2, "", `slot "x"`},
 		{"try_running_slot", inA, "try a", 3, "", "it runs now"},
 		{"try_empty_slot", emptyB, "try b", 3, "", "signature partition is empty"},
+		{"try_unreadable_slot", deafB, "try b", 1, "", "input/output error"},
 		{"try_without_root", user, "try a", 4, "", "only root"},
 
 		{"key_to_a_person", person, "state recovery-key", 0, "cbdefghi", ""},

@@ -13,6 +13,8 @@ import (
 var (
 	// ErrRefused: the change would be wrong now; the text says why.
 	ErrRefused = errors.New("refused")
+	// ErrNoImage: the slot does not hold what is needed to start it.
+	ErrNoImage = errors.New("slot holds no image")
 	// ErrUsage: what was asked for makes no sense, such as an unknown slot.
 	ErrUsage = errors.New("wrong usage")
 )
@@ -31,7 +33,7 @@ type Machine struct {
 	// no default to set and no one-shot to arm.
 	Loader slots.Loader
 	Log    slots.Log
-	// HoldsImage says why a slot cannot be started, nil when it can.
+	// HoldsImage is ErrNoImage when the slot cannot be started, and says why.
 	HoldsImage func(slot string) error
 }
 
@@ -70,8 +72,10 @@ func PlanTry(list []slots.Slot, b Boot, slot string, tries int, hint bool) (slot
 	switch {
 	case errors.Is(err, slots.ErrTries):
 		return slots.Decision{}, fmt.Errorf("%w: %w", err, ErrUsage)
+	case errors.Is(err, slots.ErrLastGood):
+		return slots.Decision{}, fmt.Errorf("%w; commit the running slot first: %w", err, ErrRefused)
 	case err != nil:
-		return slots.Decision{}, fmt.Errorf("%w: %w", err, ErrRefused)
+		return slots.Decision{}, err
 	}
 	d := slots.Decision{Slot: slot, Why: slots.BecauseTrial, Slots: after}
 	if hint {
@@ -94,7 +98,7 @@ func (m Machine) Try(b Boot, slot string, tries int) error {
 		return err
 	}
 	if err := m.HoldsImage(slot); err != nil {
-		return fmt.Errorf("cannot try slot %s: %w: %w", slot, err, ErrRefused)
+		return fmt.Errorf("cannot try slot %s: %w", slot, err)
 	}
 	if m.Log != nil {
 		if err := m.Log.Record(slots.LogChange{Forget: []string{slot}}); err != nil {

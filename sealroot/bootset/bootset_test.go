@@ -293,9 +293,9 @@ func TestTryCutAnywhere(t *testing.T) {
 func TestTryOfAnEmptySlotIsRefused(t *testing.T) {
 	d := &disk{slots: []slots.Slot{{Name: "a", Priority: 1, Successful: true}, {Name: "b"}}, cut: -1}
 	m := d.machine()
-	m.HoldsImage = func(string) error { return errors.New("nothing there") }
-	if err := m.Try(Boot{Running: "a"}, "b", 3); !errors.Is(err, ErrRefused) {
-		t.Errorf("got error %v, want %v", err, ErrRefused)
+	m.HoldsImage = func(string) error { return fmt.Errorf("nothing there: %w", ErrNoImage) }
+	if err := m.Try(Boot{Running: "a"}, "b", 3); !errors.Is(err, ErrNoImage) {
+		t.Errorf("got error %v, want %v", err, ErrNoImage)
 	}
 	if len(d.trace) != 0 {
 		t.Errorf("wrote %v, want nothing", d.trace)

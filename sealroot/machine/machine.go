@@ -26,12 +26,8 @@ import (
 	"sealroot/verity/signature"
 )
 
-var (
-	// ErrOtherDisk: the disk found is not the one that the boot report names.
-	ErrOtherDisk = errors.New("not the disk that was booted from")
-	// ErrNoImage: a slot does not hold what is needed to start it.
-	ErrNoImage = errors.New("slot holds no image")
-)
+// ErrOtherDisk: the disk found is not the one that the boot report names.
+var ErrOtherDisk = errors.New("not the disk that was booted from")
 
 // espMount is where the ESP is mounted while it is needed.
 const espMount = "/run/sealroot/esp"
@@ -95,6 +91,9 @@ func (m mounter) Mount(p mount.Point) error {
 		p.Flags &^= unix.MS_RDONLY
 		err = m.Mounter.Mount(p)
 	}
+	if errors.Is(err, unix.ENODEV) {
+		err = fmt.Errorf("%w: the running kernel has no %s (is its module in the image?)", err, p.Type)
+	}
 	return err
 }
 
@@ -152,8 +151,10 @@ func (m *Machine) holdsImage(slot string) error {
 		return err
 	}
 	defer d.Close()
-	if _, err := signature.Read(d); err != nil {
-		return fmt.Errorf("its signature partition: %w: %w", err, ErrNoImage)
+	if _, err := signature.Read(d); errors.Is(err, signature.ErrFormat) {
+		return fmt.Errorf("its signature partition: %w: %w", err, bootset.ErrNoImage)
+	} else if err != nil {
+		return fmt.Errorf("cannot read its signature partition: %w", err)
 	}
 	var files []string
 	switch {
@@ -172,7 +173,7 @@ func present(dir string, files []string) error {
 	for _, name := range files {
 		st, err := os.Stat(filepath.Join(dir, name))
 		if errors.Is(err, fs.ErrNotExist) || err == nil && st.Size() == 0 {
-			return fmt.Errorf("%s is missing or empty: %w", name, ErrNoImage)
+			return fmt.Errorf("%s is missing or empty: %w", name, bootset.ErrNoImage)
 		}
 		if err != nil {
 			return err

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sealroot/mount"
+	"sealroot/sealroot/bootset"
 	"sealroot/slots/efi"
 	"sealroot/slots/guid"
 )
@@ -176,7 +177,7 @@ func TestPresent(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		want error
-	}{{"full", nil}, {"empty", ErrNoImage}, {"missing", ErrNoImage}} {
+	}{{"full", nil}, {"empty", bootset.ErrNoImage}, {"missing", bootset.ErrNoImage}} {
 		if err := present(esp.dir, []string{"full", c.name}); !errors.Is(err, c.want) {
 			t.Errorf("%s: got error %v, want %v", c.name, err, c.want)
 		}

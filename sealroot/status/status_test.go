@@ -22,7 +22,7 @@ func committed() report.Report {
 		Disk:     report.Disk{Device: "/dev/vda", GUID: "c0ffee00-0000-4000-8000-000000000000", FoundBy: "loader"},
 		Slot:     report.Slot{Name: "a", Loaded: "a", Reason: "committed", Priority: 2, Successful: true},
 		Root: report.Root{
-			RootHash: strings.Repeat("4f", 32), HashSource: "signature partition, certificate CN=kiosk images",
+			RootHash: strings.Repeat("4f", 32), HashSource: "signature partition", Certificate: "CN=kiosk images",
 			ImageID: "kiosk", ImageVersion: "2026.11.1", KernelRelease: "6.1.0-50-cloud-amd64",
 		},
 		State: report.State{Unlocked: "tpm2", Keyslot: 0, Token: 0, Recovery: "enrolled", ReservedBytes: 512 << 20},

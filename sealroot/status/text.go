@@ -52,7 +52,11 @@ func (s Status) bootRows(row func(name, format string, args ...any)) {
 	row("boot path", "%s: %s", cmp.Or(r.BootPath, "unknown"), meaning(r.BootPath))
 	row("boot disk", "%s, found by %s", r.Disk.Device, foundBy(r.Disk.FoundBy))
 	row("root hash", "%s", r.Root.RootHash)
-	row("vouched for by", "%s", r.Root.HashSource)
+	source := r.Root.HashSource
+	if cert := r.Root.Certificate; cert != "" && !strings.Contains(source, cert) {
+		source += ", certificate " + cert
+	}
+	row("vouched for by", "%s", source)
 	if len(r.Stages) > 0 {
 		row("time in init", "%s", timing(r.Stages))
 	}
