@@ -7,6 +7,8 @@ import (
 	"os"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"sealroot/init/config"
 	"sealroot/mount"
 	"sealroot/mount/kmod"
@@ -112,12 +114,19 @@ func (b *boot) readFirmware(ctx context.Context) {
 		return
 	}
 	b.fw.EFI = true
-	if err := b.loader.LoadGroup(ctx, kmod.GroupHint); err != nil {
-		b.warn("%v", err)
-	}
+	b.loadHints(ctx)
 	if err := b.sys.Mounter.Mount(mount.EFIVars()); err != nil {
 		b.warn("cannot read EFI variables: %v", err)
 		return
 	}
 	b.readEFI()
+}
+
+// loadHints loads what the ESP and EFI variables need. A module that finds no
+// device (efivarfs on a BIOS machine) is not worth a word: what needs it fails
+// with an error of its own.
+func (b *boot) loadHints(ctx context.Context) {
+	if err := b.loader.LoadGroup(ctx, kmod.GroupHint); err != nil && !errors.Is(err, unix.ENODEV) {
+		b.warn("%v", err)
+	}
 }

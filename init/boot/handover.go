@@ -33,6 +33,7 @@ func (b *boot) publish(context.Context) error {
 }
 
 func (b *boot) writeReport() error {
+	b.report.Stages = b.clock.list
 	text, err := b.report.Encode()
 	if err == nil {
 		err = writeFile(report.Path, text)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 
 	"sealroot/init/report"
-	"sealroot/mount/kmod"
 	"sealroot/slots"
 	"sealroot/slots/live"
 )
@@ -75,9 +74,7 @@ func (b *boot) observe(ctx context.Context) error {
 	if s.hint == nil || !trialPending(list) && s.observed.Armed == "" {
 		return nil
 	}
-	if err := b.loader.LoadGroup(ctx, kmod.GroupHint); err != nil {
-		b.warn("%v", err)
-	}
+	b.loadHints(ctx)
 	armed, err := s.hint.Get()
 	if err != nil {
 		b.warn("cannot read the boot loader's one-shot: %v", err)

@@ -91,7 +91,7 @@ func (b *boot) tryToken(ctx context.Context, h *luks2.Header, t luks2.Token) (ke
 	defer clear(pass)
 	for _, slot := range t.Keyslots {
 		if key, err = h.Unlock(slot, pass); err == nil {
-			b.report.TPM.PCRs = token.AllPCRs()
+			b.report.TPM.PCRs, b.report.TPM.Policy = token.AllPCRs(), b.cfg.State.TPM2.Policy
 			return key, slot, nil
 		}
 	}

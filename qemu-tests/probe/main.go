@@ -155,9 +155,15 @@ func run(w io.Writer, began start, words []string) (status int, then func()) {
 }
 
 func program(w io.Writer, words []string) int {
+	// The environment of init holds no PATH, and lookups use this process's.
+	const path = "/usr/sbin:/usr/bin:/sbin:/bin"
+	if err := os.Setenv("PATH", path); err != nil {
+		fmt.Fprintln(w, err)
+		return 127
+	}
 	cmd := exec.Command(words[0], words[1:]...)
 	cmd.Stdout, cmd.Stderr = w, w
-	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
+	cmd.Env = []string{"PATH=" + path}
 	err := cmd.Run()
 	var exit *exec.ExitError
 	switch {
