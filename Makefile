@@ -27,10 +27,10 @@ unit-test: ## only the tests that need no machine; RUN=regexp
 soak: build ## boots with a power cut at random times; TIMES=20
 	@scripts/test --soak '$(or $(TIMES),20)'
 
-demo: build ## a Debian root becomes an A/B image and boots, step by step; ROOTFS=my.tar
-	@ROOTFS='$(ROOTFS)' scripts/demo
+demo: ## a Debian root becomes an A/B image and boots, step by step; FIRMWARE=bios ROOTFS=my.tar
+	@FIRMWARE='$(FIRMWARE)' ROOTFS='$(ROOTFS)' scripts/demo
 
-run: ## boot DISK=disk.img with a login on the terminal; TPM=1 UEFI=1 (Ctrl-A X leaves)
+run: ## boot DISK=disk.img with a login on the terminal; TPM=1 UEFI=1|secure (Ctrl-A X leaves)
 	@DISK='$(DISK)' TPM='$(TPM)' UEFI='$(UEFI)' scripts/run
 
 bench: build ## guest time from /init to the real init, and sizes

@@ -3,6 +3,7 @@ package mount
 import (
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"os"
 
@@ -12,8 +13,12 @@ import (
 // ErrNoInit means that the root has no program to hand over to.
 var ErrNoInit = errors.New("no init program")
 
+// maxInit bounds what CheckInit reads.
+const maxInit = 32 << 20
+
 // CheckInit tells whether path is an executable file in the root directory;
-// links are followed as they will be after the switch.
+// links are followed as they will be after the switch. The file is read, so
+// that a block that does not match its hash shows before the switch.
 func CheckInit(root *os.File, path string) error {
 	f, err := OpenBeneath(root, path, unix.O_PATH, InRoot)
 	if err != nil {
@@ -26,6 +31,15 @@ func CheckInit(root *os.File, path string) error {
 	}
 	if !info.Mode().IsRegular() || info.Mode().Perm()&0o111 == 0 {
 		return fmt.Errorf("%w: %s is not an executable file", ErrNoInit, f.Name())
+	}
+	// Through the O_PATH descriptor: it is the file that was looked at.
+	r, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrNoInit, err)
+	}
+	defer r.Close()
+	if _, err := io.Copy(io.Discard, io.LimitReader(r, maxInit)); err != nil {
+		return fmt.Errorf("%w: %w", ErrNoInit, err)
 	}
 	return nil
 }

@@ -123,6 +123,11 @@ func (o Observed) committed(s Slot) Decision {
 		return o.neverCame(s)
 	}
 	d := Decision{Slot: s.Name, Why: BecauseCommitted, NeedOwnKernel: o.foreign(s.Name)}
+	if s.Successful && o.Armed == s.Name && o.Loaded == s.Name {
+		// It was restarted into its own kernel and has arrived. Left behind, the
+		// record would accuse it should the loader choose another slot next time.
+		d.arm("")
+	}
 	d.FellBack = o.fellBack(s)
 	if d.FellBack != nil {
 		d.Why = BecauseFallback

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -136,7 +137,11 @@ func (b *boot) bindAll(side *os.File, sideRoot string, allow []string) error {
 		if d.Upper {
 			continue
 		}
-		if err := b.bind(mount.Place{Root: sideRoot, Path: d.Name}, d.To, bindAttr(d.To)); err != nil {
+		attr := bindAttr(d.To)
+		if allow != nil {
+			attr = unencryptedAttr(d.To)
+		}
+		if err := b.bind(mount.Place{Root: sideRoot, Path: d.Name}, d.To, attr); err != nil {
 			// One directory more or less must not cost the boot; the two that
 			// every system needs must be there.
 			if allow == nil && slices.Contains(alwaysBound[:], d.Name) {
@@ -159,6 +164,16 @@ func bindAttr(to string) mount.Attr {
 	return mount.NoSUID | mount.NoDev
 }
 
+// unencryptedAttr is for what anybody may have written: nothing there leads
+// elsewhere, and nothing but what people keep in /home can be run.
+func unencryptedAttr(to string) mount.Attr {
+	attr := mount.NoSUID | mount.NoDev | mount.NoSymfollow
+	if to != "/home" {
+		attr |= mount.NoExec
+	}
+	return attr
+}
+
 func (b *boot) bind(from mount.Place, to string, attr mount.Attr) error {
 	if err := b.sys.Mounter.Bind(mount.Bind{From: from, To: mount.Place{Root: newRoot, Path: to}, Attr: attr}); err != nil {
 		return fmt.Errorf("cannot bind %s: %w", to, err)
@@ -167,16 +182,59 @@ func (b *boot) bind(from mount.Place, to string, attr mount.Attr) error {
 	return nil
 }
 
-// bindExtra makes the explicit binds of the configuration.
+// bindExtra makes the explicit binds of the configuration. Both ends are made
+// where they are missing, for nobody could do that before the first boot. One
+// that cannot be made is reported and left out: it must not cost the boot.
 func (b *boot) bindExtra() error {
 	for _, e := range b.cfg.Binds.Extra {
-		attr, err := mount.ParseAttr(e.Options)
-		if err == nil {
-			err = b.bind(mount.Place{Root: stateDir, Path: e.From}, e.To, attr)
+		if err := b.bindOne(e); err != nil {
+			b.warn("%v", err)
+		}
+	}
+	return nil
+}
+
+func (b *boot) bindOne(e config.ExtraBind) error {
+	attr, err := mount.ParseAttr(e.Options)
+	if err != nil {
+		return err
+	}
+	root, from := stateDir, e.From
+	if inside, ok := strings.CutPrefix(e.From, state.MountDir+"/"); ok {
+		root, from = encryptedDir, inside
+	} else {
+		attr |= unencryptedAttr(e.To)
+	}
+	if err := mkdirIn(root, from); err != nil {
+		return fmt.Errorf("cannot make %s for %s: %w", e.From, e.To, err)
+	}
+	if err := mkdirIn(newRoot, e.To); err != nil && !errors.Is(err, unix.EROFS) {
+		return fmt.Errorf("cannot make %s: %w", e.To, err)
+	}
+	return b.bind(mount.Place{Root: root, Path: from}, e.To, attr)
+}
+
+// mkdirIn makes the missing directories of a path inside a root, following no
+// link.
+func mkdirIn(root, path string) error {
+	dir, err := openDir(root)
+	if err != nil {
+		return err
+	}
+	defer func() { dir.Close() }()
+	for name := range strings.SplitSeq(strings.Trim(path, "/"), "/") {
+		next, err := mount.OpenBeneath(dir, name, unix.O_RDONLY|unix.O_DIRECTORY, mount.Beneath)
+		if errors.Is(err, unix.ENOENT) {
+			if err := unix.Mkdirat(int(dir.Fd()), name, 0o755); err != nil {
+				return &os.PathError{Op: "mkdir", Path: path, Err: err}
+			}
+			next, err = mount.OpenBeneath(dir, name, unix.O_RDONLY|unix.O_DIRECTORY, mount.Beneath)
 		}
 		if err != nil {
-			return stateError(slots.StateDamaged, "%w", err)
+			return err
 		}
+		dir.Close()
+		dir = next
 	}
 	return nil
 }

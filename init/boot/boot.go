@@ -6,8 +6,10 @@ package boot
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"sealroot/init/cmdline"
 	"sealroot/init/config"
@@ -33,14 +35,17 @@ type boot struct {
 	report *report.Report
 	clock  stages
 
-	cfg           *config.Config
-	cmd           cmdline.CommandLine
-	certs         []*x509.Certificate
-	loader        *kmod.Loader
-	events        *uevent.Listener
-	fw            firmware
-	tpm           measurer
-	disk          *live.Disk
+	cfg    *config.Config
+	cmd    cmdline.CommandLine
+	certs  []*x509.Certificate
+	loader *kmod.Loader
+	events *uevent.Listener
+	fw     firmware
+	tpm    measurer
+	disk   *live.Disk
+	// bootPartition is the UUID that the disk was found by; "" when it was the
+	// only candidate.
+	bootPartition string
 	slots         slotState
 	kernelRelease string
 	volume        openedState
@@ -73,10 +78,56 @@ func Run(ctx context.Context, sys *System) error {
 		err := stage.run(ctx)
 		end()
 		if err != nil {
-			return fmt.Errorf("%s: %w", stage.name, err)
+			return b.ended(ctx, stage.name, err)
 		}
 	}
 	return nil
+}
+
+// ended records what stopped the boot after a slot was chosen, so that the next
+// boot does not make the same mistake, and decides how long the machine waits
+// before that.
+func (b *boot) ended(ctx context.Context, stage string, err error) error {
+	if errors.Is(err, errReboot) || errors.Is(err, errHalt) {
+		return fmt.Errorf("%s: %w", stage, err)
+	}
+	err = b.blame(err)
+	if slot := b.report.Slot.Name; slot != "" {
+		failure := b.failed(stage, slot, err)
+		if class, _ := classOf(err); class == slots.ImageFailure {
+			if err := b.giveUp(ctx, failure); err != nil {
+				b.warn("%v", err)
+			}
+		}
+	}
+	return &failedBoot{err: fmt.Errorf("%s: %w", stage, err), pause: b.backoff()}
+}
+
+// failedBoot is a boot that did not reach the real init.
+type failedBoot struct {
+	err   error
+	pause time.Duration
+}
+
+func (f *failedBoot) Error() string { return f.err.Error() }
+func (f *failedBoot) Unwrap() error { return f.err }
+
+// Pauses after failed boots: the first is long enough to read the reason, and
+// they grow for as long as the boot log remembers (a commit forgets them).
+const (
+	firstPause = 20 * time.Second
+	longPause  = 10 * time.Minute
+)
+
+// backoff counts a failed boot in the boot log.
+func (b *boot) backoff() time.Duration {
+	n := b.slots.observed.Pauses
+	if b.slots.log != nil {
+		if err := b.slots.log.Record(slots.LogChange{SetPauses: true, Pauses: n + 1}); err != nil {
+			b.sys.Log.Warn("cannot write the boot log: %v", err)
+		}
+	}
+	return min(firstPause<<min(n, 5), longPause)
 }
 
 func newBoot(sys *System) *boot {

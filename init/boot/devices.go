@@ -47,13 +47,7 @@ func (b *boot) loadModules(ctx context.Context) error {
 func (b *boot) loadDrivers(ctx context.Context, events []uevent.Event) error {
 	var warnings []error
 	if len(events) > 0 {
-		var aliases []string
-		for _, e := range events {
-			if a := e.Env["MODALIAS"]; e.Action == "add" && a != "" {
-				aliases = append(aliases, a)
-			}
-		}
-		warnings = b.loader.LoadModaliases(ctx, aliases)
+		warnings = b.loader.LoadModaliases(ctx, modaliases(events))
 	} else {
 		var err error
 		if warnings, err = b.loader.LoadForDevices(ctx); err != nil {
@@ -83,26 +77,43 @@ func (b *boot) findDisk(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, diskDeadline)
 	defer cancel()
+	var last error
 	err := uevent.WaitFor(ctx, what, b.events, func(events []uevent.Event) (bool, error) {
 		if err := b.loadDrivers(ctx, events); err != nil {
 			return false, err
 		}
-		disk, err := live.Find("/sys", "/dev", want)
-		if errors.Is(err, live.ErrNoDisk) {
+		b.disk, last = live.Find("/sys", "/dev", want)
+		if errors.Is(last, live.ErrNoDisk) {
 			return false, nil
 		}
-		b.disk = disk
-		return err == nil, err
+		return last == nil, last
 	})
 	if err != nil {
+		if last != nil && !errors.Is(err, last) {
+			err = fmt.Errorf("%w: %w", err, last)
+		}
 		return environmentError(slots.DeviceMissing, "%w", err)
 	}
+	b.bootPartition = want
 	b.report.Disk.Device, b.report.Disk.GUID, b.report.Disk.FoundBy = b.disk.Block.Node, b.disk.Table.Disk.String(), "loader"
 	if want == "" {
 		b.report.Disk.FoundBy = "only-candidate"
 	}
 	b.report.BootPath = string(b.fw.path(b.grub()))
 	b.sys.Log.Info("boot disk %s; %s", b.disk.Block.Node, b.fw.path(b.grub()).describe())
+	return nil
+}
+
+// sameDisk looks once more before the state is touched: a copy of the boot disk
+// may have appeared since, and must not be taken for it.
+func (b *boot) sameDisk() error {
+	again, err := live.Find("/sys", "/dev", b.bootPartition)
+	if err == nil && again.Block.DevNo() != b.disk.Block.DevNo() {
+		err = fmt.Errorf("the boot disk was %s and is now %s: %w", b.disk.Block.Node, again.Block.Node, live.ErrAmbiguous)
+	}
+	if err != nil {
+		return environmentError(slots.DeviceMissing, "%w", err)
+	}
 	return nil
 }
 
@@ -129,4 +140,46 @@ func (b *boot) loadHints(ctx context.Context) {
 	if err := b.loader.LoadGroup(ctx, kmod.GroupHint); err != nil && !errors.Is(err, unix.ENODEV) {
 		b.warn("%v", err)
 	}
+}
+
+// watchDrivers loads drivers for devices that appear while a person is asked.
+// The function that it returns ends it.
+func (b *boot) watchDrivers(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	load := func(aliases []string) {
+		for _, w := range b.loader.LoadModaliases(ctx, aliases) {
+			b.sys.Log.Warn("%v", w)
+		}
+	}
+	go func() {
+		defer close(done)
+		if b.loader == nil || b.events == nil {
+			return
+		}
+		if all, err := kmod.Modaliases("/sys"); err == nil {
+			load(all)
+		}
+		for {
+			events, err := b.events.Next(ctx)
+			if err != nil {
+				return
+			}
+			load(modaliases(events))
+		}
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
+}
+
+func modaliases(events []uevent.Event) []string {
+	var aliases []string
+	for _, e := range events {
+		if a := e.Env["MODALIAS"]; e.Action == "add" && a != "" {
+			aliases = append(aliases, a)
+		}
+	}
+	return aliases
 }

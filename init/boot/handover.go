@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"sealroot/init/report"
 	"sealroot/mount"
 	"sealroot/slots"
@@ -79,6 +81,7 @@ func (b *boot) handOver(ctx context.Context) error {
 	if warning != nil {
 		b.sys.Log.Warn("the initramfs keeps some memory: %v", warning)
 	}
+	unix.Umask(0o022) // what a fresh init has
 	err = b.sys.Exec(initPath, []string{initPath}, initEnv[:])
-	return fmt.Errorf("cannot start %s: %w", initPath, err)
+	return imageError(slots.Mount, "cannot start %s: %w", initPath, err)
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sealroot/mount/uevent"
+	"sealroot/slots"
 	"sealroot/state/tpm"
 )
 
@@ -26,6 +27,13 @@ const (
 
 // tpmDeadline is how long a configured TPM may take to appear.
 const tpmDeadline = 15 * time.Second
+
+// tpmTime bounds one use of the TPM, enrolTime making a key and sealing to it:
+// a discrete TPM takes seconds, one that hangs must not hang the boot.
+const (
+	tpmTime   = time.Minute
+	enrolTime = 3 * time.Minute
+)
 
 // measurementLog is where systemd's tools look for userspace measurements.
 const measurementLog = "/run/log/systemd/tpm2-measure.log"
@@ -55,6 +63,8 @@ func (b *boot) openTPM(ctx context.Context) error {
 	}
 	b.tpm.dev = dev
 	b.report.TPM.Present = true
+	ctx, cancel := context.WithTimeout(ctx, tpmTime)
+	defer cancel()
 	banks, err := dev.ActiveBanks(ctx)
 	for _, bank := range banks {
 		b.report.TPM.Banks = append(b.report.TPM.Banks, string(bank))
@@ -77,7 +87,10 @@ func (b *boot) waitForTPM(ctx context.Context) (dev *tpm.TPM, err error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, tpmDeadline)
 	defer cancel()
-	waited := uevent.WaitFor(ctx, "the TPM (/dev/tpmrm0)", b.events, func([]uevent.Event) (bool, error) {
+	waited := uevent.WaitFor(ctx, "the TPM (/dev/tpmrm0)", b.events, func(events []uevent.Event) (bool, error) {
+		if err := b.loadDrivers(ctx, events); err != nil {
+			return false, err
+		}
 		dev, err = b.sys.OpenTPM(ctx)
 		return !errors.Is(err, tpm.ErrNoTPM), nil
 	})
@@ -89,6 +102,8 @@ func (b *boot) measure(ctx context.Context, e tpm.Event) {
 	if b.tpm.dev == nil || b.tpm.broken != nil {
 		return
 	}
+	ctx, cancel := context.WithTimeout(ctx, tpmTime)
+	defer cancel()
 	err := b.tpm.dev.Measure(ctx, e, b.measureLog())
 	if err == nil || errors.Is(err, tpm.ErrLog) {
 		return
@@ -142,6 +157,11 @@ func (b *boot) measureRoot(ctx context.Context) error {
 // state is sealed to it, a TPM that cannot be closed ends the boot: what runs
 // next could take the secret.
 func (b *boot) close(ctx context.Context) error {
+	if b.tpm.dev == nil && b.sealsState() {
+		if err := b.lateTPM(ctx); err != nil {
+			return environmentError(slots.TPM, "cannot close the TPM: %w", err)
+		}
+	}
 	if b.tpm.dev == nil {
 		return nil
 	}
@@ -149,13 +169,31 @@ func (b *boot) close(ctx context.Context) error {
 		b.measure(ctx, tpm.Event{PCR: pcrKernel, Data: []byte("leave-initrd"), Text: "leave-initrd", Type: "phase"})
 	}
 	if err := b.cap(ctx); err != nil && b.sealsState() {
-		return environmentError("tpm", "cannot close the TPM: %w", err)
+		return environmentError(slots.TPM, "cannot close the TPM: %w", err)
 	}
 	return nil
 }
 
+// lateTPM opens a TPM that could not be opened before. That there is none is
+// fine; one that is there and cannot be closed would give the state's secret to
+// whoever replays the measurements.
+func (b *boot) lateTPM(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, tpmTime)
+	defer cancel()
+	dev, err := b.sys.OpenTPM(ctx)
+	if errors.Is(err, tpm.ErrNoTPM) {
+		if there, globErr := filepath.Glob("/sys/class/tpm/tpm[0-9]*"); globErr == nil && len(there) == 0 {
+			return nil
+		}
+	}
+	b.tpm.dev = dev
+	return err
+}
+
 // cap extends the PCRs that every policy of ours holds one of.
 func (b *boot) cap(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, tpmTime)
+	defer cancel()
 	done, err := b.tpm.dev.Cap(ctx, pcrKernel, pcrVolume)
 	b.report.TPM.Capped = done.PCRs
 	if err == nil {

@@ -88,6 +88,8 @@ func (b *boot) randomness(ctx context.Context) io.Reader {
 		return b.sys.Rand
 	}
 	return state.MixRandom(b.sys.Rand, readerFunc(func(p []byte) (int, error) {
+		ctx, cancel := context.WithTimeout(ctx, tpmTime)
+		defer cancel()
 		r, err := b.tpm.dev.GetRandom(ctx, len(p))
 		defer clear(r)
 		return copy(p, r), err
@@ -107,6 +109,8 @@ func (b *boot) enrollTPM(ctx context.Context, h *luks2.Header, key []byte) (*luk
 	if b.tpm.dev == nil || b.tpm.broken != nil {
 		return nil, fmt.Errorf("cannot seal to the TPM: %w", b.tpm.broken)
 	}
+	ctx, cancel := context.WithTimeout(ctx, enrolTime)
+	defer cancel()
 	policy, err := b.provisionPolicy(ctx)
 	if err != nil {
 		return nil, err
@@ -159,7 +163,7 @@ func (b *boot) provisionPolicy(ctx context.Context) (tpm.Policy, error) {
 			measured = append(measured, pcr)
 		}
 	}
-	if err := b.tpm.dev.Sanity(ctx, "sha256", measured...); err != nil {
+	if err := b.tpm.dev.Sanity(ctx, policy.Bank, measured...); err != nil {
 		return tpm.Policy{}, err
 	}
 	b.report.TPM.Policy = c.Policy
@@ -254,6 +258,16 @@ func recoveryState(h *luks2.Header, volumeRoot string) string {
 // withoutState goes down the ladder of state.on_failure after the volume could
 // not be opened. The prompt, its first step, was taken inside unlock.
 func (b *boot) withoutState(ctx context.Context, cause error) error {
+	if b.trialWithStandIn() {
+		// The try is spent. The committed slot most likely still unlocks, and a
+		// machine with nobody before it must not wait here.
+		f := slots.Failure{Slot: b.report.Slot.Name, Class: slots.StateFailure, Detail: clean(cause.Error())}
+		_, f.Reason = classOf(cause)
+		if err := b.apply(slots.Decision{Log: slots.LogChange{Failures: []slots.Failure{f}}}); err != nil {
+			b.warn("%v", err)
+		}
+		return fmt.Errorf("slot %s is on trial and has no state: %w", b.report.Slot.Name, errReboot)
+	}
 	for _, step := range b.cfg.State.OnFailure {
 		switch step {
 		case "degraded":
@@ -265,6 +279,12 @@ func (b *boot) withoutState(ctx context.Context, cause error) error {
 		}
 	}
 	return cause
+}
+
+// trialWithStandIn: this slot is on trial, and a committed one is there.
+func (b *boot) trialWithStandIn() bool {
+	_, ok := slots.Default(b.slots.observed.Slots)
+	return b.report.Slot.Trial && ok
 }
 
 // degrade goes on with a volatile state: the machine is reachable, keeps

@@ -50,6 +50,7 @@ func (b *boot) openRoot(ctx context.Context) error {
 		if err == nil {
 			return nil
 		}
+		err = b.blame(err)
 		failure := b.failed("root", slot, err)
 		b.dropRoot()
 		if failure.Reason == slots.WrongKernel {
@@ -94,12 +95,34 @@ func (b *boot) mountSlot(slot string, foreign bool) error {
 	return nil
 }
 
+// blame finds out whose fault an input/output error below dm-verity is: the
+// device knows whether it met a block that does not match its hash.
+func (b *boot) blame(err error) error {
+	if class, reason := classOf(err); class != slots.ImageFailure || !errors.Is(err, unix.EIO) {
+		return err
+	} else if b.corrupted() {
+		return &stageError{class, reason, fmt.Errorf("%w (a block does not match the hash tree)", err)}
+	}
+	return &stageError{slots.EnvironmentFailure, slots.IOError, err}
+}
+
+// corrupted tells whether dm-verity found a block that does not match.
+func (b *boot) corrupted() bool {
+	status, err := b.sys.Verity.Status(dmRoot)
+	for _, s := range status {
+		if s.Text == "C" {
+			return true
+		}
+	}
+	return err != nil // without an answer the image is the likelier cause
+}
+
 // rootHash takes the slot's root hash from its signature partition, if one of
 // our certificates vouches for it.
 func (b *boot) rootHash(slot string) ([]byte, *x509.Certificate, error) {
-	part, err := b.disk.Partition(gpt.SigLabel(slot))
+	part, err := b.slotPartition(gpt.SigLabel(slot))
 	if err != nil {
-		return nil, nil, imageError(slots.Signature, "%w", err)
+		return nil, nil, err
 	}
 	text, err := readHead(part, signature.MaxSize)
 	if err != nil {
@@ -116,16 +139,29 @@ func (b *boot) rootHash(slot string) ([]byte, *x509.Certificate, error) {
 	return hash, signer, nil
 }
 
+// slotPartition finds a partition of a slot. One that the table does not have
+// is the slot's fault, one that is ambiguous or not shown the machine's.
+func (b *boot) slotPartition(label string) (blockdev.Partition, error) {
+	part, err := b.disk.Partition(label)
+	switch {
+	case errors.Is(err, gpt.ErrNotFound):
+		return part, imageError(slots.Verity, "%w", err)
+	case err != nil:
+		return part, environmentError(slots.DeviceMissing, "%w", err)
+	}
+	return part, nil
+}
+
 // openVerity opens the slot's data behind its hash tree. Everything in the
 // superblock is a claim; the root hash decides whether it was true.
 func (b *boot) openVerity(slot string, rootHash []byte) (dm.Device, error) {
-	data, err := b.disk.Partition(gpt.RootLabel(slot))
+	data, err := b.slotPartition(gpt.RootLabel(slot))
 	if err != nil {
-		return dm.Device{}, imageError(slots.Verity, "%w", err)
+		return dm.Device{}, err
 	}
-	tree, err := b.disk.Partition(gpt.VerityLabel(slot))
+	tree, err := b.slotPartition(gpt.VerityLabel(slot))
 	if err != nil {
-		return dm.Device{}, imageError(slots.Verity, "%w", err)
+		return dm.Device{}, err
 	}
 	head, err := readHead(tree, verity.SuperblockSize)
 	if err != nil {
@@ -145,7 +181,10 @@ func (b *boot) openVerity(slot string, rootHash []byte) (dm.Device, error) {
 	uuid := fmt.Sprintf("CRYPT-VERITY-%x-%s", params.UUID, dmRoot)
 	device, err := b.sys.Verity.Verity(dmRoot, uuid, verityTarget(target))
 	if err != nil {
-		return dm.Device{}, imageError(slots.Verity, "cannot open slot %s: %w", slot, err)
+		if errors.Is(err, dm.ErrTarget) || errors.Is(err, unix.EINVAL) {
+			return dm.Device{}, imageError(slots.Verity, "cannot open slot %s: %w", slot, err)
+		}
+		return dm.Device{}, environmentError(slots.IOError, "cannot open slot %s: %w", slot, err)
 	}
 	return device, nil
 }
@@ -188,10 +227,20 @@ func (b *boot) checkRoot(slot string, foreign bool, r *report.Root) error {
 	if rel.ImageID != b.cfg.Name {
 		return imageError(slots.WrongImage, "cannot boot slot %s: it holds product %q, this machine is %q", slot, rel.ImageID, b.cfg.Name)
 	}
-	// The first blocks of the program are read now: a damaged image should
-	// show while another slot can still be taken.
+	// What the boot needs later is read now: a damaged image should show while
+	// another slot can still be taken.
 	if err := mount.CheckInit(root, initPath); err != nil {
 		return imageError(slots.Mount, "cannot use the root of slot %s: %w", slot, err)
+	}
+	for _, dir := range []string{"etc", "home", "state", "var"} {
+		d, err := mount.OpenBeneath(root, dir, unix.O_RDONLY|unix.O_DIRECTORY, mount.Strict)
+		if err == nil {
+			_, err = d.Readdirnames(-1)
+			d.Close()
+		}
+		if err != nil {
+			return imageError(slots.Mount, "cannot use /%s of slot %s: %w", dir, slot, err)
+		}
 	}
 	if foreign {
 		dir, err := mount.OpenBeneath(root, filepath.Join("usr/lib/modules", b.kernelRelease), unix.O_PATH|unix.O_DIRECTORY, mount.InRoot)

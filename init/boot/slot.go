@@ -50,7 +50,7 @@ func (b *boot) chooseSlot(ctx context.Context) (slot string, foreign bool, err e
 		b.sys.Log.Warn("waiting %s", d.Pause)
 		b.sys.Power.Sleep(d.Pause)
 	}
-	if d.Reboot && written == nil {
+	if d.Reboot && (written == nil || d.Why == slots.BecauseLastResort) {
 		return "", false, errReboot
 	}
 	b.noteSlot(d, before)
@@ -110,18 +110,23 @@ func (b *boot) readLog() {
 func (b *boot) apply(d slots.Decision) error {
 	s := &b.slots
 	err := slots.Apply(d, s.store, s.hint, s.log)
-	if err == nil {
-		if d.Slots != nil {
-			s.observed.Slots = d.Slots
-		}
-		if d.Log.SetArmed {
-			s.observed.Armed = d.Log.Armed
-		}
-		if d.Rearm != "" {
-			s.observed.Hint.Slot = d.Rearm
-		} else if d.ClearArmed {
-			s.observed.Hint.Slot = ""
-		}
+	if errors.Is(err, slots.ErrStore) {
+		return err // nothing else was tried
+	}
+	if d.Slots != nil {
+		s.observed.Slots = d.Slots
+	}
+	hintOK := !errors.Is(err, slots.ErrHint)
+	if d.Log.SetArmed && hintOK && !errors.Is(err, slots.ErrLog) {
+		s.observed.Armed = d.Log.Armed
+	}
+	if d.Log.SetPauses {
+		s.observed.Pauses = d.Log.Pauses
+	}
+	if hintOK && d.Rearm != "" {
+		s.observed.Hint.Slot = d.Rearm
+	} else if hintOK && d.ClearArmed {
+		s.observed.Hint.Slot = ""
 	}
 	return err
 }

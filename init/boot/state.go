@@ -39,6 +39,9 @@ const markName = ".sealroot-provisioned"
 // volume on it. What cannot be opened goes down the configured ladder and never
 // touches a committed slot.
 func (b *boot) openState(ctx context.Context) error {
+	if err := b.sameDisk(); err != nil {
+		return err
+	}
 	if err := b.loader.LoadGroup(ctx, kmod.GroupState); err != nil {
 		b.warn("%v", err)
 	}
@@ -61,7 +64,7 @@ func (b *boot) mountOuter() error {
 		return stateError(slots.StateDamaged, "%w", err)
 	}
 	fs := mount.Filesystem{
-		Type: "ext4", Source: part.Node,
+		Type: "ext4", Source: part.Node, Options: []string{"errors=remount-ro"},
 		Attr: mount.NoSUID | mount.NoDev | mount.NoExec | mount.NoSymfollow,
 	}
 	if err := b.mountIn(fs, mount.Place{Root: newRoot, Path: "state"}); err != nil {
@@ -71,10 +74,11 @@ func (b *boot) mountOuter() error {
 	if err != nil {
 		return stateError(slots.StateDamaged, "cannot open the state partition: %w", err)
 	}
-	b.volume.outer = dir
 	if err := unix.Mkdirat(int(dir.Fd()), state.MountDir, 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
+		dir.Close()
 		return stateError(slots.StateDamaged, "cannot make the mount point of the volume: %w", err)
 	}
+	b.volume.outer = dir
 	return nil
 }
 
@@ -115,7 +119,7 @@ const volumeAttr = mount.NoSUID | mount.NoDev | mount.NoExec
 
 func (b *boot) mountVolume(device string, attr mount.Attr) (*os.File, error) {
 	// nodiscard: nothing inside may give back what is reserved outside.
-	fs := mount.Filesystem{Type: "ext4", Source: device, Options: []string{"nodiscard"}, Attr: attr}
+	fs := mount.Filesystem{Type: "ext4", Source: device, Options: []string{"nodiscard", "errors=remount-ro"}, Attr: attr}
 	if err := b.mountIn(fs, mount.Place{Root: stateDir, Path: state.MountDir}); err != nil {
 		return nil, fmt.Errorf("cannot mount the encrypted volume: %w", err)
 	}
@@ -154,6 +158,8 @@ func (b *boot) setMarks(ctx context.Context, v *state.Volume) {
 	if b.tpm.dev == nil || !b.sealsState() {
 		return
 	}
+	ctx, cancel := context.WithTimeout(ctx, tpmTime)
+	defer cancel()
 	mark, set, err := b.tpm.dev.ReadMark(ctx)
 	if err == nil && set && b.report.State.Unlocked != "created" {
 		return
@@ -182,6 +188,8 @@ func (b *boot) provisioned(ctx context.Context) (string, error) {
 	if b.tpm.dev == nil {
 		return "", fmt.Errorf("cannot ask the TPM whether a volume was made: %w", b.tpm.broken)
 	}
+	ctx, cancel := context.WithTimeout(ctx, tpmTime)
+	defer cancel()
 	mark, set, err := b.tpm.dev.ReadMark(ctx)
 	if err != nil {
 		return "", fmt.Errorf("cannot ask the TPM whether a volume was made: %w", err)

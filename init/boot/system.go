@@ -38,6 +38,7 @@ type System struct {
 // VerityOpener opens and removes dm-verity devices.
 type VerityOpener interface {
 	Verity(name, uuid string, t dm.VerityTarget) (dm.Device, error)
+	Status(name string) ([]dm.Status, error)
 	Remove(name string) error
 }
 

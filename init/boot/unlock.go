@@ -23,7 +23,7 @@ func (b *boot) unlock(ctx context.Context, h *luks2.Header) ([]byte, error) {
 			return key, nil
 		}
 	}
-	if b.mayPrompt() {
+	if b.mayPrompt() && !b.trialWithStandIn() {
 		key, err := b.prompt(ctx, h)
 		if err == nil {
 			return key, nil
@@ -53,6 +53,10 @@ func (b *boot) unlockByTPM(ctx context.Context, h *luks2.Header) []byte {
 		b.attempt("tpm2: %v", b.tpm.broken)
 		return nil
 	}
+	if err := b.knownVolume(ctx, h.UUID()); err != nil {
+		b.attempt("tpm2: %v", err)
+		return nil
+	}
 	found := false
 	for _, t := range h.Tokens() {
 		if t.Type != tpm.TokenType {
@@ -74,6 +78,25 @@ func (b *boot) unlockByTPM(ctx context.Context, h *luks2.Header) []byte {
 	return nil
 }
 
+// errOtherVolume: the TPM remembers another volume than the one on the disk.
+var errOtherVolume = errors.New("this is not the volume that the TPM remembers; it is not unlocked without a person")
+
+// knownVolume compares the volume with the TPM's mark. It guards against a mix-up
+// of disks; the mark is no secret, and whoever can write it can forge it.
+func (b *boot) knownVolume(ctx context.Context, uuid string) error {
+	ctx, cancel := context.WithTimeout(ctx, tpmTime)
+	defer cancel()
+	mark, set, err := b.tpm.dev.ReadMark(ctx)
+	if err != nil {
+		return err
+	}
+	id, err := uuidBytes(uuid)
+	if err == nil && set && mark.Volume != id {
+		err = errOtherVolume
+	}
+	return err
+}
+
 func (b *boot) tryToken(ctx context.Context, h *luks2.Header, t luks2.Token) (key []byte, keyslot int, err error) {
 	token, err := tpm.ParseToken(t.JSON)
 	if err != nil {
@@ -82,6 +105,8 @@ func (b *boot) tryToken(ctx context.Context, h *luks2.Header, t luks2.Token) (ke
 	if !token.Capped() && !b.cfg.State.TPM2.AllowUncapped {
 		return nil, 0, errors.New("its policy holds no PCR that is closed before hand-over: whatever runs later could unseal it again; enrol anew, or set allow_uncapped")
 	}
+	ctx, cancel := context.WithTimeout(ctx, tpmTime)
+	defer cancel()
 	secret, err := b.tpm.dev.Unseal(ctx, token, b.signatures(), nil)
 	if err != nil {
 		return nil, 0, err
@@ -134,6 +159,8 @@ func (b *boot) prompt(ctx context.Context, h *luks2.Header) ([]byte, error) {
 		return nil, err
 	}
 	defer c.Close()
+	// A USB keyboard may appear later than the disk.
+	defer b.watchDrivers(ctx)()
 	c.Print("\n\nsealroot: the encrypted state could not be unlocked automatically.\n")
 	for _, a := range b.report.State.Attempts {
 		c.Print("  " + a + "\n")

@@ -65,9 +65,11 @@ func (c *Console) add(path string) {
 		raw := *saved
 		// No echo, no line discipline and no signal keys: a key press counts
 		// at once, and Ctrl-C means nothing.
+		// No flow control either: one Ctrl-S would hold up the boot.
+		raw.Iflag &^= unix.IXON | unix.IXOFF
 		raw.Lflag &^= unix.ECHO | unix.ECHOE | unix.ECHOK | unix.ECHONL | unix.ICANON | unix.ISIG | unix.IEXTEN
 		raw.Cc[unix.VMIN], raw.Cc[unix.VTIME] = 1, 0
-		if unix.IoctlSetTermios(fd, unix.TCSETSF, &raw) != nil {
+		if unix.IoctlSetTermios(fd, unix.TCSETS, &raw) != nil {
 			saved = nil
 		}
 	}
@@ -82,7 +84,12 @@ func (c *Console) Close() error {
 		if c.saved[i] != nil {
 			rc, err := f.SyscallConn()
 			if err == nil {
-				rc.Control(func(fd uintptr) { unix.IoctlSetTermios(int(fd), unix.TCSETSF, c.saved[i]) })
+				// Not TCSETSF: it waits until everything was sent, which may be
+				// never. What was typed ahead is for nobody.
+				rc.Control(func(fd uintptr) {
+					unix.IoctlSetInt(int(fd), unix.TCFLSH, unix.TCIFLUSH)
+					unix.IoctlSetTermios(int(fd), unix.TCSETS, c.saved[i])
+				})
 			}
 		}
 		errs = append(errs, f.Close())

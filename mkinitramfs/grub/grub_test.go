@@ -32,7 +32,7 @@ func TestConfigIsAcceptedByGRUB(t *testing.T) {
 		t.Error("grub-script-check accepts a broken script")
 	}
 	for _, want := range []string{
-		"sealroot.slot=$slot sealroot.disk=$espuuid ro panic=10 'console=ttyS0' 'quiet'; then",
+		"sealroot.slot=$slot sealroot.disk=$espuuid ro gpt panic=10 'console=ttyS0' 'quiet'; then",
 		"for slot in $once $default a b; do",
 		`default="a"`,
 	} {

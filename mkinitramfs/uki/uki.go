@@ -145,7 +145,9 @@ func check(path string, want []pcrsig.Section) error {
 }
 
 // Cmdline is the command line of a slot's image. The slot stands in it because
-// the initramfs is the same for both slots.
+// the initramfs is the same for both slots. "gpt" lets the kernel use the backup
+// table when a power cut has damaged the primary one; "panic" restarts a machine
+// whose kernel dies before PID 1 can say so.
 func Cmdline(slot, extra string) string {
-	return strings.Join(append([]string{"sealroot.slot=" + slot, "ro", "panic=10"}, strings.Fields(extra)...), " ")
+	return strings.Join(append([]string{"sealroot.slot=" + slot, "ro", "gpt", "panic=10"}, strings.Fields(extra)...), " ")
 }

@@ -39,7 +39,7 @@ func testImage(t *testing.T) Image {
 }
 
 func TestCmdline(t *testing.T) {
-	got, want := testImage(t).Cmdline, "sealroot.slot=a ro panic=10 console=ttyS0 quiet"
+	got, want := testImage(t).Cmdline, "sealroot.slot=a ro gpt panic=10 console=ttyS0 quiet"
 	if got != want {
 		t.Errorf("Cmdline = %q, want %q", got, want)
 	}

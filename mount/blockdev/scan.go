@@ -64,7 +64,8 @@ const sysfsSector = 512
 
 // Scan lists the machine's whole disks by name. sys and dev are "/sys" and
 // "/dev" on a real machine. Disks of no size (an empty card reader) and
-// devices that go away during the scan are left out. A machine without block
+// devices that cannot be read, as one that goes away during the scan, are left
+// out. A machine without block
 // devices has an empty list.
 func Scan(sys, dev string) ([]Disk, error) {
 	entries, err := os.ReadDir(filepath.Join(sys, "block"))
@@ -80,11 +81,8 @@ func Scan(sys, dev string) ([]Disk, error) {
 			continue
 		}
 		d, err := readDisk(filepath.Join(sys, "block", e.Name()), dev)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
 		if err != nil {
-			return nil, fmt.Errorf("cannot read block device %s: %w", e.Name(), err)
+			continue // it went away, or is nothing that we could boot from
 		}
 		if d.Size > 0 {
 			disks = append(disks, d)

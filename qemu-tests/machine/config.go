@@ -51,9 +51,11 @@ const (
 	SnakeoilCert = "/usr/share/ovmf/PkKek-1-snakeoil.pem"
 )
 
+// EFIVarsFile is the name of the firmware's variables in Config.Dir.
+const EFIVarsFile = "efivars.fd"
+
 const (
 	ovmfDir      = "/usr/share/OVMF"
-	efiVarsFile  = "efivars.fd"
 	defaultAccel = "tcg"
 	defaultMiB   = 1024
 )
@@ -100,7 +102,9 @@ func (c *Config) arguments(tpmSocket string) ([]string, error) {
 	args := []string{
 		"-machine", machine,
 		"-accel", orDefault(c.Accel, defaultAccel),
-		"-cpu", "max",
+		// QEMU 7.2 loses an interrupted cmpxchg16b, on which the kernel's slab
+		// allocator relies: kernels panic at random. Without it they use locks.
+		"-cpu", "max,cx16=off",
 		"-m", strconv.Itoa(orDefault(c.MemoryMiB, defaultMiB)),
 		"-nodefaults", "-no-user-config", "-display", "none",
 		"-chardev", fmt.Sprintf("socket,id=console,fd=%d", consoleFD), "-serial", "chardev:console",
@@ -146,7 +150,7 @@ func (c *Config) firmwareArguments() ([]string, error) {
 			args = []string{"-global", "driver=cfi.pflash01,property=secure,value=on",
 				"-global", "ICH9-LPC.disable_s3=1"}
 		}
-		path := filepath.Join(c.Dir, efiVarsFile)
+		path := filepath.Join(c.Dir, EFIVarsFile)
 		if err := copyOnce(path, filepath.Join(ovmfDir, vars)); err != nil {
 			return nil, fmt.Errorf("cannot make firmware variables: %w", err)
 		}

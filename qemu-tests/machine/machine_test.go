@@ -84,7 +84,7 @@ func TestArguments(t *testing.T) {
 	line := strings.Join(args, " ")
 	for _, want := range []string{
 		"-machine q35,smm=on", "-accel tcg", "-m 512", "file=disk.img", "path=/tmp/tpm/s", "tpm-tis",
-		"driver=cfi.pflash01,property=secure,value=on", "OVMF_CODE_4M.secboot.fd", filepath.Join(c.Dir, efiVarsFile),
+		"driver=cfi.pflash01,property=secure,value=on", "OVMF_CODE_4M.secboot.fd", filepath.Join(c.Dir, EFIVarsFile),
 	} {
 		if !strings.Contains(line, want) {
 			t.Errorf("no %q in %s", want, line)

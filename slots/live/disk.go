@@ -35,31 +35,61 @@ type Disk struct {
 // or without one the only disk that has a slot. Nothing else of any disk is
 // read. sys and dev are "/sys" and "/dev" on a real machine.
 func Find(sys, dev, partUUID string) (*Disk, error) {
-	disks, err := blockdev.Scan(sys, dev)
+	found, err := candidates(sys, dev, partUUID)
 	if err != nil {
 		return nil, err
-	}
-	var found []*Disk
-	for _, block := range disks {
-		table, err := readTable(block)
-		if err != nil {
-			continue // not ours, or an empty card reader
-		}
-		if d := (&Disk{block, table}); d.matches(partUUID) {
-			found = append(found, d)
-		}
 	}
 	switch len(found) {
 	case 0:
 		return nil, ErrNoDisk
 	case 1:
-		return found[0], nil
+		return found[0], found[0].settled()
 	}
 	var nodes []string
 	for _, d := range found {
 		nodes = append(nodes, d.Block.Node)
 	}
 	return nil, fmt.Errorf("cannot choose between %s: remove the copy: %w", strings.Join(nodes, " and "), ErrAmbiguous)
+}
+
+func candidates(sys, dev, partUUID string) ([]*Disk, error) {
+	disks, err := blockdev.Scan(sys, dev)
+	if err != nil {
+		return nil, err
+	}
+	tables := map[string]*gpt.Table{}
+	for _, block := range disks {
+		// not ours, or an empty card reader, when there is no table
+		if table, err := readTable(block); err == nil {
+			tables[block.Name] = table
+		}
+	}
+	// A disk is in sysfs before the kernel has looked for its partitions, and
+	// opening it waits until it has: what sysfs said before is out of date.
+	if disks, err = blockdev.Scan(sys, dev); err != nil {
+		return nil, err
+	}
+	var found []*Disk
+	for _, block := range disks {
+		if table := tables[block.Name]; table != nil {
+			if d := (&Disk{block, table}); d.matches(partUUID) {
+				found = append(found, d)
+			}
+		}
+	}
+	return found, nil
+}
+
+// settled checks that the kernel shows every partition of the table. Until it
+// does, the disk counts as not there yet; a kernel that reads another table for
+// good is an error of the machine, never of a slot's image.
+func (d *Disk) settled() error {
+	for _, p := range d.Table.Partitions {
+		if part, ok := d.Block.Partition(p.Number); !ok || part.Start != d.Table.Offset(p) || part.Size != d.Table.Size(p) {
+			return fmt.Errorf("the kernel does not show partition %d (%s) of %s as the table has it: %w", p.Number, p.Name, d.Block.Node, ErrNoDisk)
+		}
+	}
+	return nil
 }
 
 func readTable(block blockdev.Disk) (*gpt.Table, error) {
@@ -95,7 +125,7 @@ func (d *Disk) Partition(label string) (blockdev.Partition, error) {
 	part, ok := d.Block.Partition(entry.Number)
 	if !ok || part.Start != d.Table.Offset(entry) || part.Size != d.Table.Size(entry) {
 		return blockdev.Partition{}, fmt.Errorf("cannot use partition %s on %s: the kernel sees another partition table: %w",
-			label, d.Block.Node, gpt.ErrNotFound)
+			label, d.Block.Node, ErrNoDisk)
 	}
 	return part, nil
 }
