@@ -72,7 +72,7 @@ var allowed = map[string][]string{
 	"init":        {"init/boot", "mount"},
 	"mkinitramfs": {"init/config", "slots", "verity", "state/tpm/pcrsig", "mount/kmod"},
 	"sealroot":    {"init/report", "init/config", "init/cmdline", "slots", "verity", "mount", "state"},
-	"qemu-tests":  {"init/report", "slots"},
+	"qemu-tests":  {"init/report", "slots", "state/luks2", "state/tpm"},
 }
 
 func TestImportDirections(t *testing.T) {

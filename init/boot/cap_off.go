@@ -1,0 +1,5 @@
+//go:build uncapped
+
+package boot
+
+const capsPCRs = false
