@@ -40,6 +40,13 @@ func TestOtherTPMAsksForRecoveryKey(t *testing.T) {
 	if got := disk.Slot(t, "a"); got != before {
 		t.Errorf("slot a is %+v, was %+v", got, before)
 	}
+	volume := disk.EncryptedImage(t)
+	if output, err := opens(t, volume, key); err != nil {
+		t.Errorf("cryptsetup refuses the recovery key: %s", output)
+	}
+	if output, err := opens(t, volume, "x"+key[1:]); err == nil {
+		t.Errorf("cryptsetup accepts a wrong recovery key: %s", output)
+	}
 }
 
 // From the booted system nobody unseals the secret again, through no bank of

@@ -141,6 +141,9 @@ func (b *boot) identify(ctx context.Context, v *state.Volume) {
 	b.report.State.UUID = v.Header.UUID()
 	b.report.State.ReservedBytes = v.Reserved
 	b.report.State.Recovery = recoveryState(v.Header, encryptedDir)
+	if !capsPCRs {
+		return // this closes PCR 15 too
+	}
 	b.measure(ctx, tpm.Event{PCR: pcrVolume, Data: v.KeyID, Text: "cryptsetup:" + state.DeviceName + ":" + v.Header.UUID()})
 }
 

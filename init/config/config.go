@@ -119,8 +119,8 @@ type State struct {
 	ManageKey bool   `json:"manage_key,omitempty"`
 	Fsck      string `json:"fsck,omitempty"` // auto | no (default)
 	// OnFailure is what happens, in order, when the state cannot be unlocked:
-	// prompt, degraded, halt, reboot-with-backoff. Behind the last one PID 1
-	// halts. Default: prompt when Unlock holds something to type, then halt.
+	// prompt, degraded, halt, reboot-with-backoff. Behind the last one the
+	// machine restarts, after a pause that grows. Default: prompt when Unlock holds something to type, then halt.
 	OnFailure  []string `json:"on_failure,omitempty"`
 	Filesystem string   `json:"filesystem,omitempty"`  // ext4 (default) | btrfs
 	AutoResize string   `json:"auto_resize,omitempty"` // off (default) | grow | both

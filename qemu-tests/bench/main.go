@@ -5,6 +5,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"flag"
 	"fmt"
@@ -31,6 +32,10 @@ func main() {
 	}
 }
 
+// countInstructions are QEMU's options for a clock that counts instructions,
+// which it does for one processor only.
+var countInstructions = []string{"-icount", "shift=0,sleep=on", "-smp", "1"}
+
 type bench struct {
 	build, kernel, goTool string
 	runs                  int
@@ -51,6 +56,7 @@ func (b *bench) run() error {
 	if err != nil {
 		return err
 	}
+	verity.Args = countInstructions
 	sealed, err := b.image("sealed", withTPM)
 	if err != nil {
 		return err
@@ -79,6 +85,7 @@ func (b *bench) run() error {
 	if _, err := b.boot(sealed, "first"); err != nil {
 		return err
 	}
+	sealed.Args = countInstructions
 	if _, err := b.row("sealroot, state unlocked by the TPM (*)", sealed, "tpm2"); err != nil {
 		return err
 	}
@@ -86,9 +93,10 @@ func (b *bench) run() error {
 	return b.sizes(verity, floor)
 }
 
-// row measures a machine and prints its row.
+// row measures a machine and prints its row. The figure is the least of the
+// runs: what a busy host adds, while the guest waits for the disk, is not ours.
 func (b *bench) row(name string, m machine.Config, unlocked string) (result, error) {
-	var first result
+	var least result
 	var each []string
 	for i := range b.runs {
 		r, err := b.boot(m, strconv.Itoa(i+1))
@@ -98,13 +106,13 @@ func (b *bench) row(name string, m machine.Config, unlocked string) (result, err
 		if r.unlocked != unlocked {
 			return result{}, fmt.Errorf("%s: the state was unlocked by %s, want %s", name, r.unlocked, unlocked)
 		}
-		if i == 0 {
-			first = r
+		if i == 0 || r.ms < least.ms {
+			least = r
 		}
 		each = append(each, fmt.Sprintf("%.1f", r.ms))
 	}
-	fmt.Printf("%-58s %9.1f %8d   %s\n", name, first.ms, len(first.modules), strings.Join(each, " "))
-	return first, nil
+	fmt.Printf("%-58s %9.1f %8d   %s\n", name, least.ms, len(least.modules), strings.Join(each, " "))
+	return least, nil
 }
 
 // The lines of the reader.
@@ -123,7 +131,6 @@ func (b *bench) boot(m machine.Config, name string) (r result, err error) {
 	}
 	defer log.Close()
 	m.Log = log
-	m.Args = []string{"-icount", "shift=0,sleep=on", "-smp", "1"}
 	g, err := machine.Start(m)
 	if err != nil {
 		return result{}, err
@@ -133,7 +140,7 @@ func (b *bench) boot(m machine.Config, name string) (r result, err error) {
 	unlocked, err1 := g.Expect(saidUnlocked, patience)
 	modules, err2 := g.Expect(saidModules, time.Minute)
 	times, err3 := g.Expect(saidTimes, time.Minute)
-	if err := errors.Join(err1, err2, err3); err != nil {
+	if err := cmp.Or(err1, err2, err3); err != nil {
 		return result{}, fmt.Errorf("%w\nthe last lines of the console (all of it: %s):\n%s", err, logName, g.Tail(15))
 	}
 	began, err1 := strconv.ParseFloat(times[1], 64)

@@ -129,6 +129,11 @@ func run(w io.Writer, began start, words []string) (status int, then func()) {
 			break
 		}
 		err = unseal(w, words[1])
+	case "kmsg": // the kernel log
+		buf := make([]byte, 1<<20)
+		var n int
+		n, err = unix.Klogctl(3, buf) // SYSLOG_ACTION_READ_ALL
+		w.Write(buf[:max(n, 0)])
 	case "start":
 		err = json.NewEncoder(w).Encode(began)
 	case "cat":
