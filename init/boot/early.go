@@ -46,7 +46,7 @@ func (b *boot) configure() error {
 	if err != nil {
 		return fmt.Errorf("cannot read the configuration: %w", err)
 	}
-	cfg, err := config.Parse(text)
+	cfg, err := config.Decode(text)
 	if err != nil {
 		return fmt.Errorf("cannot use %s: %w", config.Path, err)
 	}

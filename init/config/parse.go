@@ -11,10 +11,27 @@ import (
 // maxSize bounds the text that Parse reads, in bytes.
 const maxSize = 64 << 10
 
-// Parse reads the JSON that Encode wrote: every key known, spelled exactly and
-// given once, no null, nothing behind the end. Missing keys get their defaults
-// and the result is validated. Errors are joined *Problem values.
+// Parse is Decode, and then the rules of Validate. Errors are joined *Problem
+// values.
 func Parse(data []byte) (*Config, error) {
+	c, err := Decode(data)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	if err := c.validateEmbedded(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// Decode reads the JSON that Encode wrote: every key known, spelled exactly and
+// given once, no null, nothing behind the end. Missing keys get their defaults.
+// PID 1 leaves it at that: mkinitramfs has validated what it puts beside PID 1,
+// and whoever could change one could change the other. Errors are *Problem.
+func Decode(data []byte) (*Config, error) {
 	if len(data) > maxSize {
 		return nil, &Problem{Reason: fmt.Sprintf("%d bytes are too many", len(data))}
 	}
@@ -26,13 +43,6 @@ func Parse(data []byte) (*Config, error) {
 		return nil, &Problem{Reason: err.Error()}
 	}
 	c = c.WithDefaults()
-	err := c.Validate()
-	if err == nil {
-		err = c.validateEmbedded()
-	}
-	if err != nil {
-		return nil, err
-	}
 	return &c, nil
 }
 

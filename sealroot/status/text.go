@@ -88,7 +88,7 @@ func tries(n int) string {
 func meaning(path string) string {
 	switch path {
 	case "uki-secure-boot":
-		return "the firmware vouches for what boots; a thief who edits the disk can neither read the state nor run something else"
+		return "the firmware vouches for what boots; a thief who edits the disk cannot read the state or exchange the image (he can put a state volume of his own in its place: docs/security.md)"
 	case "uki":
 		return "the TPM tells what boots; a thief who edits the disk cannot read the state, but can run something else"
 	case "grub-efi":
