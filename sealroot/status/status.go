@@ -137,6 +137,11 @@ func (s *Status) readSlots(in Input) {
 		}
 		if f, ok := failures[v.Name]; ok {
 			row.LastFailure = &f
+			if v.Successful && !row.Running && f.Class == string(slots.ImageFailure) {
+				// It keeps "successful" for the time when nothing better is
+				// left; "committed" would read as if it were fine.
+				row.State = "bad, last choice"
+			}
 		}
 		s.Slots = append(s.Slots, row)
 	}
