@@ -71,6 +71,12 @@ func situations() map[string]Input {
 		r.Slot.Reason, r.Slot.Priority = "fallback", 1
 		r.FellBack = &report.Fallback{From: "b", Reason: "kernel never reached init", Class: "image"}
 	})
+	add("committed_slot_went_bad", Input{
+		Slots: slotsOf(slots.Slot{Priority: 2, Successful: true}, slots.Slot{Priority: 1, Successful: true}),
+		Log: bootlog.Record{Failures: map[string]bootlog.Failure{
+			"b": {Reason: slots.Verity, Class: slots.ImageFailure},
+		}},
+	}, nil)
 	add("degraded", Input{Slots: slotsOf(good, other)}, func(r *report.Report) {
 		r.Degraded = true
 		r.State = report.State{Unlocked: "degraded", Keyslot: -1, Token: -1, Attempts: []string{"token 0: PCR 7 changed"}}
