@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"os"
 
-	umount "github.com/u-root/u-root/pkg/mount"
+	urootmount "github.com/u-root/u-root/pkg/mount"
 	"golang.org/x/sys/unix"
 )
 
@@ -20,7 +20,7 @@ func (Kernel) Mount(p Point) error {
 	}
 	// The error of u-root's Mount names the operation, the path, the device
 	// and the type.
-	_, err := umount.Mount(p.What, p.Where, p.Type, p.Data, p.Flags)
+	_, err := urootmount.Mount(p.What, p.Where, p.Type, p.Data, p.Flags)
 	return err
 }
 

@@ -16,7 +16,7 @@ type Observed struct {
 	Armed       string
 	LogReadable bool
 	Failures    map[string]Failure // last failure of each slot, from the boot log
-	Pauses      int                // last resorts in a row so far, from the boot log
+	Pauses      int                // last resorts and failed boots in a row so far, from the boot log
 	Tried       []string           // slots that failed in this boot already
 }
 

@@ -57,7 +57,7 @@ type boot struct {
 func Run(ctx context.Context, sys *System) error {
 	b := newBoot(sys)
 	// The door is closed first, so that no way out can forget it.
-	defer b.lock(ctx)
+	defer b.capAndRelease(ctx)
 	for _, stage := range []struct {
 		name string
 		run  func(context.Context) error
@@ -70,7 +70,7 @@ func Run(ctx context.Context, sys *System) error {
 		{"measure", b.measureRoot},
 		{"state", b.openState},
 		{"layers", b.assemble},
-		{"lock", b.close},
+		{"cap", b.capOrStop},
 		{"report", b.publish},
 		{"handover", b.handOver},
 	} {
@@ -122,7 +122,8 @@ const (
 // backoff counts a failed boot in the boot log.
 func (b *boot) backoff() time.Duration {
 	n := b.slots.observed.Pauses
-	if b.slots.log != nil {
+	// A last resort was counted when it was chosen.
+	if b.slots.log != nil && b.report.Slot.Reason != string(slots.BecauseLastResort) {
 		if err := b.slots.log.Record(slots.LogChange{SetPauses: true, Pauses: n + 1}); err != nil {
 			b.sys.Log.Warn("cannot write the boot log: %v", err)
 		}
@@ -147,7 +148,7 @@ func (b *boot) warn(format string, args ...any) {
 	b.report.Warnings = append(b.report.Warnings, text)
 }
 
-// failed notes a failure that does not end the boot.
+// failed notes a failure, whether the boot goes on after it or not.
 func (b *boot) failed(stage, slot string, err error) slots.Failure {
 	class, reason := classOf(err)
 	b.sys.Log.Error("%s: %v", stage, err)

@@ -49,19 +49,21 @@ func TestPolicyThatTheBootPathDoesNotBackIsRefused(t *testing.T) {
 	for _, tt := range []struct {
 		name, policy, exception string
 		path                    bootPath
+		pcrs                    []int
 		ok                      bool
 	}{
-		{"signed_7_with_secure_boot", "signed-pcr11+7", "", pathUKISecureBoot, true},
-		{"signed_7_without_secure_boot", "signed-pcr11+7", "", pathUKI, false},
-		{"signed_4_without_secure_boot", "signed-pcr11+4", "", pathUKI, true},
-		{"signed_4_under_grub", "signed-pcr11+4", "", pathGRUBEFI, false},
-		{"pcrs_under_efi_grub", "pcrs", "", pathGRUBEFI, true},
-		{"pcrs_under_bios", "pcrs", "", pathUnmeasured, false},
-		{"pcrs_under_bios_with_the_named_exception", "pcrs", exception, pathUnmeasured, true},
-		{"pcrs_under_bios_with_another_word", "pcrs", "yes", pathUnmeasured, false},
+		{"signed_7_with_secure_boot", "signed-pcr11+7", "", pathUKISecureBoot, nil, true},
+		{"signed_7_without_secure_boot", "signed-pcr11+7", "", pathUKI, nil, false},
+		{"signed_4_without_secure_boot", "signed-pcr11+4", "", pathUKI, nil, true},
+		{"signed_4_under_grub", "signed-pcr11+4", "", pathGRUBEFI, nil, false},
+		{"pcrs_8_and_9_under_efi_grub", "pcrs", "", pathGRUBEFI, []int{8, 9}, true},
+		{"other_pcrs_under_efi_grub", "pcrs", "", pathGRUBEFI, []int{7}, false},
+		{"pcrs_under_bios", "pcrs", "", pathUnmeasured, []int{8, 9}, false},
+		{"pcrs_under_bios_with_the_named_exception", "pcrs", exception, pathUnmeasured, nil, true},
+		{"pcrs_under_bios_with_another_word", "pcrs", "yes", pathUnmeasured, nil, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			err := backed(config.TPM2{Policy: tt.policy, WithoutMeasuredBoot: tt.exception}, tt.path)
+			err := backed(config.TPM2{Policy: tt.policy, PCRs: tt.pcrs, WithoutMeasuredBoot: tt.exception}, tt.path)
 			if (err == nil) != tt.ok || err != nil && !errors.Is(err, errNotBacked) {
 				t.Errorf("backed() = %v, want ok %v", err, tt.ok)
 			}

@@ -73,7 +73,7 @@ func (b *boot) handOver(ctx context.Context) error {
 		return imageError(slots.Mount, "cannot start %s: %w", initPath, err)
 	}
 	b.sys.Log.Info("slot %s: starting %s", b.report.Slot.Name, initPath)
-	b.lock(ctx)
+	b.capAndRelease(ctx)
 	warning, err := mount.SwitchRoot(newRoot, b.sys.Root)
 	if err != nil {
 		return fmt.Errorf("cannot switch to the new root: %w", err)

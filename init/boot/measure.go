@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"sealroot/init/config"
 	"sealroot/mount/uevent"
 	"sealroot/slots"
 	"sealroot/state/tpm"
@@ -49,7 +51,7 @@ type measurer struct {
 }
 
 // sealsState tells whether the configuration uses the TPM at all.
-func (b *boot) sealsState() bool { return contains(b.cfg.State.Unlock, "tpm2") }
+func (b *boot) sealsState() bool { return slices.Contains(b.cfg.State.Unlock, config.UnlockTPM2) }
 
 // openTPM opens the TPM. A machine that seals nothing boots without one.
 func (b *boot) openTPM(ctx context.Context) error {
@@ -153,10 +155,10 @@ func (b *boot) measureRoot(ctx context.Context) error {
 	return nil
 }
 
-// close ends the time in which the TPM gives out the state's secret. Where the
+// capOrStop ends the time in which the TPM gives out the state's secret. Where the
 // state is sealed to it, a TPM that cannot be closed ends the boot: what runs
 // next could take the secret.
-func (b *boot) close(ctx context.Context) error {
+func (b *boot) capOrStop(ctx context.Context) error {
 	if !capsPCRs {
 		b.warn("TEST BUILD: the TPM stays open")
 		b.tpm.capped = true
@@ -173,7 +175,7 @@ func (b *boot) close(ctx context.Context) error {
 	if b.fw.Stub {
 		b.measure(ctx, tpm.Event{PCR: pcrKernel, Data: []byte("leave-initrd"), Text: "leave-initrd", Type: "phase"})
 	}
-	if err := b.cap(ctx); err != nil && b.sealsState() {
+	if err := b.extendCap(ctx); err != nil && b.sealsState() {
 		return environmentError(slots.TPM, "cannot close the TPM: %w", err)
 	}
 	return nil
@@ -195,8 +197,8 @@ func (b *boot) lateTPM(ctx context.Context) error {
 	return err
 }
 
-// cap extends the PCRs that every policy of ours holds one of.
-func (b *boot) cap(ctx context.Context) error {
+// extendCap extends the PCRs that every policy of ours holds one of.
+func (b *boot) extendCap(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, tpmTime)
 	defer cancel()
 	done, err := b.tpm.dev.Cap(ctx, pcrKernel, pcrVolume)
@@ -207,27 +209,18 @@ func (b *boot) cap(ctx context.Context) error {
 	return err
 }
 
-// lock is the last act on every way out: the TPM gives nothing away after it.
-func (b *boot) lock(ctx context.Context) {
+// capAndRelease is the last act on every way out: the TPM gives nothing away after it.
+func (b *boot) capAndRelease(ctx context.Context) {
 	if b.tpm.dev == nil {
 		return
 	}
 	if !b.tpm.capped {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tpmDeadline)
 		defer cancel()
-		if err := b.cap(ctx); err != nil {
+		if err := b.extendCap(ctx); err != nil {
 			b.sys.Log.Error("cannot close the TPM: %v", err)
 		}
 	}
 	b.tpm.dev.Close()
 	b.tpm.dev = nil
-}
-
-func contains(list []string, word string) bool {
-	for _, w := range list {
-		if w == word {
-			return true
-		}
-	}
-	return false
 }

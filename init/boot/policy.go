@@ -17,14 +17,14 @@ var errNotBacked = errors.New("the TPM policy is not backed by this boot path")
 // hand-over, so that the booted system cannot unseal again.
 func sealPolicy(c config.TPM2, publicKey []byte) (tpm.Policy, error) {
 	switch c.Policy {
-	case "signed-pcr11+7":
-		return tpm.Policy{SignedPCRs: []int{11}, PublicKey: publicKey, PCRs: []int{7}}, nil
-	case "signed-pcr11+4":
-		return tpm.Policy{SignedPCRs: []int{11}, PublicKey: publicKey, PCRs: []int{4}}, nil
-	case "pcrs":
+	case config.PolicySignedPCR11And7:
+		return tpm.Policy{SignedPCRs: []int{pcrKernel}, PublicKey: publicKey, PCRs: []int{7}}, nil
+	case config.PolicySignedPCR11And4:
+		return tpm.Policy{SignedPCRs: []int{pcrKernel}, PublicKey: publicKey, PCRs: []int{4}}, nil
+	case config.PolicyPCRs:
 		pcrs := slices.Clone(c.PCRs)
-		if !slices.Contains(pcrs, 15) {
-			pcrs = append(pcrs, 15)
+		if !slices.Contains(pcrs, pcrVolume) {
+			pcrs = append(pcrs, pcrVolume)
 		}
 		slices.Sort(pcrs)
 		return tpm.Policy{PCRs: pcrs, Values: tpm.Values{pcrVolume: nil}}, nil // nil: zero
@@ -38,13 +38,18 @@ func backed(c config.TPM2, path bootPath) error {
 	if c.WithoutMeasuredBoot == config.AcceptTheft {
 		return nil
 	}
+	measured := path != pathUnmeasured
+	if path == pathGRUBEFI {
+		// GRUB's measurements count only when the policy holds them.
+		measured = slices.Contains(c.PCRs, 8) && slices.Contains(c.PCRs, 9)
+	}
 	switch {
-	case path == pathUnmeasured:
+	case !measured:
 		return fmt.Errorf("cannot seal to the TPM: %s; set tpm_without_measured_boot: %s to accept that: %w",
 			path.describe(), config.AcceptTheft, errNotBacked)
-	case c.Policy == "signed-pcr11+7" && path != pathUKISecureBoot:
+	case c.Policy == config.PolicySignedPCR11And7 && path != pathUKISecureBoot:
 		return fmt.Errorf("cannot seal to PCR 7: Secure Boot is off, or the kernel was not started as a UKI; boot the UKI with Secure Boot on, or choose signed-pcr11+4: %w", errNotBacked)
-	case c.Policy == "signed-pcr11+4" && path != pathUKISecureBoot && path != pathUKI:
+	case c.Policy == config.PolicySignedPCR11And4 && path != pathUKISecureBoot && path != pathUKI:
 		return fmt.Errorf("cannot seal to PCR 11: the kernel was not started as a UKI: %w", errNotBacked)
 	}
 	return nil

@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"sealroot/mount"
+	"sealroot/init/config"
 	"sealroot/slots"
 	"sealroot/state"
 	"sealroot/state/luks2"
@@ -29,9 +29,6 @@ const privateDir = ".sealroot"
 // recoveryFile holds the recovery key of `recovery: later` until it was shown.
 const recoveryFile = "recovery.key"
 
-// pcrPublicKey is where the PCR policy's public key lies in the initramfs.
-const pcrPublicKey = "/etc/sealroot/pcr-public.pem"
-
 // firstBoot makes the volume where none ever was. A missing file on a machine
 // that had one is a message to its owner, never a new volume.
 func (b *boot) firstBoot(ctx context.Context) error {
@@ -42,7 +39,7 @@ func (b *boot) firstBoot(ctx context.Context) error {
 	if why != "" {
 		return stateError(slots.StateDamaged, "%w, but %s; nothing was changed: put the file back, or reset the state on purpose", state.ErrNoImage, why)
 	}
-	if b.cfg.State.Create != "first-boot" {
+	if b.cfg.State.Create != config.CreateFirstBoot {
 		return stateError(slots.StateDamaged, "%w, and state.create is %q", state.ErrNoImage, b.cfg.State.Create)
 	}
 	b.sys.Log.Info("state: first boot, creating the encrypted volume")
@@ -147,9 +144,9 @@ func (b *boot) provisionPolicy(ctx context.Context) (tpm.Policy, error) {
 		return tpm.Policy{}, err
 	}
 	var public []byte
-	if c.Policy != "pcrs" {
+	if c.Policy != config.PolicyPCRs {
 		var err error
-		if public, err = readBounded(pcrPublicKey, 64<<10); err != nil {
+		if public, err = readBounded(config.PublicKeyPath, 64<<10); err != nil {
 			return tpm.Policy{}, fmt.Errorf("cannot read the key of the PCR policy: %w", err)
 		}
 	}
@@ -173,14 +170,14 @@ func (b *boot) provisionPolicy(ctx context.Context) (tpm.Policy, error) {
 // enrollRecovery adds the recovery key as the configuration wants it. The key
 // is returned where it is to be kept inside the volume.
 func (b *boot) enrollRecovery(ctx context.Context, h *luks2.Header, key []byte) (*luks2.Header, []byte, error) {
-	if b.cfg.State.Recovery == "none" {
+	if b.cfg.State.Recovery == config.RecoveryNone {
 		return h, nil, nil
 	}
 	recovery, err := luks2.GenerateRecoveryKey(b.randomness(ctx))
 	if err != nil {
 		return nil, nil, err
 	}
-	if b.cfg.State.Recovery == "show" {
+	if b.cfg.State.Recovery == config.RecoveryShow {
 		defer clear(recovery)
 		if err := b.showRecovery(ctx, recovery); err != nil {
 			if len(h.Keyslots()) == 0 {
@@ -190,13 +187,15 @@ func (b *boot) enrollRecovery(ctx context.Context, h *luks2.Header, key []byte) 
 			return h, nil, nil
 		}
 	}
-	if h, err = h.AddKeyslot(recoveryKeyslot, key, recovery, luks2.RandomSecretKDF(), b.sys.Rand); err != nil {
+	h, err = h.AddKeyslot(recoveryKeyslot, key, recovery, luks2.RandomSecretKDF(), b.sys.Rand)
+	if err == nil {
+		h, err = h.AddToken(recoveryKeyslot, luks2.RecoveryToken(recoveryKeyslot))
+	}
+	if err != nil {
+		clear(recovery)
 		return nil, nil, err
 	}
-	if h, err = h.AddToken(recoveryKeyslot, luks2.RecoveryToken(recoveryKeyslot)); err != nil {
-		return nil, nil, err
-	}
-	if b.cfg.State.Recovery == "later" {
+	if b.cfg.State.Recovery == config.RecoveryLater {
 		return h, recovery, nil
 	}
 	return h, nil, nil
@@ -253,63 +252,4 @@ func recoveryState(h *luks2.Header, volumeRoot string) string {
 		return "enrolled"
 	}
 	return "none"
-}
-
-// withoutState goes down the ladder of state.on_failure after the volume could
-// not be opened. The prompt, its first step, was taken inside unlock.
-func (b *boot) withoutState(ctx context.Context, cause error) error {
-	if b.trialWithStandIn() {
-		// The try is spent. The committed slot most likely still unlocks, and a
-		// machine with nobody before it must not wait here.
-		f := slots.Failure{Slot: b.report.Slot.Name, Class: slots.StateFailure, Detail: clean(cause.Error())}
-		_, f.Reason = classOf(cause)
-		if err := b.apply(slots.Decision{Log: slots.LogChange{Failures: []slots.Failure{f}}}); err != nil {
-			b.warn("%v", err)
-		}
-		return fmt.Errorf("slot %s is on trial and has no state: %w", b.report.Slot.Name, errReboot)
-	}
-	for _, step := range b.cfg.State.OnFailure {
-		switch step {
-		case "degraded":
-			return b.degrade(ctx, cause)
-		case "halt":
-			return fmt.Errorf("%w: %w", errHalt, cause)
-		case "reboot-with-backoff":
-			return cause
-		}
-	}
-	return cause
-}
-
-// trialWithStandIn: this slot is on trial, and a committed one is there.
-func (b *boot) trialWithStandIn() bool {
-	_, ok := slots.Default(b.slots.observed.Slots)
-	return b.report.Slot.Trial && ok
-}
-
-// degrade goes on with a volatile state: the machine is reachable, keeps
-// nothing, and no slot can be committed.
-func (b *boot) degrade(ctx context.Context, cause error) error {
-	b.warn("DEGRADED: nothing written to /var, /home and /etc will survive a restart: %v", cause)
-	b.report.Degraded = true
-	b.report.State.Unlocked = "degraded"
-	if b.volume.outer == nil {
-		fs := mount.Filesystem{Type: "tmpfs", Source: "state", Options: []string{"mode=0755"}, Attr: volumeAttr}
-		if err := b.mountIn(fs, mount.Place{Root: newRoot, Path: "state"}); err != nil {
-			return stateError(slots.StateDamaged, "cannot mount a volatile state: %w", err)
-		}
-		if err := os.Mkdir(encryptedDir, 0o755); err != nil {
-			return stateError(slots.StateDamaged, "cannot mount a volatile state: %w", err)
-		}
-	}
-	fs := mount.Filesystem{Type: "tmpfs", Source: "degraded", Options: []string{"mode=0755"}, Attr: volumeAttr}
-	if err := b.mountIn(fs, mount.Place{Root: stateDir, Path: state.MountDir}); err != nil {
-		return stateError(slots.StateDamaged, "cannot mount a volatile state: %w", err)
-	}
-	root, err := openDir(encryptedDir)
-	if err != nil {
-		return stateError(slots.StateDamaged, "cannot open the volatile state: %w", err)
-	}
-	defer root.Close()
-	return fillVolume(root, nil)
 }

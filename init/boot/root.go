@@ -244,9 +244,11 @@ func (b *boot) checkRoot(slot string, foreign bool, r *report.Root) error {
 	}
 	if foreign {
 		dir, err := mount.OpenBeneath(root, filepath.Join("usr/lib/modules", b.kernelRelease), unix.O_PATH|unix.O_DIRECTORY, mount.InRoot)
+		if errors.Is(err, unix.ENOENT) {
+			return environmentError(slots.WrongKernel, "cannot go on with slot %s: it has no modules for the running kernel %s: %w", slot, b.kernelRelease, err)
+		}
 		if err != nil {
-			return &stageError{slots.EnvironmentFailure, slots.WrongKernel,
-				fmt.Errorf("cannot go on with slot %s: it has no modules for the running kernel %s", slot, b.kernelRelease)}
+			return imageError(slots.Modules, "cannot use the modules of slot %s: %w", slot, err)
 		}
 		dir.Close()
 	}

@@ -152,10 +152,9 @@ func (b *boot) identify(ctx context.Context, v *state.Volume) {
 func (b *boot) setMarks(ctx context.Context, v *state.Volume) {
 	f, err := unix.Openat(int(b.volume.outer.Fd()), markName, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
 	if err == nil {
-		unix.Fsync(f)
-		unix.Close(f)
-		b.volume.outer.Sync()
-	} else if !errors.Is(err, unix.EEXIST) && v.ReadOnly == nil {
+		err = errors.Join(unix.Fsync(f), unix.Close(f), b.volume.outer.Sync())
+	}
+	if err != nil && !errors.Is(err, unix.EEXIST) && v.ReadOnly == nil {
 		b.warn("cannot mark the state partition as provisioned: %v", err)
 	}
 	if b.tpm.dev == nil || !b.sealsState() {

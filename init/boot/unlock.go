@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
+	"sealroot/init/config"
 	"sealroot/state/luks2"
 	"sealroot/state/tpm"
 	"sealroot/state/tpm/pcrsig"
@@ -36,8 +38,8 @@ func (b *boot) unlock(ctx context.Context, h *luks2.Header) ([]byte, error) {
 // mayPrompt: a person is asked when the configuration has a method for people,
 // and either names the prompt or has no other method.
 func (b *boot) mayPrompt() bool {
-	people := contains(b.cfg.State.Unlock, "recovery-key") || contains(b.cfg.State.Unlock, "passphrase")
-	return people && (contains(b.cfg.State.OnFailure, "prompt") || !b.sealsState())
+	people := slices.Contains(b.cfg.State.Unlock, config.UnlockRecoveryKey) || slices.Contains(b.cfg.State.Unlock, config.UnlockPassphrase)
+	return people && (slices.Contains(b.cfg.State.OnFailure, config.FailurePrompt) || !b.sealsState())
 }
 
 // attempt notes why a method did not open the volume.
@@ -194,7 +196,7 @@ func (b *boot) tryLine(h *luks2.Header, line []byte) (key []byte, method string)
 	if len(line) == 0 {
 		return nil, ""
 	}
-	if contains(b.cfg.State.Unlock, "recovery-key") {
+	if slices.Contains(b.cfg.State.Unlock, config.UnlockRecoveryKey) {
 		if pass, err := luks2.NormalizeRecoveryKey(line); err == nil {
 			key := b.tryKeyslots(h, pass)
 			clear(pass)
@@ -203,7 +205,7 @@ func (b *boot) tryLine(h *luks2.Header, line []byte) (key []byte, method string)
 			}
 		}
 	}
-	if contains(b.cfg.State.Unlock, "passphrase") {
+	if slices.Contains(b.cfg.State.Unlock, config.UnlockPassphrase) {
 		if key := b.tryKeyslots(h, line); key != nil {
 			return key, "passphrase"
 		}

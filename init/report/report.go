@@ -25,7 +25,7 @@ type Report struct {
 	Root     Root      `json:"root"`
 	State    State     `json:"state"`
 	FellBack *Fallback `json:"fell_back,omitempty"` // set when this is not the slot that should have run
-	Failures []Failure `json:"failures,omitempty"`  // every failure this boot went through
+	Failures []Failure `json:"failures,omitempty"`  // every failure this boot met
 	Mounts   []Mount   `json:"mounts"`
 	TPM      TPM       `json:"tpm"`
 	Stages   []Stage   `json:"stages"`
@@ -83,7 +83,7 @@ type Fallback struct {
 	Class  string `json:"class"`
 }
 
-// Failure is one thing that went wrong and did not stop the boot.
+// Failure is one thing that went wrong.
 type Failure struct {
 	Stage string `json:"stage"`
 	Slot  string `json:"slot,omitempty"`

@@ -92,7 +92,7 @@ func meaning(path string) string {
 	case "uki":
 		return "the TPM tells what boots; a thief who edits the disk cannot read the state, but can run something else"
 	case "grub-efi":
-		return "GRUB measures what boots (PCR 8 and 9); a thief who edits the disk cannot read the state, but can run something else"
+		return "GRUB measures what boots (PCR 8 and 9), but nothing here is sealed to that: as on a BIOS machine, verity protects against accidents, not against a thief who edits the disk"
 	case "unmeasured":
 		return "nobody vouches for what boots: verity protects against accidents, not against a thief who edits the disk"
 	}
@@ -141,8 +141,8 @@ func (s Status) stateRows(row func(name, format string, args ...any)) {
 		closed = pcrs("closed: PCR ", r.TPM.Capped) + " in " + strings.Join(r.TPM.Banks, ", ")
 	}
 	row("TPM", "%s; %s", policy, closed)
-	if sealed(r) && r.BootPath == "unmeasured" {
-		// PID 1 seals on this boot path only by the exception.
+	if sealed(r) && (r.BootPath == "unmeasured" || r.BootPath == "grub-efi") {
+		// PID 1 seals on these boot paths only by the exception.
 		row("exception", "%s: the TPM unlocks the state for whatever is started; who takes the machine and edits its disk can read it", config.AcceptTheft)
 	}
 }

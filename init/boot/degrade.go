@@ -1,0 +1,71 @@
+package boot
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"sealroot/init/config"
+	"sealroot/mount"
+	"sealroot/slots"
+	"sealroot/state"
+)
+
+// withoutState goes down the ladder of state.on_failure after the volume could
+// not be opened. The prompt, its first step, was taken inside unlock.
+func (b *boot) withoutState(ctx context.Context, cause error) error {
+	if b.trialWithStandIn() {
+		// The try is spent. The committed slot most likely still unlocks, and a
+		// machine with nobody before it must not wait here.
+		f := slots.Failure{Slot: b.report.Slot.Name, Class: slots.StateFailure, Detail: clean(cause.Error())}
+		_, f.Reason = classOf(cause)
+		if err := b.apply(slots.Decision{Log: slots.LogChange{Failures: []slots.Failure{f}}}); err != nil {
+			b.warn("%v", err)
+		}
+		return fmt.Errorf("slot %s is on trial and has no state: %w", b.report.Slot.Name, errReboot)
+	}
+	for _, step := range b.cfg.State.OnFailure {
+		switch step {
+		case config.FailureDegraded:
+			return b.degrade(ctx, cause)
+		case config.FailureHalt:
+			return fmt.Errorf("%w: %w", errHalt, cause)
+		case config.FailureReboot:
+			return cause
+		}
+	}
+	return cause
+}
+
+// trialWithStandIn: this slot is on trial, and a committed one is there.
+func (b *boot) trialWithStandIn() bool {
+	_, ok := slots.Default(b.slots.observed.Slots)
+	return b.report.Slot.Trial && ok
+}
+
+// degrade goes on with a volatile state: the machine is reachable, keeps
+// nothing, and no slot can be committed.
+func (b *boot) degrade(ctx context.Context, cause error) error {
+	b.warn("DEGRADED: nothing written to /var, /home and /etc will survive a restart: %v", cause)
+	b.report.Degraded = true
+	b.report.State.Unlocked = "degraded"
+	if b.volume.outer == nil {
+		fs := mount.Filesystem{Type: "tmpfs", Source: "state", Options: []string{"mode=0755"}, Attr: volumeAttr}
+		if err := b.mountIn(fs, mount.Place{Root: newRoot, Path: "state"}); err != nil {
+			return stateError(slots.StateDamaged, "cannot mount a volatile state: %w", err)
+		}
+		if err := os.Mkdir(encryptedDir, 0o755); err != nil {
+			return stateError(slots.StateDamaged, "cannot mount a volatile state: %w", err)
+		}
+	}
+	fs := mount.Filesystem{Type: "tmpfs", Source: "degraded", Options: []string{"mode=0755"}, Attr: volumeAttr}
+	if err := b.mountIn(fs, mount.Place{Root: stateDir, Path: state.MountDir}); err != nil {
+		return stateError(slots.StateDamaged, "cannot mount a volatile state: %w", err)
+	}
+	root, err := openDir(encryptedDir)
+	if err != nil {
+		return stateError(slots.StateDamaged, "cannot open the volatile state: %w", err)
+	}
+	defer root.Close()
+	return fillVolume(root, nil)
+}
