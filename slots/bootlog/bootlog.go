@@ -71,7 +71,7 @@ type Failure struct {
 type Record struct {
 	Armed    string             // slot the loader's one-shot was armed for
 	Failures map[string]Failure // last failure of each slot
-	Pauses   int                // last resorts in a row
+	Pauses   int                // last resorts and failed boots in a row
 	Reports  []json.RawMessage  // boot reports, oldest first
 
 	unknown map[string]json.RawMessage
