@@ -44,12 +44,13 @@ func (b *boot) assemble(context.Context) error {
 			return err
 		}
 	}
-	return b.bindExtra()
+	b.bindExtra()
+	return nil
 }
 
 // seedAll makes the directories that are always bound, with the image's content.
 func (b *boot) seedAll(volume *os.File) error {
-	if b.volume.volume != nil && b.volume.volume.ReadOnly != nil {
+	if b.volume.readOnly() {
 		return nil
 	}
 	root, err := mount.OpenRoot(newRoot)
@@ -81,11 +82,10 @@ func (b *boot) etc(volume *os.File) error {
 		Lower: []mount.Place{{Root: newRoot, Path: "etc"}},
 		Attr:  mount.NoSUID | mount.NoDev,
 	}
-	readOnly := b.volume.volume != nil && b.volume.volume.ReadOnly != nil
 	switch mode := b.cfg.Etc; {
 	case mode == config.EtcReadOnly:
 		return nil
-	case mode == config.EtcVolatile || readOnly:
+	case mode == config.EtcVolatile || b.volume.readOnly():
 		upper := runDir + "/etc"
 		if err := mkdirs(upper+"/upper", upper+"/work"); err != nil {
 			return stateError(slots.StateDamaged, "cannot make a volatile /etc: %w", err)
@@ -185,13 +185,12 @@ func (b *boot) bind(from mount.Place, to string, attr mount.Attr) error {
 // bindExtra makes the explicit binds of the configuration. Both ends are made
 // where they are missing, for nobody could do that before the first boot. One
 // that cannot be made is reported and left out: it must not cost the boot.
-func (b *boot) bindExtra() error {
+func (b *boot) bindExtra() {
 	for _, e := range b.cfg.Binds.Extra {
 		if err := b.bindOne(e); err != nil {
 			b.warn("%v", err)
 		}
 	}
-	return nil
 }
 
 func (b *boot) bindOne(e config.ExtraBind) error {

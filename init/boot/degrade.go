@@ -1,7 +1,6 @@
 package boot
 
 import (
-	"context"
 	"fmt"
 	"os"
 
@@ -13,7 +12,7 @@ import (
 
 // withoutState goes down the ladder of state.on_failure after the volume could
 // not be opened. The prompt, its first step, was taken inside unlock.
-func (b *boot) withoutState(ctx context.Context, cause error) error {
+func (b *boot) withoutState(cause error) error {
 	if b.trialWithStandIn() {
 		// The try is spent. The committed slot most likely still unlocks, and a
 		// machine with nobody before it must not wait here.
@@ -27,7 +26,7 @@ func (b *boot) withoutState(ctx context.Context, cause error) error {
 	for _, step := range b.cfg.State.OnFailure {
 		switch step {
 		case config.FailureDegraded:
-			return b.degrade(ctx, cause)
+			return b.degrade(cause)
 		case config.FailureHalt:
 			return fmt.Errorf("%w: %w", errHalt, cause)
 		case config.FailureReboot:
@@ -45,7 +44,7 @@ func (b *boot) trialWithStandIn() bool {
 
 // degrade goes on with a volatile state: the machine is reachable, keeps
 // nothing, and no slot can be committed.
-func (b *boot) degrade(ctx context.Context, cause error) error {
+func (b *boot) degrade(cause error) error {
 	b.warn("DEGRADED: nothing written to /var, /home and /etc will survive a restart: %v", cause)
 	b.report.Degraded = true
 	b.report.State.Unlocked = "degraded"

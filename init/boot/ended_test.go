@@ -1,7 +1,6 @@
 package boot
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"syscall"
@@ -136,7 +135,7 @@ func TestTrialWithoutState(t *testing.T) {
 			b.slots.store, b.slots.log = store, store
 			b.slots.observed.Slots = list
 			b.report.Slot.Name, b.report.Slot.Trial = tt.slot, tt.trial
-			err := b.withoutState(context.Background(), cause)
+			err := b.withoutState(cause)
 			if !errors.Is(err, tt.want) {
 				t.Errorf("withoutState() = %v, want %v", err, tt.want)
 			}

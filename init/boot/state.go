@@ -25,6 +25,9 @@ type openedState struct {
 	volume *state.Volume
 }
 
+// readOnly tells whether nothing may be written to the volume.
+func (o openedState) readOnly() bool { return o.volume != nil && o.volume.ReadOnly != nil }
+
 // Endings of a boot that are decisions, not faults.
 var (
 	errReboot = errors.New("restart")
@@ -53,7 +56,7 @@ func (b *boot) openState(ctx context.Context) error {
 		return nil
 	}
 	b.failed("state", "", err)
-	return b.withoutState(ctx, err)
+	return b.withoutState(err)
 }
 
 // mountOuter mounts the state partition. Its file system is anybody's, so
