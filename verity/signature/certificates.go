@@ -2,9 +2,7 @@ package signature
 
 import (
 	"bytes"
-	"crypto/x509"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"io/fs"
 	"slices"
@@ -17,12 +15,12 @@ const maxCertificateFile = 64 << 10
 // dir holds one or more certificates as PEM. One bad file is an error
 // (ErrCertificate, ErrWeak), and so is a folder without a certificate; a
 // certificate that stands there twice counts once.
-func LoadCertificates(dir fs.FS) ([]*x509.Certificate, error) {
+func LoadCertificates(dir fs.FS) ([]*Certificate, error) {
 	files, err := fs.Glob(dir, "*.crt")
 	if err != nil {
 		return nil, fmt.Errorf("cannot list certificates: %w", err)
 	}
-	var certs []*x509.Certificate
+	var certs []*Certificate
 	for _, file := range files {
 		info, err := fs.Stat(dir, file)
 		if err == nil && info.Size() > maxCertificateFile {
@@ -32,7 +30,7 @@ func LoadCertificates(dir fs.FS) ([]*x509.Certificate, error) {
 		if err == nil {
 			text, err = fs.ReadFile(dir, file)
 		}
-		var found []*x509.Certificate
+		var found []*Certificate
 		if err == nil {
 			found, err = ParseCertificates(text)
 		}
@@ -54,8 +52,8 @@ func LoadCertificates(dir fs.FS) ([]*x509.Certificate, error) {
 // ParseCertificates reads PEM text with one certificate or more. A private key
 // beside them is refused: the file goes into an initramfs that anybody can read.
 // Errors: ErrCertificate, ErrWeak.
-func ParseCertificates(text []byte) ([]*x509.Certificate, error) {
-	var certs []*x509.Certificate
+func ParseCertificates(text []byte) ([]*Certificate, error) {
+	var certs []*Certificate
 	for len(bytes.TrimSpace(text)) > 0 {
 		block, rest := pem.Decode(text)
 		if block == nil {
@@ -64,11 +62,8 @@ func ParseCertificates(text []byte) ([]*x509.Certificate, error) {
 		if block.Type != "CERTIFICATE" {
 			return nil, fmt.Errorf("%w: the file holds a %.40q", ErrCertificate, block.Type)
 		}
-		cert, err := x509.ParseCertificate(block.Bytes)
+		cert, err := ParseCertificate(block.Bytes)
 		if err != nil {
-			return nil, errors.Join(ErrCertificate, err)
-		}
-		if err := checkKey(cert); err != nil {
 			return nil, err
 		}
 		certs = append(certs, cert)

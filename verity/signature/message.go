@@ -2,108 +2,129 @@ package signature
 
 import (
 	"crypto"
-	_ "crypto/sha256" // for hashAlgorithm.hash
-	_ "crypto/sha512" // for hashAlgorithm.hash
-	"crypto/x509"
-	"crypto/x509/pkix"
+	_ "crypto/sha256" // for hashByOID
+	_ "crypto/sha512" // for hashByOID
 	"encoding/asn1"
 	"fmt"
-	"math/big"
+
+	"golang.org/x/crypto/cryptobyte"
+	tag "golang.org/x/crypto/cryptobyte/asn1"
 )
 
-// The message is PKCS#7 SignedData (RFC 2315, RFC 5652) in DER. This reader is
-// our own because the bytes come from a disk that an attacker may write, and
-// PID 1 must not panic: smallstep/pkcs7, which sign.go uses, turns BER into DER
+// The message is PKCS#7 SignedData (RFC 2315, RFC 5652) in DER. It is read here
+// because the bytes come from a disk that an attacker may write, and PID 1 must
+// not panic: smallstep/pkcs7, which signs (package sign), turns BER into DER
 // first and reads past the end of crafted input, and compares signing times
 // with validity dates.
 
-type contentInfo struct {
-	Type    asn1.ObjectIdentifier
-	Content asn1.RawValue `asn1:"explicit,tag:0"`
-}
+var (
+	signedDataOID    = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 2}
+	dataOID          = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 1}
+	contentTypeOID   = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 3}
+	messageDigestOID = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 4}
+	context0         = tag.Tag(0).Constructed().ContextSpecific()
+	context1         = tag.Tag(1).Constructed().ContextSpecific()
+)
 
-type signedData struct {
-	Version          int
-	DigestAlgorithms asn1.RawValue
-	Content          struct {
-		Type    asn1.ObjectIdentifier
-		Content asn1.RawValue `asn1:"optional,tag:0"`
-	}
-	Certificates asn1.RawValue `asn1:"optional,tag:0"`
-	CRLs         asn1.RawValue `asn1:"optional,tag:1"`
-	SignerInfos  []signerInfo  `asn1:"set"`
-}
-
+// signerInfo is what counts of the SignerInfo of RFC 5652, 5.3.
 type signerInfo struct {
-	Version            int
-	SID                issuerAndSerial
-	Digest             pkix.AlgorithmIdentifier
-	SignedAttrs        asn1.RawValue `asn1:"optional,tag:0"`
-	SignatureAlgorithm pkix.AlgorithmIdentifier
-	Signature          []byte
-	UnsignedAttrs      asn1.RawValue `asn1:"optional,tag:1"`
-}
-
-type issuerAndSerial struct {
-	Issuer asn1.RawValue
-	Serial *big.Int
-}
-
-type attribute struct {
-	Type   asn1.ObjectIdentifier
-	Values asn1.RawValue `asn1:"set"`
+	issuer      []byte // DER of the name
+	serial      []byte // content of the DER integer
+	digest      asn1.ObjectIdentifier
+	signedAttrs []byte // the element with its [0] tag; nil when there is none
+	signature   []byte
 }
 
 // parseMessage returns the only signer of a detached message. Its error is
 // ErrFormat.
 func parseMessage(der []byte) (signerInfo, error) {
-	var outer contentInfo
-	if err := unmarshal(der, &outer); err != nil {
-		return signerInfo{}, err
+	in := cryptobyte.String(der)
+	var outer, content, sd cryptobyte.String
+	var kind asn1.ObjectIdentifier
+	if !in.ReadASN1(&outer, tag.SEQUENCE) || !outer.ReadASN1ObjectIdentifier(&kind) {
+		return signerInfo{}, errMalformed()
 	}
-	if !outer.Type.Equal(asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 2}) {
+	if !in.Empty() {
+		return signerInfo{}, fmt.Errorf("%w: trailing bytes in the message", ErrFormat)
+	}
+	if !kind.Equal(signedDataOID) {
 		return signerInfo{}, fmt.Errorf("%w: not signed data", ErrFormat)
 	}
-	var sd signedData
-	// encoding/asn1 keeps the [0] around an explicitly tagged RawValue.
-	if err := unmarshal(outer.Content.Bytes, &sd); err != nil {
-		return signerInfo{}, err
+	if !outer.ReadASN1(&content, context0) || !outer.Empty() ||
+		!content.ReadASN1(&sd, tag.SEQUENCE) || !content.Empty() {
+		return signerInfo{}, errMalformed()
 	}
-	if len(sd.Content.Content.FullBytes) > 0 {
+	return parseSignedData(sd)
+}
+
+func parseSignedData(sd cryptobyte.String) (signerInfo, error) {
+	var encapsulated, signers, first cryptobyte.String
+	if !sd.SkipASN1(tag.INTEGER) || !sd.SkipASN1(tag.SET) ||
+		!sd.ReadASN1(&encapsulated, tag.SEQUENCE) || !encapsulated.SkipASN1(tag.OBJECT_IDENTIFIER) ||
+		!sd.SkipOptionalASN1(context0) || !sd.SkipOptionalASN1(context1) || // certificates, CRLs
+		!sd.ReadASN1(&signers, tag.SET) || !sd.Empty() {
+		return signerInfo{}, errMalformed()
+	}
+	if !encapsulated.Empty() {
 		return signerInfo{}, fmt.Errorf("%w: not detached", ErrFormat)
 	}
-	if len(sd.SignerInfos) != 1 {
-		return signerInfo{}, fmt.Errorf("%w: %d signers", ErrFormat, len(sd.SignerInfos))
+	if !signers.ReadASN1(&first, tag.SEQUENCE) {
+		return signerInfo{}, fmt.Errorf("%w: no signer", ErrFormat)
 	}
-	return sd.SignerInfos[0], nil
+	if !signers.Empty() {
+		return signerInfo{}, fmt.Errorf("%w: more than one signer", ErrFormat)
+	}
+	return parseSigner(first)
+}
+
+func parseSigner(in cryptobyte.String) (signerInfo, error) {
+	var info signerInfo
+	var sid, issuer, serial, digest, attrs, sig cryptobyte.String
+	if !in.SkipASN1(tag.INTEGER) ||
+		!in.ReadASN1(&sid, tag.SEQUENCE) ||
+		!sid.ReadASN1Element(&issuer, tag.SEQUENCE) || !sid.ReadASN1(&serial, tag.INTEGER) || !sid.Empty() || len(serial) == 0 ||
+		!in.ReadASN1(&digest, tag.SEQUENCE) || !digest.ReadASN1ObjectIdentifier(&info.digest) {
+		return signerInfo{}, errMalformed()
+	}
+	if in.PeekASN1Tag(context0) && !in.ReadASN1Element(&attrs, context0) {
+		return signerInfo{}, errMalformed()
+	}
+	if !in.SkipASN1(tag.SEQUENCE) || !in.ReadASN1(&sig, tag.OCTET_STRING) ||
+		!in.SkipOptionalASN1(context1) || !in.Empty() {
+		return signerInfo{}, errMalformed()
+	}
+	info.issuer, info.serial, info.signedAttrs, info.signature = issuer, serial, attrs, sig
+	return info, nil
 }
 
 // messageDigest returns the digest in signed attributes (RFC 5652, 11): it must
 // be there exactly once, as must the content type, which must be plain data.
-func messageDigest(attributes []byte) ([]byte, error) {
+func messageDigest(element []byte) ([]byte, error) {
+	in := cryptobyte.String(element)
+	var attributes cryptobyte.String
+	if !in.ReadASN1(&attributes, context0) {
+		return nil, errMalformed()
+	}
 	var digests, types int
-	var digest []byte
-	for len(attributes) > 0 {
-		var a attribute
-		rest, err := asn1.Unmarshal(attributes, &a)
-		if err != nil {
+	var digest cryptobyte.String
+	for !attributes.Empty() {
+		var attribute, values cryptobyte.String
+		var kind, content asn1.ObjectIdentifier
+		if !attributes.ReadASN1(&attribute, tag.SEQUENCE) || !attribute.ReadASN1ObjectIdentifier(&kind) ||
+			!attribute.ReadASN1(&values, tag.SET) || !attribute.Empty() {
 			return nil, fmt.Errorf("%w: malformed signed attributes", ErrFormat)
 		}
-		attributes = rest
 		switch {
-		case a.Type.Equal(asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 4}):
+		case kind.Equal(messageDigestOID):
 			digests++
-			err = unmarshal(a.Values.Bytes, &digest)
-		case a.Type.Equal(asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 3}):
-			types++
-			var oid asn1.ObjectIdentifier
-			err = unmarshal(a.Values.Bytes, &oid)
-			if err == nil && !oid.Equal(asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 1}) {
-				err = fmt.Errorf("%w: signed content is not data", ErrFormat)
+			if !values.ReadASN1(&digest, tag.OCTET_STRING) || !values.Empty() {
+				return nil, fmt.Errorf("%w: malformed signed attributes", ErrFormat)
 			}
-		}
-		if err != nil {
-			return nil, err
+		case kind.Equal(contentTypeOID):
+			types++
+			if !values.ReadASN1ObjectIdentifier(&content) || !values.Empty() || !content.Equal(dataOID) {
+				return nil, fmt.Errorf("%w: signed content is not data", ErrFormat)
+			}
 		}
 	}
 	if digests != 1 || types != 1 {
@@ -112,34 +133,19 @@ func messageDigest(attributes []byte) ([]byte, error) {
 	return digest, nil
 }
 
-// unmarshal reads one value and nothing behind it. Its error is ErrFormat.
-func unmarshal(der []byte, v any) error {
-	rest, err := asn1.Unmarshal(der, v)
-	if err != nil {
-		// What encoding/asn1 says of the shape helps nobody at a console.
-		return fmt.Errorf("%w: malformed message", ErrFormat)
-	}
-	if len(rest) > 0 {
-		return fmt.Errorf("%w: trailing bytes in the message", ErrFormat)
-	}
-	return nil
-}
-
-// hashAlgorithm is an accepted hash and what x509 calls its signatures.
-type hashAlgorithm struct {
-	hash       crypto.Hash
-	rsa, ecdsa x509.SignatureAlgorithm
-}
+// errMalformed says no more: what is wrong with the shape helps nobody at a
+// console.
+func errMalformed() error { return fmt.Errorf("%w: malformed message", ErrFormat) }
 
 // hashByOID knows SHA-256, SHA-384 and SHA-512 (RFC 5754); others are ErrWeak.
-func hashByOID(oid asn1.ObjectIdentifier) (hashAlgorithm, error) {
+func hashByOID(oid asn1.ObjectIdentifier) (crypto.Hash, error) {
 	switch oid.String() {
 	case "2.16.840.1.101.3.4.2.1":
-		return hashAlgorithm{crypto.SHA256, x509.SHA256WithRSA, x509.ECDSAWithSHA256}, nil
+		return crypto.SHA256, nil
 	case "2.16.840.1.101.3.4.2.2":
-		return hashAlgorithm{crypto.SHA384, x509.SHA384WithRSA, x509.ECDSAWithSHA384}, nil
+		return crypto.SHA384, nil
 	case "2.16.840.1.101.3.4.2.3":
-		return hashAlgorithm{crypto.SHA512, x509.SHA512WithRSA, x509.ECDSAWithSHA512}, nil
+		return crypto.SHA512, nil
 	}
-	return hashAlgorithm{}, fmt.Errorf("%w: hash algorithm %.60s", ErrWeak, oid)
+	return 0, fmt.Errorf("%w: hash algorithm %.60s", ErrWeak, oid)
 }

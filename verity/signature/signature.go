@@ -7,7 +7,9 @@
 // the text of the root hash in lower-case hex. Only the root hash is signed; the
 // fingerprint is a hint, and certificates inside the message are not looked at.
 //
-// Of this package, PID 1 uses everything but sign.go.
+// With the same key a builder signs the manifest of an image (VerifyDetached).
+//
+// PID 1 uses all of it; what signs is in package sign.
 package signature
 
 import (
@@ -24,11 +26,11 @@ import (
 // The errors of this package; each comes wrapped with what was wrong.
 var (
 	// ErrFormat: the bytes are no signature that this package accepts.
-	ErrFormat = errors.New("not a usable root hash signature")
+	ErrFormat = errors.New("not a usable signature")
 	// ErrUnknownSigner: signed by a certificate that is not among the given ones.
 	ErrUnknownSigner = errors.New("signer is not trusted here")
-	// ErrBadSignature: the named certificate did not sign this root hash.
-	ErrBadSignature = errors.New("signature does not match the root hash")
+	// ErrBadSignature: the named certificate did not sign this root hash or content.
+	ErrBadSignature = errors.New("signature does not match what it is over")
 	// ErrWeak: a hash or a key below what is accepted.
 	ErrWeak = errors.New("hash or key too weak")
 	// ErrCertificate: a certificate file that cannot be used, or none at all.

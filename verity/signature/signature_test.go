@@ -1,4 +1,4 @@
-package signature
+package signature_test
 
 import (
 	"bytes"
@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"sealroot/verity/signature"
 )
 
 func TestParse(t *testing.T) {
@@ -25,32 +27,32 @@ func TestParse(t *testing.T) {
 		{"unknown_key", `{"x":{"signature":[1,{"rootHash":2}]},` + good[1:], nil},
 		{"no_fingerprint", fmt.Sprintf(`{"rootHash":%q,"signature":%q}`, hash, sig), nil},
 		{"sha512", fmt.Sprintf(`{"rootHash":%q,"signature":%q}`, long, sig), nil},
-		{"empty", "", ErrFormat},
-		{"only_nul", strings.Repeat("\x00", 16384), ErrFormat},
-		{"too_long", good + strings.Repeat(" ", MaxSize), ErrFormat},
-		{"list", "[" + good + "]", ErrFormat},
-		{"cut", good[:len(good)-1], ErrFormat},
-		{"second_object", good + good, ErrFormat},
-		{"text_behind_nul", good + "\x00x", ErrFormat},
-		{"root_hash_twice", `{"rootHash":"` + hash + `",` + good[1:], ErrFormat},
-		{"unknown_key_twice", `{"x":1,"x":2,` + good[1:], ErrFormat},
-		{"other_case_beside_ours", `{"ROOTHASH":"` + hash + `",` + good[1:], ErrFormat},
-		{"only_other_case", strings.Replace(good, "rootHash", "roothash", 1), ErrFormat},
-		{"no_root_hash", `{"signature":"AQID"}`, ErrFormat},
-		{"no_signature", `{"rootHash":"` + hash + `"}`, ErrFormat},
-		{"root_hash_null", strings.Replace(good, `"`+hash+`"`, "null", 1), ErrFormat},
-		{"root_hash_upper_case", strings.Replace(good, hash, strings.ToUpper(hash), 1), ErrFormat},
-		{"root_hash_short", strings.Replace(good, hash, hash[2:], 1), ErrFormat},
-		{"root_hash_odd", strings.Replace(good, hash, hash[1:], 1), ErrFormat},
-		{"root_hash_with_space", strings.Replace(good, hash, " "+hash[1:], 1), ErrFormat},
-		{"fingerprint_short", `{"certificateFingerprint":"00","rootHash":"` + hash + `","signature":"AQID"}`, ErrFormat},
-		{"signature_not_base64", strings.Replace(good, sig, "A*ID", 1), ErrFormat},
-		{"signature_loose_base64", strings.Replace(good, sig, "AQJ=", 1), ErrFormat},
-		{"signature_empty", strings.Replace(good, sig, "", 1), ErrFormat},
-		{"deep", strings.Repeat(`{"a":`, 10000), ErrFormat},
+		{"empty", "", signature.ErrFormat},
+		{"only_nul", strings.Repeat("\x00", 16384), signature.ErrFormat},
+		{"too_long", good + strings.Repeat(" ", signature.MaxSize), signature.ErrFormat},
+		{"list", "[" + good + "]", signature.ErrFormat},
+		{"cut", good[:len(good)-1], signature.ErrFormat},
+		{"second_object", good + good, signature.ErrFormat},
+		{"text_behind_nul", good + "\x00x", signature.ErrFormat},
+		{"root_hash_twice", `{"rootHash":"` + hash + `",` + good[1:], signature.ErrFormat},
+		{"unknown_key_twice", `{"x":1,"x":2,` + good[1:], signature.ErrFormat},
+		{"other_case_beside_ours", `{"ROOTHASH":"` + hash + `",` + good[1:], signature.ErrFormat},
+		{"only_other_case", strings.Replace(good, "rootHash", "roothash", 1), signature.ErrFormat},
+		{"no_root_hash", `{"signature":"AQID"}`, signature.ErrFormat},
+		{"no_signature", `{"rootHash":"` + hash + `"}`, signature.ErrFormat},
+		{"root_hash_null", strings.Replace(good, `"`+hash+`"`, "null", 1), signature.ErrFormat},
+		{"root_hash_upper_case", strings.Replace(good, hash, strings.ToUpper(hash), 1), signature.ErrFormat},
+		{"root_hash_short", strings.Replace(good, hash, hash[2:], 1), signature.ErrFormat},
+		{"root_hash_odd", strings.Replace(good, hash, hash[1:], 1), signature.ErrFormat},
+		{"root_hash_with_space", strings.Replace(good, hash, " "+hash[1:], 1), signature.ErrFormat},
+		{"fingerprint_short", `{"certificateFingerprint":"00","rootHash":"` + hash + `","signature":"AQID"}`, signature.ErrFormat},
+		{"signature_not_base64", strings.Replace(good, sig, "A*ID", 1), signature.ErrFormat},
+		{"signature_loose_base64", strings.Replace(good, sig, "AQJ=", 1), signature.ErrFormat},
+		{"signature_empty", strings.Replace(good, sig, "", 1), signature.ErrFormat},
+		{"deep", strings.Repeat(`{"a":`, 10000), signature.ErrFormat},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			s, err := Parse([]byte(test.text))
+			s, err := signature.Parse([]byte(test.text))
 			if !errors.Is(err, test.want) {
 				t.Fatalf("Parse = %v; want %v", err, test.want)
 			}
@@ -61,9 +63,9 @@ func TestParse(t *testing.T) {
 				base64.StdEncoding.EncodeToString(s.PKCS7) != sig) {
 				t.Errorf("Parse = %+v; want what stands in %s", s, test.text)
 			}
-			read, readErr := Read(strings.NewReader(test.text))
-			if len(test.text) <= MaxSize && (!errors.Is(readErr, test.want) || !bytes.Equal(read.PKCS7, s.PKCS7)) {
-				t.Errorf("Read = %+v, %v; want what Parse gives", read, readErr)
+			read, readErr := signature.Read(strings.NewReader(test.text))
+			if len(test.text) <= signature.MaxSize && (!errors.Is(readErr, test.want) || !bytes.Equal(read.PKCS7, s.PKCS7)) {
+				t.Errorf("Read = %+v, %v; want what signature.Parse gives", read, readErr)
 			}
 		})
 	}
@@ -74,7 +76,7 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte(`{"rootHash":"` + hash + `","certificateFingerprint":"` + hash + `","signature":"AQID"}` + "\x00\x00"))
 	f.Add([]byte(`{"rootHash":"` + hash + `","signature":"AQID","other":[{}]}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		s, err := Parse(data)
+		s, err := signature.Parse(data)
 		if err == nil {
 			if n := len(s.RootHash); n != 32 && n != 64 || len(s.PKCS7) == 0 {
 				t.Fatalf("accepted %+v", s)

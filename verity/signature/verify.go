@@ -2,13 +2,7 @@ package signature
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rsa"
 	"crypto/subtle"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/asn1"
 	"encoding/hex"
 	"fmt"
 )
@@ -18,30 +12,65 @@ import (
 // chain is built, certificates inside the message are ignored, and so are
 // validity dates, because nothing vouches for the clock.
 // Errors: ErrFormat, ErrUnknownSigner, ErrBadSignature, ErrWeak.
-func Verify(s Signature, certs []*x509.Certificate) (rootHash []byte, signer *x509.Certificate, err error) {
-	info, err := parseMessage(s.PKCS7)
+func Verify(s Signature, certs []*Certificate) (rootHash []byte, signer *Certificate, err error) {
+	signer, err = verifyText([]byte(hex.EncodeToString(s.RootHash)), s.PKCS7, s.CertificateFingerprint, certs)
 	if err != nil {
 		return nil, nil, err
 	}
-	// No confusion between the two forms of message is possible: signed
-	// attributes begin with a SET and its length, and no text in hex does
-	// ('1' is the tag of a SET, but no hex digit is a fitting length).
-	text := []byte(hex.EncodeToString(s.RootHash))
-	signed, algorithm, err := info.signedBytes(text)
-	if err != nil {
-		return nil, nil, err
+	return bytes.Clone(s.RootHash), signer, nil
+}
+
+// VerifyDetached returns the one of certs whose key signed content: message is
+// a detached PKCS#7 message in DER. The certificates count as they do for
+// Verify, and its errors are the same.
+//
+// content begins with '{', else it is ErrFormat: the same key signs root hashes,
+// and so neither kind of signature can pass for the other.
+func VerifyDetached(content, message []byte, certs []*Certificate) (*Certificate, error) {
+	if len(content) == 0 || content[0] != '{' {
+		return nil, fmt.Errorf("%w: it is not over a JSON object", ErrFormat)
 	}
-	err = unknownSigner(info, s.CertificateFingerprint)
+	if len(message) > MaxSize {
+		return nil, fmt.Errorf("%w: %d bytes", ErrFormat, len(message))
+	}
+	return verifyText(content, message, nil, certs)
+}
+
+// verifyText returns the one of certs whose key signed text. fingerprint is for
+// the message of ErrUnknownSigner.
+//
+// No confusion between the two forms of message is possible: signed attributes
+// begin with a SET and its length, and neither a text in hex ('1' is the tag of
+// a SET, but no hex digit is a fitting length) nor a JSON object does.
+func verifyText(text, message, fingerprint []byte, certs []*Certificate) (*Certificate, error) {
+	info, err := parseMessage(message)
+	if err != nil {
+		return nil, err
+	}
+	hash, err := hashByOID(info.digest)
+	if err != nil {
+		return nil, err
+	}
+	signed, err := info.signedBytes(text)
+	if err != nil {
+		return nil, err
+	}
+	h := hash.New()
+	h.Write(signed)
+	digest := h.Sum(nil)
+	err = unknownSigner(info, fingerprint)
 	for _, cert := range certs {
-		if !bytes.Equal(cert.RawIssuer, info.SID.Issuer.FullBytes) || cert.SerialNumber.Cmp(info.SID.Serial) != 0 {
+		if !bytes.Equal(cert.issuer, info.issuer) || !bytes.Equal(cert.serial, info.serial) {
 			continue
 		}
-		// Nothing makes a serial number unique: try all that match.
-		if err = checkSignature(cert, algorithm, signed, info.Signature); err == nil {
-			return bytes.Clone(s.RootHash), cert, nil
+		// Nothing makes a serial number unique: try all that match. What the
+		// message says about the kind of key is not needed.
+		if cert.verify(hash, digest, info.signature) {
+			return cert, nil
 		}
+		err = fmt.Errorf("%w: certificate %.200q", ErrBadSignature, cert.Subject)
 	}
-	return nil, nil, err
+	return nil, err
 }
 
 func unknownSigner(info signerInfo, fingerprint []byte) error {
@@ -49,73 +78,30 @@ func unknownSigner(info signerInfo, fingerprint []byte) error {
 	if fingerprint != nil {
 		hint = hex.EncodeToString(fingerprint)
 	}
-	return fmt.Errorf("%w: %.200q, serial %.40s, fingerprint %s",
-		ErrUnknownSigner, nameOf(info.SID.Issuer.FullBytes), info.SID.Serial.Text(16), hint)
-}
-
-// nameOf is the issuer for a person to read; for the self-signed certificates
-// that are usual here it is the subject too.
-func nameOf(der []byte) string {
-	var rdn pkix.RDNSequence
-	if _, err := asn1.Unmarshal(der, &rdn); err != nil {
-		return "unreadable name"
-	}
-	return rdn.String()
-}
-
-// checkSignature checks with the certificate's own kind of key; what the message
-// says about the kind of key is not needed.
-func checkSignature(cert *x509.Certificate, hash hashAlgorithm, signed, sig []byte) error {
-	if err := checkKey(cert); err != nil {
-		return err
-	}
-	algorithm := hash.rsa
-	if _, ok := cert.PublicKey.(*ecdsa.PublicKey); ok {
-		algorithm = hash.ecdsa
-	}
-	if err := cert.CheckSignature(algorithm, signed, sig); err != nil {
-		return fmt.Errorf("%w: certificate %.200q: %v", ErrBadSignature, cert.Subject, err)
-	}
-	return nil
-}
-
-// checkKey accepts RSA from 2048 bits and the NIST curves from P-256 (ErrWeak).
-func checkKey(cert *x509.Certificate) error {
-	switch key := cert.PublicKey.(type) {
-	case *rsa.PublicKey:
-		if key.N.BitLen() < 2048 {
-			return fmt.Errorf("%w: RSA key of %d bits in %.200q", ErrWeak, key.N.BitLen(), cert.Subject)
-		}
-		return nil
-	case *ecdsa.PublicKey:
-		if key.Curve == elliptic.P256() || key.Curve == elliptic.P384() || key.Curve == elliptic.P521() {
-			return nil
-		}
-	}
-	return fmt.Errorf("%w: key type of %.200q", ErrWeak, cert.Subject)
+	return fmt.Errorf("%w: %.200q, serial %.40x, fingerprint %s", ErrUnknownSigner, nameOf(info.issuer), info.serial, hint)
 }
 
 // signedBytes returns what the signature is over: the text itself, or the signed
 // attributes, which must then hold the digest of the text.
-func (info signerInfo) signedBytes(text []byte) ([]byte, hashAlgorithm, error) {
-	algorithm, err := hashByOID(info.Digest.Algorithm)
+func (info signerInfo) signedBytes(text []byte) ([]byte, error) {
+	if info.signedAttrs == nil {
+		return text, nil
+	}
+	digest, err := messageDigest(info.signedAttrs)
 	if err != nil {
-		return nil, hashAlgorithm{}, err
+		return nil, err
 	}
-	if len(info.SignedAttrs.FullBytes) == 0 {
-		return text, algorithm, nil
-	}
-	digest, err := messageDigest(info.SignedAttrs.Bytes)
+	hash, err := hashByOID(info.digest)
 	if err != nil {
-		return nil, hashAlgorithm{}, err
+		return nil, err
 	}
-	h := algorithm.hash.New()
+	h := hash.New()
 	h.Write(text)
 	if subtle.ConstantTimeCompare(h.Sum(nil), digest) != 1 {
-		return nil, hashAlgorithm{}, fmt.Errorf("%w: it is over something else", ErrBadSignature)
+		return nil, fmt.Errorf("%w: it is over something else", ErrBadSignature)
 	}
 	// RFC 5652, 5.4: signed is the SET OF itself, not its [0] tag.
-	signed := bytes.Clone(info.SignedAttrs.FullBytes)
+	signed := bytes.Clone(info.signedAttrs)
 	signed[0] = 0x31
-	return signed, algorithm, nil
+	return signed, nil
 }

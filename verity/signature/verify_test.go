@@ -1,4 +1,4 @@
-package signature
+package signature_test
 
 import (
 	"bytes"
@@ -22,11 +22,15 @@ import (
 	"time"
 
 	"github.com/smallstep/pkcs7"
+
+	"sealroot/verity/signature"
+	"sealroot/verity/signature/sign"
 )
 
 // signer is a certificate with its key, and both as files for openssl.
 type signer struct {
 	cert              *x509.Certificate
+	parsed            *signature.Certificate // nil when the key is refused
 	key               crypto.Signer
 	certFile, keyFile string
 }
@@ -54,7 +58,11 @@ func newSigner(t testing.TB, key crypto.Signer, serial int64, end time.Time) sig
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	s := signer{cert, key, filepath.Join(dir, "crt"), filepath.Join(dir, "key")}
+	parsed, err := signature.ParseCertificate(der)
+	if err != nil && !errors.Is(err, signature.ErrWeak) && !errors.Is(err, signature.ErrCertificate) {
+		t.Fatal(err)
+	}
+	s := signer{cert, parsed, key, filepath.Join(dir, "crt"), filepath.Join(dir, "key")}
 	write(t, s.certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 	write(t, s.keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}))
 	return s
@@ -107,11 +115,11 @@ func openssl(t testing.TB, args ...string) []byte {
 }
 
 // opensslSign lets openssl sign the text of hash, detached, DER.
-func opensslSign(t testing.TB, s signer, hash []byte, args ...string) Signature {
+func opensslSign(t testing.TB, s signer, hash []byte, args ...string) signature.Signature {
 	t.Helper()
 	text := write(t, filepath.Join(t.TempDir(), "text"), []byte(hex.EncodeToString(hash)))
 	args = append(args, "-sign", "-binary", "-outform", "DER", "-in", text, "-signer", s.certFile, "-inkey", s.keyFile)
-	return Signature{RootHash: hash, PKCS7: openssl(t, args...)}
+	return signature.Signature{RootHash: hash, PKCS7: openssl(t, args...)}
 }
 
 func TestVerifyAcceptsOpenssl(t *testing.T) {
@@ -136,14 +144,14 @@ func TestVerifyAcceptsOpenssl(t *testing.T) {
 			t.Run(keyName+"_"+formName, func(t *testing.T) {
 				hash := testHash()
 				sig := opensslSign(t, s, hash, form...)
-				got, by, err := Verify(sig, []*x509.Certificate{other.cert, s.cert})
-				if err != nil || !bytes.Equal(got, hash) || by != s.cert {
+				got, by, err := signature.Verify(sig, []*signature.Certificate{other.parsed, s.parsed})
+				if err != nil || !bytes.Equal(got, hash) || by != s.parsed {
 					t.Fatalf("Verify = %x, %v, %v; want %x by the second certificate", got, by, err, hash)
 				}
 				sig.RootHash = bytes.Clone(hash)
 				sig.RootHash[0] ^= 1
-				if got, by, err := Verify(sig, []*x509.Certificate{s.cert}); !errors.Is(err, ErrBadSignature) || got != nil || by != nil {
-					t.Errorf("Verify of another hash = %x, %v, %v; want %v", got, by, err, ErrBadSignature)
+				if got, by, err := signature.Verify(sig, []*signature.Certificate{s.parsed}); !errors.Is(err, signature.ErrBadSignature) || got != nil || by != nil {
+					t.Errorf("Verify of another hash = %x, %v, %v; want %v", got, by, err, signature.ErrBadSignature)
 				}
 			})
 		}
@@ -153,43 +161,41 @@ func TestVerifyAcceptsOpenssl(t *testing.T) {
 func TestVerifyRefuses(t *testing.T) {
 	s := newSigner(t, rsaKey(t, 2048), 1, later())
 	twin := newSigner(t, rsaKey(t, 2048), 1, later()) // same name and serial, another key
-	weak := newSigner(t, rsaKey(t, 1024), 1, later())
 	hash := testHash()
 	plain := []string{"smime", "-nocerts", "-noattr"}
 	good := opensslSign(t, s, hash, plain...)
-	withPKCS7 := func(change func(der []byte) []byte) Signature {
-		return Signature{RootHash: hash, PKCS7: change(bytes.Clone(good.PKCS7))}
+	withPKCS7 := func(change func(der []byte) []byte) signature.Signature {
+		return signature.Signature{RootHash: hash, PKCS7: change(bytes.Clone(good.PKCS7))}
 	}
-	trusted := []*x509.Certificate{s.cert}
+	trusted := []*signature.Certificate{s.parsed}
 	for _, test := range []struct {
 		name  string
-		sig   Signature
-		certs []*x509.Certificate
+		sig   signature.Signature
+		certs []*signature.Certificate
 		want  error
 	}{
 		{"good", good, trusted, nil},
-		{"twin_before_it", good, []*x509.Certificate{twin.cert, s.cert}, nil},
-		{"no_certificates", good, nil, ErrUnknownSigner},
-		{"another_serial", opensslSign(t, newSigner(t, s.key, 2, later()), hash, plain...), trusted, ErrUnknownSigner},
-		{"another_serial_certificate_inside", opensslSign(t, newSigner(t, s.key, 2, later()), hash, "smime"), trusted, ErrUnknownSigner},
-		{"wrong_key", opensslSign(t, twin, hash, plain...), trusted, ErrBadSignature},
-		{"wrong_key_certificate_inside", opensslSign(t, twin, hash, "smime"), trusted, ErrBadSignature},
-		{"weak_key", opensslSign(t, weak, hash, plain...), []*x509.Certificate{weak.cert}, ErrWeak},
-		{"sha1", opensslSign(t, s, hash, "smime", "-nocerts", "-noattr", "-md", "sha1"), trusted, ErrWeak},
-		{"sha1_attributes", opensslSign(t, s, hash, "smime", "-md", "sha1"), trusted, ErrWeak},
-		{"not_detached", opensslSign(t, s, hash, "smime", "-nodetach"), trusted, ErrFormat},
-		{"key_identifier_instead_of_issuer", opensslSign(t, s, hash, "cms", "-keyid"), trusted, ErrFormat},
-		{"empty", Signature{RootHash: hash}, trusted, ErrFormat},
-		{"text", Signature{RootHash: hash, PKCS7: []byte("not DER")}, trusted, ErrFormat},
+		{"twin_before_it", good, []*signature.Certificate{twin.parsed, s.parsed}, nil},
+		{"no_certificates", good, nil, signature.ErrUnknownSigner},
+		{"another_serial", opensslSign(t, newSigner(t, s.key, 2, later()), hash, plain...), trusted, signature.ErrUnknownSigner},
+		{"another_serial_certificate_inside", opensslSign(t, newSigner(t, s.key, 2, later()), hash, "smime"), trusted, signature.ErrUnknownSigner},
+		{"wrong_key", opensslSign(t, twin, hash, plain...), trusted, signature.ErrBadSignature},
+		{"wrong_key_certificate_inside", opensslSign(t, twin, hash, "smime"), trusted, signature.ErrBadSignature},
+		{"sha1", opensslSign(t, s, hash, "smime", "-nocerts", "-noattr", "-md", "sha1"), trusted, signature.ErrWeak},
+		{"sha1_attributes", opensslSign(t, s, hash, "smime", "-md", "sha1"), trusted, signature.ErrWeak},
+		{"not_detached", opensslSign(t, s, hash, "smime", "-nodetach"), trusted, signature.ErrFormat},
+		{"key_identifier_instead_of_issuer", opensslSign(t, s, hash, "cms", "-keyid"), trusted, signature.ErrFormat},
+		{"empty", signature.Signature{RootHash: hash}, trusted, signature.ErrFormat},
+		{"text", signature.Signature{RootHash: hash, PKCS7: []byte("not DER")}, trusted, signature.ErrFormat},
 		// The library that sign.go uses panics on this one.
-		{"tag_without_end", Signature{RootHash: hash, PKCS7: []byte{0x1f, 0x80}}, trusted, ErrFormat},
-		{"cut", withPKCS7(func(b []byte) []byte { return b[:len(b)-1] }), trusted, ErrFormat},
-		{"trailing_byte", withPKCS7(func(b []byte) []byte { return append(b, 0) }), trusted, ErrFormat},
-		{"flipped_last_bit", withPKCS7(func(b []byte) []byte { b[len(b)-1] ^= 1; return b }), trusted, ErrBadSignature},
-		{"other_type", withPKCS7(func(b []byte) []byte { b[bytes.IndexByte(b, 6)+10] ^= 1; return b }), trusted, ErrFormat},
+		{"tag_without_end", signature.Signature{RootHash: hash, PKCS7: []byte{0x1f, 0x80}}, trusted, signature.ErrFormat},
+		{"cut", withPKCS7(func(b []byte) []byte { return b[:len(b)-1] }), trusted, signature.ErrFormat},
+		{"trailing_byte", withPKCS7(func(b []byte) []byte { return append(b, 0) }), trusted, signature.ErrFormat},
+		{"flipped_last_bit", withPKCS7(func(b []byte) []byte { b[len(b)-1] ^= 1; return b }), trusted, signature.ErrBadSignature},
+		{"other_type", withPKCS7(func(b []byte) []byte { b[bytes.IndexByte(b, 6)+10] ^= 1; return b }), trusted, signature.ErrFormat},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			got, by, err := Verify(test.sig, test.certs)
+			got, by, err := signature.Verify(test.sig, test.certs)
 			if !errors.Is(err, test.want) {
 				t.Fatalf("Verify = %v; want %v", err, test.want)
 			}
@@ -198,7 +204,7 @@ func TestVerifyRefuses(t *testing.T) {
 			}
 		})
 	}
-	_, _, err := Verify(good, nil)
+	_, _, err := signature.Verify(good, nil)
 	if err == nil || !strings.Contains(err.Error(), "sealroot test image key") {
 		t.Errorf("Verify without certificates = %v; want the signer's name", err)
 	}
@@ -222,8 +228,8 @@ func TestVerifyRefusesTwoSigners(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := Verify(Signature{RootHash: testHash(), PKCS7: der}, []*x509.Certificate{s.cert}); !errors.Is(err, ErrFormat) {
-		t.Errorf("Verify = %v; want %v", err, ErrFormat)
+	if _, _, err := signature.Verify(signature.Signature{RootHash: testHash(), PKCS7: der}, []*signature.Certificate{s.parsed}); !errors.Is(err, signature.ErrFormat) {
+		t.Errorf("Verify = %v; want %v", err, signature.ErrFormat)
 	}
 }
 
@@ -231,18 +237,18 @@ func TestSign(t *testing.T) {
 	for name, key := range map[string]crypto.Signer{"rsa": rsaKey(t, 2048), "ecdsa": ecKey(t, elliptic.P256())} {
 		t.Run(name, func(t *testing.T) {
 			s := newSigner(t, key, 5, later())
-			text, err := Sign(testHash(), s.cert, s.key)
+			text, err := sign.RootHash(testHash(), s.cert, s.key)
 			if err != nil {
 				t.Fatal(err)
 			}
-			sig, err := Parse(append(text, make([]byte, 100)...))
+			sig, err := signature.Parse(append(text, make([]byte, 100)...))
 			if err != nil {
 				t.Fatal(err)
 			}
 			if want := sha256.Sum256(s.cert.Raw); !bytes.Equal(sig.CertificateFingerprint, want[:]) {
 				t.Errorf("fingerprint = %x; want %x", sig.CertificateFingerprint, want)
 			}
-			if got, by, err := Verify(sig, []*x509.Certificate{s.cert}); err != nil || by != s.cert || !bytes.Equal(got, testHash()) {
+			if got, by, err := signature.Verify(sig, []*signature.Certificate{s.parsed}); err != nil || by != s.parsed || !bytes.Equal(got, testHash()) {
 				t.Errorf("Verify = %x, %v, %v; want our hash and certificate", got, by, err)
 			}
 			dir := t.TempDir()
@@ -261,8 +267,8 @@ func TestSign(t *testing.T) {
 		})
 	}
 	s := newSigner(t, ecKey(t, elliptic.P256()), 5, later())
-	if text, err := Sign(testHash(), s.cert, ecKey(t, elliptic.P256())); !errors.Is(err, ErrBadSignature) || text != nil {
-		t.Errorf("Sign with another key = %s, %v; want %v", text, err, ErrBadSignature)
+	if text, err := sign.RootHash(testHash(), s.cert, ecKey(t, elliptic.P256())); !errors.Is(err, signature.ErrBadSignature) || text != nil {
+		t.Errorf("Sign with another key = %s, %v; want %v", text, err, signature.ErrBadSignature)
 	}
 }
 
@@ -273,12 +279,49 @@ func FuzzVerify(f *testing.F) {
 	}
 	f.Add([]byte{0x1f, 0x80})
 	f.Fuzz(func(t *testing.T, der []byte) {
-		got, by, err := Verify(Signature{RootHash: testHash(), PKCS7: der}, []*x509.Certificate{s.cert})
+		got, by, err := signature.Verify(signature.Signature{RootHash: testHash(), PKCS7: der}, []*signature.Certificate{s.parsed})
 		if err != nil && (got != nil || by != nil) {
 			t.Fatalf("error %v with result %x, %v", err, got, by)
 		}
-		if err == nil && (by != s.cert || !bytes.Equal(got, testHash())) {
+		if err == nil && (by != s.parsed || !bytes.Equal(got, testHash())) {
 			t.Fatalf("Verify = %x, %v without an error", got, by)
 		}
 	})
+}
+
+// A key signs root hashes and manifests; no signature of one kind passes for the
+// other, with signed attributes or without.
+func TestDetachedIsNoRootHash(t *testing.T) {
+	s := newSigner(t, ecKey(t, elliptic.P256()), 1, later())
+	certs := []*signature.Certificate{s.parsed}
+	content := []byte(`{"schema":1}`)
+	message, err := sign.Detached(content, s.cert, s.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if by, err := signature.VerifyDetached(content, message, certs); err != nil || by != s.parsed {
+		t.Fatalf("VerifyDetached() = %v, %v; want the signer", by, err)
+	}
+	if _, _, err := signature.Verify(signature.Signature{RootHash: testHash(), PKCS7: message}, certs); !errors.Is(err, signature.ErrBadSignature) {
+		t.Errorf("as a root hash's: got error %v, want %v", err, signature.ErrBadSignature)
+	}
+	text := []byte(hex.EncodeToString(testHash()))
+	hash := opensslSign(t, s, testHash(), "cms", "-noattr", "-nosmimecap")
+	if _, err := signature.VerifyDetached(text, hash.PKCS7, certs); !errors.Is(err, signature.ErrFormat) {
+		t.Errorf("a root hash as content: got error %v, want %v", err, signature.ErrFormat)
+	}
+	if _, err := sign.Detached(text, s.cert, s.key); !errors.Is(err, signature.ErrFormat) {
+		t.Errorf("sign.Detached(root hash): got error %v, want %v", err, signature.ErrFormat)
+	}
+	for _, content := range [][]byte{nil, []byte("["), []byte("\x31{")} {
+		if _, err := signature.VerifyDetached(content, message, certs); !errors.Is(err, signature.ErrFormat) {
+			t.Errorf("content %q: got error %v, want %v", content, err, signature.ErrFormat)
+		}
+	}
+	if _, err := signature.VerifyDetached([]byte(`{"schema":2}`), message, certs); !errors.Is(err, signature.ErrBadSignature) {
+		t.Errorf("other content: got error %v, want %v", err, signature.ErrBadSignature)
+	}
+	if _, err := signature.VerifyDetached(content, make([]byte, signature.MaxSize+1), certs); !errors.Is(err, signature.ErrFormat) {
+		t.Errorf("a huge message: got error %v, want %v", err, signature.ErrFormat)
+	}
 }

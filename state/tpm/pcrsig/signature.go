@@ -5,7 +5,6 @@ import (
 	"crypto"
 	"crypto/rsa"
 	"crypto/sha256"
-	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
@@ -13,6 +12,7 @@ import (
 	"fmt"
 	"slices"
 
+	"sealroot/publickey"
 	"sealroot/state/tpm/internal/jsonobj"
 )
 
@@ -228,7 +228,7 @@ func SignPCR11(key crypto.Signer, banks []Bank, sections []Section, paths ...[]s
 // Fingerprint is SHA-256 of the PKCS#1 DER form of a public key, as systemd
 // writes it in "pkfp".
 func Fingerprint(key *rsa.PublicKey) [32]byte {
-	return sha256.Sum256(x509.MarshalPKCS1PublicKey(key))
+	return sha256.Sum256(publickey.PKCS1(key))
 }
 
 // ParsePublicKey reads a policy key: one PEM block "PUBLIC KEY" with an RSA key
@@ -241,7 +241,7 @@ func ParsePublicKey(text []byte) (*rsa.PublicKey, error) {
 	if block == nil || block.Type != "PUBLIC KEY" {
 		return nil, fmt.Errorf("%w: no PEM block \"PUBLIC KEY\"", ErrKey)
 	}
-	pub, err := x509.ParsePKIXPublicKey(block.Bytes)
+	pub, err := publickey.Parse(block.Bytes)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrKey, err)
 	}

@@ -1,4 +1,6 @@
-package signature
+// Package sign makes the signatures that package signature verifies. PID 1 does
+// not link it.
+package sign
 
 import (
 	"crypto"
@@ -12,13 +14,15 @@ import (
 	"fmt"
 
 	"github.com/smallstep/pkcs7"
+
+	"sealroot/verity/signature"
 )
 
-// Sign returns the JSON for a signature partition, without padding: a detached
+// RootHash returns the JSON for a signature partition, without padding: a detached
 // signature with SHA-256 and without signed attributes, as systemd-repart makes
 // it and as the kernel accepts it for dm-verity. key must belong to cert. The
-// result has passed Verify.
-func Sign(rootHash []byte, cert *x509.Certificate, key crypto.Signer) ([]byte, error) {
+// result has passed signature.Verify.
+func RootHash(rootHash []byte, cert *x509.Certificate, key crypto.Signer) ([]byte, error) {
 	message, err := signText([]byte(hex.EncodeToString(rootHash)), cert, key)
 	if err != nil {
 		return nil, fmt.Errorf("cannot sign root hash: %w", err)
@@ -38,9 +42,13 @@ func Sign(rootHash []byte, cert *x509.Certificate, key crypto.Signer) ([]byte, e
 	}
 	// A key that is not the certificate's, or a weak one, must show here and not
 	// on a machine in the field.
-	s, err := Parse(text)
+	own, err := signature.ParseCertificate(cert.Raw)
+	var s signature.Signature
 	if err == nil {
-		_, _, err = Verify(s, []*x509.Certificate{cert})
+		s, err = signature.Parse(text)
+	}
+	if err == nil {
+		_, _, err = signature.Verify(s, []*signature.Certificate{own})
 	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot use the signature just made: %w", err)
@@ -64,4 +72,22 @@ func signText(text []byte, cert *x509.Certificate, key crypto.Signer) ([]byte, e
 	}
 	sd.Detach()
 	return sd.Finish()
+}
+
+// Detached returns a detached PKCS#7 message (DER) over content, made as
+// RootHash makes the one over a root hash. content is a JSON object, see
+// signature.VerifyDetached. The result has passed it.
+func Detached(content []byte, cert *x509.Certificate, key crypto.Signer) ([]byte, error) {
+	message, err := signText(content, cert, key)
+	if err != nil {
+		return nil, fmt.Errorf("cannot sign: %w", err)
+	}
+	own, err := signature.ParseCertificate(cert.Raw)
+	if err == nil {
+		_, err = signature.VerifyDetached(content, message, []*signature.Certificate{own})
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot use the signature just made: %w", err)
+	}
+	return message, nil
 }
