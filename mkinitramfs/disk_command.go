@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"sealroot/mkinitramfs/disk"
 	"sealroot/mkinitramfs/tools"
@@ -72,28 +73,87 @@ func (s *size) Set(text string) error {
 	return nil
 }
 
+// buildFlags are the options of everything that is built from a root.
+type buildFlags struct {
+	a                                   slotFlags
+	cmdline, extra, keys, out           string
+	init, secureBootKey, secureBootCert string
+	noRootModules                       bool
+}
+
+func (f *buildFlags) register(fs *flag.FlagSet, out string) {
+	f.a.register(fs, "", "")
+	fs.StringVar(&f.cmdline, "cmdline", "", "further kernel parameters, as \"console=ttyS0 quiet\"")
+	fs.StringVar(&f.extra, "extra", "", "directory of files to add to the root, or to replace there; owned by root")
+	fs.StringVar(&f.keys, "keys", "", "key directory (sealroot-mkinitramfs keys)")
+	fs.StringVar(&f.out, "o", "", out)
+	fs.StringVar(&f.init, "init", "", "PID 1 (default: the file init beside this program)")
+	fs.StringVar(&f.secureBootKey, "secureboot-key", "", "key for Secure Boot (default: db.key of the key directory)")
+	fs.StringVar(&f.secureBootCert, "secureboot-cert", "", "certificate for Secure Boot")
+	fs.BoolVar(&f.noRootModules, "no-root-modules", false, "do not put kernel modules into a root that has none")
+}
+
+// required are the options without which nothing is built.
+func required() []string { return []string{"rootfs", "kernel", "config", "keys", "o"} }
+
+// builder makes what the build runs with.
+func (f *buildFlags) builder(stdin io.Reader, stderr io.Writer) (*disk.Builder, error) {
+	var secure *uki.SecureBoot
+	if (f.secureBootKey == "") != (f.secureBootCert == "") {
+		return nil, fmt.Errorf("cannot sign for Secure Boot with only one of --secureboot-key and --secureboot-cert")
+	}
+	if f.secureBootKey != "" {
+		secure = &uki.SecureBoot{Key: f.secureBootKey, Cert: f.secureBootCert}
+	}
+	signing, err := disk.LoadSigning(f.keys, secure)
+	if err != nil {
+		return nil, err
+	}
+	initPath, err := findInit(f.init)
+	if err != nil {
+		return nil, err
+	}
+	stamp, err := disk.BuildTime()
+	if err != nil {
+		return nil, err
+	}
+	return &disk.Builder{
+		Tools: tools.New(), Stdin: stdin, Log: stderr, Init: initPath, Signing: signing, Time: stamp, Now: time.Now(),
+	}, nil
+}
+
+// partsCommand writes the boot set of one version.
+func partsCommand(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
+	fs := flag.NewFlagSet("sealroot-mkinitramfs parts", flag.ContinueOnError)
+	var f buildFlags
+	f.register(fs, "set to write: a folder that does not exist, FILE.tar, or - for a tar on stdout")
+	if err := parse(fs, args, stderr, required()...); err != nil {
+		return err
+	}
+	in, err := f.a.input(f.cmdline, f.extra, !f.noRootModules)
+	if err != nil {
+		return err
+	}
+	b, err := f.builder(stdin, stderr)
+	if err != nil {
+		return err
+	}
+	return b.WriteParts(ctx, in, f.out, stdout)
+}
+
 // diskFlags is everything that the disk command can be told.
 type diskFlags struct {
-	a, b                         slotFlags
-	state, cmdline, extra, keys  string
-	out, init, sbKey, sbCert     string
-	noRootModules                bool
+	buildFlags
+	b                            slotFlags
+	state                        string
 	rootSize, espSize, stateSize size
 	diskSize                     size
 }
 
 func (f *diskFlags) register(fs *flag.FlagSet) {
-	f.a.register(fs, "", "")
+	f.buildFlags.register(fs, "disk image to write")
 	f.b.register(fs, "slot-b-", " of slot b")
 	fs.StringVar(&f.state, "slot-b", string(disk.Good), "how slot b begins: good, trial or off")
-	fs.StringVar(&f.cmdline, "cmdline", "", "further kernel parameters, as \"console=ttyS0 quiet\"")
-	fs.StringVar(&f.extra, "extra", "", "directory of files to add to the root, or to replace there; owned by root")
-	fs.StringVar(&f.keys, "keys", "", "key directory (sealroot-mkinitramfs keys)")
-	fs.StringVar(&f.out, "o", "", "disk image to write")
-	fs.StringVar(&f.init, "init", "", "PID 1 (default: the file init beside this program)")
-	fs.StringVar(&f.sbKey, "secureboot-key", "", "key for Secure Boot (default: db.key of the key directory)")
-	fs.StringVar(&f.sbCert, "secureboot-cert", "", "certificate for Secure Boot")
-	fs.BoolVar(&f.noRootModules, "no-root-modules", false, "do not put kernel modules into a root that has none")
 	fs.Var(&f.rootSize, "root-size", "size of a root slot (default: 1.5 times the image)")
 	fs.Var(&f.espSize, "esp-size", "size of the EFI system partition (default: three boot sets)")
 	fs.Var(&f.stateSize, "state-size", "size of the state partition (default: 1G)")
@@ -105,33 +165,17 @@ func diskCommand(ctx context.Context, args []string, stdin io.Reader, stderr io.
 	fs := flag.NewFlagSet("sealroot-mkinitramfs disk", flag.ContinueOnError)
 	var f diskFlags
 	f.register(fs)
-	if err := parse(fs, args, stderr, "rootfs", "kernel", "config", "keys", "o"); err != nil {
+	if err := parse(fs, args, stderr, required()...); err != nil {
 		return err
 	}
 	options, err := f.options()
 	if err != nil {
 		return err
 	}
-	var secure *uki.SecureBoot
-	if (f.sbKey == "") != (f.sbCert == "") {
-		return fmt.Errorf("cannot sign for Secure Boot with only one of --secureboot-key and --secureboot-cert")
-	}
-	if f.sbKey != "" {
-		secure = &uki.SecureBoot{Key: f.sbKey, Cert: f.sbCert}
-	}
-	signing, err := disk.LoadSigning(f.keys, secure)
+	b, err := f.builder(stdin, stderr)
 	if err != nil {
 		return err
 	}
-	initPath, err := findInit(f.init)
-	if err != nil {
-		return err
-	}
-	stamp, err := disk.BuildTime()
-	if err != nil {
-		return err
-	}
-	b := &disk.Builder{Tools: tools.New(), Stdin: stdin, Log: stderr, Init: initPath, Signing: signing, Time: stamp}
 	return b.Disk(ctx, options)
 }
 

@@ -23,6 +23,8 @@ const usage = `sealroot-mkinitramfs builds what a sealroot machine boots.
         the keys of an image builder, and which of them are secret
   sealroot-mkinitramfs disk --rootfs DIR|TAR|- --kernel FILE --config FILE --keys DIR -o disk.img
         a bootable A/B disk image from a root file system
+  sealroot-mkinitramfs parts --rootfs DIR|TAR|- --kernel FILE --config FILE --keys DIR -o DIR|FILE.tar|-
+        the parts of one version, signed, as sealroot install takes them
   sealroot-mkinitramfs tools
         the helper programs that the above run, and whether they are installed
 
@@ -66,6 +68,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return keysCommand(args[1:], stdout, stderr)
 	case "disk":
 		return diskCommand(ctx, args[1:], stdin, stderr)
+	case "parts":
+		return partsCommand(ctx, args[1:], stdin, stdout, stderr)
 	case "tools":
 		return toolsCommand(args[1:], stdout, stderr)
 	}

@@ -30,11 +30,14 @@ func TestUsage(t *testing.T) {
 		{"output_missing", []string{"--config", "x"}, 2, "missing -o"},
 		{"disk_rootfs_missing", []string{"disk"}, 2, "missing -rootfs"},
 		{"keys_without_directory", []string{"keys"}, 2, "usage"},
+		{"parts_output_missing", []string{"parts", "--rootfs", "x", "--kernel", "x", "--config", "x", "--keys", "x"}, 2, "missing -o"},
+		{"parts_has_no_slot_b", []string{"parts", "--slot-b", "good"}, 2, "slot-b"},
 		{"disk_help", []string{"disk", "-h"}, 0, "slot-b-rootfs"},
 		{"stray_argument", []string{"tools", "x"}, 2, "unexpected argument"},
 		{"bad_size", []string{"disk", "--size", "4X"}, 2, "not a size"},
 		{"config_missing", []string{"-o", "x", "--kernel-version", "1", "--modules-dir", ".", "--config", "/nonexistent.yaml"}, 1, "/nonexistent.yaml"},
 		{"tools", []string{"tools"}, 0, "squashfs-tools"},
+		{"tools_data", []string{"tools"}, 0, "grub-efi-amd64-bin"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			code, stdout, stderr := call(t, tc.args...)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"sealroot/mkinitramfs/atomicfile"
+	"sealroot/mkinitramfs/disk"
 	"sealroot/mkinitramfs/initramfs"
 	"sealroot/mkinitramfs/keys"
 	"sealroot/mkinitramfs/modules"
@@ -29,11 +30,15 @@ func initramfsCommand(ctx context.Context, args []string, stderr io.Writer) erro
 	keysDir := fs.String("keys", "", "key directory; certificates are looked up beside the configuration first")
 	initPath := fs.String("init", "", "PID 1 (default: the file init beside this program)")
 	compress := fs.String("compress", string(initramfs.Zstd), "zstd or none")
+	rootfs := fs.String("rootfs", "", "root that it is for (directory or tar); needed with boot.watchdog.handover")
 	if err := parse(fs, args, stderr, "o", "kernel-version", "modules-dir", "config"); err != nil {
 		return err
 	}
 	cfg, err := yamlconfig.Load(*configPath)
 	if err != nil {
+		return err
+	}
+	if err := disk.CheckWatchdog(cfg, *rootfs); err != nil {
 		return err
 	}
 	if *initPath, err = findInit(*initPath); err != nil {
@@ -139,7 +144,7 @@ func toolsCommand(args []string, stdout, stderr io.Writer) error {
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s %s\t%s\n", t.Name, path, t.Package, t.MinVersion, t.Purpose)
 	}
-	for _, d := range []tools.DataFile{tools.EFIStub, tools.GRUBDir} {
+	for _, d := range tools.DataFiles() {
 		path, err := r.Data(d)
 		if err != nil {
 			path = "missing"

@@ -15,6 +15,14 @@ import (
 // it from the host, with other people's tools, while no machine runs on it.
 type Disk struct{ Path string }
 
+// Copy returns a copy that belongs to the test.
+func (d *Disk) Copy(t *testing.T) *Disk {
+	t.Helper()
+	c := &Disk{Path: filepath.Join(t.TempDir(), "disk.img")}
+	tool(t, "cp", "--sparse=always", "--reflink=auto", d.Path, c.Path)
+	return c
+}
+
 const sectorSize = 512
 
 // Partition is one row of the partition table, as sfdisk reads it.

@@ -1,6 +1,7 @@
 package qemutests
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -26,7 +27,7 @@ const (
 // How long things may take on a slow machine with two guests at work.
 const (
 	bootTime    = 4 * time.Minute // from power on to a login
-	probeTime   = 2 * time.Minute // from power on to the probe
+	probeTime   = 4 * time.Minute // from power on to the probe
 	commandTime = 2 * time.Minute
 )
 
@@ -36,6 +37,7 @@ type Machine struct {
 
 	t     *testing.T
 	boots int
+	place *os.File // one of guestsAtOnce, when it is held between boots
 }
 
 // NewMachine returns a computer with a disk (nil for none).
@@ -56,6 +58,27 @@ func (m *Machine) WithTPM() *Machine {
 	return m
 }
 
+// WithDisk adds a raw disk after the boot disk: /dev/vdb and so on.
+func (m *Machine) WithDisk(path string) *Machine {
+	m.Config.MoreDisks = append(m.Config.MoreDisks, path)
+	return m
+}
+
+// WithArgs adds to QEMU's command line, such as "-device", "i6300esb".
+func (m *Machine) WithArgs(args ...string) *Machine {
+	m.Config.Args = append(m.Config.Args, args...)
+	return m
+}
+
+// Hold keeps the machine's place among guestsAtOnce from boot to boot until the
+// end of the test, for a machine that is on nearly all the time.
+func (m *Machine) Hold() *Machine {
+	m.t.Helper()
+	m.place = waitForRoom(m.t)
+	m.t.Cleanup(func() { m.place.Close() })
+	return m
+}
+
 // LoadSlot makes a DirectKernel machine load a slot's kernel and initramfs from
 // the disk, without saying which slot they are of.
 func (m *Machine) LoadSlot(slot string) {
@@ -71,45 +94,61 @@ func (m *Machine) LoadSlot(slot string) {
 
 // VM is one run of a machine; every method ends the test when it fails.
 type VM struct {
-	guest *machine.Guest
-	t     *testing.T
-	place *os.File // one of guestsAtOnce
+	machine *Machine
+	guest   *machine.Guest
+	t       *testing.T
+	place   *os.File // one of guestsAtOnce; nil when the machine holds it
+	cycled  bool     // switched off and on again because the emulator hung
 }
 
 // Boot switches the machine on. It is killed at the end of the test.
 func (m *Machine) Boot() *VM {
 	m.t.Helper()
+	vm := &VM{machine: m, t: m.t}
+	if m.place == nil {
+		vm.place = waitForRoom(m.t)
+	}
+	m.t.Cleanup(vm.Kill)
+	vm.start()
+	return vm
+}
+
+// start runs QEMU, with a log of its own.
+func (vm *VM) start() {
+	t, m := vm.t, vm.machine
+	t.Helper()
 	m.boots++
-	dir := logDir(m.t)
-	name := filepath.Join(dir, fmt.Sprintf("console-%d.log", m.boots))
+	name := filepath.Join(logDir(t), fmt.Sprintf("console-%d.log", m.boots))
 	log, err := os.Create(name)
 	if err != nil {
-		m.t.Fatal(err)
+		t.Fatal(err)
 	}
 	c := m.Config
 	c.Log = log
-	place := waitForRoom(m.t)
 	guest, err := machine.Start(c)
 	if err != nil {
-		place.Close()
-		m.t.Fatal(err)
+		log.Close()
+		t.Fatal(err)
 	}
-	vm := &VM{guest: guest, t: m.t, place: place}
-	m.t.Cleanup(func() {
-		vm.Kill()
-		if m.t.Failed() {
-			m.t.Logf("qemu: %s\nconsole (whole: %s), last lines:\n%s", guest.CommandLine(), name, guest.Tail(60))
+	vm.guest = guest
+	t.Cleanup(func() {
+		guest.Kill()
+		if t.Failed() {
+			t.Logf("qemu: %s\nconsole (whole: %s), last lines:\n%s", guest.CommandLine(), name, guest.Tail(60))
 		}
 		log.Close()
 	})
-	return vm
 }
 
 // Expect waits for text that matches and comes after what was matched before.
 // It returns the match and its groups.
 func (vm *VM) Expect(pattern string, timeout time.Duration) []string {
 	vm.t.Helper()
-	groups, err := vm.guest.Expect(regexp.MustCompile(pattern), timeout)
+	re := regexp.MustCompile(pattern)
+	groups, err := vm.guest.Expect(re, timeout)
+	if errors.Is(err, machine.ErrTimeout) && vm.emulatorHung() {
+		groups, err = vm.guest.Expect(re, max(timeout, bootTime))
+	}
 	if err != nil {
 		vm.t.Fatal(err)
 	}
@@ -140,6 +179,9 @@ func (vm *VM) TryRun(command string) (output string, status int) {
 	vm.t.Helper()
 	output, status, err := vm.guest.Run(command, commandTime)
 	if err != nil {
+		if errors.Is(err, machine.ErrAgent) {
+			vm.examine()
+		}
 		vm.t.Fatal(err)
 	}
 	return strings.TrimSuffix(output, "\n"), status
@@ -148,7 +190,11 @@ func (vm *VM) TryRun(command string) (output string, status int) {
 // WaitReady waits until the guest has started (again) so far that it runs commands.
 func (vm *VM) WaitReady(timeout time.Duration) {
 	vm.t.Helper()
-	if err := vm.guest.WaitReady(timeout); err != nil {
+	err := vm.guest.WaitReady(timeout)
+	if errors.Is(err, machine.ErrAgent) && vm.emulatorHung() {
+		err = vm.guest.WaitReady(max(timeout, bootTime))
+	}
+	if err != nil {
 		vm.t.Fatal(err)
 	}
 }
@@ -164,6 +210,9 @@ func (vm *VM) PowerOff() {
 func (vm *VM) WaitPowerOff(timeout time.Duration) {
 	vm.t.Helper()
 	if err := vm.guest.Wait(timeout); err != nil {
+		if errors.Is(err, machine.ErrStillRunning) {
+			vm.examine()
+		}
 		vm.t.Fatal(err)
 	}
 	vm.place.Close()
@@ -185,7 +234,9 @@ func (vm *VM) Reset() {
 
 // Kill cuts the power.
 func (vm *VM) Kill() {
-	vm.guest.Kill()
+	if vm.guest != nil {
+		vm.guest.Kill()
+	}
 	vm.place.Close()
 }
 
@@ -204,6 +255,12 @@ const guestsAtOnce = 2
 // processes that run these tests, and takes a place until it is closed.
 func waitForRoom(t *testing.T) *os.File {
 	t.Helper()
+	// First come, first served: the kernel hands a lock on in this order.
+	queue := openLock(t, "guest-queue")
+	defer queue.Close()
+	if err := unix.Flock(int(queue.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
 	for ; ; time.Sleep(100 * time.Millisecond) {
 		for i := range guestsAtOnce {
 			f := openLock(t, fmt.Sprintf("guest-%d", i))

@@ -29,6 +29,11 @@ type Image struct {
 	// Config is a file of mkinitramfs/yamlconfig/testdata without its suffix:
 	// "bios" (the default) or "uki".
 	Config string
+	// Loader is "" for what Config says, "grub-efi" (Config "bios", started by
+	// UEFI firmware) or "systemd-boot" (Config "uki", with that loader).
+	Loader string
+	// Store is boot.store of the configuration, "gpt" by default.
+	Store string
 	// Edit replaces text of the configuration: pairs of old and new.
 	Edit []string
 	Root Root
@@ -38,13 +43,20 @@ type Image struct {
 	Cmdline string
 	// Extra are files that are added to the root: path and content.
 	Extra map[string]string
-	// Commit adds the unit that commits the slot once the system is up (Debian).
+	// Commit adds the units that check and commit the slot once the system is up (Debian).
 	Commit bool
 	// SecureBoot signs the kernel images with the snakeoil key.
 	SecureBoot bool
 	// Uncapped takes an init that leaves the TPM open: the control of tests that
 	// show why it is closed.
 	Uncapped bool
+	// Init is the path of another init than build/init.
+	Init string
+	// Tree is another tree of sources, with its programs in its build/, whose
+	// sealroot-mkinitramfs, init and configuration make the image.
+	Tree string
+	// Sealroot is the path of another command sealroot for the running system.
+	Sealroot string
 	// B is what slot b holds, nil for an empty slot.
 	B *SlotB
 }
@@ -59,29 +71,61 @@ type SlotB struct {
 // Build returns a copy of the image that belongs to the test.
 func (im Image) Build(t *testing.T) *Disk {
 	t.Helper()
-	im.Config = orDefault(im.Config, "bios")
+	im = im.whole()
+	cached := filepath.Join(buildDir, "images", im.Config+"-"+string(im.Root)+"-"+im.key(t)+".img")
+	once(t, cached, func(path string) { im.make(t, path) })
+	return (&Disk{Path: cached}).Copy(t)
+}
+
+// whole fills in what is left out.
+func (im Image) whole() Image {
+	config := "bios"
+	if im.Loader == "systemd-boot" {
+		config = "uki"
+	}
+	im.Config = orDefault(im.Config, config)
 	im.Root = orDefault(im.Root, Probe)
 	im.Kernel = orDefault(im.Kernel, "6.1")
 	if b := im.B; b != nil {
 		im.B = &SlotB{orDefault(b.Mode, "trial"), orDefault(b.Root, im.Root), orDefault(b.Kernel, im.Kernel)}
 	}
-	cached := filepath.Join(buildDir, "images", im.Config+"-"+string(im.Root)+"-"+im.key(t)+".img")
-	once(t, cached, func(path string) { im.make(t, path) })
-	disk := &Disk{Path: filepath.Join(t.TempDir(), "disk.img")}
-	tool(t, "cp", "--sparse=always", "--reflink=auto", cached, disk.Path)
-	return disk
+	return im
+}
+
+// Parts returns a tar with the image as `sealroot install` takes it. B is not
+// used. The tar is shared: it is for reading only.
+func (im Image) Parts(t *testing.T) string {
+	t.Helper()
+	im = im.whole()
+	im.B = nil
+	cached := filepath.Join(buildDir, "images", im.Config+"-"+string(im.Root)+"-"+im.key(t)+".parts.tar")
+	once(t, cached, func(path string) {
+		// The name decides what is written: a tar, or a directory.
+		unfinished := strings.TrimSuffix(path, ".tmp") + ".tmp.tar"
+		im.mkinitramfs(t, "parts", "-o", unfinished)
+		if err := os.Rename(unfinished, path); err != nil {
+			t.Fatal(err)
+		}
+	})
+	return cached
 }
 
 // key is a digest of everything that the image is made of.
 func (im Image) key(t *testing.T) string {
 	t.Helper()
 	sum := sha256.New()
-	if err := json.NewEncoder(sum).Encode(im); err != nil {
+	description := im
+	// What these hold counts, not where they are.
+	description.Init, description.Tree, description.Sealroot = "", "", ""
+	if err := json.NewEncoder(sum).Encode(description); err != nil {
 		t.Fatal(err)
 	}
-	files := []string{
-		filepath.Join(buildDir, "init"), filepath.Join(buildDir, "sealroot"),
-		filepath.Join(buildDir, "sealroot-mkinitramfs"), im.configFile(), "image_test.go",
+	files := []string{im.program("init"), im.program("sealroot"), im.program("sealroot-mkinitramfs"), im.configFile(), "image_test.go"}
+	if im.Init != "" {
+		files = append(files, im.Init)
+	}
+	if im.Sealroot != "" {
+		files = append(files, im.Sealroot)
 	}
 	for _, name := range files {
 		f, err := os.Open(name)
@@ -104,55 +148,90 @@ func (im Image) key(t *testing.T) string {
 }
 
 func (im Image) configFile() string {
-	return filepath.Join(rootDir, "mkinitramfs/yamlconfig/testdata", im.Config+".yaml")
+	return filepath.Join(orDefault(im.Tree, rootDir), "mkinitramfs/yamlconfig/testdata", im.Config+".yaml")
+}
+
+// program is the path of a program in build/ of the image's tree.
+func (im Image) program(name string) string {
+	if im.Tree == "" {
+		return filepath.Join(buildDir, name)
+	}
+	return filepath.Join(im.Tree, "build", name)
 }
 
 // make runs sealroot-mkinitramfs disk.
 func (im Image) make(t *testing.T, path string) {
+	t.Helper()
+	args := []string{"-o", path}
+	if b := im.B; b != nil {
+		k := kernel(t, b.Kernel)
+		args = append(args, "--slot-b", b.Mode, "--slot-b-rootfs", rootTar(t, b.Root),
+			"--slot-b-kernel", k.Image, "--slot-b-modules-dir", k.Dir, "--slot-b-config", im.config(t))
+	}
+	im.mkinitramfs(t, "disk", args...)
+}
+
+// mkinitramfs runs a command of sealroot-mkinitramfs for what slot a holds.
+func (im Image) mkinitramfs(t *testing.T, command string, more ...string) {
+	t.Helper()
+	k := kernel(t, im.Kernel)
+	args := append([]string{command, "--config", im.config(t), "--keys", keysDir(t),
+		"--rootfs", rootTar(t, im.Root), "--kernel", k.Image, "--modules-dir", k.Dir,
+		"--extra", im.extraDir(t),
+		// A kernel that hangs answers SysRq with what it is doing (see hang_test.go).
+		"--cmdline", strings.TrimSpace("console=ttyS0 sysrq_always_enabled " + im.Cmdline)}, more...)
+	if im.Uncapped {
+		args = append(args, "--init", uncappedInit(t))
+	}
+	if im.Init != "" {
+		args = append(args, "--init", im.Init)
+	}
+	if im.SecureBoot {
+		args = append(args, "--secureboot-key", snakeoilKey(t), "--secureboot-cert", machine.SnakeoilCert)
+	}
+	cmd := exec.Command(im.program("sealroot-mkinitramfs"), args...)
+	if output, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", strings.Join(cmd.Args, " "), err, output)
+	}
+}
+
+// config writes the edited configuration and returns its path.
+func (im Image) config(t *testing.T) string {
 	t.Helper()
 	config, err := os.ReadFile(im.configFile())
 	if err != nil {
 		t.Fatal(err)
 	}
 	text := string(config)
-	for i := 0; i+1 < len(im.Edit); i += 2 {
-		if !strings.Contains(text, im.Edit[i]) {
-			t.Fatalf("%s.yaml has no %q to replace", im.Config, im.Edit[i])
+	for i := 0; i+1 < len(im.edits()); i += 2 {
+		old, replacement := im.edits()[i], im.edits()[i+1]
+		if !strings.Contains(text, old) {
+			t.Fatalf("%s.yaml has no %q to replace", im.Config, old)
 		}
-		text = strings.ReplaceAll(text, im.Edit[i], im.Edit[i+1])
+		text = strings.ReplaceAll(text, old, replacement)
 	}
-	configPath := filepath.Join(t.TempDir(), "config.yaml")
-	if err := os.WriteFile(configPath, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	path := filepath.Join(t.TempDir(), "config.yaml")
+	writeFile(t, path, []byte(text), 0o644)
+	return path
+}
 
-	k := kernel(t, im.Kernel)
-	args := []string{"disk", "-o", path, "--config", configPath, "--keys", keysDir(t),
-		"--rootfs", rootTar(t, im.Root), "--kernel", k.Image, "--modules-dir", k.Dir,
-		"--extra", im.extraDir(t),
-		"--cmdline", strings.TrimSpace("console=ttyS0 " + im.Cmdline)}
-	if b := im.B; b != nil {
-		k := kernel(t, b.Kernel)
-		args = append(args, "--slot-b", b.Mode, "--slot-b-rootfs", rootTar(t, b.Root),
-			"--slot-b-kernel", k.Image, "--slot-b-modules-dir", k.Dir, "--slot-b-config", configPath)
+// edits are the pairs of Edit, after those that Loader and Store stand for.
+func (im Image) edits() []string {
+	var edits []string
+	if im.Loader == "systemd-boot" {
+		edits = append(edits, "loader: uki", "loader: systemd-boot")
 	}
-	if im.Uncapped {
-		args = append(args, "--init", uncappedInit(t))
+	if im.Store != "" {
+		edits = append(edits, "store: gpt", "store: "+im.Store)
 	}
-	if im.SecureBoot {
-		args = append(args, "--secureboot-key", snakeoilKey(t), "--secureboot-cert", machine.SnakeoilCert)
-	}
-	cmd := exec.Command(filepath.Join(buildDir, "sealroot-mkinitramfs"), args...)
-	if output, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%s: %v\n%s", strings.Join(cmd.Args, " "), err, output)
-	}
+	return append(edits, im.Edit...)
 }
 
 // extraDir is a folder with the files that are added to the root.
 func (im Image) extraDir(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
-	program, err := os.ReadFile(filepath.Join(buildDir, "sealroot"))
+	program, err := os.ReadFile(orDefault(im.Sealroot, im.program("sealroot")))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -166,7 +245,11 @@ func (im Image) extraDir(t *testing.T) string {
 		tool(t, filepath.Join(rootDir, "sealroot/units/install"), dir, filepath.Join(buildDir, "sealroot"))
 	}
 	for name, content := range im.Extra {
-		writeFile(t, filepath.Join(dir, name), []byte(content), 0o644)
+		mode := os.FileMode(0o644)
+		if strings.HasPrefix(content, "#!") {
+			mode = 0o755
+		}
+		writeFile(t, filepath.Join(dir, name), []byte(content), mode)
 	}
 	return dir
 }

@@ -17,5 +17,9 @@ func TestMain(m *testing.M) {
 		fmt.Fprintf(os.Stderr, "make build: %v\n%s", err, output)
 		os.Exit(1)
 	}
-	os.Exit(m.Run())
+	status := m.Run()
+	if n := emulatorHangs.Load(); n > 0 {
+		fmt.Printf("EMULATOR HANGS: %d (machines whose kernel took no interrupt any more; each was switched off and on)\n", n)
+	}
+	os.Exit(status)
 }

@@ -10,28 +10,23 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"os/signal"
 	"syscall"
 
 	"sealroot/init/report"
+	"sealroot/sealroot/boots"
 	"sealroot/sealroot/bootset"
+	"sealroot/sealroot/install"
 	"sealroot/sealroot/machine"
 	"sealroot/sealroot/recovery"
 	"sealroot/slots"
 	"sealroot/slots/bootlog"
 )
 
-const usage = `sealroot tells how this machine was booted, and changes what it boots next.
-
-  sealroot status [--json]             slots, state, recovery key, what to do
-  sealroot commit                      keep the slot that runs
-  sealroot try SLOT [--tries N]        boot another slot on trial, at most N times
-  sealroot state recovery-key [--show] [--yes]
-                                       show the recovery key once, then delete it here
-  sealroot version                     this program's version
-
-Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused or nothing to do it
-with, 4 not root, 5 this system was not booted by sealroot.
+const exitText = `Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused or nothing to do it
+with, 4 not root, 5 this system was not booted by sealroot, 6 what was checked
+or verified is bad.
 `
 
 // Exit statuses.
@@ -42,6 +37,7 @@ const (
 	exitRefused
 	exitNotRoot
 	exitNotBooted
+	exitBad
 )
 
 var (
@@ -50,27 +46,49 @@ var (
 	errSaid      = errors.New("wrong usage, explained")
 	errNotRoot   = errors.New("only root may do this; use sudo")
 	errNotBooted = errors.New("this system was not booted by sealroot")
+	// errBad: what was checked or verified is bad.
+	errBad = errors.New("not good")
 )
 
-// Machine is the boot disk as the commands need it.
+// Machine is a boot disk as the commands need it.
 type Machine interface {
 	Slots() ([]slots.Slot, error)
 	Record() (bootlog.Record, error)
-	// BootSet is what commit and try act on; changed is told of each place
-	// whose default was changed.
+	UpdateRecord(change func(bootlog.Record) (bootlog.Record, error)) error
+	// Versions are those of the slots' images, by slot; hints.
+	Versions() (map[string]string, error)
+	// Kept says where the slots are kept and who starts them.
+	Kept() (store, loader string)
+	// Refill is how many tries a commit gives; 0 without boot.recount.
+	Refill() int
+	// BootSet is what the commands that change slots act on; changed is told of
+	// each place whose default was changed.
 	BootSet(changed func(place, slot string)) (bootset.Machine, error)
+	Close() error
+}
+
+// Where says which boot disk is meant.
+type Where struct {
+	Report report.Report // of this machine's boot
+	Disk   string        // a disk that no machine runs from now; "" for this machine's
+	Store  string        // with Disk: where its slots are kept; "" to find out
+	Write  bool          // with Disk: it will be changed
 }
 
 // Env is what the commands know of the world beside their arguments.
 type Env struct {
 	UID      int
 	Stdin    io.Reader
-	Terminal bool   // a person sits at standard input and output
-	Report   string // path of boot.json
-	Key      string // path of the kept recovery key
-	Lock     string // file that commands which write lock
+	Terminal bool     // a person sits at standard input and output
+	Report   string   // path of boot.json
+	Key      string   // path of the kept recovery key
+	Lock     string   // file that commands which write lock
+	State    string   // where the state partition is mounted
+	Trial    string   // file that is there when this boot is on trial
+	Checks   []string // folders of health checks, the one that wins first
 	Version  string
-	Open     func(report.Report) (Machine, error)
+	Open     func(Where) (Machine, error)
+	Reboot   func(context.Context) error
 }
 
 // version is set by the linker.
@@ -86,17 +104,42 @@ func main() {
 		Report:   report.Path,
 		Key:      recovery.File,
 		Lock:     "/run/sealroot/lock",
+		State:    boots.State,
+		Trial:    "/run/sealroot/trial",
+		Checks:   []string{"/etc/sealroot/checks.d", "/usr/lib/sealroot/checks.d"},
 		Version:  version,
-		Open: func(r report.Report) (Machine, error) {
-			m, err := machine.Open(r)
-			if err != nil {
-				return nil, err
-			}
-			return m, nil
-		},
+		Open:     open,
+		Reboot:   restart,
 	})
 	stop()
 	os.Exit(code)
+}
+
+func open(w Where) (Machine, error) {
+	var m *machine.Machine
+	var err error
+	if w.Disk != "" {
+		m, err = machine.OpenDisk(w.Disk, w.Store, w.Write)
+	} else {
+		m, err = machine.Open(w.Report)
+	}
+	if err != nil {
+		return nil, err // not a nil *Machine inside the interface
+	}
+	return m, nil
+}
+
+// restart asks the real init to restart the machine. systemctl is systemd's;
+// the others have a program reboot.
+func restart(ctx context.Context) error {
+	name, args := "reboot", []string{}
+	if _, err := os.Stat("/run/systemd/system"); err == nil {
+		name, args = "systemctl", []string{"--no-block", "--no-wall", "reboot"}
+	}
+	if out, err := exec.CommandContext(ctx, name, args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("cannot restart: %s: %w: %s", name, err, line(string(out)))
+	}
+	return nil
 }
 
 // Main runs one command and returns the exit status.
@@ -119,7 +162,8 @@ func exitCode(err error) int {
 		{exitNotRoot, []error{errNotRoot}},
 		{exitNotBooted, []error{errNotBooted}},
 		{exitUsage, []error{errUsage, errSaid, bootset.ErrUsage}},
-		{exitRefused, []error{bootset.ErrRefused, bootset.ErrNoImage, recovery.ErrNone, recovery.ErrNotTerminal}},
+		{exitBad, []error{errBad, install.ErrSet, install.ErrBad}},
+		{exitRefused, []error{bootset.ErrRefused, bootset.ErrNoImage, machine.ErrInUse, machine.ErrNotDisk, install.ErrRoom, recovery.ErrNone, recovery.ErrNotTerminal}},
 	} {
 		for _, e := range c.errs {
 			if errors.Is(err, e) {
@@ -128,37 +172,4 @@ func exitCode(err error) int {
 		}
 	}
 	return exitFailed
-}
-
-func run(ctx context.Context, args []string, stdout, stderr io.Writer, env Env) error {
-	if len(args) == 0 {
-		fmt.Fprint(stderr, usage)
-		return errSaid
-	}
-	name, rest := args[0], args[1:]
-	if name == "state" {
-		if len(rest) == 0 || rest[0] != "recovery-key" {
-			return fmt.Errorf("%w: sealroot state knows only recovery-key", errUsage)
-		}
-		name, rest = "state recovery-key", rest[1:]
-	}
-	c := command{env: env, stdout: stdout, flags: flag.NewFlagSet("sealroot "+name, flag.ContinueOnError)}
-	c.flags.SetOutput(stderr)
-	switch name {
-	case "help", "-h", "--help":
-		fmt.Fprint(stdout, usage)
-		return nil
-	case "version", "--version":
-		fmt.Fprintf(stdout, "sealroot %s\n", env.Version)
-		return nil
-	case "status":
-		return c.status(rest)
-	case "commit":
-		return c.commit(ctx, rest)
-	case "try":
-		return c.try(ctx, rest)
-	case "state recovery-key":
-		return c.recoveryKey(ctx, rest)
-	}
-	return fmt.Errorf("%w: unknown command %q (sealroot help lists them)", errUsage, name)
 }

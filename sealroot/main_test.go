@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -23,15 +24,31 @@ type fake struct {
 	err    error // of every access
 	noSlot error // why a slot holds no image
 	saves  int
+	log    bootlog.Record
+	closed bool
 }
 
 func (f *fake) Load() ([]slots.Slot, error)     { return f.list, f.err }
 func (f *fake) Save(s []slots.Slot) error       { f.saves++; f.list = s; return nil }
 func (f *fake) Slots() ([]slots.Slot, error)    { return f.list, f.err }
-func (f *fake) Record() (bootlog.Record, error) { return bootlog.Record{}, f.err }
-func (f *fake) BootSet(func(place, slot string)) (bootset.Machine, error) {
-	return bootset.Machine{Store: f, HoldsImage: func(string) error { return f.noSlot }}, nil
+func (f *fake) Record() (bootlog.Record, error) { return f.log, f.err }
+func (f *fake) Kept() (store, loader string)    { return "gpt", "grub" }
+func (f *fake) Refill() int                     { return 0 }
+func (f *fake) Close() error                    { f.closed = true; return nil }
+func (f *fake) Versions() (map[string]string, error) {
+	return map[string]string{"a": "7"}, f.err
 }
+func (f *fake) UpdateRecord(change func(bootlog.Record) (bootlog.Record, error)) (err error) {
+	f.log, err = change(f.log)
+	return err
+}
+func (f *fake) BootSet(func(place, slot string)) (bootset.Machine, error) {
+	return bootset.Machine{Store: f, Log: fakeLog{f}, HoldsImage: func(string) error { return f.noSlot }}, nil
+}
+
+type fakeLog struct{ f *fake }
+
+func (l fakeLog) Record(c slots.LogChange) error { l.f.log = l.f.log.Apply(c, "boot"); return nil }
 
 // world is what a command finds.
 type world struct {
@@ -43,10 +60,24 @@ type world struct {
 	uid      int
 	terminal bool
 	typed    string
+	log      bootlog.Record
+	trial    bool              // the file that says so is there
+	checks   map[string]string // scripts
+	before   func(Env)         // changes what is there
 }
 
+// outcome is what a command left.
+type outcome struct {
+	*fake
+	env     Env
+	reboots int
+	where   Where
+}
+
+const thisBoot = "00000000-0000-4000-8000-000000000001"
+
 func running(change func(*report.Report)) *report.Report {
-	r := &report.Report{Schema: 1, Slot: report.Slot{Name: "b", Reason: "trial"}, State: report.State{Recovery: "enrolled"}}
+	r := &report.Report{Schema: 1, BootID: thisBoot, Slot: report.Slot{Name: "b", Reason: "trial", Trial: true}, State: report.State{Recovery: "enrolled"}}
 	if change != nil {
 		change(r)
 	}
@@ -59,30 +90,59 @@ func pair() []slots.Slot {
 
 func (w world) run(t *testing.T, args ...string) (code int, stdout, stderr string, f *fake) {
 	t.Helper()
+	code, stdout, stderr, o := w.outcome(t, args...)
+	return code, stdout, stderr, o.fake
+}
+
+func (w world) outcome(t *testing.T, args ...string) (code int, stdout, stderr string, o *outcome) {
+	t.Helper()
 	dir := t.TempDir()
 	env := Env{
 		UID: w.uid, Stdin: strings.NewReader(w.typed), Terminal: w.terminal, Version: "v1",
 		Report: filepath.Join(dir, "boot.json"), Key: filepath.Join(dir, "recovery.key"), Lock: filepath.Join(dir, "run/lock"),
+		State: filepath.Join(dir, "state"), Trial: filepath.Join(dir, "trial"), Checks: []string{filepath.Join(dir, "checks.d")},
+	}
+	put := func(path, text string, mode os.FileMode) {
+		t.Helper()
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), mode); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if w.report != nil {
 		text, err := w.report.Encode()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(env.Report, text, 0o644); err != nil {
-			t.Fatal(err)
-		}
+		put(env.Report, string(text), 0o644)
 	}
 	if w.key != "" {
-		if err := os.WriteFile(env.Key, []byte(w.key), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		put(env.Key, w.key, 0o600)
 	}
-	f = &fake{list: w.list, err: w.err, noSlot: w.noSlot}
-	env.Open = func(report.Report) (Machine, error) { return f, w.err }
+	if w.trial {
+		put(env.Trial, "", 0o644)
+	}
+	for name, text := range w.checks {
+		put(filepath.Join(env.Checks[0], name), "#!/bin/sh\n"+text+"\n", 0o755)
+	}
+	if err := os.Mkdir(env.State, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	o = &outcome{fake: &fake{list: slices.Clone(w.list), err: w.err, noSlot: w.noSlot, log: w.log}}
+	env.Open = func(where Where) (Machine, error) {
+		o.where = where
+		return o.fake, w.err
+	}
+	env.Reboot = func(context.Context) error { o.reboots++; return nil }
+	o.env = env
+	if w.before != nil {
+		w.before(env)
+	}
 	var out, errs bytes.Buffer
 	code = Main(context.Background(), args, &out, &errs, env)
-	return code, out.String(), errs.String(), f
+	return code, out.String(), errs.String(), o
 }
 
 func TestExitStatus(t *testing.T) {
@@ -105,6 +165,9 @@ func TestExitStatus(t *testing.T) {
 	emptyB.noSlot = fmt.Errorf("its signature partition is empty: %w", bootset.ErrNoImage)
 	deafB := inA
 	deafB.noSlot = errors.New("input/output error")
+	bothGood := with(func(w *world) { w.list = goodPair() })
+	alone := with(func(w *world) { w.list = []slots.Slot{{Name: "a"}, {Name: "b", Priority: 2, Tries: 2}} })
+	markedBad := with(func(w *world) { w.list = []slots.Slot{{Name: "a", Priority: 1, Successful: true}, {Name: "b"}} })
 	for _, c := range []struct {
 		name   string
 		world  world
@@ -119,7 +182,7 @@ func TestExitStatus(t *testing.T) {
 		{"version", user, "version", 0, "sealroot v1\n", ""},
 		{"unknown_command", onB, "explode", 2, "", `unknown command "explode"`},
 		{"unknown_flag", onB, "status --loud", 2, "", "-loud"},
-		{"too_many_words", onB, "commit b", 2, "", "takes no argument"},
+		{"too_many_words", onB, "rollback a b", 2, "", "takes no argument"},
 		{"state_of_what", onB, "state", 2, "", "recovery-key"},
 
 		{"status", onB, "status", 0, "slot b is on trial", ""},
@@ -136,18 +199,39 @@ func TestExitStatus(t *testing.T) {
 		{"commit_degraded", degraded, "commit", 3, "", "degraded"},
 		{"commit_elsewhere", elsewhere, "commit", 5, "", "boot.json is missing"},
 		{"commit_without_disk", broken, "commit", 1, "", "no disk"},
+		{"commit_another", onB, "commit a", 2, "", "only the slot that runs"},
+		{"commit_after_the_time_limit", markedBad, "commit", 3, "", "it was marked bad in this boot"},
+		{"commit_as_json", onB, "commit --json", 0, `"exit_status": 0`, ""},
+		{"refusal_as_json", degraded, "commit --json", 3, `"exit_status": 3`, "degraded"},
 		{"commit_by_a_newer_report", newer, "commit", 3, "", "schema 2"},
 
 		{"try", inA, "try b", 0, "sealroot: slot b: on trial from the next boot on, 3 tries", ""},
 		{"try_once", inA, "try b --tries 1", 0, "1 try;", ""},
 		{"try_flag_first", inA, "try --tries=15 b", 0, "15 tries", ""},
 		{"try_too_often", inA, "try b --tries 16", 2, "", "16 tries"},
-		{"try_what", inA, "try", 2, "", "name of one slot"},
+		{"try_what", inA, "try", 2, "", "sealroot try SLOT"},
 		{"try_unknown_slot", inA, "try x", 2, "", `slot "x"`},
 		{"try_running_slot", inA, "try a", 3, "", "it runs now"},
 		{"try_empty_slot", emptyB, "try b", 3, "", "signature partition is empty"},
 		{"try_unreadable_slot", deafB, "try b", 1, "", "input/output error"},
 		{"try_without_root", user, "try a", 4, "", "only root"},
+
+		{"mark_bad", onB, "mark-bad", 0, "sealroot: slot b: marked bad by hand: not bootable any more; the next boot is for slot a\n", ""},
+		{"mark_bad_other", inA, "mark-bad b --reason noisy", 0, "slot b: marked bad by hand: noisy: not bootable any more; the next boot is for slot a", ""},
+		{"mark_bad_committed", bothGood, "mark-bad b", 0, "slot b: marked bad by hand: last choice now; the next boot is for slot a", ""},
+		{"mark_bad_by_check", onB, "mark-bad --check 10-net", 0, "slot b: health check failed: 10-net: not", ""},
+		{"mark_bad_unknown_slot", onB, "mark-bad x", 2, "", `slot "x"`},
+		{"mark_bad_last", alone, "mark-bad", 3, "", "no other slot could be booted"},
+		{"mark_bad_last_by_force", alone, "mark-bad --force", 0, "not bootable any more", ""},
+		{"mark_bad_without_root", user, "mark-bad", 4, "", "only root"},
+		{"mark_bad_elsewhere", elsewhere, "mark-bad a", 5, "", "boot.json is missing"},
+		{"rollback", onB, "rollback", 0, "slot b: marked bad by hand: rolled back: not bootable any more; the next boot is for slot a", ""},
+		{"rollback_committed", bothGood, "rollback", 0, "last choice now; the next boot is for slot a", ""},
+		{"rollback_nowhere", alone, "rollback", 3, "", "no other committed slot"},
+		{"rollback_without_root", user, "rollback", 4, "", "only root"},
+		{"reboot_of_a_disk", onB, "rollback --reboot --disk x", 2, "", "not for --disk"},
+		{"store_of_this_machine", onB, "commit --store gpt", 2, "", "--store is for --disk"},
+		{"mark_bad_a_disk", elsewhere, "mark-bad --disk x", 2, "", "a slot has to be named"},
 
 		{"key_to_a_person", person, "state recovery-key", 0, "cbdefghi", ""},
 		{"key_to_an_unwilling_person", unwilling, "state recovery-key", 1, "cbdefghi", "still kept"},
@@ -170,6 +254,10 @@ func TestExitStatus(t *testing.T) {
 			}
 		})
 	}
+}
+
+func goodPair() []slots.Slot {
+	return []slots.Slot{{Name: "a", Priority: 1, Successful: true}, {Name: "b", Priority: 2, Successful: true}}
 }
 
 func TestRefusedWritesNothing(t *testing.T) {

@@ -1,6 +1,7 @@
 package slots
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -8,8 +9,10 @@ import (
 
 // Observed is all that a decision depends on.
 type Observed struct {
-	Slots  []Slot
-	Loaded string    // slot whose kernel and initramfs run; "" when unknown
+	Slots []Slot
+	// Loaded is the slot whose kernel and initramfs run; "" when nobody told, and
+	// then it fits any slot; UnknownKernel when it belongs to none.
+	Loaded string
 	Hint   HintState // the loader's one-shot as it stands now
 	// Armed is the slot that the one-shot was last armed for, from the boot
 	// log; "" none. LogReadable is false when the boot log was damaged.
@@ -18,6 +21,13 @@ type Observed struct {
 	Failures    map[string]Failure // last failure of each slot, from the boot log
 	Pauses      int                // last resorts and failed boots in a row so far, from the boot log
 	Tried       []string           // slots that failed in this boot already
+	Told        string             // the fallback that was told of last, from the boot log
+	// Refill is boot.tries with boot.recount: committed slots are counted too. 0
+	// without.
+	Refill int
+	Took   []string // committed slots whose try this boot has taken
+	// LastResort: the slot was chosen because nothing better is left.
+	LastResort bool
 }
 
 // HintState is the loader's one-shot.
@@ -46,6 +56,9 @@ type Decision struct {
 	Slots []Slot
 	// Rearm is the slot to arm the loader's one-shot for; "" leaves it alone.
 	Rearm string
+	// SetDefault is the slot that the loader is to start without a one-shot; ""
+	// leaves that alone. Its own kernel runs, so it cannot be a dead one.
+	SetDefault string
 	// ClearArmed: clear the loader's one-shot and the armed record.
 	ClearArmed bool
 	// Log is what to change in the boot log.
@@ -58,12 +71,24 @@ type Decision struct {
 	// NeedOwnKernel: the running kernel is another slot's. Go on when the
 	// kernel release matches the modules of Slot's root, else ask OwnKernel.
 	NeedOwnKernel bool
+	// Took is the committed slot whose try is taken with Slots (boot.recount).
+	Took string
 	// LostTry is set when a try was spent for a boot that did not arrive.
 	LostTry *Failure
-	// FellBack is set when another slot should have run: which, and why not.
+	// FellBack is set when another slot should have run: which, and why not. It
+	// is told once for each fallback.
 	FellBack *Failure
+	// Disagreement is set when the loader did not load what should run.
+	Disagreement *Disagreement
 	// Lines tell a person what was decided, in order, without prefix.
 	Lines []string
+}
+
+// Disagreement says what the loader loaded and what the slots say.
+type Disagreement struct {
+	Loaded string // slot whose kernel runs, or UnknownKernel
+	Wanted string // slot whose kernel should run
+	Why    string // for a person
 }
 
 // LogChange is a change of the boot log.
@@ -73,14 +98,20 @@ type LogChange struct {
 	Failures  []Failure // replaces the last failure of their slots
 	SetPauses bool
 	Pauses    int // with SetPauses: the new value
-	// Forget drops what the log says about slots: the last failure, and that
-	// the one-shot was armed for them.
+	// Told is the fallback that is told of now; "" leaves the old one. It is
+	// forgotten with its slot, and when the slot fails anew.
+	Told string
+	// Forget is for slots that get another image: it drops all that the log says
+	// about them, and that others stood above them.
 	Forget []string
+	// Clear is for slots that have proved good: it drops their last failure, that
+	// the one-shot was armed for them, and that a fallback from them was told.
+	Clear []string
 }
 
 // Empty says that nothing changes, and so nothing is to be written.
 func (c LogChange) Empty() bool {
-	return !c.SetArmed && !c.SetPauses && len(c.Failures) == 0 && len(c.Forget) == 0
+	return !c.SetArmed && !c.SetPauses && c.Told == "" && len(c.Failures) == 0 && len(c.Forget) == 0 && len(c.Clear) == 0
 }
 
 // Decide chooses the slot to boot. It is called once at boot, and again with
@@ -93,19 +124,18 @@ func (c LogChange) Empty() bool {
 // the trial having arrived, spends the try for it.
 //
 // The result is never an error while a slot exists: when nothing is bootable
-// the last resort is the newest slot that was once good, then any. ErrNoSlot
-// when there is none.
+// the last resort is each slot in turn. ErrNoSlot when there is none.
 func Decide(o Observed) (Decision, error) {
 	if len(o.Slots) == 0 {
 		return Decision{}, ErrNoSlot
 	}
-	if index(o.Slots, o.Loaded) < 0 {
+	if o.Loaded != UnknownKernel && index(o.Slots, o.Loaded) < 0 {
 		o.Loaded = "" // a name the store does not know says nothing
 	}
-	i := best(o.Slots, func(s Slot) bool { return s.Bootable() && !o.tried(s.Name) })
+	i := o.best(func(s Slot) bool { return s.Bootable() && !o.tried(s.Name) })
 	var d Decision
 	switch {
-	case i < 0:
+	case i < 0 || o.allUsedUp(o.Slots[i]):
 		d = o.lastResort()
 	case o.Slots[i].State() == Trial:
 		d = o.trial(o.Slots[i])
@@ -113,53 +143,59 @@ func Decide(o Observed) (Decision, error) {
 		d = o.committed(o.Slots[i])
 	}
 	o.disarm(&d)
+	o.disagree(&d)
 	return d, nil
 }
 
-// committed boots a committed slot and writes nothing, unless the boot before
-// rebooted into the slot's own kernel in vain.
+// committed boots a committed slot and writes nothing, unless its boots are
+// counted, a fallback is to be told, or the boot before rebooted into the slot's
+// own kernel in vain.
 func (o Observed) committed(s Slot) Decision {
 	if o.foreign(s.Name) && o.LogReadable && o.arrivedNever(s.Name) {
 		return o.neverCame(s)
 	}
 	d := Decision{Slot: s.Name, Why: BecauseCommitted, NeedOwnKernel: o.foreign(s.Name)}
+	o.count(&d, s)
 	if s.Successful && o.Armed == s.Name && o.Loaded == s.Name {
 		// It was restarted into its own kernel and has arrived. Left behind, the
 		// record would accuse it should the loader choose another slot next time.
+		// It comes first and had to be asked for: the loader's default is wrong.
 		d.arm("")
+		d.SetDefault = s.Name
 	}
-	d.FellBack = o.fellBack(s)
-	if d.FellBack != nil {
-		d.Why = BecauseFallback
-		d.say("%s; falling back to slot %s", d.FellBack, s.Name)
-	}
+	o.fallBack(&d, s)
 	return d
 }
 
-// neverCame puts a committed slot whose kernel died before PID 1 last, and
-// chooses among the others. The one-shot is not armed again for it.
+// count takes a try of a committed slot where the configuration says so.
+func (o Observed) count(d *Decision, s Slot) {
+	if o.Refill == 0 || !s.Successful || s.Tries == 0 {
+		return
+	}
+	from := o.Slots
+	if d.Slots != nil {
+		from = d.Slots
+	}
+	d.Slots, d.Took = mustRecount(from, s.Name), s.Name
+	d.say("slot %s: %s until the next commit", s.Name, triesLeft(s.Tries-1))
+}
+
+// neverCame records that the own kernel of a committed slot died before PID 1,
+// when the boot before rebooted into it. The slot runs under the kernel that is
+// here if it can; OwnKernel refuses to ask for its own once more.
 func (o Observed) neverCame(s Slot) Decision {
 	f := Failure{Slot: s.Name, Class: ImageFailure, Reason: KernelNeverReached}
 	rest := o
-	rest.Slots, rest.Armed = markBad(o.Slots, s.Name), ""
+	rest.Armed = ""
 	rest.Failures = maps.Clone(o.Failures)
 	if rest.Failures == nil {
 		rest.Failures = map[string]Failure{}
 	}
 	rest.Failures[s.Name] = f
-	// the slot may still run under this kernel when nothing else does
-	i := best(rest.Slots, func(t Slot) bool { return t.Bootable() && !rest.tried(t.Name) })
-	d := rest.committed(rest.Slots[i])
-	if rest.Slots[i].State() == Trial {
-		d = rest.bootTrial(rest.Slots[i])
-	}
-	if d.Slots == nil {
-		d.Slots = rest.Slots
-	}
+	d := rest.committed(s)
 	d.Log.Failures = append(d.Log.Failures, f)
-	if !d.Log.SetArmed && d.Slot != s.Name {
-		d.arm("") // else the record stays, so that OwnKernel does not repeat it
-	}
+	d.arm("")
+	d.Lines = append([]string{fmt.Sprintf("%s: it is not asked for again", f)}, d.Lines...)
 	return d
 }
 
@@ -182,12 +218,14 @@ func (o Observed) trial(t Slot) Decision {
 		return o.committed(stand)
 	case !o.Hint.Known || o.Hint.Slot == t.Name:
 		d := o.committed(stand)
-		d.say("slot %s is on trial, but the boot loader chose slot %s: nothing is counted", t.Name, o.Loaded)
+		why := fmt.Sprintf("slot %s is on trial, but the boot loader chose slot %s: nothing is counted", t.Name, o.Loaded)
+		d.Disagreement = &Disagreement{Loaded: o.Loaded, Wanted: t.Name, Why: why}
+		d.say("%s", why)
 		return d
 	case o.arrivedNever(t.Name):
 		return o.neverArrived(t, stand)
 	}
-	d := o.committed(stand)
+	d := Decision{Slot: stand.Name, Why: BecauseCommitted, NeedOwnKernel: o.foreign(stand.Name)}
 	d.rebootInto(t.Name)
 	return d
 }
@@ -211,7 +249,7 @@ func (o Observed) bootTrial(t Slot) Decision {
 		}
 	}
 	if len(o.Tried) > 0 {
-		d.FellBack = o.fellBack(t)
+		o.fallBack(&d, t)
 	}
 	d.say("slot %s: on trial, %s", t.Name, triesLeft(left))
 	return d
@@ -221,14 +259,14 @@ func (o Observed) bootTrial(t Slot) Decision {
 // PID 1 notices it: the one-shot was armed and is gone.
 func (o Observed) neverArrived(t, stand Slot) Decision {
 	f := Failure{Slot: t.Name, Class: ImageFailure, Reason: KernelNeverReached}
-	after := mustSpend(o.Slots, t.Name)
-	left := t.Tries - 1
+	after, left := mustSpend(o.Slots, t.Name), t.Tries-1
 	d := Decision{
 		Slot: stand.Name, Why: BecauseFallback, NeedOwnKernel: o.foreign(stand.Name),
 		Slots: after, LostTry: &f, FellBack: &f,
-		Log: LogChange{Failures: []Failure{f}},
+		Log: LogChange{Failures: []Failure{f}, Told: told(f)},
 	}
 	d.say("%s: a try is lost, %s", f, triesLeft(left))
+	o.count(&d, stand)
 	if left > 0 {
 		d.Rearm = t.Name
 		if o.Armed != t.Name {
@@ -237,19 +275,17 @@ func (o Observed) neverArrived(t, stand Slot) Decision {
 		d.say("slot %s is tried again at the next boot; slot %s runs now", t.Name, stand.Name)
 		return d
 	}
-	d.Slots = markBad(after, t.Name)
+	d.Slots = markBad(d.Slots, t.Name)
 	d.say("slot %s is given up; slot %s runs", t.Name, stand.Name)
 	return d
 }
 
-// lastResort picks a slot when none is bootable, or all that are failed in
-// this boot: the newest that was once good, else all others in turn, from one
-// boot to the next, so that a good image among them comes to run.
+// lastResort picks a slot when none is bootable, or all that are have failed in
+// this boot, or when all of several committed slots have used up their tries.
+// Slots take turns from one boot to the next, so that a good image among them
+// comes to run, those that were once good before all others.
 func (o Observed) lastResort() Decision {
-	pick := best(o.Slots, func(s Slot) bool { return s.Successful && !o.tried(s.Name) })
-	if pick < 0 {
-		pick = o.inTurn()
-	}
+	pick := o.inTurn()
 	d := Decision{Why: BecauseLastResort, Pause: pause(o.Pauses)}
 	if o.Armed != "" && o.Armed == o.Loaded {
 		d.arm("") // arrived, and counted before; left behind it would take every turn
@@ -258,20 +294,49 @@ func (o Observed) lastResort() Decision {
 	}
 	if pick < 0 {
 		// every slot failed in this boot: only a new boot can help
-		pick = best(o.Slots, func(s Slot) bool { return s.Successful })
+		pick = o.best(func(s Slot) bool { return s.Successful })
 		pick = max(pick, 0)
+		if own := o.onlyItsKernel(); own >= 0 {
+			pick = own
+			d.Rearm = o.Slots[pick].Name
+			d.arm(d.Rearm)
+		}
 		d.Reboot = true
 		d.Pause = max(d.Pause, firstPause)
 	}
 	s := o.Slots[pick]
 	d.Slot, d.NeedOwnKernel = s.Name, o.foreign(s.Name)
-	d.FellBack = o.fellBack(s)
-	if d.Reboot {
+	o.fallBack(&d, s)
+	d.Why = BecauseLastResort
+	switch {
+	case d.Reboot:
 		d.say("every slot failed in this boot: trying again from the start in %s", d.Pause)
-	} else {
+	case s.Successful:
+		d.say("every committed slot has used up its tries: last resort, slot %s", s.Name)
+	default:
 		d.say("no slot is bootable: last resort, slot %s", s.Name)
 	}
 	return d
+}
+
+// onlyItsKernel returns the index of a committed slot that failed for want of
+// its own kernel, in turn, or -1. A kernel that did not come may have met a power
+// cut: when nothing else is left it is asked for again, after a pause.
+func (o Observed) onlyItsKernel() int {
+	if !o.Hint.Supported || !o.LogReadable {
+		return -1
+	}
+	var turn []int
+	for i, s := range o.Slots {
+		r := o.Failures[s.Name].Reason
+		if s.Successful && o.foreign(s.Name) && (r == KernelNeverReached || r == WrongKernel) {
+			turn = append(turn, i)
+		}
+	}
+	if len(turn) == 0 {
+		return -1
+	}
+	return turn[max(o.Pauses, 0)%len(turn)]
 }
 
 // inTurn returns the index of the untried slot whose turn it is, those with a
@@ -289,24 +354,37 @@ func (o Observed) inTurn() int {
 	if len(turn) == 0 {
 		return -1
 	}
+	good := slices.DeleteFunc(slices.Clone(turn), func(i int) bool { return !o.Slots[i].Successful })
+	if len(good) > 0 {
+		turn = good
+	}
 	slices.SortStableFunc(turn, func(i, j int) int { return o.Slots[j].Priority - o.Slots[i].Priority })
 	return turn[max(o.Pauses, 0)%len(turn)]
 }
 
 // OwnKernel decides how to go on when Decide wanted slot but the kernel that
-// runs does not fit its modules: arm the one-shot for it and reboot. ok is
-// false when that is not possible or was done before without success; then
-// the slot counts as tried (WrongKernel, environment) and Decide is asked again.
-func OwnKernel(o Observed, slot string) (d Decision, ok bool) {
+// runs does not fit its modules: arm the one-shot for it and reboot. A try that
+// this boot took is given back, the next one takes it. ok is false when that is
+// not possible or was done before without success; then failure says what to
+// record against the slot, which counts as tried, and Decide is asked again.
+func OwnKernel(o Observed, slot string) (d Decision, failure Failure, ok bool) {
+	failure = Failure{Slot: slot, Class: EnvironmentFailure, Reason: WrongKernel, Detail: "the boot loader did not load its kernel"}
+	if o.Failures[slot].Reason == KernelNeverReached && !o.LastResort {
+		// its own kernel is dead and no other one fits
+		return Decision{}, Failure{Slot: slot, Class: ImageFailure, Reason: KernelNeverReached}, false
+	}
 	known := index(o.Slots, slot) >= 0
 	// the record bounds this to one reboot, so it must be readable; the hint
 	// itself need not be
 	again := !o.LogReadable || o.Armed == slot || o.Hint.Slot == slot
 	if !known || !o.Hint.Supported || again || !o.foreign(slot) {
-		return Decision{}, false
+		return Decision{}, failure, false
 	}
 	d = Decision{Slot: slot, Why: BecauseFallback, Rearm: slot, Reboot: true, NeedOwnKernel: true}
+	if slices.Contains(o.Took, slot) {
+		d.Slots = mustGiveBack(o.Slots, slot)
+	}
 	d.arm(slot)
 	d.say("slot %s needs its own kernel: rebooting into it", slot)
-	return d, true
+	return d, Failure{}, true
 }

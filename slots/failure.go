@@ -30,7 +30,8 @@ const (
 	WrongImage         Reason = "wrong-image"
 	KernelNeverReached Reason = "kernel-never-reached-init"
 	NoCommit           Reason = "no-commit"
-	HealthCheck        Reason = "health-check"
+	HealthCheck        Reason = "health-check" // the name of the check is the detail
+	RollbackFloor      Reason = "rollback-floor"
 	Manual             Reason = "marked-by-hand"
 	IOError            Reason = "io-error"
 	DeviceMissing      Reason = "device-missing"
@@ -59,6 +60,7 @@ var reasonTexts = map[Reason]string{
 	KernelNeverReached: "kernel never reached init",
 	NoCommit:           "no commit",
 	HealthCheck:        "health check failed",
+	RollbackFloor:      "older than the rollback floor",
 	Manual:             "marked bad by hand",
 	IOError:            "input/output error",
 	DeviceMissing:      "device missing",
@@ -74,7 +76,15 @@ type Failure struct {
 	Class  Class
 	Reason Reason
 	Detail string // one line for a person, may be empty
+	// Above are the committed slots that the slot stood above when MarkBad put
+	// it last, joined by commas: what Standing returned before. Restore gives the
+	// place back. Empty when a person wanted it so, or nothing changed.
+	Above string
 }
+
+// ByHand says that a person or a health check lowered the slot: that it boots
+// and verifies well does not speak against it.
+func (f Failure) ByHand() bool { return f.Reason == Manual || f.Reason == HealthCheck }
 
 // String describes the failure for a person.
 func (f Failure) String() string {

@@ -21,6 +21,9 @@ const (
 	MaxTries = 15
 	// DefaultTries is how often a new slot may be booted without a commit.
 	DefaultTries = 3
+	// UnknownKernel stands for the name of the slot whose kernel runs when it is
+	// known to be none of them.
+	UnknownKernel = "?"
 )
 
 var (
@@ -34,8 +37,8 @@ var (
 	ErrNoOther = errors.New("no other committed slot")
 	// ErrTries: the number of tries is outside 1..MaxTries.
 	ErrTries = errors.New("tries out of range")
-	// ErrNotBootable: the slot can not be committed, it holds no finished image.
-	ErrNotBootable = errors.New("slot is not bootable")
+	// ErrNotCommitted: only a committed slot can be copied.
+	ErrNotCommitted = errors.New("not a committed slot")
 )
 
 // Slot is what the store holds for one slot. The meaning of the numbers is
@@ -43,8 +46,8 @@ var (
 type Slot struct {
 	Name       string // "a", "b"
 	Priority   int    // 0..15; the highest bootable one is booted, 0 never
-	Tries      int    // 0..15; boots left before a slot on trial is given up
-	Successful bool   // committed: booted well once, not counted any more
+	Tries      int    // 0..15; boots left before the slot is given up or, committed, goes last
+	Successful bool   // committed: booted well once; counted only with boot.recount
 }
 
 // State is the class of a slot.

@@ -7,7 +7,7 @@ import (
 )
 
 // Spend takes one try from a slot on trial. A slot in another state is left as
-// it is: tries of a committed slot are not counted.
+// it is: the boots of a committed slot are counted by Recount.
 func Spend(s []Slot, name string) ([]Slot, error) {
 	out, i, err := edit(s, name)
 	if err != nil {
@@ -19,19 +19,54 @@ func Spend(s []Slot, name string) ([]Slot, error) {
 	return out, nil
 }
 
-// Commit records that the slot booted well. The order of the slots stays:
-// a slot that stood in for another one does not overtake it. Committing a
-// committed slot changes nothing, so the caller can leave out the write.
-func Commit(s []Slot, name string) ([]Slot, error) {
+// Recount takes one try from a committed slot, before it is touched; it is for
+// configurations with boot.recount. One without tries is left as it is.
+func Recount(s []Slot, name string) ([]Slot, error) {
+	out, i, err := edit(s, name)
+	if err != nil {
+		return nil, fmt.Errorf("cannot count a boot of slot %s: %w", name, err)
+	}
+	if out[i].Successful && out[i].Tries > 0 {
+		out[i].Tries--
+	}
+	return out, nil
+}
+
+// GiveBack returns the try that Recount took in the same boot, because the boot
+// ended by no fault of the slot. The tries of a trial are never given back.
+func GiveBack(s []Slot, name string) ([]Slot, error) {
+	out, i, err := edit(s, name)
+	if err != nil {
+		return nil, fmt.Errorf("cannot give slot %s its try back: %w", name, err)
+	}
+	if out[i].Successful {
+		out[i].Tries = min(out[i].Tries+1, MaxTries)
+	}
+	return out, nil
+}
+
+// Commit is CommitCounted without boot.recount.
+func Commit(s []Slot, name string) ([]Slot, error) { return CommitCounted(s, name, 0) }
+
+// CommitCounted records that the slot booted well. The order of the slots
+// stays: a slot that stood in for another one does not overtake it. refill is
+// boot.tries with boot.recount, and becomes the slot's tries; 0 without. What is
+// so already does not change, so the caller can leave out the write.
+func CommitCounted(s []Slot, name string, refill int) ([]Slot, error) {
 	out, i, err := edit(s, name)
 	if err != nil {
 		return nil, fmt.Errorf("cannot commit slot %s: %w", name, err)
+	}
+	if refill < 0 || refill > MaxTries {
+		return nil, fmt.Errorf("cannot commit slot %s with %d tries: %w", name, refill, ErrTries)
+	}
+	if refill > 0 || !out[i].Successful {
+		out[i].Tries = refill
 	}
 	if out[i].Successful {
 		return out, nil
 	}
 	out[i].Successful = true
-	out[i].Tries = 0
 	if out[i].Priority == 0 {
 		// it was booted as the last resort and proved good: all others failed
 		raise(out, i)
@@ -40,9 +75,10 @@ func Commit(s []Slot, name string) ([]Slot, error) {
 }
 
 // MarkBad records a failure of the slot. Only an image failure changes
-// anything: a committed slot goes to the last place and stays committed, any
-// other slot becomes unbootable. What the environment or the state did is not
-// the slot's fault, and a slot on trial has paid with its try.
+// anything: a committed slot goes to the last place, without tries so that
+// boot.recount has it last too, and stays committed; any other slot becomes
+// unbootable. What the environment or the state did is not the slot's fault, and
+// a slot on trial has paid with its try.
 func MarkBad(s []Slot, name string, class Class) ([]Slot, error) {
 	out, i, err := edit(s, name)
 	if err != nil {
@@ -51,11 +87,12 @@ func MarkBad(s []Slot, name string, class Class) ([]Slot, error) {
 	if class != ImageFailure {
 		return out, nil
 	}
+	out[i].Tries = 0
 	if out[i].Successful {
 		lower(out, i)
 		return out, nil
 	}
-	out[i].Priority, out[i].Tries = 0, 0
+	out[i].Priority = 0
 	return out, nil
 }
 

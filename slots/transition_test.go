@@ -237,14 +237,14 @@ func TestApplyOrder(t *testing.T) {
 func TestCommitOrder(t *testing.T) {
 	var trace []string
 	f := failing{nil, &trace}
-	if err := CommitNow("b", "b", f, f, f); err != nil {
+	if err := CommitNow(Commitment{Running: "b", Loaded: "b"}, f, f, f); err != nil {
 		t.Fatal(err)
 	}
 	if want := []string{"record", "save", "default", "clear"}; !slices.Equal(trace, want) {
 		t.Errorf("got %v, want %v", trace, want)
 	}
 	trace = nil
-	if err := CommitNow("a", "b", f, f, f); err != nil {
+	if err := CommitNow(Commitment{Running: "a", Loaded: "b"}, f, f, f); err != nil {
 		t.Fatal(err)
 	}
 	// a is committed, runs under b's kernel, and b's one-shot is b's affair

@@ -8,391 +8,324 @@ import (
 	"testing"
 )
 
-// The walk puts every state of two slots, loader and log through one boot with
-// the power cut before and after each write, and every state through boots
-// without a cut until it settles. As it starts from all states, what holds for
-// one step holds for every sequence of steps.
+// walker visits every state that can be reached, and from each one lets
+// everything happen, with the power cut before and after each write.
+type walker struct {
+	m      machine
+	events []event
+	limit  int // states at most; 0: all of them
 
-// health is what a slot's image does when it is booted.
-type health int
-
-const (
-	good       health = iota // runs and commits
-	silent                   // runs, never commits
-	badImage                 // fails verification
-	deadKernel               // its kernel dies before PID 1
-)
-
-func (h health) String() string { return [...]string{"good", "silent", "bad image", "dead kernel"}[h] }
-
-// works says that the image commits once it runs: one with a dead kernel does
-// under the kernel of the other slot.
-func (h health) works() bool { return h == good || h == deadKernel }
-
-// machine is what never changes in one walk.
-type machine struct {
-	health     [2]health
-	sameKernel bool // both slots hold the same kernel release
-	oneShot    bool // the loader has a one-shot
+	seen    map[key]bool
+	settled map[key]bool
+	queue   []world
+	boots   int
 }
 
-// world is what is on the disk. It is comparable, so it can be a map key.
-type world struct {
-	slot     [2]Slot
-	hint     string
-	armed    string
-	readable bool // the log
-	def      string
-	pauses   int
-}
-
-func (w world) slots() []Slot { return []Slot{w.slot[0], w.slot[1]} }
-
-func letter(name string) int { return int(name[0] - 'a') }
-
-var errCut = errors.New("power cut")
-
-// disk is a world being written, with the power cut at one write.
-type disk struct {
-	world
-	writes int
-	cut    int  // the write at which the power goes, from 1; 0 never
-	after  bool // the write is done before the power goes
-	off    bool
-}
-
-func (d *disk) write(change func()) error {
-	if d.off {
-		return errCut
+func (w *walker) add(x world) {
+	x = w.m.canonical(x)
+	if k := x.key(); !w.seen[k] && (w.limit == 0 || len(w.seen) < w.limit) {
+		w.seen[k] = true
+		w.queue = append(w.queue, x)
 	}
-	d.writes++
-	if d.writes == d.cut {
-		d.off = true
-		if d.after {
-			change()
+}
+
+// walk returns the first thing that must not happen, with the way to it.
+func (w *walker) walk(starts []world) error {
+	w.seen, w.settled = map[key]bool{}, map[key]bool{}
+	for _, s := range starts {
+		w.add(s)
+	}
+	for len(w.queue) > 0 {
+		next := w.queue[0]
+		w.queue = w.queue[1:]
+		if err := w.from(next); err != nil {
+			return err
 		}
-		return errCut
 	}
-	change()
 	return nil
 }
 
-type fakeStore struct{ *disk }
-
-func (f fakeStore) Load() ([]Slot, error) { return f.slots(), nil }
-func (f fakeStore) Save(s []Slot) error {
-	return f.write(func() { copy(f.slot[:], s) })
-}
-
-type fakeLoader struct{ *disk }
-
-func (f fakeLoader) Get() (string, error) { return f.hint, nil }
-func (f fakeLoader) Arm(s string) error   { return f.write(func() { f.hint = s }) }
-func (f fakeLoader) Clear() error {
-	if f.hint == "" {
-		return nil
+// from lets each chance befall a boot from one state.
+func (w *walker) from(before world) error {
+	if err := w.settles(before); err != nil {
+		return err
 	}
-	return f.write(func() { f.hint = "" })
-}
-func (f fakeLoader) SetDefault(s string) error {
-	if f.def == s {
-		return nil
-	}
-	return f.write(func() { f.def = s })
-}
-
-type fakeLog struct{ *disk }
-
-func (f fakeLog) Record(c LogChange) error {
-	after := f.armed
-	if slices.Contains(c.Forget, after) {
-		after = ""
-	}
-	if c.SetArmed {
-		after = c.Armed
-	}
-	pauses := f.pauses
-	if c.SetPauses {
-		pauses = c.Pauses
-	}
-	if after == f.armed && pauses == f.pauses && f.readable && len(c.Failures) == 0 {
-		return nil
-	}
-	return f.write(func() { f.armed, f.pauses, f.readable = after, pauses, true })
-}
-
-// outcome is how a boot ended.
-type outcome struct {
-	running string // "" when it ended before hand-over
-	why     Why
-	pause   bool
-	dead    bool // the kernel died before PID 1
-}
-
-// boot is one boot: loader, PID 1 as init/boot does it, and the real system.
-// ignore: somebody chose the default entry by hand, the one-shot stays.
-func (m machine) boot(d *disk, ignore bool) outcome {
-	loaded := d.def
-	if m.oneShot && d.hint != "" && !ignore {
-		loaded, d.hint = d.hint, ""
-	}
-	if m.health[letter(loaded)] == deadKernel {
-		return outcome{dead: true}
-	}
-	o := Observed{Slots: d.slots(), Loaded: loaded, Armed: d.armed, LogReadable: d.readable, Pauses: d.pauses, Failures: map[string]Failure{}}
-	o.Hint = HintState{Slot: d.hint, Known: m.oneShot, Supported: m.oneShot}
-	var loader Loader
-	if m.oneShot {
-		loader = fakeLoader{d}
-	}
-	for range 10 {
-		dec, err := Decide(o)
-		if err != nil {
-			panic(err)
+	for c := range allChances {
+		if c == byHand && before.hint == "" || c == otherKernel && !w.m.oneShot {
+			continue // there is nothing to ignore; nobody chooses
 		}
-		if m.apply(d, &o, dec) {
-			return outcome{}
-		}
-		if dec.Reboot {
-			return outcome{pause: dec.Pause > 0}
-		}
-		failed := Failure{}
-		switch {
-		case m.health[letter(dec.Slot)] == badImage:
-			failed = Failure{Slot: dec.Slot, Class: ImageFailure, Reason: Signature}
-		case dec.NeedOwnKernel && !m.sameKernel:
-			own, ok := OwnKernel(o, dec.Slot)
-			if ok {
-				m.apply(d, &o, own)
-				return outcome{pause: dec.Pause > 0}
-			}
-			failed = Failure{Slot: dec.Slot, Class: EnvironmentFailure, Reason: WrongKernel}
-		}
-		if failed.Slot == "" {
-			if m.health[letter(dec.Slot)].works() {
-				_ = CommitNow(dec.Slot, loaded, fakeStore{d}, loader, fakeLog{d})
-			}
-			return outcome{running: dec.Slot, why: dec.Why, pause: dec.Pause > 0}
-		}
-		o.Tried = append(o.Tried, failed.Slot)
-		o.Failures[failed.Slot] = failed
-		change := Decision{Log: LogChange{Failures: []Failure{failed}}}
-		if failed.Class == ImageFailure {
-			change.Slots = markBad(o.Slots, failed.Slot)
-		}
-		if m.apply(d, &o, change) {
-			return outcome{}
-		}
-	}
-	panic("a boot takes more than ten decisions")
-}
-
-// apply writes a decision; true when the power went.
-func (m machine) apply(d *disk, o *Observed, dec Decision) bool {
-	var hint Hint
-	if m.oneShot {
-		hint = fakeLoader{d}
-	}
-	_ = Apply(dec, fakeStore{d}, hint, fakeLog{d})
-	o.Slots, o.Armed, o.Hint.Slot = d.slots(), d.armed, d.hint
-	return d.off
-}
-
-func allWorlds(m machine) []world {
-	var bits []Slot
-	for prio := range 4 {
-		for tries := range 4 {
-			bits = append(bits, Slot{Priority: prio, Tries: tries}, Slot{Priority: prio, Tries: tries, Successful: true})
-		}
-	}
-	hints := []string{"", "a", "b"}
-	if !m.oneShot {
-		hints = hints[:1]
-	}
-	var out []world
-	for _, a := range bits {
-		for _, b := range bits {
-			a.Name, b.Name = "a", "b"
-			for _, hint := range hints {
-				for _, armed := range []string{"", "a", "b", "?"} {
-					for _, def := range []string{"a", "b"} {
-						w := world{slot: [2]Slot{a, b}, hint: hint, armed: armed, readable: true, def: def}
-						if armed == "?" {
-							w.armed, w.readable = "", false
-						}
-						if m.possible(w) {
-							out = append(out, w)
-						}
-					}
+		whole := &disk{world: before, n: w.m.n}
+		out := w.m.boot(whole, c)
+		w.boots++
+		for cut := 1; cut <= whole.writes; cut++ {
+			for _, after := range []bool{false, true} {
+				d := &disk{world: before, n: w.m.n, cut: cut, after: after}
+				w.m.boot(d, c)
+				w.boots++
+				// cut in a boot that takes a try, the try is gone; it is never more
+				if err := w.check(before, d.world, ""); err != nil {
+					return fmt.Errorf("boot (chance %d) cut at write %d (done %v): %w", c, cut, after, err)
 				}
 			}
 		}
+		if err := w.checkBoot(before, whole, out, c); err != nil {
+			return fmt.Errorf("boot (chance %d) to %+v: %w", c, out, err)
+		}
+		if out.running == "" {
+			continue
+		}
+		if err := w.running(whole.world, out); err != nil {
+			return fmt.Errorf("from %v\nboot (chance %d) to %+v: %w", before, c, out, err)
+		}
+	}
+	return nil
+}
+
+// running lets each event happen on the running system.
+func (w *walker) running(before world, out outcome) error {
+	for _, e := range w.events {
+		whole := &disk{world: before, n: w.m.n}
+		if !e.do(w.m, whole, out) {
+			continue
+		}
+		for cut := 0; cut <= whole.writes; cut++ {
+			for _, after := range []bool{false, true} {
+				d := &disk{world: before, n: w.m.n, cut: cut, after: after}
+				e.do(w.m, d, out)
+				if err := w.check(before, d.world, e.name); err != nil {
+					return fmt.Errorf("%s, cut at write %d (done %v): %w", e.name, cut, after, err)
+				}
+				if cut == 0 {
+					break // no cut
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// check holds what is true after anything, cut or not, and goes on from there.
+// what is the event, "" for a boot.
+func (w *walker) check(before, after world, what string) error {
+	for i := range w.m.n {
+		b, a := before.slot[i], after.slot[i]
+		touched := what == "commit" || strings.HasSuffix(what, " "+a.Name) || strings.Contains(what, " "+a.Name+",")
+		switch {
+		case a.Tries > b.Tries && !touched:
+			return fmt.Errorf("tries of slot %s grew from %d to %d by %q\nfrom %v\nto %v", b.Name, b.Tries, a.Tries, what, before, after)
+		case b.Successful && !a.Successful && what != "begin "+a.Name:
+			return fmt.Errorf("slot %s is no longer committed by %q\nfrom %v\nto %v", b.Name, what, before, after)
+		case a.Successful && !b.Successful && what != "commit" && what != "copy to "+a.Name:
+			return fmt.Errorf("slot %s was committed by %q\nfrom %v\nto %v", b.Name, what, before, after)
+		case after.image[i] == torn && a.Bootable():
+			return fmt.Errorf("half-written slot %s is bootable by %q\nfrom %v\nto %v", a.Name, what, before, after)
+		}
+	}
+	if !after.image[letter(after.def)].starts() {
+		return fmt.Errorf("the default entry became a dead kernel by %q\nfrom %v\nto %v", what, before, after)
+	}
+	w.add(after)
+	return nil
+}
+
+// checkBoot holds what is true of one whole boot.
+func (w *walker) checkBoot(before world, d *disk, out outcome, c chance) error {
+	if err := w.check(before, d.world, ""); err != nil {
+		return err
+	}
+	if c == refused || c == diskError {
+		for i, b := range before.slot[:w.m.n] {
+			if b.Successful && d.slot[i].Tries != b.Tries && out.took != b.Name && before.image[i].mounts() && before.fail[i].Reason != KernelNeverReached {
+				return fmt.Errorf("committed slot %s paid for chance %d\nfrom %v\nto %v", b.Name, c, before, d.world)
+			}
+		}
+	}
+	if out.running == "" {
+		return nil
+	}
+	ran := letter(out.running)
+	b, a := before.slot[ran], d.slot[ran]
+	switch {
+	case !before.image[ran].mounts():
+		return fmt.Errorf("a bad image runs: %v", before)
+	case b.State() == Trial && a.Tries >= b.Tries:
+		return fmt.Errorf("slot %s ran on trial without spending a try: %v", out.running, before)
+	case w.m.refill > 0 && b.Successful && b.Tries > 0 && a.Tries >= b.Tries:
+		return fmt.Errorf("slot %s ran without being counted: %v", out.running, before)
+	case out.told && out.why == BecauseCommitted:
+		return fmt.Errorf("a fallback without the reason fallback: %v", before)
+	}
+	pending := false
+	for _, s := range before.slot[:w.m.n] {
+		pending = pending || s.State() == Trial
+	}
+	tidy := before.hint == "" && before.armed == "" && before.readable && w.m.refill == 0
+	if out.why == BecauseCommitted && !pending && tidy && c == nothing && d.writes > 0 {
+		return fmt.Errorf("a boot of a committed slot with no trial pending wrote %d times: %v", d.writes, before)
+	}
+	return w.toldOnce(d.world, out)
+}
+
+// toldOnce: the boot after one that told of a fallback does not tell it again,
+// unless something new happened in it.
+func (w *walker) toldOnce(after world, out outcome) error {
+	if !out.told {
+		return nil
+	}
+	again := &disk{world: after, n: w.m.n}
+	next := w.m.boot(again, nothing)
+	quiet := next.tried == 0 && again.fail == after.fail && again.slot == after.slot
+	if next.told && next.running == out.running && quiet {
+		return fmt.Errorf("the same fallback is told twice: %v", after)
+	}
+	return nil
+}
+
+// settles says that when nothing more befalls the machine, it comes to run a
+// slot that commits, if it has one, at every boot and without a change; and that
+// no reboots follow each other for long without a pause.
+func (w *walker) settles(start world) error {
+	var path []world
+	steps := func() string { return w.m.story(start) }
+	now, quick := w.m.canonical(start), 0
+	for range 60 {
+		if w.settled[now.key()] {
+			break
+		}
+		path = append(path, now)
+		d := &disk{world: now, n: w.m.n}
+		out := w.m.boot(d, nothing)
+		w.boots++
+		quick++
+		if out.running != "" || out.pause {
+			quick = 0
+		}
+		if quick > 10 {
+			return fmt.Errorf("reboot loop:\n%s", steps())
+		}
+		writes := d.writes
+		if out.running != "" {
+			commitEvent(w.m, d, out)
+		}
+		next := w.m.canonical(d.world)
+		if next == now && out.running != "" && (writes == 0 || w.m.refill > 0) && w.mayStay(now, out) {
+			w.settled[now.key()] = true
+			break
+		}
+		now = next
+	}
+	if !w.settled[now.key()] && w.good(now) {
+		return fmt.Errorf("does not settle:\n%s", steps())
+	}
+	for _, p := range path {
+		w.settled[p.key()] = true
+	}
+	return nil
+}
+
+// story is the first boots from a state, for the person who reads the error.
+func (m machine) story(now world) string {
+	var b strings.Builder
+	for range 10 {
+		d := &disk{world: now, n: m.n}
+		out := m.boot(d, nothing)
+		if out.running != "" {
+			commitEvent(m, d, out)
+		}
+		fmt.Fprintf(&b, "%v -> %+v\n", now, out)
+		now = m.canonical(d.world)
+	}
+	return b.String()
+}
+
+// good says that a good image is there to be found: one that is bootable, or
+// any when nothing is.
+func (w *walker) good(now world) bool {
+	bootable, found := false, false
+	for i, s := range now.slot[:w.m.n] {
+		bootable = bootable || s.Bootable()
+		found = found || s.Bootable() && now.image[i] == good
+	}
+	if bootable {
+		return found
+	}
+	return slices.Contains(now.image[:w.m.n], good)
+}
+
+// mayStay says that a machine may run this slot for ever. A committed slot that
+// broke is left only with boot.recount.
+func (w *walker) mayStay(now world, out outcome) bool {
+	i := letter(out.running)
+	return now.image[i].works() || !w.good(now) || w.m.refill == 0 && now.slot[i].Successful
+}
+
+// starts are the states a walk begins in: a disk as mkinitramfs makes it, and
+// every combination of bits that somebody's tool may have set.
+func starts(m machine) []world {
+	base := world{def: "a", readable: true}
+	for i := range m.n {
+		base.slot[i].Name = name(i)
+	}
+	var bits []Slot
+	for prio := range m.n + 1 {
+		for tries := range trialTries + 1 {
+			bits = append(bits, Slot{Priority: prio, Tries: tries}, Slot{Priority: prio, Tries: tries, Successful: true})
+		}
+	}
+	out := []world{base}
+	for i := range m.n {
+		var next []world
+		for _, w := range out {
+			for _, b := range bits {
+				w.slot[i] = Slot{Name: name(i), Priority: b.Priority, Tries: b.Tries, Successful: b.Successful}
+				next = append(next, w)
+			}
+		}
+		out = next
 	}
 	return out
 }
 
-// possible leaves out what no program could save: a default entry whose kernel
-// is dead, and committed slots that stopped working without failing a check.
-func (m machine) possible(w world) bool {
-	if m.health[letter(w.def)] == deadKernel {
-		return false
+// delivered is a new disk: a committed, the others empty.
+func delivered(m machine) []world {
+	w := world{def: "a", readable: true}
+	for i := range m.n {
+		w.slot[i].Name = name(i)
+		w.image[i] = torn
 	}
-	for i, s := range w.slot {
-		if s.Successful && m.health[i] == silent {
-			return false
+	w.slot[0] = Slot{Name: "a", Priority: 1, Tries: m.refill, Successful: true}
+	w.image[0] = good
+	return []world{w}
+}
+
+func kinds(n int) []machine {
+	var all []machine
+	for _, refill := range []int{0, 2} {
+		for _, k := range []struct{ same, oneShot bool }{{true, true}, {false, true}, {true, false}} {
+			all = append(all, machine{n: n, sameKernel: k.same, oneShot: k.oneShot, refill: refill, rules: rightRules()})
 		}
 	}
-	return true
+	return all
 }
 
-func (w world) String() string {
-	return fmt.Sprintf("%v; %v; hint %q armed %q readable %v default %s", w.slot[0], w.slot[1], w.hint, w.armed, w.readable, w.def)
+func (m machine) title() string {
+	return fmt.Sprintf("slots_%d_same_kernel_%v_one_shot_%v_recount_%v", m.n, m.sameKernel, m.oneShot, m.refill > 0)
 }
 
+// Whatever happens to a machine with two slots, in whatever order.
 func TestSlotsWalk(t *testing.T) {
-	visited, boots := 0, 0
-	for _, a := range []health{good, silent, badImage, deadKernel} {
-		for _, b := range []health{good, silent, badImage, deadKernel} {
-			for _, kind := range []struct{ same, oneShot bool }{{true, true}, {false, true}, {true, false}} {
-				m := machine{[2]health{a, b}, kind.same, kind.oneShot}
-				if a != good && b != good {
-					continue
-				}
-				v, n := walk(t, m)
-				visited, boots = visited+v, boots+n
-				if t.Failed() {
-					t.Fatalf("stopped: a %s, b %s, same kernel %v, one-shot %v", a, b, kind.same, kind.oneShot)
-				}
+	for _, m := range kinds(2) {
+		t.Run(m.title(), func(t *testing.T) {
+			w := walker{m: m, events: events(2), limit: 150000}
+			if err := w.walk(delivered(m)); err != nil {
+				t.Error(err)
 			}
-		}
-	}
-	t.Logf("%d states visited, %d boots", visited, boots)
-	if visited < 100_000 {
-		t.Errorf("got %d states, want at least 100000: the walk does not walk", visited)
+			t.Logf("%d states visited, %d boots", len(w.seen), w.boots)
+			if len(w.seen) < 2000 {
+				t.Errorf("got %d states, want at least 2000: the walk does not walk", len(w.seen))
+			}
+		})
 	}
 }
 
-func walk(t *testing.T, m machine) (visited, boots int) {
-	settled := map[world]bool{}
-	for _, w := range allWorlds(m) {
-		visited++
-		for _, ignore := range []bool{false, true} {
-			if ignore && w.hint == "" {
-				continue // there is nothing to ignore
-			}
-			whole := &disk{world: w}
-			out := m.boot(whole, ignore)
-			boots++
-			if !m.check(t, w, whole.world, out, whole.writes) {
-				return visited, boots
-			}
-			for cut := 1; cut <= whole.writes; cut++ {
-				for _, after := range []bool{false, true} {
-					d := &disk{world: w, cut: cut, after: after}
-					m.boot(d, ignore)
-					boots++
-					if !m.checkSlots(t, w, d.world, true) || !m.settles(t, d.world, settled) {
-						t.Errorf("cut at write %d of %d (after %v) of: %v", cut, whole.writes, after, w)
-						return visited, boots
-					}
-				}
-			}
-		}
-		if !m.settles(t, w, settled) {
-			return visited, boots
-		}
-	}
-	return visited, boots
-}
-
-// check holds what is true of one whole boot.
-func (m machine) check(t *testing.T, before, after world, out outcome, writes int) bool {
-	ran := -1
-	if out.running != "" {
-		ran = letter(out.running)
-	}
-	if !m.checkSlots(t, before, after, ran >= 0 && m.health[ran].works()) {
-		return false
-	}
-	if ran < 0 {
-		return true
-	}
-	if m.health[ran] == badImage {
-		t.Errorf("a bad image runs: %v", before)
-	}
-	if m.health[ran] == silent && before.slot[ran].State() == Trial && after.slot[ran].Tries >= before.slot[ran].Tries {
-		t.Errorf("slot %s ran on trial without spending a try: %v", out.running, before)
-	}
-	pending := before.slot[0].State() == Trial || before.slot[1].State() == Trial
-	tidy := before.hint == "" && before.armed == "" && before.readable && before.pauses == 0 && before.def == out.running
-	if out.why == BecauseCommitted && !pending && tidy && writes > 0 {
-		t.Errorf("a boot of a committed slot with no trial pending wrote %d times: %v", writes, before)
-	}
-	return !t.Failed()
-}
-
-// checkSlots holds what is true after any boot, cut or not.
-func (m machine) checkSlots(t *testing.T, before, after world, mayCommit bool) bool {
-	for i := range before.slot {
-		b, a := before.slot[i], after.slot[i]
-		if a.Tries > b.Tries {
-			t.Errorf("tries of slot %s grew from %d to %d: %v", b.Name, b.Tries, a.Tries, before)
-		}
-		if b.Successful && !a.Successful {
-			t.Errorf("slot %s is no longer committed: %v", b.Name, before)
-		}
-		if a.Successful && !b.Successful && (!mayCommit || !m.health[i].works()) {
-			t.Errorf("slot %s was committed by nobody: %v", b.Name, before)
-		}
-		// one boot can cost two tries: one for the kernel that never came, and
-		// one for running under the stand-in's kernel after the stand-in failed
-		if m.health[i] == good && b.Bootable() && !a.Bootable() && b.Tries > 2 {
-			t.Errorf("good slot %s lost all at once: %v", b.Name, before)
-		}
-	}
-	if m.health[letter(after.def)] == deadKernel {
-		t.Errorf("the default entry became a dead kernel: %v", before)
-	}
-	return !t.Failed()
-}
-
-// settles says that without further cuts a good slot comes to run, and then
-// runs at every boot without anything being written, and that no two reboots
-// follow each other without a pause or a try spent.
-func (m machine) settles(t *testing.T, w world, known map[world]bool) bool {
-	var path []world
-	var steps []string
-	quick := 0
-	for range 24 {
-		if known[w] || !m.possible(w) {
-			break
-		}
-		path = append(path, w)
-		d := &disk{world: w}
-		out := m.boot(d, false)
-		steps = append(steps, fmt.Sprintf("%v -> %+v", w, out))
-		if out.running == "" && !out.pause {
-			quick++
-		} else {
-			quick = 0
-		}
-		// in a row: arm and reboot, dead kernel, for each of the tries
-		if quick > 8 {
-			t.Errorf("reboot loop:\n%s", strings.Join(steps, "\n"))
-			return false
-		}
-		if d.world == w && out.running != "" && m.health[letter(out.running)].works() && d.writes == 0 {
-			known[w] = true
-			break
-		}
-		w = d.world
-	}
-	if !known[w] && m.possible(w) {
-		t.Errorf("does not settle:\n%s", strings.Join(steps, "\n"))
-		return false
-	}
-	for _, p := range path {
-		known[p] = true
-	}
-	return true
-}
+var errNotRed = errors.New("the walk does not notice")

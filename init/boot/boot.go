@@ -5,7 +5,6 @@ package boot
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"strings"
@@ -17,7 +16,9 @@ import (
 	"sealroot/mount/kmod"
 	"sealroot/mount/uevent"
 	"sealroot/slots"
+	"sealroot/slots/bootlog"
 	"sealroot/slots/live"
+	"sealroot/verity/signature"
 )
 
 // Places that PID 1 uses while it works.
@@ -35,20 +36,23 @@ type boot struct {
 	report *report.Report
 	clock  stages
 
-	cfg    *config.Config
-	cmd    cmdline.CommandLine
-	certs  []*x509.Certificate
-	loader *kmod.Loader
-	events *uevent.Listener
-	fw     firmware
-	tpm    measurer
-	disk   *live.Disk
+	cfg *config.Config
+	// cfgText is what cfg was read from.
+	cfgText []byte
+	cmd     cmdline.CommandLine
+	certs   []*signature.Certificate
+	loader  *kmod.Loader
+	events  *uevent.Listener
+	fw      firmware
+	tpm     measurer
+	disk    *live.Disk
 	// bootPartition is the UUID that the disk was found by; "" when it was the
 	// only candidate.
 	bootPartition string
 	slots         slotState
 	kernelRelease string
 	volume        openedState
+	guard         *watchman // nil: no watchdog
 }
 
 // Run boots the machine. It returns only when this boot came to its end: with
@@ -75,30 +79,40 @@ func Run(ctx context.Context, sys *System) error {
 		{"handover", b.handOver},
 	} {
 		end := b.clock.begin(stage.name)
+		b.watch(stage.name)
 		err := stage.run(ctx)
 		end()
 		if err != nil {
-			return b.ended(ctx, stage.name, err)
+			return b.watchEnd(b.ended(ctx, stage.name, err))
 		}
 	}
 	return nil
 }
 
-// ended records what stopped the boot after a slot was chosen, so that the next
-// boot does not make the same mistake, and decides how long the machine waits
-// before that.
+// ended records what stopped the boot, so that the next one does not make the
+// same mistake and the running system can tell, and decides how long the machine
+// waits before that.
 func (b *boot) ended(ctx context.Context, stage string, err error) error {
-	if errors.Is(err, errReboot) || errors.Is(err, errHalt) {
+	if errors.Is(err, errReboot) {
+		b.keepReport(stage, err, false)
 		return fmt.Errorf("%s: %w", stage, err)
 	}
 	err = b.blame(err)
-	if slot := b.report.Slot.Name; slot != "" {
+	class, _ := classOf(err)
+	if slot := b.report.Slot.Name; slot != "" && !errors.Is(err, errHalt) {
 		failure := b.failed(stage, slot, err)
-		if class, _ := classOf(err); class == slots.ImageFailure {
+		if class == slots.ImageFailure {
 			if err := b.giveUp(ctx, failure); err != nil {
 				b.warn("%v", err)
 			}
 		}
+	}
+	if class != slots.ImageFailure {
+		b.giveBack()
+	}
+	b.keepReport(stage, err, !errors.Is(err, errHalt))
+	if errors.Is(err, errHalt) {
+		return fmt.Errorf("%s: %w", stage, err)
 	}
 	return &failedBoot{err: fmt.Errorf("%s: %w", stage, err), pause: b.backoff()}
 }
@@ -119,16 +133,34 @@ const (
 	longPause  = 10 * time.Minute
 )
 
-// backoff counts a failed boot in the boot log.
+// backoff is the pause after this boot: it grows with the failed boots before.
 func (b *boot) backoff() time.Duration {
-	n := b.slots.observed.Pauses
-	// A last resort was counted when it was chosen.
-	if b.slots.log != nil && b.report.Slot.Reason != string(slots.BecauseLastResort) {
-		if err := b.slots.log.Record(slots.LogChange{SetPauses: true, Pauses: n + 1}); err != nil {
-			b.sys.Log.Warn("cannot write the boot log: %v", err)
-		}
+	return min(firstPause<<min(b.slots.observed.Pauses, 5), longPause)
+}
+
+// keepReport leaves the report of a boot that never reaches the real init in the
+// boot log, and counts it as failed. A restart that belongs to the ordinary
+// course, as into a slot on trial, leaves none.
+func (b *boot) keepReport(stage string, cause error, count bool) {
+	if b.slots.log == nil || len(b.report.Failures) == 0 && !count {
+		return
 	}
-	return min(firstPause<<min(n, 5), longPause)
+	// A last resort was counted when it was chosen.
+	count = count && b.report.Slot.Reason != string(slots.BecauseLastResort)
+	b.report.Ended = clean(fmt.Sprintf("%s: %v", stage, cause))
+	b.report.Stages = b.clock.list
+	text, err := b.report.Line()
+	if err == nil {
+		err = b.slots.log.Update(func(r bootlog.Record) (bootlog.Record, error) {
+			if count {
+				r.Pauses = b.slots.observed.Pauses + 1
+			}
+			return r.AddReport(text)
+		})
+	}
+	if err != nil {
+		b.sys.Log.Warn("cannot write the boot log: %v", err)
+	}
 }
 
 func newBoot(sys *System) *boot {

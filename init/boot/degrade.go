@@ -47,6 +47,7 @@ func (b *boot) trialWithStandIn() bool {
 func (b *boot) degrade(cause error) error {
 	b.warn("DEGRADED: nothing written to /var, /home and /etc will survive a restart: %v", cause)
 	b.report.Degraded = true
+	b.giveBack() // a degraded system cannot be committed, and the slot is not to blame
 	b.report.State.Unlocked = "degraded"
 	if b.volume.outer == nil {
 		fs := mount.Filesystem{Type: "tmpfs", Source: "state", Options: []string{"mode=0755"}, Attr: volumeAttr}

@@ -130,6 +130,7 @@ func (b *boot) readFirmware(ctx context.Context) {
 		b.warn("cannot read EFI variables: %v", err)
 		return
 	}
+	b.fw.Vars = true
 	b.readEFI()
 }
 

@@ -50,7 +50,7 @@ func (b *boot) configure() error {
 	if err != nil {
 		return fmt.Errorf("cannot use %s: %w", config.Path, err)
 	}
-	b.cfg = cfg
+	b.cfg, b.cfgText = cfg, text
 	b.report.Name, b.report.Version, b.report.Build = cfg.Name, cfg.Version, string(cfg.Build)
 	line, err := readBounded(cmdline.Path, 64<<10)
 	if err != nil {

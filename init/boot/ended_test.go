@@ -1,15 +1,21 @@
 package boot
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"sealroot/init/config"
+	"sealroot/init/report"
 	"sealroot/mount/dm"
 	"sealroot/slots"
+	"sealroot/slots/bootlog"
+	"sealroot/slots/efi"
+	"sealroot/slots/fixed"
 )
 
 // fakeVerity is a dm-verity device that says of itself what status says.
@@ -55,6 +61,7 @@ type fakeStore struct {
 	list    []slots.Slot
 	saves   int
 	changes []slots.LogChange
+	record  bootlog.Record
 }
 
 func (f *fakeStore) Load() ([]slots.Slot, error) { return f.list, nil }
@@ -62,6 +69,11 @@ func (f *fakeStore) Save(s []slots.Slot) error   { f.list, f.saves = s, f.saves+
 func (f *fakeStore) Record(c slots.LogChange) error {
 	f.changes = append(f.changes, c)
 	return nil
+}
+
+func (f *fakeStore) Update(change func(bootlog.Record) (bootlog.Record, error)) (err error) {
+	f.record, err = change(f.record)
+	return err
 }
 
 // A slot whose image fails after it was chosen is bad for the next boot too; a
@@ -104,14 +116,132 @@ func TestPausesGrowAndStayBounded(t *testing.T) {
 		b, _ := testBoot(&person{}, config.State{})
 		store := &fakeStore{}
 		b.slots.log, b.slots.observed.Pauses = store, n
-		pause := b.backoff()
-		if pause < last || pause < firstPause || pause > longPause {
-			t.Errorf("pause after %d failed boots = %s, before it %s", n, pause, last)
+		var failed *failedBoot
+		if err := b.ended(t.Context(), "disk", errLocked); !errors.As(err, &failed) {
+			t.Fatalf("ended() = %v, want a failed boot", err)
 		}
-		if len(store.changes) != 1 || store.changes[0].Pauses != n+1 {
-			t.Errorf("the log got %+v, want %d pauses", store.changes, n+1)
+		if failed.pause < last || failed.pause < firstPause || failed.pause > longPause {
+			t.Errorf("pause after %d failed boots = %s, before it %s", n, failed.pause, last)
 		}
-		last = pause
+		if store.record.Pauses != n+1 {
+			t.Errorf("the log got %d pauses, want %d", store.record.Pauses, n+1)
+		}
+		last = failed.pause
+	}
+}
+
+// A boot that never reaches the real init leaves its report in the boot log; a
+// restart that is part of the plan leaves none.
+func TestReportOfABootThatEnded(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		failures int
+		err      error
+		reports  int
+		pauses   int
+	}{
+		{"failed", 1, stateError(slots.UnlockRefused, "%w", errLocked), 1, 1},
+		{"failed_before_a_slot_was_chosen", 0, environmentError(slots.DeviceMissing, "no disk"), 1, 1},
+		{"halt", 1, fmt.Errorf("%w: %w", errHalt, errLocked), 1, 0},
+		{"restart_of_a_trial_without_state", 1, fmt.Errorf("slot b: %w", errReboot), 1, 0},
+		{"restart_into_a_trial", 0, errReboot, 0, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b, _ := testBoot(&person{}, config.State{})
+			store := &fakeStore{}
+			b.slots.store, b.slots.log = store, store
+			for range tt.failures {
+				b.failed("state", "", tt.err)
+			}
+			_ = b.ended(t.Context(), "state", tt.err)
+			if len(store.record.Reports) != tt.reports || store.record.Pauses != tt.pauses {
+				t.Fatalf("got %d reports and %d pauses, want %d and %d", len(store.record.Reports), store.record.Pauses, tt.reports, tt.pauses)
+			}
+			for _, text := range store.record.Reports {
+				var r report.Report
+				if err := json.Unmarshal(text, &r); err != nil || !strings.HasPrefix(r.Ended, "state: ") {
+					t.Errorf("report says it ended by %q, %v", r.Ended, err)
+				}
+			}
+		})
+	}
+}
+
+// With recount a boot that ends by no fault of the slot gives its try back; one
+// that a person never answered has not even taken it.
+func TestTryIsGivenBack(t *testing.T) {
+	counted := []slots.Slot{{Name: "a", Priority: 2, Tries: 3, Successful: true}, {Name: "b", Priority: 1, Tries: 3, Successful: true}}
+	for _, tt := range []struct {
+		name string
+		err  error
+		want int
+	}{
+		{"unlock_refused", stateError(slots.UnlockRefused, "%w", errLocked), 3},
+		{"halt", fmt.Errorf("%w: %w", errHalt, stateError(slots.UnlockRefused, "%w", errLocked)), 3},
+		{"no_tpm", environmentError(slots.TPM, "cannot close the TPM"), 3},
+		{"image", imageError(slots.Mount, "cannot start /sbin/init: %w", syscall.ENOEXEC), 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b, _ := testBoot(&person{}, config.State{})
+			store := &fakeStore{list: counted}
+			b.slots.store, b.slots.log = store, store
+			b.slots.observed = slots.Observed{Slots: counted, LogReadable: true, Refill: 3}
+			if slot, _, err := b.chooseSlot(t.Context()); err != nil || slot != "a" {
+				t.Fatalf("chooseSlot() = %q, %v", slot, err)
+			}
+			if a, _ := slots.Find(store.list, "a"); a.Tries != 2 {
+				t.Fatalf("the boot took %d tries, want 1", 3-a.Tries)
+			}
+			again := b.giveBack()
+			if a, _ := slots.Find(store.list, "a"); a.Tries != 3 {
+				t.Errorf("in front of a question: %d tries, want 3", a.Tries)
+			}
+			again()
+			_ = b.ended(t.Context(), "state", tt.err)
+			if a, _ := slots.Find(store.list, "a"); a.Tries != tt.want || !a.Successful {
+				t.Errorf("afterwards: %v, want %d tries and still committed", a, tt.want)
+			}
+		})
+	}
+}
+
+// A store that cannot change is no reason to warn, and none to stop.
+func TestFixedStoreIsQuiet(t *testing.T) {
+	b, _ := testBoot(&person{}, config.State{})
+	log := &fakeStore{}
+	list := []slots.Slot{{Name: "a", Priority: 1, Tries: 3, Successful: true}}
+	b.slots.store, b.slots.log = fixed.Store{Name: "a"}, log
+	b.slots.observed = slots.Observed{Slots: list, LogReadable: true, Refill: 3}
+	slot, _, err := b.chooseSlot(t.Context())
+	if slot != "a" || err != nil || len(b.report.Warnings) > 0 || len(b.slots.observed.Took) > 0 {
+		t.Errorf("chooseSlot() = %q, %v, warnings %q, took %q", slot, err, b.report.Warnings, b.slots.observed.Took)
+	}
+}
+
+func TestWhoLoaded(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		in      efi.Loaded
+		slot    string
+		compare bool
+	}{
+		{"nobody_told", efi.Loaded{}, "", false},
+		{"word_of_the_command_line", efi.Loaded{Kind: efi.KnownSlot, Slot: "b", From: "sealroot.slot=b"}, "b", false},
+		{"fallback_file", efi.Loaded{Kind: efi.FallbackFile, From: "LoaderImageIdentifier"}, "", true},
+		{"somebody_elses_kernel", efi.Loaded{Kind: efi.UnknownKernel, From: "LoaderImageIdentifier"}, slots.UnknownKernel, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if slot, compare := whoLoaded(tt.in); slot != tt.slot || compare != tt.compare {
+				t.Errorf("whoLoaded() = %q, %v, want %q, %v", slot, compare, tt.slot, tt.compare)
+			}
+		})
+	}
+}
+
+func TestDeadlineCountsFromTheHandOver(t *testing.T) {
+	got := string(deadlineConf(90*time.Minute+time.Millisecond, 10*time.Minute))
+	if !strings.HasSuffix(got, "[Timer]\nOnBootSec=\nOnBootSec=6001s\n") {
+		t.Errorf("got %q", got)
 	}
 }
 

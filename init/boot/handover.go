@@ -2,9 +2,12 @@ package boot
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -25,13 +28,79 @@ var initEnv = [...]string{"HOME=/", "TERM=linux"}
 func (b *boot) publish(context.Context) error {
 	passOn("/.extra/tpm2-pcr-signature.json", "/run/systemd/tpm2-pcr-signature.json")
 	passOn("/.extra/tpm2-pcr-public-key.pem", "/run/systemd/tpm2-pcr-public-key.pem")
-	if b.report.FellBack != nil {
-		// a file, so that a systemd unit can have it as a condition
-		if err := writeFile(runDir+"/fell-back", []byte(b.report.FellBack.Reason+"\n")); err != nil {
-			b.warn("%v", err)
-		}
+	if err := errors.Join(b.leaveTrust(), b.leaveMarks()); err != nil {
+		b.warn("%v", err)
 	}
 	return b.writeReport()
+}
+
+// What the running system finds beside the report.
+const (
+	// runConfig is the configuration, byte for byte as the boot path vouched for.
+	runConfig = runDir + "/config.json"
+	// runCertificates holds the certificates that may sign a root.
+	runCertificates = runDir + "/verity.d/root"
+	// trialMark and fellBackMark are files, so that a systemd unit can have them
+	// as a condition.
+	trialMark    = runDir + "/trial"
+	fellBackMark = runDir + "/fell-back"
+	// deadlineDropIn gives the timer of the commit deadline its time.
+	deadlineDropIn = "/run/systemd/system/sealroot-deadline.timer.d/deadline.conf"
+)
+
+// leaveTrust hands on what install and verify check against: the initramfs is
+// gone by then.
+func (b *boot) leaveTrust() error {
+	if err := writeFile(runConfig, b.cfgText); err != nil {
+		return err
+	}
+	files, err := os.ReadDir(certificatesDir)
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		if !strings.HasSuffix(f.Name(), ".crt") {
+			continue
+		}
+		text, err := readBounded(filepath.Join(certificatesDir, f.Name()), 1<<20)
+		if err == nil {
+			err = writeFile(filepath.Join(runCertificates, f.Name()), text)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// leaveMarks tells the real system that it is on trial, and for how long, or
+// that it stands in for another slot.
+func (b *boot) leaveMarks() error {
+	if f := b.report.FellBack; f != nil {
+		if err := writeFile(fellBackMark, []byte("slot "+f.From+": "+f.Reason+"\n")); err != nil {
+			return err
+		}
+	}
+	if !b.report.Slot.Trial {
+		return nil
+	}
+	deadline := time.Duration(b.cfg.Boot.CommitDeadline)
+	b.report.CommitDeadlineSeconds = int(deadline / time.Second)
+	if err := writeFile(trialMark, []byte(b.report.Slot.Name+"\n")); err != nil {
+		return err
+	}
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		return fmt.Errorf("cannot read the clock: %w", err)
+	}
+	return writeFile(deadlineDropIn, deadlineConf(time.Duration(now.Nano()), deadline))
+}
+
+// deadlineConf counts from the hand-over: systemd counts OnBootSec= from the
+// start of the kernel, and a person may have been asked for long since then.
+func deadlineConf(up, deadline time.Duration) []byte {
+	seconds := int((up + deadline + time.Second - 1) / time.Second)
+	return fmt.Appendf(nil, "# written by sealroot: boot.commit_deadline\n[Timer]\nOnBootSec=\nOnBootSec=%ds\n", seconds)
 }
 
 func (b *boot) writeReport() error {
@@ -82,6 +151,7 @@ func (b *boot) handOver(ctx context.Context) error {
 		b.sys.Log.Warn("the initramfs keeps some memory: %v", warning)
 	}
 	unix.Umask(0o022) // what a fresh init has
+	b.letWatchdogGo()
 	err = b.sys.Exec(initPath, []string{initPath}, initEnv[:])
 	return imageError(slots.Mount, "cannot start %s: %w", initPath, err)
 }

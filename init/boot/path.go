@@ -14,6 +14,7 @@ const (
 // firmware is what the firmware and the loader told about themselves.
 type firmware struct {
 	EFI        bool
+	Vars       bool // its variables can be read
 	SecureBoot bool
 	Stub       bool   // a UKI's stub started the kernel and measured it (StubPcrKernelImage)
 	ESP        string // partition UUID that the loader was read from; "" unknown

@@ -204,7 +204,7 @@ func (b *boot) enrollRecovery(ctx context.Context, h *luks2.Header, key []byte) 
 // showRecovery shows the recovery key on the console devices only and waits for
 // a key press: a key that nobody saw must not be enrolled.
 func (b *boot) showRecovery(ctx context.Context, recovery []byte) error {
-	c, err := b.sys.OpenConsole()
+	c, err := b.openConsole()
 	if err != nil {
 		return err
 	}

@@ -2,7 +2,6 @@ package boot
 
 import (
 	"context"
-	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -46,7 +45,7 @@ func (b *boot) openRoot(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		err = b.mountSlot(slot, foreign)
+		err = b.mountSlot(ctx, slot, foreign)
 		if err == nil {
 			return nil
 		}
@@ -66,7 +65,7 @@ func (b *boot) openRoot(ctx context.Context) error {
 
 // mountSlot verifies one slot and mounts its root. foreign means that the
 // running kernel was not loaded for this slot.
-func (b *boot) mountSlot(slot string, foreign bool) error {
+func (b *boot) mountSlot(ctx context.Context, slot string, foreign bool) error {
 	r := report.Root{Filesystem: b.cfg.Root.Filesystem, KernelRelease: b.kernelRelease}
 	hash, signer, err := b.rootHash(slot)
 	if err != nil {
@@ -74,7 +73,7 @@ func (b *boot) mountSlot(slot string, foreign bool) error {
 	}
 	r.RootHash = hex.EncodeToString(hash)
 	r.HashSource = "signature partition"
-	r.Certificate = signer.Subject.String()
+	r.Certificate = signer.Subject
 	device, err := b.openVerity(slot, hash)
 	if err != nil {
 		return err
@@ -87,7 +86,7 @@ func (b *boot) mountSlot(slot string, foreign bool) error {
 		return imageError(slots.Mount, "cannot mount slot %s: %w", slot, err)
 	}
 	b.report.Mounts = []report.Mount{{What: device.Path, Where: "/", Type: fs.Type, Options: fs.Attr.Names()}}
-	if err := b.checkRoot(slot, foreign, &r); err != nil {
+	if err := b.checkRoot(ctx, slot, foreign, &r); err != nil {
 		return err
 	}
 	b.report.Root = r
@@ -119,7 +118,7 @@ func (b *boot) corrupted() bool {
 
 // rootHash takes the slot's root hash from its signature partition, if one of
 // our certificates vouches for it.
-func (b *boot) rootHash(slot string) ([]byte, *x509.Certificate, error) {
+func (b *boot) rootHash(slot string) ([]byte, *signature.Certificate, error) {
 	part, err := b.slotPartition(gpt.SigLabel(slot))
 	if err != nil {
 		return nil, nil, err
@@ -209,7 +208,7 @@ func verityTarget(t verity.Target) dm.VerityTarget {
 
 // checkRoot reads, through the verified device, whether this image is meant for
 // this machine and fits the running kernel.
-func (b *boot) checkRoot(slot string, foreign bool, r *report.Root) error {
+func (b *boot) checkRoot(ctx context.Context, slot string, foreign bool, r *report.Root) error {
 	root, err := mount.OpenRoot(newRoot)
 	if err != nil {
 		return imageError(slots.Mount, "cannot open the root of slot %s: %w", slot, err)
@@ -242,17 +241,27 @@ func (b *boot) checkRoot(slot string, foreign bool, r *report.Root) error {
 			return imageError(slots.Mount, "cannot use /%s of slot %s: %w", dir, slot, err)
 		}
 	}
-	if foreign {
-		dir, err := mount.OpenBeneath(root, filepath.Join("usr/lib/modules", b.kernelRelease), unix.O_PATH|unix.O_DIRECTORY, mount.InRoot)
-		if errors.Is(err, unix.ENOENT) {
-			return environmentError(slots.WrongKernel, "cannot go on with slot %s: it has no modules for the running kernel %s: %w", slot, b.kernelRelease, err)
-		}
-		if err != nil {
-			return imageError(slots.Modules, "cannot use the modules of slot %s: %w", slot, err)
-		}
-		dir.Close()
+	if foreign || b.slots.compare {
+		return b.checkModules(ctx, root, slot)
 	}
 	return nil
+}
+
+// checkModules: a kernel that may be another slot's must find its modules in the
+// root of this one.
+func (b *boot) checkModules(ctx context.Context, root *os.File, slot string) error {
+	dir, err := mount.OpenBeneath(root, filepath.Join("usr/lib/modules", b.kernelRelease), unix.O_PATH|unix.O_DIRECTORY, mount.InRoot)
+	if err == nil {
+		return dir.Close()
+	}
+	if !errors.Is(err, unix.ENOENT) {
+		return imageError(slots.Modules, "cannot use the modules of slot %s: %w", slot, err)
+	}
+	b.compareFallback(ctx)
+	if b.slots.observed.Loaded == slot || b.slots.observed.Loaded == "" {
+		return nil // its own kernel, which may need no module
+	}
+	return environmentError(slots.WrongKernel, "cannot go on with slot %s: it has no modules for the running kernel %s: %w", slot, b.kernelRelease, err)
 }
 
 // dropRoot takes a root that failed away again.

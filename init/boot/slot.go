@@ -4,18 +4,31 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"sealroot/init/report"
 	"sealroot/slots"
+	"sealroot/slots/bootlog"
+	"sealroot/slots/efi"
+	"sealroot/slots/fixed"
 	"sealroot/slots/live"
 )
 
 // slotState is what this boot knows of the slots.
 type slotState struct {
 	store    slots.Store
-	hint     slots.Hint // nil: the kernel was loaded by nobody who takes hints
-	log      slots.Log
+	hint     slots.Loader // nil: the kernel was loaded by nobody who takes hints
+	log      bootLog
 	observed slots.Observed
+	// compare: the kernel came from EFI/BOOT/BOOTX64.EFI, and nobody has looked
+	// yet whose copy that is.
+	compare bool
+}
+
+// bootLog is the boot log as PID 1 writes it; live.BootLog is the real one.
+type bootLog interface {
+	slots.Log
+	Update(change func(bootlog.Record) (bootlog.Record, error)) error
 }
 
 // chooseSlot decides which slot to boot now and makes the decision durable
@@ -48,7 +61,7 @@ func (b *boot) chooseSlot(ctx context.Context) (slot string, foreign bool, err e
 	}
 	if d.Pause > 0 {
 		b.sys.Log.Warn("waiting %s", d.Pause)
-		b.sys.Power.Sleep(d.Pause)
+		b.wait(d.Pause)
 	}
 	if d.Reboot && (written == nil || d.Why == slots.BecauseLastResort) {
 		return "", false, errReboot
@@ -62,16 +75,31 @@ func (b *boot) chooseSlot(ctx context.Context) (slot string, foreign bool, err e
 // pending does not touch the ESP.
 func (b *boot) observe(ctx context.Context) error {
 	s := &b.slots
-	s.store = b.disk.Store()
-	list, err := s.store.Load()
+	loaded, err := efi.LoadedSlot(b.efiVars(), b.cmd.Slot)
+	if err != nil {
+		b.warn("cannot find out whose kernel runs: %v", err)
+	}
+	kept, err := b.keepers(ctx, loaded)
+	if err != nil {
+		return environmentError(slots.IOError, "%w", err)
+	}
+	list, err := kept.Store.Load()
 	if err != nil {
 		return environmentError(slots.IOError, "cannot read the slots of %s: %w", b.disk.Block.Node, err)
 	}
-	s.observed = slots.Observed{Slots: list, Loaded: b.cmd.Slot, LogReadable: true}
+	s.store, s.hint = kept.Store, kept.Loader
+	s.observed = slots.Observed{Slots: list, LogReadable: true}
+	s.observed.Loaded, s.compare = whoLoaded(loaded)
+	if b.cfg.Boot.Recount {
+		s.observed.Refill = b.cfg.Boot.Tries
+	}
 	b.readLog()
-	s.hint = b.bootHint()
 	s.observed.Hint.Supported = s.hint != nil
-	if s.hint == nil || !trialPending(list) && s.observed.Armed == "" {
+	if !trialPending(list) && s.observed.Armed == "" {
+		return nil
+	}
+	b.compareFallback(ctx)
+	if s.hint == nil {
 		return nil
 	}
 	b.loadHints(ctx)
@@ -103,18 +131,30 @@ func (b *boot) readLog() {
 		b.warn("cannot read the boot log: %v", err)
 		return
 	}
-	s.observed.Armed, s.observed.Failures, s.observed.Pauses = known.Armed, known.SlotFailures(), known.Pauses
+	s.observed.Armed, s.observed.Failures = known.Armed, known.SlotFailures()
+	s.observed.Pauses, s.observed.Told = known.Pauses, known.Told
 }
 
 // apply writes a decision and keeps what was observed in step with it.
 func (b *boot) apply(d slots.Decision) error {
 	s := &b.slots
 	err := slots.Apply(d, s.store, s.hint, s.log)
+	if errors.Is(err, fixed.ErrFixed) {
+		// a store that counts nothing is no reason for a word
+		d.Slots, d.Took = nil, ""
+		err = slots.Apply(d, s.store, s.hint, s.log)
+	}
 	if errors.Is(err, slots.ErrStore) {
 		return err // nothing else was tried
 	}
 	if d.Slots != nil {
 		s.observed.Slots = d.Slots
+	}
+	if d.Slot != "" {
+		s.observed.LastResort = d.Why == slots.BecauseLastResort
+	}
+	if d.Took != "" {
+		s.observed.Took = append(s.observed.Took, d.Took)
 	}
 	hintOK := !errors.Is(err, slots.ErrHint)
 	if d.Log.SetArmed && hintOK && !errors.Is(err, slots.ErrLog) {
@@ -138,10 +178,16 @@ func (b *boot) noteSlot(d slots.Decision, before slots.Slot) {
 		after = s
 	}
 	b.report.Slot = report.Slot{
-		Name: d.Slot, Loaded: b.cmd.Slot, Reason: string(d.Why), Trial: d.Why == slots.BecauseTrial,
+		Name: d.Slot, Loaded: b.slots.observed.Loaded, Reason: string(d.Why), Trial: d.Why == slots.BecauseTrial,
 		Priority: after.Priority, Successful: after.Successful,
 		TriesBefore: before.Tries, TriesAfter: after.Tries,
 	}
+	b.report.Disagreement = nil
+	if a := d.Disagreement; a != nil {
+		b.report.Disagreement = &report.Disagreement{Loaded: a.Loaded, Wanted: a.Wanted, Why: a.Why}
+		b.sys.Log.Warn("the boot loader loaded the kernel of slot %s, the slots say %s: %s", a.Loaded, a.Wanted, a.Why)
+	}
+	b.report.FellBack = nil
 	if f := d.FellBack; f != nil {
 		b.report.FellBack = &report.Fallback{From: f.Slot, Reason: f.Reason.Text(), Class: string(f.Class)}
 		if f.Detail != "" {
@@ -159,29 +205,70 @@ func (b *boot) giveUp(ctx context.Context, f slots.Failure) error {
 		s.observed.Failures = map[string]slots.Failure{}
 	}
 	s.observed.Failures[f.Slot] = f
-	d := slots.Decision{Log: slots.LogChange{Failures: []slots.Failure{f}}}
+	list, err := slots.MarkBad(s.observed.Slots, f.Slot, f.Class)
+	if err != nil {
+		return err
+	}
+	d := slots.Decision{}
 	if f.Class == slots.ImageFailure {
-		list, err := slots.MarkBad(s.observed.Slots, f.Slot, f.Class)
-		if err != nil {
-			return err
+		if f.Reason != slots.KernelNeverReached {
+			f.Above = slots.Standing(s.observed.Slots, f.Slot)
 		}
 		d.Slots = list
 		b.sys.Log.Error("slot %s is marked bad", f.Slot)
+	} else if d.Slots, err = s.returned(f.Slot); err != nil {
+		return err
 	}
+	d.Log.Failures = []slots.Failure{f}
 	if err := b.apply(d); err != nil {
 		b.warn("%v", err)
 	}
 	return nil
 }
 
+// returned is the slots with the try that this boot took of a committed slot
+// given back; nil when it took none.
+func (s *slotState) returned(slot string) ([]slots.Slot, error) {
+	i := slices.Index(s.observed.Took, slot)
+	if i < 0 {
+		return nil, nil
+	}
+	s.observed.Took = slices.Delete(s.observed.Took, i, i+1)
+	return slots.GiveBack(s.observed.Slots, slot)
+}
+
+// giveBack returns the try of the slot that runs, before something that is no
+// fault of its image may end the boot. What it returns takes the try again.
+func (b *boot) giveBack() (again func()) {
+	slot := b.report.Slot.Name
+	list, err := b.slots.returned(slot)
+	if err == nil && list == nil {
+		return func() {}
+	}
+	if err == nil {
+		err = b.apply(slots.Decision{Slots: list})
+	}
+	if err != nil {
+		b.warn("%v", err)
+		return func() {}
+	}
+	return func() {
+		list, err := slots.Recount(b.slots.observed.Slots, slot)
+		if err == nil {
+			err = b.apply(slots.Decision{Slots: list, Took: slot})
+		}
+		if err != nil {
+			b.warn("%v", err)
+		}
+	}
+}
+
 // rebootInto restarts into a slot that needs its own kernel; where that was
 // tried before, the slot is given up for this boot.
 func (b *boot) rebootInto(ctx context.Context, slot string) error {
-	d, ok := slots.OwnKernel(b.slots.observed, slot)
+	d, failure, ok := slots.OwnKernel(b.slots.observed, slot)
 	if !ok {
-		return b.giveUp(ctx, slots.Failure{
-			Slot: slot, Class: slots.EnvironmentFailure, Reason: slots.WrongKernel, Detail: "the boot loader did not load its kernel",
-		})
+		return b.giveUp(ctx, failure)
 	}
 	for _, line := range d.Lines {
 		b.sys.Log.Info("%s", line)

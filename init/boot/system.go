@@ -10,6 +10,7 @@ import (
 	"sealroot/mount"
 	"sealroot/mount/dm"
 	"sealroot/mount/kmod"
+	"sealroot/mount/watchdog"
 	"sealroot/state"
 	"sealroot/state/tpm"
 )
@@ -27,6 +28,8 @@ type System struct {
 	// OpenTPM opens the TPM; tpm.ErrNoTPM when there is none (yet).
 	OpenTPM     func(ctx context.Context) (*tpm.TPM, error)
 	OpenConsole func() (Console, error)
+	// OpenWatchdog starts the hardware watchdog; see watchdog.Open for its errors.
+	OpenWatchdog func(watchdog.Options) (Watchdog, error)
 	// Exec replaces this process by the real init.
 	Exec func(path string, argv, env []string) error
 	Rand io.Reader
@@ -64,10 +67,17 @@ func NewSystem(log *Log, random io.Reader, program string) *System {
 		Power:       kernelPower{},
 		OpenTPM:     func(ctx context.Context) (*tpm.TPM, error) { return tpm.Open(ctx, "/dev") },
 		OpenConsole: func() (Console, error) { return console.Open("/") },
-		Exec:        mount.ExecInit,
-		Rand:        random,
-		Now:         time.Now,
-		Program:     program,
+		OpenWatchdog: func(o watchdog.Options) (Watchdog, error) {
+			dog, err := watchdog.Open("/", o)
+			if err != nil {
+				return nil, err
+			}
+			return dog, nil
+		},
+		Exec:    mount.ExecInit,
+		Rand:    random,
+		Now:     time.Now,
+		Program: program,
 	}
 }
 

@@ -26,8 +26,11 @@ func (b *boot) unlock(ctx context.Context, h *luks2.Header) ([]byte, error) {
 		}
 	}
 	if b.mayPrompt() && !b.trialWithStandIn() {
+		// Who switches off in front of a question has not seen the slot fail.
+		again := b.giveBack()
 		key, err := b.prompt(ctx, h)
 		if err == nil {
+			again()
 			return key, nil
 		}
 		b.attempt("prompt: %v", err)
@@ -156,7 +159,7 @@ const (
 
 // prompt asks on all consoles for the recovery key or a passphrase.
 func (b *boot) prompt(ctx context.Context, h *luks2.Header) ([]byte, error) {
-	c, err := b.sys.OpenConsole()
+	c, err := b.openConsole()
 	if err != nil {
 		return nil, err
 	}

@@ -51,7 +51,8 @@ type Boot struct {
 	// Tries is how often a slot on trial is started before it is given up:
 	// 1 to 15, default 3.
 	Tries int `json:"tries"`
-	// Recount also counts the boots of a committed slot.
+	// Recount also counts the boots of a committed slot: each one spends a try, a
+	// commit refills them to Tries, and a slot without tries comes last.
 	Recount bool `json:"recount,omitempty"`
 	// CommitDeadline is how long a system on trial may run uncommitted; 10
 	// seconds to 24 hours, default 10m.
@@ -81,12 +82,6 @@ const (
 	StoreEFI          Store = "efi"
 	StoreFixed        Store = "fixed"
 )
-
-// Watchdog is the hardware watchdog that PID 1 opens; Seconds 0 leaves it alone.
-type Watchdog struct {
-	Seconds  int  `json:"seconds,omitempty"`
-	Handover bool `json:"handover,omitempty"`
-}
 
 // Root says what kind of root a slot holds.
 type Root struct {

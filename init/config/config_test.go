@@ -73,12 +73,14 @@ func TestValidate(t *testing.T) {
 		{"security_version_negative", func(c *Config) { c.SecurityVersion = -1 }, []string{"security_version"}},
 		{"build_unknown", func(c *Config) { c.Build = "debug" }, []string{"build"}},
 		{"loader_unknown", func(c *Config) { c.Boot.Loader = "lilo" }, []string{"boot.loader"}},
-		{"systemd_boot_by_name", func(c *Config) { c.Boot.Loader = LoaderSystemdBoot }, []string{"boot.loader"}},
-		{"store_by_name", func(c *Config) { c.Boot.Store = StoreBLS }, []string{"boot.store"}},
+		{"store_unknown", func(c *Config) { c.Boot.Store = "uboot" }, []string{"boot.store"}},
+		{"store_with_unknown_loader", func(c *Config) { c.Boot.Store, c.Boot.Loader = StoreBLS, "lilo" }, []string{"boot.loader"}},
 		{"tries_16", func(c *Config) { c.Boot.Tries = 16 }, []string{"boot.tries"}},
 		{"deadline_short", func(c *Config) { c.Boot.CommitDeadline = Duration(time.Second) }, []string{"boot.commit_deadline"}},
-		{"recount_by_name", func(c *Config) { c.Boot.Recount = true }, []string{"boot.recount"}},
-		{"watchdog_by_name", func(c *Config) { c.Boot.Watchdog.Seconds = 30 }, []string{"boot.watchdog"}},
+		{"darch_counts_to_10", func(c *Config) { c.Boot.Tries, c.Boot.Store = 11, StoreGrubenvDarch }, []string{"boot.store", "boot.tries"}},
+		{"recount", func(c *Config) { c.Boot.Recount = true }, nil},
+		{"recount_of_a_fixed_slot", func(c *Config) { c.Boot.Recount, c.Boot.Store = true, StoreFixed }, []string{"boot.recount"}},
+		{"restart_with_recount", func(c *Config) { c.Root.OnCorruption, c.Boot.Recount = "restart", true }, nil},
 		{"ostree_by_name", func(c *Config) { c.Root.Source = "ostree" }, []string{"root.source"}},
 		{"erofs", func(c *Config) { c.Root.Filesystem = "erofs" }, nil},
 		{"ext4_root", func(c *Config) { c.Root.Filesystem = "ext4" }, []string{"root.filesystem"}},
@@ -96,6 +98,32 @@ func TestValidate(t *testing.T) {
 		{"etc_unknown", func(c *Config) { c.Etc = "writable" }, []string{"etc"}},
 		{"etc_read_only", func(c *Config) { c.Etc = EtcReadOnly }, nil},
 	})
+}
+
+// Each store goes with the loaders that can honour it, and with no other.
+func TestStoresAndLoaders(t *testing.T) {
+	loaders := []Loader{LoaderGRUB, LoaderUKI, LoaderSystemdBoot}
+	legal := map[Store][]Loader{
+		StoreGPT: loaders, StoreFixed: loaders,
+		StoreGrubenvDarch: {LoaderGRUB}, StoreGrubenvRAUC: {LoaderGRUB},
+		StoreBLS: {LoaderSystemdBoot}, StoreEFI: {LoaderUKI},
+	}
+	for store, good := range legal {
+		for _, loader := range loaders {
+			c := Config{Boot: Boot{Loader: loader, Store: store, Tries: 3, CommitDeadline: Duration(time.Minute)}}
+			var v validator
+			v.boot(&c)
+			if ok := len(v.problems) == 0; ok != slices.Contains(good, loader) {
+				t.Errorf("%s with %s: got %v", store, loader, v.problems)
+			}
+			for _, err := range v.problems {
+				var p *Problem
+				if !errors.As(err, &p) || p.Path != "boot.store" || p.Remedy == "" {
+					t.Errorf("%s with %s: got %v, want a problem of boot.store with a remedy", store, loader, err)
+				}
+			}
+		}
+	}
 }
 
 func TestValidateState(t *testing.T) {

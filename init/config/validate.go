@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 )
 
 // Validate checks a configuration that has its defaults. It returns nil or
@@ -66,14 +65,6 @@ func (v *validator) list(path string, got, known []string) {
 	}
 }
 
-func orList(words []string) string {
-	last := len(words) - 1
-	if last < 1 {
-		return strings.Join(words, "")
-	}
-	return strings.Join(words[:last], ", ") + " or " + words[last]
-}
-
 func (v *validator) identity(c *Config) {
 	// os-release(5) allows these characters in IMAGE_ID, which name must equal.
 	if !wordOf(c.Name, 64, "abcdefghijklmnopqrstuvwxyz0123456789._-") {
@@ -88,22 +79,6 @@ func (v *validator) identity(c *Config) {
 	v.oneOf("build", string(c.Build), []string{string(Production), string(Development)}, nil)
 }
 
-func (v *validator) boot(c *Config) {
-	b := c.Boot
-	v.oneOf("boot.loader", string(b.Loader),
-		[]string{string(LoaderGRUB), string(LoaderUKI)}, []string{string(LoaderSystemdBoot)})
-	v.oneOf("boot.store", string(b.Store), []string{string(StoreGPT)}, []string{
-		string(StoreGrubenvDarch), string(StoreGrubenvRAUC), string(StoreBLS), string(StoreEFI), string(StoreFixed)})
-	if b.Tries < 1 || b.Tries > 15 {
-		v.add("boot.tries", "choose 1 to 15", "%d tries cannot be counted in the partition table", b.Tries)
-	}
-	if d := time.Duration(b.CommitDeadline); d < 10*time.Second || d > 24*time.Hour {
-		v.add("boot.commit_deadline", "choose 10s to 24h", "%s is out of range", b.CommitDeadline)
-	}
-	v.notYet("boot.recount", b.Recount, "leave it out")
-	v.notYet("boot.watchdog", b.Watchdog != Watchdog{}, "leave it out")
-}
-
 func (v *validator) root(c *Config) {
 	r := c.Root
 	v.oneOf("root.source", r.Source, []string{"verity"},
@@ -111,7 +86,7 @@ func (v *validator) root(c *Config) {
 	v.oneOf("root.filesystem", r.Filesystem, []string{"squashfs", "erofs"}, nil)
 	v.oneOf("root.on_corruption", r.OnCorruption, []string{"eio", "restart", "panic"}, nil)
 	if (r.OnCorruption == "restart" || r.OnCorruption == "panic") && !c.Boot.Recount {
-		v.add("root.on_corruption", "use eio, or boot.recount: true where the version supports it",
+		v.add("root.on_corruption", "use eio, or set boot.recount: true",
 			"%s without boot.recount would restart a damaged committed slot for ever", r.OnCorruption)
 	}
 	if len(c.Trust.Root) == 0 {

@@ -102,9 +102,8 @@ func (v *validator) pcrs(c *Config) {
 			v.add(at, "choose from 0 to 15", "PCR %d says nothing about this boot", pcr)
 		case slices.Contains(pcrs[:i], pcr):
 			v.add(at, "", "PCR %d is given twice", pcr)
-		case pcr == 5 && c.Boot.Store == StoreGPT:
-			v.add(at, "leave PCR 5 out",
-				"PCR 5 holds the partition table, and boot.store gpt changes that with every count")
+		default:
+			v.measuredStore(c, at, pcr)
 		}
 	}
 }

@@ -24,10 +24,19 @@ type Report struct {
 	Slot     Slot      `json:"slot"`
 	Root     Root      `json:"root"`
 	State    State     `json:"state"`
-	FellBack *Fallback `json:"fell_back,omitempty"` // set when this is not the slot that should have run
-	Failures []Failure `json:"failures,omitempty"`  // every failure this boot met
+	FellBack *Fallback `json:"fell_back,omitempty"` // set in the first boot of a slot that another one should have run instead of
+	// Disagreement is set when the loader did not load what should run.
+	Disagreement *Disagreement `json:"disagreement,omitempty"`
+	// CommitDeadlineSeconds is how long a slot on trial may run uncommitted; 0
+	// when the slot is not on trial.
+	CommitDeadlineSeconds int `json:"commit_deadline_seconds,omitempty"`
+	// Ended is why this boot never reached the real init: such reports are in the
+	// boot log only.
+	Ended    string    `json:"ended,omitempty"`
+	Failures []Failure `json:"failures,omitempty"` // every failure this boot met
 	Mounts   []Mount   `json:"mounts"`
 	TPM      TPM       `json:"tpm"`
+	Watchdog *Watchdog `json:"watchdog,omitempty"` // set when the configuration asks for one and the machine has it
 	Stages   []Stage   `json:"stages"`
 	Warnings []string  `json:"warnings,omitempty"`
 	Degraded bool      `json:"degraded,omitempty"`
@@ -43,7 +52,7 @@ type Disk struct {
 // Slot is the slot that runs.
 type Slot struct {
 	Name        string `json:"name"`
-	Loaded      string `json:"loaded"` // slot whose kernel and initramfs run; "" when unknown
+	Loaded      string `json:"loaded"` // slot whose kernel and initramfs run; "" when nobody told, "?" when it is none's
 	Reason      string `json:"reason"` // why this slot: committed, trial, fallback, last-resort
 	Trial       bool   `json:"trial"`
 	Priority    int    `json:"priority"`
@@ -81,6 +90,13 @@ type Fallback struct {
 	From   string `json:"from"`
 	Reason string `json:"reason"`
 	Class  string `json:"class"`
+}
+
+// Disagreement says what the boot loader loaded and what the slots say.
+type Disagreement struct {
+	Loaded string `json:"loaded"` // slot whose kernel runs, "?" when it is none's
+	Wanted string `json:"wanted"` // slot whose kernel should run
+	Why    string `json:"why"`
 }
 
 // Failure is one thing that went wrong.
@@ -122,4 +138,12 @@ func (r *Report) Encode() ([]byte, error) {
 		return nil, err
 	}
 	return append(b, '\n'), nil
+}
+
+// Line returns the report as one line of JSON, without the mounts, which a boot
+// that came to its end has no more.
+func (r *Report) Line() ([]byte, error) {
+	short := *r
+	short.Mounts = nil
+	return json.Marshal(&short)
 }

@@ -1,6 +1,6 @@
 // Package disk builds a bootable A/B disk image from a root file system,
 // without root rights, mounts or loop devices: it makes the boot set of each
-// version (Parts), lays the disk out, and places the sets on it.
+// version, lays the disk out, and places the sets on it.
 package disk
 
 import (
@@ -11,17 +11,15 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"reflect"
 	"strconv"
 	"time"
 
 	"sealroot/mkinitramfs/atomicfile"
-	"sealroot/mkinitramfs/grub"
 	"sealroot/mkinitramfs/modules"
 	"sealroot/mkinitramfs/tools"
-	"sealroot/mkinitramfs/uki"
 	"sealroot/slots/bootlog"
 	"sealroot/slots/gpt"
+	"sealroot/slots/manifest"
 )
 
 // Builder is what every build shares.
@@ -32,6 +30,7 @@ type Builder struct {
 	Init    string    // path of PID 1
 	Signing Signing
 	Time    time.Time // time stamp of files made here
+	Now     time.Time // for warnings about certificates; no file has it
 }
 
 // BuildTime is SOURCE_DATE_EPOCH (reproducible-builds.org), 1970 when unset:
@@ -65,16 +64,6 @@ func (b *Builder) step(name string, f func() error) error {
 	return nil
 }
 
-// SlotState is how a slot begins its life.
-type SlotState string
-
-// The states of a slot on a new disk.
-const (
-	Good  SlotState = "good"  // committed
-	Trial SlotState = "trial" // started at the first boot, and to be committed by it
-	Off   SlotState = "off"   // there, and not to be started
-)
-
 // Options describes a disk.
 type Options struct {
 	A      SlotInput
@@ -86,16 +75,6 @@ type Options struct {
 
 // ErrOptions means that a disk cannot be built as asked.
 var ErrOptions = errors.New("unusable options")
-
-// set is the boot set of a slot, with what only this slot has.
-type set struct {
-	name    string
-	in      SlotInput
-	parts   Parts
-	uki     string // path
-	attr    gpt.Attributes
-	onTrial bool
-}
 
 // Disk builds a disk image. The output appears when it is complete.
 func (b *Builder) Disk(ctx context.Context, o Options) error {
@@ -114,127 +93,38 @@ func (b *Builder) Disk(ctx context.Context, o Options) error {
 	}
 	defer os.RemoveAll(work)
 
-	sets, err := b.sets(ctx, o, work)
+	p, err := b.plan(ctx, o, work)
 	if err != nil {
 		return err
 	}
-	parts, size, err := layout(o.Sizes, needsOf(sets), []string{"a", "b"})
+	parts, size, err := layout(o.Sizes, p.needs, p.slots)
 	if err != nil {
 		return err
 	}
-	if err := b.assemble(ctx, out.File, parts, size, sets, work); err != nil {
+	if err := b.assemble(ctx, out.File, parts, size, p, work); err != nil {
 		return err
 	}
 	if err := b.step("write to "+o.Output, out.Commit); err != nil {
 		return err
 	}
 	fmt.Fprintf(b.Log, "%s: %d MiB, slot a: %s %s, kernel %s, root hash %x\n", o.Output, size/mib,
-		o.A.Config.Name, o.A.Config.Version, sets[0].parts.Release, sets[0].parts.RootHash)
+		o.A.Config.Name, o.A.Config.Version, p.sets[0].parts.release, p.sets[0].parts.rootHash)
 	return nil
 }
 
-// check finds out what cannot work before anything is built.
-func (b *Builder) check(o Options) error {
-	for _, in := range []*SlotInput{&o.A, o.B} {
-		if in == nil {
-			continue
-		}
-		if fs := in.Config.Root.Filesystem; fs != "" && fs != "squashfs" {
-			return fmt.Errorf("cannot make a root image of type %s, only squashfs: %w", fs, ErrOptions)
-		}
-		if in.Config.State.TPM2.Policy != "" && in.Config.State.TPM2.Policy != "pcrs" && b.Signing.PCRKey == nil {
-			return fmt.Errorf("cannot sign PCR 11 for policy %s: no pcr.key in %s: %w", in.Config.State.TPM2.Policy, b.Signing.Dir, ErrOptions)
-		}
-	}
-	if o.B != nil && o.A.Rootfs == "-" && o.B.Rootfs == "-" {
-		return fmt.Errorf("cannot read two roots from stdin: %w", ErrOptions)
-	}
-	need := []string{"sqfstar", "mkfs.vfat", "mcopy", "mke2fs", "grub-mkimage", "objcopy"}
-	if b.Signing.Secure != nil {
-		need = append(need, "sbsign")
-	}
-	_, stubErr := b.Tools.Data(tools.EFIStub)
-	_, grubErr := b.Tools.Data(tools.GRUBDir)
-	return errors.Join(b.Tools.Require(need...), stubErr, grubErr)
-}
-
-// sets builds the boot sets of the slots that are to hold one.
-func (b *Builder) sets(ctx context.Context, o Options, work string) ([]set, error) {
-	parts, err := b.buildParts(ctx, o.A, filepath.Join(work, "a"))
-	if err != nil {
-		return nil, fmt.Errorf("slot a: %w", err)
-	}
-	attrA, attrB, err := firstAttributes(o.B != nil, o.BState, triesOf(o))
-	if err != nil {
-		return nil, err
-	}
-	sets := []set{{name: "a", in: o.A, parts: parts, attr: attrA}}
-	if o.B != nil {
-		if !reflect.DeepEqual(*o.B, o.A) {
-			if parts, err = b.buildParts(ctx, *o.B, filepath.Join(work, "b")); err != nil {
-				return nil, fmt.Errorf("slot b: %w", err)
-			}
-		}
-		sets = append(sets, set{name: "b", in: *o.B, parts: parts, attr: attrB, onTrial: o.BState == Trial})
-	}
-	for i := range sets {
-		s := &sets[i]
-		s.uki = filepath.Join(work, "uki-"+s.name+".efi")
-		if err := b.step("unified kernel image of slot "+s.name, func() error { return b.buildUKI(ctx, s, work) }); err != nil {
-			return nil, fmt.Errorf("slot %s: %w", s.name, err)
-		}
-	}
-	return sets, nil
-}
-
-func triesOf(o Options) int {
-	if o.B != nil && o.B.Config.Boot.Tries > 0 {
-		return o.B.Config.Boot.Tries
-	}
-	return 3
-}
-
-func (b *Builder) buildUKI(ctx context.Context, s *set, work string) error {
-	return uki.Build(ctx, b.Tools, uki.Image{
-		OSRelease: s.parts.OSRelease, Cmdline: uki.Cmdline(s.name, s.in.Cmdline),
-		Kernel: s.parts.Kernel, Initrd: s.parts.Initrd,
-		PCRPublicKey: b.Signing.PCRPublic, PCRKey: b.Signing.PCRKey,
-	}, b.Signing.Secure, s.uki, work)
-}
-
-// needsOf adds up what the boot sets need.
-func needsOf(sets []set) needs {
-	var n needs
-	for _, s := range sets {
-		n.root = max(n.root, s.parts.RootSize)
-		size := int64(len(s.parts.Kernel) + len(s.parts.Initrd))
-		if info, err := os.Stat(s.uki); err == nil {
-			size += info.Size()
-		}
-		n.esp = max(n.esp, size)
-	}
-	params := sets[0].parts.Params
-	n.verity = func(root int64) int64 {
-		p := params
-		p.DataBlocks = uint64(root / int64(p.DataBlockSize))
-		return p.HashSize()
-	}
-	return n
-}
-
 // assemble writes everything to the disk image.
-func (b *Builder) assemble(ctx context.Context, disk *os.File, parts []partition, size int64, sets []set, work string) error {
+func (b *Builder) assemble(ctx context.Context, disk *os.File, parts []partition, size int64, p plan, work string) error {
 	if err := disk.Truncate(size); err != nil {
 		return fmt.Errorf("cannot size disk image: %w", err)
 	}
 	at := map[string]partition{}
-	for _, p := range parts {
-		at[p.label] = p
+	for _, part := range parts {
+		at[part.label] = part
 	}
-	if err := b.step("slots", func() error { return placeSets(disk, at, sets) }); err != nil {
+	if err := b.step("slots", func() error { return placeSets(disk, at, p.sets) }); err != nil {
 		return err
 	}
-	if err := b.step("EFI system partition", func() error { return b.placeESP(ctx, disk, at[gpt.LabelESP], sets, work) }); err != nil {
+	if err := b.step("EFI system partition", func() error { return b.placeESP(ctx, disk, at[gpt.LabelESP], p.files, work) }); err != nil {
 		return err
 	}
 	if err := b.step("state partition", func() error { return b.placeState(ctx, disk, at[gpt.LabelState]) }); err != nil {
@@ -244,41 +134,27 @@ func (b *Builder) assemble(ctx context.Context, disk *os.File, parts []partition
 	if err := bootlog.Format(window{disk, at[gpt.LabelLog]}); err != nil {
 		return err
 	}
-	if err := writeTable(disk, size, parts, attributesOf(parts, sets), rand.Reader); err != nil {
+	if err := writeTable(disk, size, parts, attributesOf(parts, p.kept.attr), rand.Reader); err != nil {
 		return err
 	}
-	return b.step("GRUB for BIOS", func() error { return b.placeGRUB(ctx, disk, at[gpt.LabelBIOSBoot], sets, work) })
+	return p.loader.place(disk, at[gpt.LabelBIOSBoot])
 }
 
 // placeSets copies root image, hash tree and signature of each slot.
 func placeSets(disk *os.File, at map[string]partition, sets []set) error {
 	for _, s := range sets {
 		for _, c := range []struct{ label, path string }{
-			{gpt.RootLabel(s.name), s.parts.Root}, {gpt.VerityLabel(s.name), s.parts.Hash},
+			{gpt.RootLabel(s.name), s.parts.path(manifest.Root)}, {gpt.VerityLabel(s.name), s.parts.path(manifest.Verity)},
 		} {
 			if err := copyFile(disk, at[c.label], c.path); err != nil {
 				return fmt.Errorf("slot %s: %w", s.name, err)
 			}
 		}
-		if _, err := disk.WriteAt(s.parts.Signature, at[gpt.SigLabel(s.name)].start); err != nil {
+		if _, err := disk.WriteAt(s.parts.signature, at[gpt.SigLabel(s.name)].start); err != nil {
 			return fmt.Errorf("slot %s: cannot write signature: %w", s.name, err)
 		}
 	}
 	return nil
-}
-
-func (b *Builder) placeGRUB(ctx context.Context, disk *os.File, bios partition, sets []set, work string) error {
-	// Both slots are named although one may be empty: it is filled later, and
-	// this configuration stays.
-	cfg, err := grub.Config(sets[0].in.Cmdline, "a", "b")
-	if err != nil {
-		return err
-	}
-	images, err := grub.Build(ctx, b.Tools, cfg, work)
-	if err != nil {
-		return err
-	}
-	return images.Embed(disk, uint64(bios.start/sectorSize), uint64(bios.size/sectorSize))
 }
 
 // copyFile copies a file into a partition and leaves holes where it is zero.

@@ -2,7 +2,6 @@ package disk
 
 import (
 	"bytes"
-	"crypto/x509"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
@@ -11,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -63,7 +63,7 @@ func FuzzKernelRelease(f *testing.F) {
 }
 
 func TestLayout(t *testing.T) {
-	need := needs{root: 100 * mib, esp: 20 * mib, verity: func(root int64) int64 { return root / 100 }}
+	need := needs{root: 100 * mib, esp: 20 * mib, shared: 2 * mib, verity: func(root int64) int64 { return root / 100 }}
 	for _, tc := range []struct {
 		name  string
 		sizes Sizes
@@ -72,7 +72,8 @@ func TestLayout(t *testing.T) {
 		{"defaults", Sizes{}, true},
 		{"root_too_small", Sizes{Root: 99 * mib}, false},
 		{"root_not_aligned", Sizes{Root: 200*mib + 512}, false},
-		{"esp_too_small_for_both_slots", Sizes{ESP: 39 * mib}, false},
+		{"esp_for_two_slots_and_an_update", Sizes{ESP: 64 * mib}, true},
+		{"esp_too_small_for_an_update", Sizes{ESP: 62 * mib}, false},
 		{"esp_too_small_for_fat32", Sizes{ESP: 33 * mib}, false},
 		{"disk_size_gives_the_state_the_rest", Sizes{Disk: 4096 * mib}, true},
 		{"disk_too_small", Sizes{Disk: 300 * mib}, false},
@@ -139,7 +140,7 @@ func builder(t *testing.T) (*Builder, SlotInput) {
 		Trust: config.Trust{Root: []string{"image.crt"}},
 		State: config.State{Create: "first-boot", Recovery: "later", Unlock: []string{"tpm2", "recovery-key"}, TPM2: config.TPM2{Policy: "signed-pcr11+7", PublicKey: "pcr.pub"}},
 	}.WithDefaults()
-	return &Builder{Tools: tools.New(), Log: io.Discard, Init: write("init", "program"), Signing: signing, Time: time.Unix(0, 0)},
+	return &Builder{Tools: tools.New(), Log: io.Discard, Init: write("init", "program"), Signing: signing, Time: time.Unix(0, 0), Now: time.Now()},
 		SlotInput{Rootfs: root, Kernel: kernel, ModulesDir: dir, Config: &cfg, ConfigDir: keyDir, Cmdline: "console=ttyS0", RootModules: true}
 }
 
@@ -214,22 +215,44 @@ func TestDiskAsOthersReadIt(t *testing.T) {
 	}
 	esp, _ := part(t, out, gpt.LabelESP)
 	run(t, "fsck.vfat", "-n", esp)
-	files := run(t, "mdir", "-i", esp, "-/", "-b", "::")
-	for _, want := range []string{
-		"EFI/BOOT/BOOTX64.EFI", "EFI/Linux/sealroot-a.efi", "EFI/Linux/sealroot-b.efi", "sealroot/grubenv",
-		"sealroot/a/vmlinuz", "sealroot/a/initrd", "sealroot/b/vmlinuz", "sealroot/b/initrd",
-	} {
-		if !strings.Contains(files, "::/"+want+"\n") {
-			t.Errorf("no %s on the ESP:\n%s", want, files)
+	checkFiles(t, esp, "EFI/BOOT/BOOTX64.EFI", "EFI/Linux/sealroot-a.efi", "EFI/Linux/sealroot-b.efi",
+		"sealroot/a/manifest.json", "sealroot/a/manifest.sig", "sealroot/b/manifest.json", "sealroot/b/manifest.sig")
+	image := read(t, esp, "EFI/Linux/sealroot-a.efi")
+	for _, name := range []string{"EFI/Linux/sealroot-b.efi", "EFI/BOOT/BOOTX64.EFI"} {
+		if !bytes.Equal(read(t, esp, name), image) {
+			t.Errorf("%s is another image than that of slot a, which has the same version", name)
 		}
-	}
-	env := filepath.Join(t.TempDir(), "grubenv")
-	run(t, "mcopy", "-i", esp, "::/sealroot/grubenv", env)
-	if got, want := run(t, "grub-editenv", env, "list"), "sealroot_default=a\nsealroot_once=b\n"; got != want {
-		t.Errorf("grubenv = %q, want %q", got, want)
 	}
 	state, _ := part(t, out, gpt.LabelState)
 	run(t, "e2fsck", "-fn", state)
+}
+
+// checkFiles compares the names of all files on the ESP.
+func checkFiles(t *testing.T, esp string, want ...string) {
+	t.Helper()
+	var got []string
+	for line := range strings.Lines(run(t, "mdir", "-i", esp, "-/", "-b", "-a", "::")) {
+		if name := strings.TrimPrefix(strings.TrimSpace(line), "::/"); !strings.HasSuffix(name, "/") {
+			got = append(got, name)
+		}
+	}
+	slices.Sort(got)
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("files on the ESP are\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// read returns a file on the ESP.
+func read(t *testing.T, esp, name string) []byte {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "file")
+	run(t, "mcopy", "-i", esp, "::/"+name, path)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
 
 // checkSlot lets veritysetup and unsquashfs judge a slot, and our own reader
@@ -247,7 +270,11 @@ func checkSlot(t *testing.T, b *Builder, disk, slot string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rootHash, _, err := signature.Verify(sig, []*x509.Certificate{b.Signing.ImageCert})
+	signer, err := signature.ParseCertificate(b.Signing.ImageCert.Raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rootHash, _, err := signature.Verify(sig, []*signature.Certificate{signer})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -285,15 +312,15 @@ func TestEqualInputsGiveEqualRootHashes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.Equal(first.RootHash, second.RootHash) || !bytes.Equal(first.Initrd, second.Initrd) {
-		t.Errorf("root hashes %x and %x differ, or initramfs do", first.RootHash, second.RootHash)
+	if !bytes.Equal(first.rootHash, second.rootHash) || !bytes.Equal(first.initrd, second.initrd) {
+		t.Errorf("root hashes %x and %x differ, or initramfs do", first.rootHash, second.rootHash)
 	}
 	in.Config.Version = "2"
 	third, err := b.buildParts(t.Context(), in, filepath.Join(t.TempDir(), "3"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if bytes.Equal(first.RootHash, third.RootHash) {
+	if bytes.Equal(first.rootHash, third.rootHash) {
 		t.Error("another version has the same root hash")
 	}
 }
@@ -330,6 +357,14 @@ func TestFailedBuildLeavesNothing(t *testing.T) {
 	}
 }
 
+// withB fills slot b with a version that has a configuration of its own.
+func withB(o *Options, state SlotState) *config.Config {
+	cfg, in := *o.A.Config, o.A
+	in.Config = &cfg
+	o.B, o.BState = &in, state
+	return &cfg
+}
+
 func TestDiskRefuses(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
@@ -337,6 +372,16 @@ func TestDiskRefuses(t *testing.T) {
 	}{
 		{"erofs", func(_ *Builder, o *Options) { o.A.Config.Root.Filesystem = "erofs" }},
 		{"signed_policy_without_key", func(b *Builder, _ *Options) { b.Signing.PCRKey = nil }},
+		{"two_loaders", func(_ *Builder, o *Options) { withB(o, Good).Boot.Loader = config.LoaderSystemdBoot }},
+		{"two_stores", func(_ *Builder, o *Options) { withB(o, Good).Boot.Store = config.StoreBLS }},
+		{"two_slots_of_which_one_is_fixed", func(_ *Builder, o *Options) {
+			o.A.Config.Boot.Store = config.StoreFixed
+			withB(o, Good)
+		}},
+		{"trial_that_the_disk_cannot_hold", func(_ *Builder, o *Options) {
+			o.A.Config.Boot.Store = config.StoreEFI
+			withB(o, Trial)
+		}},
 		{"stdin_for_both_slots", func(_ *Builder, o *Options) { o.A.Rootfs = "-"; in := o.A; o.B = &in }},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -348,7 +393,7 @@ func TestDiskRefuses(t *testing.T) {
 			}
 		})
 	}
-	if _, _, err := firstAttributes(true, "maybe", 3); !errors.Is(err, ErrOptions) {
-		t.Errorf("firstAttributes = %v, want ErrOptions", err)
+	if list, err := firstState(true, "maybe", 3); !errors.Is(err, ErrOptions) || list != nil {
+		t.Errorf("firstState = %v, %v; want ErrOptions", list, err)
 	}
 }

@@ -7,15 +7,29 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-
-	"sealroot/slots/grubenv"
 )
 
-// placeESP makes the EFI system partition. Every file of a slot has a name of
-// its own, so that an update never overwrites what the other slot boots from.
-func (b *Builder) placeESP(ctx context.Context, disk *os.File, to partition, sets []set, work string) error {
+// content is what a file holds: data or, when that is nil, another file's.
+type content struct {
+	data []byte
+	path string
+}
+
+func (c content) size() (int64, error) {
+	if c.data != nil {
+		return int64(len(c.data)), nil
+	}
+	info, err := os.Stat(c.path)
+	if err != nil {
+		return 0, fmt.Errorf("cannot read file for the ESP: %w", err)
+	}
+	return info.Size(), nil
+}
+
+// placeESP makes the EFI system partition with the files named.
+func (b *Builder) placeESP(ctx context.Context, disk *os.File, to partition, files map[string]content, work string) error {
 	image, tree := filepath.Join(work, "esp.img"), filepath.Join(work, "esp")
-	if err := stageESP(tree, sets); err != nil {
+	if err := stage(tree, files); err != nil {
 		return err
 	}
 	if err := os.WriteFile(image, nil, 0o600); err != nil {
@@ -33,59 +47,34 @@ func (b *Builder) placeESP(ctx context.Context, disk *os.File, to partition, set
 	if err != nil {
 		return err
 	}
-	if err := b.Tools.Run(ctx, nil, "mcopy", "-i", image, "-s", "-Q", "-m",
-		filepath.Join(tree, "EFI"), filepath.Join(tree, "sealroot"), "::/"); err != nil {
+	top, err := filepath.Glob(filepath.Join(tree, "*"))
+	if err != nil {
+		return fmt.Errorf("cannot make ESP: %w", err)
+	}
+	args := append([]string{"-i", image, "-s", "-Q", "-m"}, top...)
+	if err := b.Tools.Run(ctx, nil, "mcopy", append(args, "::/")...); err != nil {
 		return err
 	}
 	return copyFile(disk, to, image)
 }
 
-// stageESP writes the ESP's files into a directory.
-func stageESP(tree string, sets []set) error {
-	env, err := firstEnv(sets)
-	if err != nil {
-		return err
-	}
-	files := map[string][]byte{"sealroot/grubenv": env}
-	for i, s := range sets {
-		image, err := os.ReadFile(s.uki)
-		if err != nil {
-			return fmt.Errorf("cannot read unified kernel image: %w", err)
-		}
-		files["EFI/Linux/sealroot-"+s.name+".efi"] = image
-		files["sealroot/"+s.name+"/vmlinuz"] = s.parts.Kernel
-		files["sealroot/"+s.name+"/initrd"] = s.parts.Initrd
-		if i == 0 {
-			// What firmware without boot entries starts: the committed slot.
-			files["EFI/BOOT/BOOTX64.EFI"] = image
-		}
-	}
+// stage puts files into a directory.
+func stage(tree string, files map[string]content) error {
 	for _, name := range sortedKeys(files) {
 		path := filepath.Join(tree, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			return fmt.Errorf("cannot make ESP: %w", err)
+		err := os.MkdirAll(filepath.Dir(path), 0o755)
+		if err == nil {
+			if c := files[name]; c.data != nil {
+				err = os.WriteFile(path, c.data, 0o644)
+			} else {
+				err = os.Link(c.path, path)
+			}
 		}
-		if err := os.WriteFile(path, files[name], 0o644); err != nil {
+		if err != nil {
 			return fmt.Errorf("cannot make ESP: %w", err)
 		}
 	}
 	return nil
-}
-
-// firstEnv is the grubenv of a new disk.
-func firstEnv(sets []set) ([]byte, error) {
-	env := grubenv.New()
-	if err := env.Set(grubenv.Default, sets[0].name); err != nil {
-		return nil, err
-	}
-	for _, s := range sets {
-		if s.onTrial {
-			if err := env.Set(grubenv.Once, s.name); err != nil {
-				return nil, err
-			}
-		}
-	}
-	return env.Encode()
 }
 
 // placeState makes the outer file system of the state, empty. The encrypted

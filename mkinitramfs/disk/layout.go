@@ -12,6 +12,8 @@ const (
 	mib = int64(1) << 20
 
 	sectorSize = 512
+	// cluster is more than FAT32 gives out at once in a partition of up to 8 GiB.
+	cluster = 4 * kib
 	// alignment of partitions; also the room left in front of the first one
 	// and behind the last one, where the two copies of the GPT are.
 	alignment = mib
@@ -30,6 +32,7 @@ type needs struct {
 	root   int64 // largest root image
 	verity func(root int64) int64
 	esp    int64 // files on the ESP for one slot
+	shared int64 // files on the ESP for no slot
 }
 
 // partition is one partition of the disk that is to be made.
@@ -51,10 +54,17 @@ func layout(sizes Sizes, need needs, slots []string) (parts []partition, disk in
 	espSize := sizes.ESP
 	if espSize == 0 {
 		// Room for three boot sets: two slots and one being written.
-		espSize = max(roundUp(need.esp*3*5/4, 32*mib), 128*mib)
+		espSize = max(roundUp((need.esp*3+need.shared)*5/4, 32*mib), 128*mib)
 	}
-	if espSize < need.esp*int64(len(slots)) || espSize < 34*mib || espSize%alignment != 0 {
-		return nil, 0, fmt.Errorf("cannot give the ESP %d bytes: FAT32 begins at 34 MiB, and the files of one slot have %d: %w", espSize, need.esp, ErrSize)
+	sets := int64(len(slots))
+	if sets > 1 {
+		sets++ // an update is written beside what it replaces
+	}
+	// The two tables of FAT32 take 8 bytes for each cluster of 512 or more.
+	room := espSize - espSize/64 - 64*kib
+	if room < need.esp*sets+need.shared || espSize < 34*mib || espSize%alignment != 0 {
+		return nil, 0, fmt.Errorf("cannot give the ESP %d bytes: FAT32 begins at 34 MiB, and there are at times the files of %d slots, %d bytes each, and others of %d: %w",
+			espSize, sets, need.esp, need.shared, ErrSize)
 	}
 	stateSize := sizes.State
 	if stateSize == 0 {

@@ -2,6 +2,7 @@ package disk
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/sha256"
@@ -19,8 +20,10 @@ import (
 	"sealroot/mkinitramfs/keys"
 	"sealroot/mkinitramfs/modules"
 	"sealroot/mkinitramfs/uki"
+	"sealroot/slots/manifest"
 	"sealroot/verity"
 	"sealroot/verity/signature"
+	"sealroot/verity/signature/sign"
 )
 
 // SlotInput is what one version is made from.
@@ -46,19 +49,42 @@ type Signing struct {
 	Secure    *uki.SecureBoot
 }
 
-// Parts is the boot set of one version. It does not know its slot: only the
-// unified kernel image names one, and is made last.
-type Parts struct {
-	Release   string // kernel release
-	Root      string // path of the root image
-	RootSize  int64
-	Params    verity.Params
-	Hash      string // path of superblock and hash tree
-	RootHash  []byte
-	Signature []byte // content of the signature partition
-	Kernel    []byte
-	Initrd    []byte
-	OSRelease []byte
+// parts is the boot set of one version: the files of a set (package manifest)
+// in a folder of their own, and what the disk needs to know of them. No file
+// knows its slot.
+type parts struct {
+	dir       string // holds the files, named as fileOf has it
+	release   string // kernel release
+	rootSize  int64  // bytes
+	params    verity.Params
+	rootHash  []byte
+	manifest  []byte // manifest.json
+	signed    []byte // manifest.sig
+	names     []manifest.Name
+	signature []byte // content of the signature partition
+	kernel    []byte
+	initrd    []byte
+	osRelease []byte
+}
+
+// path is where a part is.
+func (p parts) path(name manifest.Name) string { return filepath.Join(p.dir, fileOf(name)) }
+
+// fileOf is the name of a part's file in a set.
+func fileOf(name manifest.Name) string {
+	switch name {
+	case manifest.Root:
+		return "root.squashfs"
+	case manifest.Verity:
+		return "root.verity"
+	case manifest.Signature:
+		return "root.verity-sig"
+	case manifest.Kernel:
+		return "vmlinuz"
+	case manifest.Initrd:
+		return "initrd"
+	}
+	return "sealroot.efi"
 }
 
 // LoadSigning reads the keys of a key directory. The PCR key may be missing
@@ -92,29 +118,35 @@ func LoadSigning(dir string, secure *uki.SecureBoot) (Signing, error) {
 	return s, nil
 }
 
-// buildParts makes everything of one version in dir.
-func (b *Builder) buildParts(ctx context.Context, in SlotInput, dir string) (Parts, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return Parts{}, fmt.Errorf("cannot make work directory: %w", err)
+// buildParts makes everything of one version in dir: the set in a folder of its
+// own, beside what is needed on the way.
+func (b *Builder) buildParts(ctx context.Context, in SlotInput, dir string) (parts, error) {
+	p := parts{dir: filepath.Join(dir, "set"), release: in.KernelVersion}
+	if err := os.MkdirAll(p.dir, 0o700); err != nil {
+		return parts{}, fmt.Errorf("cannot make work directory: %w", err)
 	}
-	p := Parts{Root: filepath.Join(dir, "root.squashfs"), Hash: filepath.Join(dir, "root.verity"), Release: in.KernelVersion}
 	var err error
-	if p.Kernel, err = os.ReadFile(in.Kernel); err != nil {
-		return Parts{}, fmt.Errorf("cannot read kernel: %w", err)
+	if p.kernel, err = os.ReadFile(in.Kernel); err != nil {
+		return parts{}, fmt.Errorf("cannot read kernel: %w", err)
 	}
-	if p.Release == "" {
-		if p.Release, err = b.kernelRelease(in.Kernel); err != nil {
-			return Parts{}, err
+	if p.release == "" {
+		if p.release, err = b.kernelRelease(in.Kernel); err != nil {
+			return parts{}, err
 		}
 	}
-	if err := b.step("root image, kernel "+p.Release, func() error { return b.rootImage(ctx, in, &p, dir) }); err != nil {
-		return Parts{}, err
-	}
-	if err := b.step("hash tree and signature", func() error { return b.protect(in, &p) }); err != nil {
-		return Parts{}, err
-	}
-	if err := b.step("initramfs", func() error { return b.initrd(ctx, in, &p, dir) }); err != nil {
-		return Parts{}, err
+	for _, step := range []struct {
+		name string
+		do   func() error
+	}{
+		{"root image, kernel " + p.release, func() error { return b.rootImage(ctx, in, &p, dir) }},
+		{"hash tree and signature", func() error { return b.protect(in, &p) }},
+		{"initramfs", func() error { return b.initrd(ctx, in, &p, dir) }},
+		{bootText(in), func() error { return b.bootParts(ctx, in, &p, dir) }},
+		{"manifest", func() error { return b.describe(in, &p) }},
+	} {
+		if err := b.step(step.name, step.do); err != nil {
+			return parts{}, err
+		}
 	}
 	return p, nil
 }
@@ -162,9 +194,9 @@ func (b *Builder) stampOf(rootfs, dir string) (from string, stamp int64, err err
 var errReaderGone = errors.New("the program that makes the image has ended")
 
 // rootImage streams the root through the filter into sqfstar.
-func (b *Builder) rootImage(ctx context.Context, in SlotInput, p *Parts, dir string) error {
+func (b *Builder) rootImage(ctx context.Context, in SlotInput, p *parts, dir string) error {
 	edit := rootEdit{
-		release: p.Release, needModules: in.RootModules, extra: in.Extra, now: b.Time,
+		release: p.release, needModules: in.RootModules, extra: in.Extra, now: b.Time,
 		osRelease: map[string]string{
 			"IMAGE_ID":                  strconv.Quote(in.Config.Name),
 			"IMAGE_VERSION":             strconv.Quote(in.Config.Version),
@@ -174,7 +206,7 @@ func (b *Builder) rootImage(ctx context.Context, in SlotInput, p *Parts, dir str
 	if in.ModulesDir == "" {
 		edit.keepModules = modulesDir(in, dir)
 	} else if in.RootModules {
-		tree, err := modules.Open(ctx, in.ModulesDir, p.Release, b.depmod)
+		tree, err := modules.Open(ctx, in.ModulesDir, p.release, b.depmod)
 		if err != nil {
 			return err
 		}
@@ -190,10 +222,11 @@ func (b *Builder) rootImage(ctx context.Context, in SlotInput, p *Parts, dir str
 	}
 	defer source.Close()
 	r, w := io.Pipe()
+	image, fed := whileWriting(w, in.Config.Boot.Watchdog)
 	done := make(chan error, 1)
 	go func() {
-		text, err := filterRoot(tar.NewReader(source), tar.NewWriter(w), edit)
-		p.OSRelease = text
+		text, err := filterRoot(tar.NewReader(source), tar.NewWriter(image), edit)
+		p.osRelease = text
 		w.CloseWithError(err)
 		done <- err
 	}()
@@ -202,60 +235,64 @@ func (b *Builder) rootImage(ctx context.Context, in SlotInput, p *Parts, dir str
 	run := b.Tools.WithEnv("SOURCE_DATE_EPOCH=" + strconv.FormatInt(newest, 10))
 	runErr := run.Run(ctx, r, "sqfstar", "-comp", "zstd", "-b", "128K", "-reproducible",
 		"-root-mode", "0755", "-root-uid", "0", "-root-gid", "0",
-		"-exit-on-error", "-no-progress", "-quiet", p.Root)
+		"-exit-on-error", "-no-progress", "-quiet", p.path(manifest.Root))
 	_ = r.CloseWithError(errReaderGone)
 	// When the filter failed by itself, that is the cause of sqfstar's error.
-	if err := <-done; err != nil && !errors.Is(err, errReaderGone) {
+	err, unfed := <-done, fed()
+	if err != nil && !errors.Is(err, errReaderGone) {
 		return err
 	}
-	if runErr != nil {
-		return runErr
+	if err := errors.Join(runErr, unfed); err != nil {
+		return err
 	}
-	info, err := os.Stat(p.Root)
+	info, err := os.Stat(p.path(manifest.Root))
 	if err != nil {
 		return fmt.Errorf("cannot read root image: %w", err)
 	}
-	p.RootSize = info.Size()
+	p.rootSize = info.Size()
 	return nil
 }
 
 // protect makes the hash tree and signs its root.
-func (b *Builder) protect(in SlotInput, p *Parts) error {
+func (b *Builder) protect(in SlotInput, p *parts) error {
 	// Salt and UUID follow from the version, so that equal inputs give equal
 	// root hashes; nothing needs them to be unpredictable.
-	seed := fmt.Sprintf("sealroot image %q %q %d %q", in.Config.Name, in.Config.Version, in.Config.SecurityVersion, p.Release)
+	seed := fmt.Sprintf("sealroot image %q %q %d %q", in.Config.Name, in.Config.Version, in.Config.SecurityVersion, p.release)
 	salt, id := sha256.Sum256([]byte("salt: "+seed)), sha256.Sum256([]byte("uuid: "+seed))
-	params, err := verity.NewParams(p.RootSize, salt[:], uuidFrom([16]byte(id[:16])))
+	params, err := verity.NewParams(p.rootSize, salt[:], uuidFrom([16]byte(id[:16])))
 	if err != nil {
 		return err
 	}
-	data, err := os.Open(p.Root)
+	data, err := os.Open(p.path(manifest.Root))
 	if err != nil {
 		return fmt.Errorf("cannot read root image: %w", err)
 	}
 	defer data.Close()
-	hash, err := os.Create(p.Hash)
+	hash, err := os.Create(p.path(manifest.Verity))
 	if err != nil {
 		return fmt.Errorf("cannot write hash tree: %w", err)
 	}
-	p.Params = params
-	p.RootHash, err = verity.Format(data, params, hash)
+	p.params = params
+	p.rootHash, err = verity.Format(data, params, hash)
 	if err := errors.Join(err, hash.Close()); err != nil {
 		return fmt.Errorf("cannot write hash tree: %w", err)
 	}
-	p.Signature, err = signature.Sign(p.RootHash, b.Signing.ImageCert, b.Signing.ImageKey)
-	return err
+	if p.signature, err = sign.RootHash(p.rootHash, b.Signing.ImageCert, b.Signing.ImageKey); err != nil {
+		return err
+	}
+	return writePart(p.path(manifest.Signature), p.signature)
 }
 
 // initrd makes the initramfs.
-func (b *Builder) initrd(ctx context.Context, in SlotInput, p *Parts, dir string) error {
+func (b *Builder) initrd(ctx context.Context, in SlotInput, p *parts, dir string) error {
 	input, err := initramfs.Gather(ctx, initramfs.Sources{
 		Config: in.Config, ConfigDir: in.ConfigDir, KeysDir: b.Signing.Dir, Init: b.Init,
-		ModulesDir: modulesDir(in, dir), Release: p.Release, Depmod: b.depmod,
+		ModulesDir: modulesDir(in, dir), Release: p.release, Depmod: b.depmod,
 	})
 	if err != nil {
 		return err
 	}
+	b.warnOfDates(input)
 	if !trusts(input, b.Signing.ImageCert) {
 		return fmt.Errorf("cannot make an image that would not boot: %s of %s is not among trust.root: %w",
 			keys.ImageCert, b.Signing.Dir, initramfs.ErrInput)
@@ -268,7 +305,7 @@ func (b *Builder) initrd(ctx context.Context, in SlotInput, p *Parts, dir string
 	if err := initramfs.Write(&out, records, initramfs.Zstd); err != nil {
 		return err
 	}
-	p.Initrd = out
+	p.initrd = out
 	return nil
 }
 
@@ -280,7 +317,7 @@ func trusts(in initramfs.Input, cert *x509.Certificate) bool {
 			continue
 		}
 		for _, c := range certs {
-			if c.Equal(cert) {
+			if bytes.Equal(c.Raw, cert.Raw) {
 				return true
 			}
 		}

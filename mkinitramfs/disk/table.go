@@ -10,23 +10,6 @@ import (
 	"sealroot/slots/guid"
 )
 
-// firstAttributes decides how the slots begin: a is committed; b is as asked.
-func firstAttributes(hasB bool, state SlotState, tries int) (a, b gpt.Attributes, err error) {
-	var none gpt.Attributes
-	if !hasB {
-		return none.WithSlot(1, 0, true), none, nil
-	}
-	switch state {
-	case Good:
-		return none.WithSlot(2, 0, true), none.WithSlot(1, 0, true), nil
-	case Trial:
-		return none.WithSlot(1, 0, true), none.WithSlot(2, tries, false), nil
-	case Off:
-		return none.WithSlot(1, 0, true), none, nil
-	}
-	return none, none, fmt.Errorf("cannot begin slot b as %q, only good, trial or off: %w", state, ErrOptions)
-}
-
 // writeTable writes the partition table. Every UUID is random: two slots may
 // hold the same image, and tools refuse a table in which a UUID is there twice.
 func writeTable(disk gpt.Device, size int64, parts []partition, attr map[string]gpt.Attributes, random io.Reader) error {
@@ -59,15 +42,15 @@ func writeTable(disk gpt.Device, size int64, parts []partition, attr map[string]
 
 // attributesOf collects the attributes by partition label. Nobody is to mount
 // a partition of a slot for writing, an empty one included.
-func attributesOf(parts []partition, sets []set) map[string]gpt.Attributes {
+func attributesOf(parts []partition, ofSlots map[string]gpt.Attributes) map[string]gpt.Attributes {
 	attr := map[string]gpt.Attributes{}
 	for _, p := range parts {
 		if strings.HasPrefix(p.label, gpt.RootLabel("")) {
 			attr[p.label] = gpt.ReadOnly
 		}
 	}
-	for _, s := range sets {
-		attr[gpt.RootLabel(s.name)] |= s.attr
+	for slot, a := range ofSlots {
+		attr[gpt.RootLabel(slot)] |= a
 	}
 	return attr
 }

@@ -1,6 +1,8 @@
 package grub
 
 import (
+	"bytes"
+	"debug/pe"
 	"encoding/binary"
 	"errors"
 	"os"
@@ -13,7 +15,7 @@ import (
 )
 
 func TestConfigIsAcceptedByGRUB(t *testing.T) {
-	cfg, err := Config("console=ttyS0 quiet", "a", "b")
+	cfg, err := Config(Settings{Slots: []string{"a", "b"}, Cmdline: "console=ttyS0 quiet", OneBoot: []string{"BOOT_FELL_BACK"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,8 +35,9 @@ func TestConfigIsAcceptedByGRUB(t *testing.T) {
 	}
 	for _, want := range []string{
 		"sealroot.slot=$slot sealroot.disk=$espuuid ro gpt panic=10 'console=ttyS0' 'quiet'; then",
-		"for slot in $once $default a b; do",
-		`default="a"`,
+		"for slot in $wanted $sealroot_default a b; do",
+		"for round in $sealroot_once $BOOT_FELL_BACK $measured; do\n  sealroot_once=\n  BOOT_FELL_BACK=\n  save_env --file \"$env\" sealroot_once BOOT_FELL_BACK\n",
+		`if test "$slot" = a -o "$slot" = b; then`,
 	} {
 		if !strings.Contains(string(cfg), want) {
 			t.Errorf("grub.cfg lacks %q", want)
@@ -44,16 +47,18 @@ func TestConfigIsAcceptedByGRUB(t *testing.T) {
 
 func TestConfigRefuses(t *testing.T) {
 	for _, tc := range []struct {
-		name, cmdline string
-		slots         []string
+		name string
+		in   Settings
 	}{
-		{"quote", "a='b'", []string{"a"}},
-		{"control_character", "a\x01", []string{"a"}},
-		{"no_slot", "", nil},
-		{"slot_with_path", "", []string{"../x"}},
+		{"quote", Settings{Slots: []string{"a"}, Cmdline: "a='b'"}},
+		{"control_character", Settings{Slots: []string{"a"}, Cmdline: "a\x01"}},
+		{"no_slot", Settings{}},
+		{"slot_with_path", Settings{Slots: []string{"../x"}}},
+		{"variable_with_space", Settings{Slots: []string{"a"}, OneBoot: []string{"a b"}}},
+		{"variable_without_name", Settings{Slots: []string{"a"}, OneBoot: []string{""}}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			if cfg, err := Config(tc.cmdline, tc.slots...); !errors.Is(err, ErrInput) || cfg != nil {
+			if cfg, err := Config(tc.in); !errors.Is(err, ErrInput) || cfg != nil {
 				t.Errorf("Config = %q, %v; want ErrInput", cfg, err)
 			}
 		})
@@ -66,11 +71,11 @@ type memory []byte
 func (m memory) WriteAt(p []byte, off int64) (int, error) { return copy(m[off:], p), nil }
 
 func TestEmbed(t *testing.T) {
-	cfg, err := Config("", "a")
+	cfg, err := Config(Settings{Slots: []string{"a"}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	images, err := Build(t.Context(), tools.New(), cfg, t.TempDir())
+	images, err := BIOS(t.Context(), tools.New(), cfg, t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,5 +100,35 @@ func TestEmbed(t *testing.T) {
 	}
 	if err := images.Embed(disk, 2048, 8); !errors.Is(err, ErrInput) {
 		t.Errorf("Embed into 8 sectors = %v, want ErrInput", err)
+	}
+}
+
+func TestEFI(t *testing.T) {
+	cfg, err := Config(Settings{Slots: []string{"a", "b"}, Cmdline: "console=ttyS0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	program, err := EFI(t.Context(), tools.New(), cfg, t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := pe.NewFile(bytes.NewReader(program))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const efiApplication = 10 // PE format, subsystems
+	if h, ok := f.OptionalHeader.(*pe.OptionalHeader64); !ok || h.Subsystem != efiApplication {
+		t.Errorf("GRUB for UEFI is no EFI program: %+v", f.OptionalHeader)
+	}
+	if !bytes.Contains(program, cfg) {
+		t.Error("GRUB for UEFI does not hold its configuration")
+	}
+	again, err := EFI(t.Context(), tools.New(), cfg, t.TempDir())
+	if err != nil || !bytes.Equal(program, again) {
+		t.Errorf("GRUB for UEFI from the same inputs differs (%v)", err)
+	}
+	none := tools.Runner{Root: t.TempDir()}
+	if _, err := EFI(t.Context(), none, cfg, t.TempDir()); !errors.Is(err, tools.ErrMissing) {
+		t.Errorf("EFI without GRUB's modules = %v, want ErrMissing", err)
 	}
 }

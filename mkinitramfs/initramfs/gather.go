@@ -52,6 +52,9 @@ func Gather(ctx context.Context, s Sources) (Input, error) {
 	if in.Modules, err = tree.Closure(wants); err != nil {
 		return Input{}, err
 	}
+	if err := tree.CheckWatchdog(s.Config, in.Modules); err != nil {
+		return Input{}, err
+	}
 	in.ReadModule = tree.ReadModule
 	in.Config = s.Config
 	return in, nil

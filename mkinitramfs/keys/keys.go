@@ -189,6 +189,18 @@ func LoadCertificate(path string) (*x509.Certificate, error) {
 	return cert, nil
 }
 
+// DateProblem says what is wrong with a certificate's dates at the time now, as
+// the end of a sentence about it; "" when nothing is.
+func DateProblem(c *x509.Certificate, now time.Time) string {
+	switch {
+	case now.After(c.NotAfter):
+		return "expired on " + c.NotAfter.UTC().Format(time.DateOnly)
+	case now.Before(c.NotBefore):
+		return "is not valid before " + c.NotBefore.UTC().Format(time.DateOnly)
+	}
+	return ""
+}
+
 func readPEM(path string) (*pem.Block, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {

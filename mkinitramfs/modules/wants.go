@@ -30,7 +30,7 @@ func set(name string) ([]string, bool) {
 		"usb":      {"xhci_pci", "ehci_pci", "uhci_hcd", "uas", "usb_storage", "sd_mod", "usbhid", "hid_generic"},
 		"tpm":      {"tpm_tis", "tpm_crb"},
 		"keyboard": {"i8042", "atkbd"},
-		"watchdog": {"i6300esb", "lpc_ich", "i2c_i801", "iTCO_wdt"},
+		"watchdog": watchdogSet(),
 	}
 	s, ok := sets[name]
 	return s, ok

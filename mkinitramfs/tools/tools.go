@@ -34,9 +34,9 @@ func Table() []Tool {
 		{"mkfs.vfat", "dosfstools", "4.2", "file system of the EFI system partition"},
 		{"mcopy", "mtools", "4.0.33", "files on the EFI system partition, without mounting it"},
 		{"mke2fs", "e2fsprogs", "1.47", "file system of the state partition"},
-		{"grub-mkimage", "grub-common", "2.06", "GRUB's core image for BIOS"},
+		{"grub-mkimage", "grub-common", "2.06", "GRUB's core images for BIOS and UEFI"},
 		{"objcopy", "binutils", "2.40", "unified kernel image from systemd's stub"},
-		{"sbsign", "sbsigntool", "0.9.4", "Secure Boot signature of the unified kernel image"},
+		{"sbsign", "sbsigntool", "0.9.4", "Secure Boot signature of unified kernel images and systemd-boot"},
 	}
 }
 
@@ -53,7 +53,14 @@ var (
 	EFIStub = DataFile{"usr/lib/systemd/boot/efi/linuxx64.efi.stub", "systemd-boot-efi", "starts and measures the unified kernel image"}
 	// GRUBDir holds boot.img and the modules of GRUB for BIOS.
 	GRUBDir = DataFile{"usr/lib/grub/i386-pc", "grub-pc-bin", "GRUB's boot sector and modules for BIOS"}
+	// GRUBEFIDir holds the modules of GRUB for UEFI.
+	GRUBEFIDir = DataFile{"usr/lib/grub/x86_64-efi", "grub-efi-amd64-bin", "GRUB's modules for UEFI"}
+	// SystemdBoot is the boot loader of systemd.
+	SystemdBoot = DataFile{"usr/lib/systemd/boot/efi/systemd-bootx64.efi", "systemd-boot-efi", "systemd-boot, with boot.loader systemd-boot"}
 )
+
+// DataFiles returns every file of the table above.
+func DataFiles() []DataFile { return []DataFile{EFIStub, SystemdBoot, GRUBDir, GRUBEFIDir} }
 
 // Runner finds and runs helper programs.
 type Runner struct {

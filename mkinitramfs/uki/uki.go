@@ -7,11 +7,13 @@ import (
 	"context"
 	"crypto"
 	"debug/pe"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"sealroot/mkinitramfs/tools"
 	"sealroot/state/tpm/pcrsig"
@@ -28,6 +30,7 @@ type Image struct {
 	Initrd       []byte
 	PCRPublicKey []byte        // PEM; with PCRKey
 	PCRKey       crypto.Signer // signs PCR 11; nil leaves both sections out
+	Time         time.Time     // that the image says it was made at
 }
 
 // SecureBoot says how an image is signed for Secure Boot.
@@ -94,13 +97,44 @@ func Build(ctx context.Context, run tools.Runner, im Image, sb *SecureBoot, out,
 	if err := run.Run(ctx, nil, "objcopy", append(args, stub, plain)...); err != nil {
 		return err
 	}
+	if err := stamp(plain, im.Time); err != nil {
+		return err
+	}
 	if err := check(plain, list); err != nil {
 		return err
 	}
 	if sb == nil {
 		return nil
 	}
-	return run.Run(ctx, nil, "sbsign", "--key", sb.Key, "--cert", sb.Cert, "--output", out, plain)
+	return sb.Sign(ctx, run, plain, out)
+}
+
+// Sign signs an EFI program for Secure Boot.
+func (sb SecureBoot) Sign(ctx context.Context, run tools.Runner, in, out string) error {
+	return run.Run(ctx, nil, "sbsign", "--key", sb.Key, "--cert", sb.Cert, "--output", out, in)
+}
+
+// stamp gives a PE file the time t instead of the present one, which objcopy
+// writes into it. The checksum behind it, which follows from that time and which
+// firmware does not look at, becomes zero. Offsets are those of the PE format:
+// at 0x3c where its header begins, in that at 8 the time and at 88 the checksum.
+func stamp(path string, t time.Time) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("cannot set the time of %s: %w", path, err)
+	}
+	var at [4]byte
+	_, err = f.ReadAt(at[:], 0x3c)
+	if err == nil {
+		header := int64(binary.LittleEndian.Uint32(at[:]))
+		_, err1 := f.WriteAt(binary.LittleEndian.AppendUint32(nil, uint32(t.Unix())), header+8)
+		_, err2 := f.WriteAt(make([]byte, 4), header+88)
+		err = errors.Join(err1, err2)
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("cannot set the time of %s: %w", path, err)
+	}
+	return nil
 }
 
 // sectionAlignment is that of the stub and of every page table.
@@ -144,10 +178,11 @@ func check(path string, want []pcrsig.Section) error {
 	return nil
 }
 
-// Cmdline is the command line of a slot's image. The slot stands in it because
-// the initramfs is the same for both slots. "gpt" lets the kernel use the backup
-// table when a power cut has damaged the primary one; "panic" restarts a machine
-// whose kernel dies before PID 1 can say so.
-func Cmdline(slot, extra string) string {
-	return strings.Join(append([]string{"sealroot.slot=" + slot, "ro", "gpt", "panic=10"}, strings.Fields(extra)...), " ")
+// Cmdline is the command line of an image. No slot stands in it: one image
+// serves both slots, so that it can be copied from one to the other and a
+// version has one value of PCR 4. "gpt" lets the kernel use the backup table
+// when a power cut has damaged the primary one; "panic" restarts a machine whose
+// kernel dies before PID 1 can say so.
+func Cmdline(extra string) string {
+	return strings.Join(append([]string{"ro", "gpt", "panic=10"}, strings.Fields(extra)...), " ")
 }

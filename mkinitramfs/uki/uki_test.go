@@ -32,14 +32,14 @@ func testImage(t *testing.T) Image {
 		t.Fatal(err)
 	}
 	return Image{
-		OSRelease: []byte("ID=test\n"), Cmdline: Cmdline("a", " console=ttyS0  quiet "),
+		OSRelease: []byte("ID=test\n"), Cmdline: Cmdline(" console=ttyS0  quiet "),
 		Kernel: bytes.Repeat([]byte("kernel"), 50001), Initrd: bytes.Repeat([]byte("initrd"), 30001),
 		PCRPublicKey: pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), PCRKey: key,
 	}
 }
 
 func TestCmdline(t *testing.T) {
-	got, want := testImage(t).Cmdline, "sealroot.slot=a ro gpt panic=10 console=ttyS0 quiet"
+	got, want := testImage(t).Cmdline, "ro gpt panic=10 console=ttyS0 quiet"
 	if got != want {
 		t.Errorf("Cmdline = %q, want %q", got, want)
 	}
@@ -66,6 +66,31 @@ func TestSectionsDoNotOverlap(t *testing.T) {
 	got, err := f.Section(".initrd").Data()
 	if err != nil || !bytes.Equal(got[:len(im.Initrd)], im.Initrd) {
 		t.Errorf(".initrd does not hold the initramfs (%v)", err)
+	}
+}
+
+func TestEqualImagesFromEqualInputs(t *testing.T) {
+	dir := t.TempDir()
+	im := testImage(t)
+	build := func(name string, when time.Time) []byte {
+		im.Time = when
+		path := filepath.Join(dir, name)
+		if err := Build(t.Context(), tools.New(), im, nil, path, t.TempDir()); err != nil {
+			t.Fatal(err)
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	first := build("1", time.Unix(1000, 0))
+	time.Sleep(1100 * time.Millisecond) // objcopy writes the present second
+	if second := build("2", time.Unix(1000, 0)); !bytes.Equal(first, second) {
+		t.Error("two images from the same inputs differ")
+	}
+	if third := build("3", time.Unix(2000, 0)); bytes.Equal(first, third) {
+		t.Error("the time given does not stand in the image")
 	}
 }
 

@@ -31,7 +31,8 @@ type Options struct {
 	DirectIO bool
 	// Autoclear detaches the file when the last user closes the device.
 	Autoclear bool
-	SizeLimit uint64 // bytes that the device shows; 0 means the whole file
+	Offset    uint64 // bytes of the file before what the device shows
+	SizeLimit uint64 // bytes that the device shows; 0 means all to the file's end
 }
 
 // Device is an attached loop device. It is held open, so that Autoclear does
@@ -128,7 +129,7 @@ func configureOrClassic(dev, f *os.File, o Options) error {
 
 // info is what both ways of attaching tell the kernel of the file.
 func info(f *os.File, o Options) unix.LoopInfo64 {
-	i := unix.LoopInfo64{Sizelimit: o.SizeLimit}
+	i := unix.LoopInfo64{Offset: o.Offset, Sizelimit: o.SizeLimit}
 	if o.ReadOnly {
 		i.Flags |= unix.LO_FLAGS_READ_ONLY
 	}

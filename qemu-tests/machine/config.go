@@ -69,6 +69,9 @@ type Config struct {
 	// it in MoreDisks.
 	Disk      string
 	MoreDisks []string
+	// WriteLog is a file that records all that is asked of Disk, as package
+	// qemu-tests/writes reads it; a record that is there goes on.
+	WriteLog string
 	// TPM is the directory of a software TPM's state, "" for a machine without one.
 	TPM string
 	// Kernel, Initrd and Cmdline are for DirectKernel.
@@ -116,10 +119,15 @@ func (c *Config) arguments(tpmSocket string) ([]string, error) {
 		if disk == "" {
 			continue
 		}
+		device := "virtio-blk-pci,drive=" + fmt.Sprintf("disk%d", i)
+		if i == 0 && c.WriteLog != "" {
+			args = append(append(args, c.recordArguments()...), "-device", device)
+			continue
+		}
 		// The host's cache is enough: a test kills QEMU, not the host.
 		args = append(args,
 			"-drive", fmt.Sprintf("if=none,id=disk%d,format=raw,cache=writeback,discard=unmap,file=%s", i, disk),
-			"-device", fmt.Sprintf("virtio-blk-pci,drive=disk%d", i))
+			"-device", device)
 	}
 	if tpmSocket != "" {
 		args = append(args, "-chardev", "socket,id=tpm,path="+tpmSocket,
@@ -133,6 +141,19 @@ func (c *Config) arguments(tpmSocket string) ([]string, error) {
 		return nil, err
 	}
 	return append(append(args, firmware...), c.Args...), nil
+}
+
+// recordArguments are for a boot disk whose writes are recorded.
+func (c *Config) recordArguments() []string {
+	log := "driver=blklogwrites,node-name=disk0,file=disk0-file,log=disk0-log,log-sector-size=512"
+	if info, err := os.Stat(c.WriteLog); err == nil && info.Size() > 0 {
+		log += ",log-append=on"
+	}
+	return []string{
+		"-blockdev", "driver=file,node-name=disk0-file,filename=" + c.Disk,
+		"-blockdev", "driver=file,node-name=disk0-log,filename=" + c.WriteLog,
+		"-blockdev", log,
+	}
 }
 
 func (c *Config) firmwareArguments() ([]string, error) {

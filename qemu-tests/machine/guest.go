@@ -92,18 +92,24 @@ func connection() (net.Conn, *os.File, error) {
 // Monitor runs one command of QEMU's machine protocol, such as system_reset,
 // system_powerdown, quit, stop or cont.
 func (g *Guest) Monitor(command string, arguments map[string]any) error {
+	_, err := g.query(command, arguments)
+	return err
+}
+
+// query runs one command of QEMU's machine protocol and returns its answer.
+func (g *Guest) query(command string, arguments map[string]any) (json.RawMessage, error) {
 	request := map[string]any{"execute": command}
 	if arguments != nil {
 		request["arguments"] = arguments
 	}
 	line, err := json.Marshal(request)
 	if err != nil {
-		return fmt.Errorf("cannot encode %s: %w", command, err)
+		return nil, fmt.Errorf("cannot encode %s: %w", command, err)
 	}
 	conn := g.conns[2]
 	conn.SetDeadline(time.Now().Add(30 * time.Second))
 	if _, err := conn.Write(append(line, '\n')); err != nil {
-		return g.monitorError(command, err)
+		return nil, g.monitorError(command, err)
 	}
 	for g.qmp.Scan() {
 		var reply struct {
@@ -111,17 +117,17 @@ func (g *Guest) Monitor(command string, arguments map[string]any) error {
 			Error  *struct{ Desc string }
 		}
 		if err := json.Unmarshal(g.qmp.Bytes(), &reply); err != nil {
-			return g.monitorError(command, err)
+			return nil, g.monitorError(command, err)
 		}
 		if reply.Error != nil {
-			return g.monitorError(command, errors.New(reply.Error.Desc))
+			return nil, g.monitorError(command, errors.New(reply.Error.Desc))
 		}
 		if reply.Return != nil {
-			return nil
+			return reply.Return, nil
 		}
 		// A greeting or an event.
 	}
-	return g.monitorError(command, errors.Join(g.qmp.Err(), ErrEnded))
+	return nil, g.monitorError(command, errors.Join(g.qmp.Err(), ErrEnded))
 }
 
 func (g *Guest) monitorError(command string, err error) error {

@@ -112,3 +112,38 @@ func TestProcessEndsWithItsWaiter(t *testing.T) {
 		t.Error("a program that is not there starts")
 	}
 }
+
+func TestTasksOf(t *testing.T) {
+	const answer = "[    9.9] sysrq: Show State\n" +
+		"[    9.9] task:init            state:S stack:0     pid:1\n[    9.9] Call Trace:\n[    9.9]  futex_wait\n" +
+		"[    9.9] task:kthreadd        state:S stack:0     pid:2\n[    9.9]  kthreadd\n" +
+		"[    9.9] task:kworker/0:1     state:D stack:0     pid:9\n[    9.9]  blk_wait\n"
+	got := tasksOf(answer)
+	for text, want := range map[string]bool{"futex_wait": true, "blk_wait": true, "kthreadd": false} {
+		if strings.Contains(got, text) != want {
+			t.Errorf("%q kept: %t, want %t:\n%s", text, !want, want, got)
+		}
+	}
+	if got := tasksOf("nothing of the kind"); got != "nothing of the kind" {
+		t.Errorf("an answer without tasks becomes %q", got)
+	}
+}
+
+func TestInitBegan(t *testing.T) {
+	const up = "Linux version 6\nRun /init as init process\n"
+	for name, tc := range map[string]struct {
+		console string
+		want    bool
+	}{
+		"firmware":           {"SeaBIOS\n", false},
+		"kernel":             {"Linux version 6\n", false},
+		"init":               {up, true},
+		"restarting":         {up + "reboot: Restarting system\n", false},
+		"kernel_after_reset": {up + "Linux version 6\n", false},
+		"init_after_reset":   {up + "reboot: Restarting system\n" + up, true},
+	} {
+		if got := initBegan(tc.console); got != tc.want {
+			t.Errorf("%s: %t, want %t", name, got, tc.want)
+		}
+	}
+}

@@ -30,6 +30,13 @@ type start struct {
 }
 
 func main() {
+	if filepath.Base(os.Args[0]) == "modprobe" {
+		if err := modprobe(os.Args); err != nil {
+			fmt.Fprintln(os.Stderr, "modprobe:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if os.Getpid() != 1 {
 		fmt.Fprintln(os.Stderr, "probe: this is an init for test images, it only runs as PID 1")
 		os.Exit(1)

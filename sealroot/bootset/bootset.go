@@ -1,5 +1,5 @@
 // Package bootset changes which slot the machine keeps and which one it tries:
-// commit and try. It says what is refused and why; the order of the writes is
+// commit, try, mark bad, roll back. It says what is refused and why; the order of the writes is
 // that of slots.CommitNow and slots.Apply.
 package bootset
 
@@ -23,6 +23,7 @@ var (
 type Boot struct {
 	Running  string // slot whose root runs
 	Loaded   string // slot whose kernel runs; "" when unknown
+	Trial    bool   // it began on trial
 	Degraded bool   // the state could not be opened
 }
 
@@ -33,6 +34,13 @@ type Machine struct {
 	// no default to set and no one-shot to arm.
 	Loader slots.Loader
 	Log    slots.Log
+	// Unarmed: the one-shot is out of reach, as in the firmware of another
+	// machine. The first boot arms it.
+	Unarmed bool
+	// Failures are the last failures of the slots, from the boot log.
+	Failures map[string]slots.Failure
+	// Refill is how many tries a commit gives, with boot.recount; 0 without.
+	Refill int
 	// HoldsImage is ErrNoImage when the slot cannot be started, and says why.
 	HoldsImage func(slot string) error
 }
@@ -52,10 +60,15 @@ func (m Machine) Commit(b Boot) (was bool, err error) {
 		return false, fmt.Errorf("cannot commit: the boot report does not say which slot runs: %w", ErrRefused)
 	case !ok:
 		return false, fmt.Errorf("cannot commit slot %s: the boot disk has no such slot: %w", b.Running, ErrRefused)
+	case b.Trial && running.State() == slots.Unbootable:
+		// the time limit or a check came first; the restart is on its way
+		return false, fmt.Errorf("cannot commit slot %s: it was marked bad in this boot: %w", b.Running, ErrRefused)
 	case b.Degraded:
 		return false, fmt.Errorf("cannot commit slot %s: this boot is degraded, its state was not opened (see sealroot status): %w", b.Running, ErrRefused)
 	}
-	return running.Successful, slots.CommitNow(b.Running, b.Loaded, m.Store, m.Loader, m.Log)
+	return running.Successful, slots.CommitNow(slots.Commitment{
+		Running: b.Running, Loaded: b.Loaded, Refill: m.Refill, Failures: m.Failures,
+	}, m.Store, m.Loader, m.Log)
 }
 
 // PlanTry decides how a slot is put on trial with a number of boots. hint says
@@ -93,7 +106,7 @@ func (m Machine) Try(b Boot, slot string, tries int) error {
 	if err != nil {
 		return fmt.Errorf("cannot read the slots: %w", err)
 	}
-	d, err := PlanTry(list, b, slot, tries, m.Loader != nil)
+	d, err := PlanTry(list, b, slot, tries, m.Loader != nil && !m.Unarmed)
 	if err != nil {
 		return err
 	}

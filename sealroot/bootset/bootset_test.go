@@ -67,11 +67,17 @@ func (l log) Record(c slots.LogChange) error {
 	if c.SetArmed {
 		armed = c.Armed
 	}
-	if slices.Contains(c.Forget, armed) {
+	gone := append(slices.Clone(c.Forget), c.Clear...)
+	if slices.Contains(gone, armed) {
 		armed = ""
 	}
-	failed := slices.DeleteFunc(slices.Clone(l.failed), func(s string) bool { return slices.Contains(c.Forget, s) })
-	if armed == l.armed && len(failed) == len(l.failed) {
+	failed := slices.DeleteFunc(slices.Clone(l.failed), func(s string) bool { return slices.Contains(gone, s) })
+	for _, f := range c.Failures {
+		if !slices.Contains(failed, f.Slot) {
+			failed = append(failed, f.Slot)
+		}
+	}
+	if armed == l.armed && slices.Equal(failed, l.failed) {
 		return nil
 	}
 	return l.write("log", func() { l.armed, l.failed = armed, failed })

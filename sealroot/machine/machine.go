@@ -5,6 +5,7 @@ package machine
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -21,6 +22,7 @@ import (
 	"sealroot/slots/bootlog"
 	"sealroot/slots/efi"
 	"sealroot/slots/efi/efivarfs"
+	"sealroot/slots/esp"
 	"sealroot/slots/gpt"
 	"sealroot/slots/live"
 	"sealroot/verity/signature"
@@ -28,6 +30,9 @@ import (
 
 // ErrOtherDisk: the disk found is not the one that the boot report names.
 var ErrOtherDisk = errors.New("not the disk that was booted from")
+
+// maxImages bounds the names that are looked at in EFI/Linux.
+const maxImages = 1000
 
 // espMount is where the ESP is mounted while it is needed.
 const espMount = "/run/sealroot/esp"
@@ -37,10 +42,15 @@ const efiVars = "/sys/firmware/efi/efivars"
 
 // Machine is the boot disk and what started from it.
 type Machine struct {
-	disk *live.Disk
-	boot report.Report
-	esp  live.ESP
-	vars efivarfs.Dir
+	disk    *live.Disk
+	boot    report.Report
+	choice  live.Choice
+	refill  int // tries that a commit gives, with boot.recount
+	esp     live.ESP
+	vars    efi.Vars // nil for a disk that is not this machine's
+	offline bool     // opened by OpenDisk
+	espErr  error    // why the ESP of such a disk cannot be read
+	release func() error
 }
 
 // Open finds the disk that the machine was booted from: the same way as PID 1
@@ -56,10 +66,43 @@ func Open(boot report.Report) (*Machine, error) {
 		return nil, fmt.Errorf("cannot use %s: its table has GUID %s, the boot report names %s: %w",
 			disk.Block.Node, guid, boot.Disk.GUID, ErrOtherDisk)
 	}
+	_, noVars := os.Stat(efiVars)
+	c, err := readConfig(configPath)
+	if err != nil {
+		return nil, err
+	}
 	return &Machine{
-		disk: disk, boot: boot, vars: vars,
+		disk: disk, boot: boot, vars: vars, choice: chosen(c, boot, noVars == nil), refill: refill(c),
 		esp: live.ESP{Disk: disk, Mounter: mounter{mount.Kernel{}}, Dir: espMount},
 	}, nil
+}
+
+// Close lets go of what was attached for a disk that is not this machine's.
+func (m *Machine) Close() error {
+	if m.release == nil {
+		return nil
+	}
+	return m.release()
+}
+
+// Refill is how many tries a commit gives; 0 without boot.recount.
+func (m *Machine) Refill() int { return m.refill }
+
+// Kept says which store keeps the slots and which loader starts them, in the
+// words of the configuration.
+func (m *Machine) Kept() (store, loader string) {
+	if m.espErr != nil {
+		return m.choice.Store, "" // it would have said
+	}
+	return m.choice.Store, m.choice.Loader
+}
+
+func (m *Machine) kept() (live.Kept, error) {
+	c := m.choice
+	if m.offline && c.Loader != live.LoaderGRUB {
+		c.Direct = true // its settings are in the firmware of another machine
+	}
+	return m.disk.Open(c, m.esp, m.vars)
 }
 
 // startedFrom is the UUID of the partition that the boot loader started from,
@@ -102,39 +145,52 @@ func (m *Machine) log() live.BootLog { return live.BootLog{Disk: m.disk, BootID:
 // Record is the boot log's record that counts.
 func (m *Machine) Record() (bootlog.Record, error) { return m.log().Load() }
 
-// Slots are the live values of the store.
-func (m *Machine) Slots() ([]slots.Slot, error) { return m.disk.Store().Load() }
-
-// startedByUKI says that the firmware started a unified kernel image: no boot
-// loader stands between, and the firmware's own variables decide.
-func (m *Machine) startedByUKI() bool {
-	return m.boot.BootPath == "uki" || m.boot.BootPath == "uki-secure-boot"
+// UpdateRecord changes the boot log's record and makes it durable.
+func (m *Machine) UpdateRecord(change func(bootlog.Record) (bootlog.Record, error)) error {
+	return m.log().Update(change)
 }
 
-// BootSet is what commit and try act on. changed is told of each place whose
-// default was changed.
-func (m *Machine) BootSet(changed func(place, slot string)) (bootset.Machine, error) {
-	b := bootset.Machine{Store: m.disk.Store(), Log: m.log(), HoldsImage: m.holdsImage}
-	loader := bootset.Loader{
-		Places:  []bootset.Place{grubDefault{m.esp}, fallbackFile{m.esp}},
-		Changed: changed,
+// Slots are the live values of the store.
+func (m *Machine) Slots() ([]slots.Slot, error) {
+	k, err := m.kept()
+	if err != nil {
+		return nil, err
 	}
-	switch {
-	case m.startedByUKI():
-		hint, err := m.disk.EFIHint(m.vars)
-		if err != nil {
-			return bootset.Machine{}, err
-		}
-		loader.Hint = hint
-		// The boot order comes first: it has to be right before the file that
-		// serves when it is lost is exchanged.
-		loader.Places = append([]bootset.Place{bootOrder{hint}}, loader.Places...)
-	case m.boot.Slot.Loaded != "" && m.boot.Disk.FoundBy == "loader":
-		loader.Hint = live.GrubHint{ESP: m.esp}
-	default:
+	return k.Store.Load()
+}
+
+// BootSet is what the commands that change slots act on. changed is told of
+// each place whose default was changed.
+func (m *Machine) BootSet(changed func(place, slot string)) (bootset.Machine, error) {
+	k, err := m.kept()
+	if err != nil {
+		return bootset.Machine{}, err
+	}
+	b := bootset.Machine{Store: k.Store, Log: m.log(), HoldsImage: m.holdsImage, Refill: m.refill}
+	// Without the log, no place of a slot is known that it could get back.
+	if r, err := m.Record(); err == nil {
+		b.Failures = r.SlotFailures()
+	}
+	if m.espErr != nil {
+		return bootset.Machine{}, m.espErr
+	}
+	if m.offline && k.Loader == nil {
+		b.Unarmed = true
+		b.Loader = bootset.Loader{Hint: noHint{}, Places: []bootset.Place{fallbackFile{m.esp}}, Changed: changed}
+		return b, nil
+	}
+	if k.Loader == nil {
 		return b, nil // the kernel was loaded directly: nobody to tell
 	}
-	b.Loader = loader
+	places := []bootset.Place{grubDefault{m.esp}, fallbackFile{m.esp}}
+	// The firmware's or the loader's own setting comes first: it has to be right
+	// before the file that serves when it is lost is exchanged.
+	if hint, ok := k.Loader.(efi.Hint); ok {
+		places = append([]bootset.Place{bootOrder{hint}}, places...)
+	} else if m.choice.Loader != live.LoaderGRUB {
+		places = append([]bootset.Place{loaderDefault{m.choice.Loader, k.Loader}}, places...)
+	}
+	b.Loader = bootset.Loader{Hint: k.Loader, Places: places, Changed: changed}
 	return b, nil
 }
 
@@ -156,16 +212,34 @@ func (m *Machine) holdsImage(slot string) error {
 	} else if err != nil {
 		return fmt.Errorf("cannot read its signature partition: %w", err)
 	}
-	var files []string
-	switch {
-	case m.startedByUKI():
-		files = []string{imagePath(slot)}
-	case m.boot.Slot.Loaded != "":
-		files = []string{"sealroot/" + slot + "/vmlinuz", "sealroot/" + slot + "/initrd"}
-	default:
-		return nil
+	if m.choice.Direct {
+		return nil // no loader looks for a kernel
 	}
-	return m.esp.With(false, func(dir string) error { return present(dir, files) })
+	return m.esp.With(false, func(dir string) error {
+		if m.choice.Loader == live.LoaderGRUB {
+			return present(dir, []string{esp.Kernel(slot), esp.Initrd(slot)})
+		}
+		image, err := imageOf(dir, slot)
+		if err != nil {
+			return err
+		}
+		return present(dir, []string{image})
+	})
+}
+
+// imageOf is the path of the slot's unified kernel image, whose name may carry
+// a counter.
+func imageOf(dir, slot string) (string, error) {
+	names, err := imageNames(dir)
+	if err != nil {
+		return "", err
+	}
+	for _, name := range names {
+		if s, _, ok := esp.ParseUKIName(name); ok && s == slot {
+			return esp.LinuxDir + "/" + name, nil
+		}
+	}
+	return esp.UKI(slot), nil
 }
 
 // present demands files that are there and not empty.
@@ -180,4 +254,21 @@ func present(dir string, files []string) error {
 		}
 	}
 	return nil
+}
+
+// imageNames lists EFI/Linux, which may be missing.
+func imageNames(dir string) ([]string, error) {
+	d, err := os.Open(filepath.Join(dir, esp.LinuxDir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	names, err := d.Readdirnames(maxImages)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	return names, nil
 }

@@ -1,21 +1,19 @@
 package machine
 
 import (
-	"encoding/binary"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 
+	"sealroot/slots"
 	"sealroot/slots/efi"
+	"sealroot/slots/esp"
 	"sealroot/slots/grubenv"
 )
 
-const grubenvPath = "sealroot/grubenv"
-
 // grubDefault is the variable that grub.cfg takes the default slot from.
-type grubDefault struct{ esp espDir }
+type grubDefault struct{ dir espDir }
 
 // Name names the place.
 func (grubDefault) Name() string { return "GRUB's default" }
@@ -23,8 +21,8 @@ func (grubDefault) Name() string { return "GRUB's default" }
 // IsDefault reads the variable. A disk without the file has no GRUB, and there
 // nothing is to be set.
 func (g grubDefault) IsDefault(slot string) (right bool, err error) {
-	err = g.esp.With(false, func(dir string) error {
-		b, err := os.ReadFile(filepath.Join(dir, grubenvPath))
+	err = g.dir.With(false, func(dir string) error {
+		f, err := os.Open(filepath.Join(dir, esp.Grubenv))
 		if errors.Is(err, fs.ErrNotExist) {
 			right = true
 			return nil
@@ -32,21 +30,16 @@ func (g grubDefault) IsDefault(slot string) (right bool, err error) {
 		if err != nil {
 			return err
 		}
-		env, err := grubenv.Parse(b)
-		if err != nil {
-			return err
-		}
-		now, _ := env.Get(grubenv.Default)
-		right = now == slot
-		return nil
+		right, err = grubenv.Hint{File: f}.IsDefault(slot)
+		return errors.Join(err, f.Close())
 	})
 	return right && err == nil, err
 }
 
 // SetDefault writes the variable in place, as GRUB's own save_env does.
 func (g grubDefault) SetDefault(slot string) error {
-	return g.esp.With(true, func(dir string) error {
-		f, err := os.OpenFile(filepath.Join(dir, grubenvPath), os.O_RDWR, 0)
+	return g.dir.With(true, func(dir string) error {
+		f, err := os.OpenFile(filepath.Join(dir, esp.Grubenv), os.O_RDWR, 0)
 		if err != nil {
 			return err
 		}
@@ -61,28 +54,23 @@ type bootOrder struct{ hint efi.Hint }
 func (bootOrder) Name() string { return "the firmware's boot order" }
 
 // IsDefault says whether the first entry of BootOrder is the slot's.
-func (b bootOrder) IsDefault(slot string) (bool, error) {
-	order, err := b.hint.Vars.Read("BootOrder", efi.Global)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && len(order) < 2 {
-		return false, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("cannot read BootOrder: %w", err)
-	}
-	first, err := b.hint.Vars.Read(fmt.Sprintf("Boot%04X", binary.LittleEndian.Uint16(order)), efi.Global)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("cannot read the first boot entry: %w", err)
-	}
-	o, err := efi.ParseLoadOption(first)
-	if err != nil {
-		return false, nil // damaged, and not ours
-	}
-	return o.Description == efi.Description(slot) && o.Path == efi.Path(slot) &&
-		o.Partition == b.hint.ESP && o.Attributes == efi.Active && len(o.Optional) == 0, nil
-}
+func (b bootOrder) IsDefault(slot string) (bool, error) { return b.hint.IsDefault(slot) }
 
 // SetDefault puts the slot's entry first.
 func (b bootOrder) SetDefault(slot string) error { return b.hint.SetDefault(slot) }
+
+// loaderDefault is the setting of a loader that writes only what is not right
+// yet, and does not tell.
+type loaderDefault struct {
+	name   string
+	loader slots.Loader
+}
+
+// Name names the loader.
+func (l loaderDefault) Name() string { return l.name }
+
+// IsDefault is not known; SetDefault finds out.
+func (loaderDefault) IsDefault(string) (bool, error) { return false, nil }
+
+// SetDefault sets the slot.
+func (l loaderDefault) SetDefault(slot string) error { return l.loader.SetDefault(slot) }

@@ -15,6 +15,7 @@ import (
 	"sealroot/mount"
 	"sealroot/sealroot/bootset"
 	"sealroot/slots/efi"
+	slotesp "sealroot/slots/esp"
 	"sealroot/slots/guid"
 )
 
@@ -30,7 +31,7 @@ func grubEditenv(t *testing.T, args ...string) string {
 
 func TestGrubDefault(t *testing.T) {
 	esp := newFolder(t, map[string][]byte{"sealroot/x": nil})
-	env := filepath.Join(esp.dir, grubenvPath)
+	env := filepath.Join(esp.dir, slotesp.Grubenv)
 	grubEditenv(t, env, "create")
 	grubEditenv(t, env, "set", "sealroot_default=a", "sealroot_once=b", "mine=kept")
 	g := grubDefault{esp}

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"sealroot/slots/esp"
 )
 
 // espDir is the ESP, mounted only while use runs.
@@ -15,31 +17,23 @@ type espDir interface {
 	With(write bool, use func(dir string) error) error
 }
 
-const (
-	fallbackPath = "EFI/BOOT/BOOTX64.EFI"
-	// fallbackTemp is in the same directory, and so in the same sector of it.
-	fallbackTemp = "EFI/BOOT/BOOTX64.NEW"
-)
-
-func imagePath(slot string) string { return "EFI/Linux/sealroot-" + slot + ".efi" }
-
 // errSharedFile: the leftover of an exchange may share blocks with the file that
 // is started; deleting it would free them.
 var errSharedFile = errors.New("the EFI system partition needs fsck.vfat")
 
 // fallbackFile is EFI/BOOT/BOOTX64.EFI, what firmware without boot entries
 // starts: a copy of the committed slot's unified kernel image.
-type fallbackFile struct{ esp espDir }
+type fallbackFile struct{ dir espDir }
 
 // Name names the file.
-func (fallbackFile) Name() string { return fallbackPath }
+func (fallbackFile) Name() string { return esp.Fallback }
 
 // IsDefault compares the file with the slot's image. A file that is no unified
 // kernel image is somebody's boot loader, which stays; nothing is missing either
 // on a disk whose slot has no image for UEFI.
 func (f fallbackFile) IsDefault(slot string) (right bool, err error) {
-	err = f.esp.With(false, func(dir string) (err error) {
-		right, err = sameImage(filepath.Join(dir, imagePath(slot)), filepath.Join(dir, fallbackPath))
+	err = f.dir.With(false, func(dir string) (err error) {
+		right, err = sameImage(filepath.Join(dir, esp.UKI(slot)), filepath.Join(dir, esp.Fallback))
 		return err
 	})
 	return right && err == nil, err
@@ -82,17 +76,17 @@ func sameImage(image, fallback string) (bool, error) {
 // The firmware's boot order is set before, so a machine that has one does not
 // depend on this file meanwhile.
 func (f fallbackFile) SetDefault(slot string) error {
-	return f.esp.With(true, func(dir string) error {
+	return f.dir.With(true, func(dir string) error {
 		return replaceFallback(dir, slot)
 	})
 }
 
 func replaceFallback(dir, slot string) (err error) {
-	fallback, temp := filepath.Join(dir, fallbackPath), filepath.Join(dir, fallbackTemp)
+	fallback, temp := filepath.Join(dir, esp.Fallback), filepath.Join(dir, esp.FallbackTemp)
 	if err := removeLeftover(temp, fallback); err != nil {
 		return err
 	}
-	if err := copyVerified(filepath.Join(dir, imagePath(slot)), temp); err != nil {
+	if err := copyVerified(filepath.Join(dir, esp.UKI(slot)), temp); err != nil {
 		return errors.Join(err, os.Remove(temp))
 	}
 	if _, err := os.Lstat(fallback); errors.Is(err, fs.ErrNotExist) {
@@ -102,7 +96,7 @@ func replaceFallback(dir, slot string) (err error) {
 		return syncFS(dir)
 	}
 	if err := unix.Renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, fallback, unix.RENAME_EXCHANGE); err != nil {
-		return errors.Join(fmt.Errorf("cannot exchange %s: %w", fallbackPath, err), os.Remove(temp))
+		return errors.Join(fmt.Errorf("cannot exchange %s: %w", esp.Fallback, err), os.Remove(temp))
 	}
 	if err := syncFS(dir); err != nil {
 		return err
@@ -132,7 +126,7 @@ func removeLeftover(temp, fallback string) error {
 			return err
 		}
 		if same {
-			return fmt.Errorf("cannot delete %s, which a power cut left: %w", fallbackTemp, errSharedFile)
+			return fmt.Errorf("cannot delete %s, which a power cut left: %w", esp.FallbackTemp, errSharedFile)
 		}
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err

@@ -8,6 +8,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+
+	slotesp "sealroot/slots/esp"
 )
 
 // folder is an ESP that is always mounted; it counts the mounts for writing.
@@ -75,7 +77,7 @@ func TestFallbackFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	images := func(more map[string][]byte) map[string][]byte {
-		files := map[string][]byte{imagePath("a"): a, imagePath("b"): b}
+		files := map[string][]byte{slotesp.UKI("a"): a, slotesp.UKI("b"): b}
 		for name, content := range more {
 			files[name] = content
 		}
@@ -86,13 +88,13 @@ func TestFallbackFile(t *testing.T) {
 		files map[string][]byte
 		right bool // already, for slot b
 	}{
-		{"starts_a", images(map[string][]byte{fallbackPath: a}), false},
-		{"starts_b", images(map[string][]byte{fallbackPath: b}), true},
-		{"somebody_elses_loader", images(map[string][]byte{fallbackPath: loader}), true},
+		{"starts_a", images(map[string][]byte{slotesp.Fallback: a}), false},
+		{"starts_b", images(map[string][]byte{slotesp.Fallback: b}), true},
+		{"somebody_elses_loader", images(map[string][]byte{slotesp.Fallback: loader}), true},
 		{"missing", images(map[string][]byte{"EFI/BOOT/other": nil}), false},
-		{"slot_without_image", map[string][]byte{imagePath("a"): a, fallbackPath: a}, true},
-		{"leftover_of_a_cut_copy", images(map[string][]byte{fallbackPath: a, fallbackTemp: b[:1000]}), false},
-		{"leftover_of_a_cut_exchange", images(map[string][]byte{fallbackPath: a, fallbackTemp: b}), false},
+		{"slot_without_image", map[string][]byte{slotesp.UKI("a"): a, slotesp.Fallback: a}, true},
+		{"leftover_of_a_cut_copy", images(map[string][]byte{slotesp.Fallback: a, slotesp.FallbackTemp: b[:1000]}), false},
+		{"leftover_of_a_cut_exchange", images(map[string][]byte{slotesp.Fallback: a, slotesp.FallbackTemp: b}), false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			esp := newFolder(t, c.files)
@@ -110,10 +112,10 @@ func TestFallbackFile(t *testing.T) {
 			if right, err := f.IsDefault("b"); !right || err != nil {
 				t.Errorf("after SetDefault(b): IsDefault(b) = %v, %v; want true, nil", right, err)
 			}
-			if !bytes.Equal(esp.read(t, fallbackPath), b) {
+			if !bytes.Equal(esp.read(t, slotesp.Fallback), b) {
 				t.Error("the file is not slot b's image")
 			}
-			if _, err := os.Lstat(filepath.Join(esp.dir, fallbackTemp)); !errors.Is(err, fs.ErrNotExist) {
+			if _, err := os.Lstat(filepath.Join(esp.dir, slotesp.FallbackTemp)); !errors.Is(err, fs.ErrNotExist) {
 				t.Errorf("the temporary file: got error %v, want that it is gone", err)
 			}
 		})
@@ -124,22 +126,22 @@ func TestFallbackFile(t *testing.T) {
 // two names for the same blocks.
 func TestSharedBlocksAreNotFreed(t *testing.T) {
 	a, b := uki(t, "kernel a"), uki(t, "kernel b")
-	esp := newFolder(t, map[string][]byte{imagePath("b"): b, fallbackPath: a, fallbackTemp: a})
+	esp := newFolder(t, map[string][]byte{slotesp.UKI("b"): b, slotesp.Fallback: a, slotesp.FallbackTemp: a})
 	if err := (fallbackFile{esp}).SetDefault("b"); !errors.Is(err, errSharedFile) {
 		t.Errorf("got error %v, want %v", err, errSharedFile)
 	}
-	if !bytes.Equal(esp.read(t, fallbackTemp), a) || !bytes.Equal(esp.read(t, fallbackPath), a) {
+	if !bytes.Equal(esp.read(t, slotesp.FallbackTemp), a) || !bytes.Equal(esp.read(t, slotesp.Fallback), a) {
 		t.Error("a file was changed")
 	}
 }
 
 func TestFailedCopyChangesNothing(t *testing.T) {
 	a := uki(t, "kernel a")
-	esp := newFolder(t, map[string][]byte{fallbackPath: a})
+	esp := newFolder(t, map[string][]byte{slotesp.Fallback: a})
 	if err := (fallbackFile{esp}).SetDefault("b"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("got error %v, want that slot b has no image", err)
 	}
-	if !bytes.Equal(esp.read(t, fallbackPath), a) {
+	if !bytes.Equal(esp.read(t, slotesp.Fallback), a) {
 		t.Error("the file was changed although the copy failed")
 	}
 }

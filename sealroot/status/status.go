@@ -6,8 +6,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"sort"
+	"strings"
+	"time"
 
 	"sealroot/init/report"
+	"sealroot/sealroot/boots"
 	"sealroot/slots"
 	"sealroot/slots/bootlog"
 )
@@ -34,6 +37,17 @@ type Input struct {
 	SlotsErr  error
 	Log       bootlog.Record
 	LogErr    error
+	// Boots are the reports of the last boots that are kept.
+	Boots    []boots.Report
+	BootsErr error
+	// Versions are those of the slots' images, by slot; hints.
+	Versions    map[string]string
+	VersionsErr error
+	Store       string // where the slots are kept, and who starts them
+	Loader      string
+	Refill      int // tries that a commit gives, with boot.recount
+	// Disk is set for a disk that is not this machine's: then there is no report.
+	Disk string
 	// KeyKept: the recovery key is still kept on this machine.
 	KeyKept bool
 	KeyErr  error
@@ -47,7 +61,7 @@ type Slot struct {
 	Tries       int      `json:"tries"`
 	Successful  bool     `json:"successful"`
 	Running     bool     `json:"running"`
-	Version     string   `json:"version,omitempty"` // of the running slot's image
+	Version     string   `json:"version,omitempty"` // of the running slot's image, or as the manifest says
 	LastFailure *Failure `json:"last_failure,omitempty"`
 }
 
@@ -64,11 +78,16 @@ type Failure struct {
 // Status is what is told. Boot is boot.json as it is.
 type Status struct {
 	Schema       int             `json:"schema"`
-	Boot         json.RawMessage `json:"boot"` // null when there is none
+	Boot         json.RawMessage `json:"boot"`             // null when there is none
+	Disk         string          `json:"disk,omitempty"`   // a disk that is not this machine's
+	Store        string          `json:"store,omitempty"`  // where the slots are kept
+	Loader       string          `json:"loader,omitempty"` // who starts them
 	Slots        []Slot          `json:"slots"`
 	Next         string          `json:"next,omitempty"`  // slot that the next boot is for
 	Armed        string          `json:"armed,omitempty"` // slot the one-shot was armed for
 	LastFailures []Failure       `json:"last_failures"`
+	LastFallback *LastFallback   `json:"last_fallback,omitempty"`
+	Boots        []Boot          `json:"boots"` // the last ones, the oldest first
 	Recovery     Recovery        `json:"recovery,omitempty"`
 	Problems     []string        `json:"problems"` // what could not be read
 	ToDo         []string        `json:"to_do"`
@@ -79,9 +98,13 @@ type Status struct {
 // New puts together what was read. It never fails: what is missing is among
 // the problems.
 func New(in Input) Status {
-	s := Status{Schema: Schema, Boot: json.RawMessage("null"), Slots: []Slot{}, LastFailures: []Failure{}, Problems: []string{}, ToDo: []string{}}
+	s := Status{
+		Schema: Schema, Boot: json.RawMessage("null"), Disk: in.Disk, Store: in.Store, Loader: in.Loader,
+		Slots: []Slot{}, LastFailures: []Failure{}, Boots: []Boot{}, Problems: []string{}, ToDo: []string{},
+	}
 	s.readReport(in)
 	s.readSlots(in)
+	s.readBoots(in)
 	s.readRecovery(in)
 	s.readToDo()
 	return s
@@ -95,6 +118,9 @@ func (s *Status) problem(format string, args ...any) {
 }
 
 func (s *Status) readReport(in Input) {
+	if in.Disk != "" {
+		return // another machine's
+	}
 	if in.ReportErr != nil {
 		s.problem("no boot report: %v", in.ReportErr)
 		return
@@ -130,8 +156,12 @@ func (s *Status) readSlots(in Input) {
 		s.problem("no slots: %v", in.SlotsErr)
 		return
 	}
+	if in.VersionsErr != nil {
+		s.problem("not all versions: %v", in.VersionsErr)
+	}
 	for _, v := range in.Slots {
 		row := Slot{Name: v.Name, State: v.State().String(), Priority: v.Priority, Tries: v.Tries, Successful: v.Successful}
+		row.Version = printable(in.Versions[v.Name])
 		if s.report != nil && s.report.Slot.Name == v.Name {
 			row.Running, row.Version = true, s.report.Root.ImageVersion
 		}
@@ -145,7 +175,7 @@ func (s *Status) readSlots(in Input) {
 		}
 		s.Slots = append(s.Slots, row)
 	}
-	if d, err := slots.Decide(slots.Observed{Slots: in.Slots, LogReadable: true}); err == nil {
+	if d, err := slots.Decide(slots.Observed{Slots: in.Slots, LogReadable: true, Refill: in.Refill}); err == nil {
 		s.Next = d.Slot
 	}
 }
@@ -191,7 +221,15 @@ func (s *Status) readToDo() {
 func (s *Status) committedCopies(todo func(string)) {
 	for _, v := range s.Slots {
 		if v.Running && v.State == slots.Trial.String() {
-			todo(fmt.Sprintf("slot %s is on trial: run sealroot commit to keep it", v.Name))
+			text := fmt.Sprintf("slot %s is on trial: run sealroot commit to keep it", v.Name)
+			if n := s.report.CommitDeadlineSeconds; n > 0 {
+				limit := strings.TrimSuffix((time.Duration(n) * time.Second).String(), "m0s")
+				if n%60 == 0 {
+					limit += "m"
+				}
+				text += ", within " + limit + " of the boot"
+			}
+			todo(text)
 		}
 		if v.Running && v.State == slots.Spent.String() {
 			todo(fmt.Sprintf("slot %s has used its last try: run sealroot commit to keep it, the next boot leaves it", v.Name))

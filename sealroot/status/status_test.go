@@ -3,13 +3,17 @@ package status
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"sealroot/init/report"
+	"sealroot/sealroot/boots"
+	"sealroot/sealroot/schematest"
 	"sealroot/slots"
 	"sealroot/slots/bootlog"
 )
@@ -38,6 +42,43 @@ func committed() report.Report {
 func slotsOf(a, b slots.Slot) []slots.Slot {
 	a.Name, b.Name = "a", "b"
 	return []slots.Slot{a, b}
+}
+
+// reportOf is the report of boot n.
+func reportOf(n int, change func(*report.Report)) []byte {
+	r := committed()
+	r.BootID = fmt.Sprintf("0f6a1c3e-9f0b-4a53-8b8b-%012d", 100+n)
+	change(&r)
+	text, err := r.Encode()
+	if err != nil {
+		panic(err)
+	}
+	return text
+}
+
+// lastBoots has boots on the state partition, one of them in the boot log too,
+// one there only, and one that is none.
+func lastBoots(list []slots.Slot) Input {
+	in := Input{Slots: list, BootsErr: errors.New("one file is no report"), Versions: map[string]string{"b": "2026.12.0"}}
+	keep := func(n int, change func(*report.Report)) {
+		text := reportOf(n, change)
+		in.Boots = append(in.Boots, boots.Report{
+			Number: n, BootID: fmt.Sprint(n), Text: text, Recorded: time.Date(2026, 11, n, 12, 30, 0, 0, time.UTC),
+		})
+	}
+	keep(1, func(r *report.Report) { r.Slot.Reason = "trial"; r.Slot.Name = "b" })
+	keep(2, func(r *report.Report) {
+		r.Slot.Reason = "fallback"
+		r.FellBack = &report.Fallback{From: "b", Reason: "health check failed: 20-database: exit status 3", Class: "image"}
+	})
+	keep(3, func(r *report.Report) { r.Degraded = true })
+	keep(4, func(r *report.Report) { r.BootID = committed().BootID })
+	in.Boots = append(in.Boots, boots.Report{Number: 5, BootID: "5", Text: []byte("{")})
+	in.Log.Reports = []json.RawMessage{
+		in.Boots[1].Text, []byte(`{"schema": 1}`), []byte(`[]`),
+		reportOf(6, func(r *report.Report) { r.Ended = "unlock of the state refused"; r.Slot.Name = "\x1b[2J" }),
+	}
+	return in
 }
 
 var errDisk = errors.New("boot disk not found")
@@ -99,6 +140,19 @@ func situations() map[string]Input {
 	add("last_resort_on_another_kernel", Input{Slots: slotsOf(slots.Slot{Priority: 1}, slots.Slot{})}, func(r *report.Report) {
 		r.Slot.Reason, r.Slot.Loaded, r.Slot.Successful = "last-resort", "b", false
 	})
+	add("last_boots", lastBoots(slotsOf(good, slots.Slot{})), nil)
+	add("loader_disagreed", Input{Slots: slotsOf(other, good), Store: "gpt", Loader: "systemd-boot"}, func(r *report.Report) {
+		r.Slot.Loaded = "?"
+		r.Disagreement = &report.Disagreement{Loaded: "?", Wanted: "b", Why: "the entry was chosen by hand"}
+	})
+	add("trial_with_deadline", Input{Slots: slotsOf(slots.Slot{Priority: 3, Tries: 1}, good), Versions: map[string]string{"b": "2026.10.7", "a": "x"}}, func(r *report.Report) {
+		r.CommitDeadlineSeconds = 600
+	})
+	all["another_disk"] = Input{
+		Disk: "/srv/disk.img", Store: "grubenv-rauc", Loader: "grub", Slots: slotsOf(good, slots.Slot{Priority: 1, Tries: 3}),
+		Versions: map[string]string{"a": "1"}, VersionsErr: errors.New("cannot tell the version of slot b: no manifest"),
+		Log: bootlog.Record{Armed: "b", Reports: []json.RawMessage{reportOf(9, func(r *report.Report) { r.Ended = "device missing" })}},
+	}
 	add("disk_unreadable", Input{SlotsErr: errDisk, LogErr: errDisk, KeyErr: fs.ErrPermission}, nil)
 	add("newer_report", Input{Slots: slotsOf(good, other)}, func(r *report.Report) { r.Schema = 2 })
 	all["not_sealroot"] = Input{ReportErr: errors.New("/run/sealroot/boot.json is missing"), Slots: slotsOf(good, other)}
@@ -108,6 +162,10 @@ func situations() map[string]Input {
 
 // TestGolden compares with testdata; SEALROOT_UPDATE=1 writes it anew.
 func TestGolden(t *testing.T) {
+	schema, err := os.ReadFile("../../docs/status.schema.json")
+	if err != nil {
+		t.Fatal(err)
+	}
 	for name, in := range situations() {
 		t.Run(name, func(t *testing.T) {
 			s := New(in)
@@ -117,6 +175,9 @@ func TestGolden(t *testing.T) {
 			}
 			golden(t, name+".txt", s.Text())
 			golden(t, name+".json", string(asJSON))
+			for _, problem := range schematest.Check(schema, asJSON) {
+				t.Error(problem)
+			}
 		})
 	}
 }

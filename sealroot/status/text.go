@@ -23,11 +23,22 @@ func (s Status) Text() string {
 		s.bootRows(row)
 		s.stateRows(row)
 	}
+	if s.Disk != "" {
+		row("disk", "%s, not this machine's; slots kept in %s, started by %s", s.Disk, cmp.Or(s.Store, "?"), cmp.Or(s.Loader, "?"))
+	}
+	if f := s.LastFallback; f != nil && (s.report == nil || s.report.FellBack == nil) {
+		when := ""
+		if f.Recorded != "" {
+			when = " (recorded " + f.Recorded + ")"
+		}
+		row("last fallback", "from slot %s: %s%s", f.From, f.Reason, when)
+	}
 	if s.Next != "" {
 		row("next boot", "%s", s.next())
 	}
 	w.Flush()
 	s.slotTable(&b)
+	s.bootTable(&b)
 	if s.report != nil {
 		s.list(&b, "failures of this boot", failures(s.report.Failures))
 		s.list(&b, "warnings", s.report.Warnings)
@@ -42,15 +53,21 @@ func (s Status) bootRows(row func(name, format string, args ...any)) {
 	row("product", "%s %s, %s build, init %s", cmp.Or(r.Name, "?"), cmp.Or(r.Version, "?"), cmp.Or(r.Build, "?"), cmp.Or(r.Program, "?"))
 	running := fmt.Sprintf("slot %s, %s %s, Linux %s", r.Slot.Name, cmp.Or(r.Root.ImageID, "image"), r.Root.ImageVersion, r.Root.KernelRelease)
 	if r.Slot.Loaded != "" && r.Slot.Loaded != r.Slot.Name {
-		running += fmt.Sprintf(" (on the kernel of slot %s)", r.Slot.Loaded)
+		running += " (on " + kernelOf(r.Slot.Loaded) + ")"
 	}
 	row("running", "%s", running)
 	row("because", "%s", because(r))
 	if r.FellBack != nil {
 		row("fell back", "from slot %s: %s", r.FellBack.From, r.FellBack.Reason)
 	}
+	if d := r.Disagreement; d != nil {
+		row("disagreement", "the boot loader loaded %s, slot %s should run: %s", kernelOf(d.Loaded), d.Wanted, d.Why)
+	}
 	row("boot path", "%s: %s", cmp.Or(r.BootPath, "unknown"), meaning(r.BootPath))
 	row("boot disk", "%s, found by %s", r.Disk.Device, foundBy(r.Disk.FoundBy))
+	if s.Store != "" {
+		row("slots kept in", "%s, started by %s", s.Store, cmp.Or(s.Loader, "?"))
+	}
 	row("root hash", "%s", r.Root.RootHash)
 	source := r.Root.HashSource
 	if cert := r.Root.Certificate; cert != "" && !strings.Contains(source, cert) {

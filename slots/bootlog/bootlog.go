@@ -22,6 +22,8 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"slices"
+	"strings"
 
 	"sealroot/slots"
 )
@@ -65,6 +67,7 @@ type Failure struct {
 	Class  slots.Class  `json:"class"`
 	Detail string       `json:"detail,omitempty"`
 	BootID string       `json:"boot_id,omitempty"`
+	Above  string       `json:"above,omitempty"` // see slots.Failure.Above
 }
 
 // Record is the content of the log. Fields of a newer version survive.
@@ -72,6 +75,7 @@ type Record struct {
 	Armed    string             // slot the loader's one-shot was armed for
 	Failures map[string]Failure // last failure of each slot
 	Pauses   int                // last resorts and failed boots in a row
+	Told     string             // the fallback that was told of last
 	Reports  []json.RawMessage  // boot reports, oldest first
 
 	unknown map[string]json.RawMessage
@@ -82,6 +86,7 @@ type fields struct {
 	Armed    string             `json:"armed"`
 	Failures map[string]Failure `json:"failures,omitempty"`
 	Pauses   int                `json:"pauses"`
+	Told     string             `json:"told,omitempty"`
 	Reports  []json.RawMessage  `json:"reports,omitempty"`
 }
 
@@ -95,16 +100,16 @@ func (r *Record) UnmarshalJSON(b []byte) error {
 	if err := json.Unmarshal(b, &all); err != nil {
 		return err
 	}
-	for _, known := range []string{"armed", "failures", "pauses", "reports"} {
+	for _, known := range []string{"armed", "failures", "pauses", "told", "reports"} {
 		delete(all, known)
 	}
-	*r = Record{Armed: f.Armed, Failures: f.Failures, Pauses: min(max(f.Pauses, 0), 1000), Reports: f.Reports, unknown: all}
+	*r = Record{Armed: f.Armed, Failures: f.Failures, Pauses: min(max(f.Pauses, 0), 1000), Told: f.Told, Reports: f.Reports, unknown: all}
 	return nil
 }
 
 // MarshalJSON writes what we know beside what we kept.
 func (r Record) MarshalJSON() ([]byte, error) {
-	b, err := json.Marshal(fields{r.Armed, r.Failures, r.Pauses, r.Reports})
+	b, err := json.Marshal(fields{r.Armed, r.Failures, r.Pauses, r.Told, r.Reports})
 	if err != nil {
 		return nil, err
 	}
@@ -123,6 +128,9 @@ func (r Record) Apply(c slots.LogChange, bootID string) Record {
 	for _, slot := range c.Forget {
 		r = r.Forget(slot)
 	}
+	for _, slot := range c.Clear {
+		r = r.Clear(slot)
+	}
 	if c.SetArmed {
 		r.Armed = c.Armed
 	}
@@ -135,16 +143,37 @@ func (r Record) Apply(c slots.LogChange, bootID string) Record {
 			m[k] = v
 		}
 		for _, f := range c.Failures {
-			m[f.Slot] = Failure{f.Reason, f.Class, cut(f.Detail, 500), bootID}
+			if f.Above == "" && !f.ByHand() {
+				f.Above = m[f.Slot].Above // lowered before; the place is still owed
+			}
+			m[f.Slot] = Failure{f.Reason, f.Class, cut(f.Detail, 500), bootID, f.Above}
+			if slots.ToldOf(r.Told, f.Slot) {
+				r.Told = ""
+			}
 		}
 		r.Failures = m
+	}
+	if c.Told != "" {
+		r.Told = c.Told
 	}
 	return r
 }
 
-// Forget returns the record without what it says about one slot: its failure,
-// and that the one-shot was armed for it. An update of the slot begins so.
+// Forget returns the record without anything about one slot's content: what
+// Clear drops, and that others stood above it. An update of the slot begins so.
 func (r Record) Forget(slot string) Record {
+	r = r.Clear(slot)
+	for k, f := range r.Failures { // the map is Clear's own
+		above := slices.DeleteFunc(strings.Split(f.Above, ","), func(s string) bool { return s == slot })
+		f.Above = strings.Join(above, ",")
+		r.Failures[k] = f
+	}
+	return r
+}
+
+// Clear returns the record without the slot's last failure, that the one-shot
+// was armed for it, and that a fallback from it was told: it has proved good.
+func (r Record) Clear(slot string) Record {
 	m := map[string]Failure{}
 	for k, v := range r.Failures {
 		if k != slot {
@@ -154,6 +183,9 @@ func (r Record) Forget(slot string) Record {
 	r.Failures = m
 	if r.Armed == slot {
 		r.Armed = ""
+	}
+	if slots.ToldOf(r.Told, slot) {
+		r.Told = ""
 	}
 	return r
 }
@@ -176,7 +208,7 @@ func (r Record) AddReport(report []byte) (Record, error) {
 func (r Record) SlotFailures() map[string]slots.Failure {
 	m := map[string]slots.Failure{}
 	for k, f := range r.Failures {
-		m[k] = slots.Failure{Slot: k, Class: f.Class, Reason: f.Reason, Detail: f.Detail}
+		m[k] = slots.Failure{Slot: k, Class: f.Class, Reason: f.Reason, Detail: f.Detail, Above: f.Above}
 	}
 	return m
 }

@@ -57,7 +57,7 @@ func TestRecord(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, want := r.Failures["b"], (Failure{slots.Verity, slots.ImageFailure, "block 7", "boot-1"}); got != want {
+	if got, want := r.Failures["b"], (Failure{slots.Verity, slots.ImageFailure, "block 7", "boot-1", ""}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 	if got := r.SlotFailures()["b"].String(); got != "slot b: hash tree does not match: block 7" {

@@ -15,7 +15,7 @@ import (
 	"sealroot/slots/guid"
 )
 
-var esp = Partition{2, 0x1000, 0x32000, guid.Must("0fc63daf-8483-4772-8e79-3d69d8477de4")}
+var ourESP = Partition{2, 0x1000, 0x32000, guid.Must("0fc63daf-8483-4772-8e79-3d69d8477de4")}
 
 // golden is the entry below, put together by hand from UEFI 2.10: 3.1.3 (load
 // option), 10.3.5.1 (hard drive node), 10.3.5.4 (file path node).
@@ -28,7 +28,7 @@ const golden = "01000000" + "6600" + // active, 102 bytes of path
 	"7fff0400"
 
 func TestLoadOptionGolden(t *testing.T) {
-	o := LoadOption{Attributes: Active, Description: "sealroot b", Partition: esp, Path: Path("b")}
+	o := LoadOption{Attributes: Active, Description: "sealroot b", Partition: ourESP, Path: Path("b")}
 	if got := hex.EncodeToString(o.Encode()); got != golden {
 		t.Errorf("\n got %s\nwant %s", got, golden)
 	}
@@ -110,12 +110,12 @@ func (m *memory) take() string {
 }
 
 func TestHintOneShot(t *testing.T) {
-	other := LoadOption{Attributes: Active, Description: "debian", Partition: esp, Path: `\EFI\debian\grubx64.efi`}
+	other := LoadOption{Attributes: Active, Description: "debian", Partition: ourESP, Path: `\EFI\debian\grubx64.efi`}
 	m := &memory{vars: map[string][]byte{
 		"Boot0000-" + Global:  other.Encode(),
 		"BootOrder-" + Global: {0, 0},
 	}}
-	h := Hint{m, esp}
+	h := Hint{m, ourESP}
 	check := func(what, wantSlot, wantWrites string) {
 		t.Helper()
 		got, err := h.Get()
@@ -201,7 +201,7 @@ func TestInfo(t *testing.T) {
 	if s, err := StubPCR(m); s != "11" || err != nil {
 		t.Errorf("StubPCR: got %q, %v", s, err)
 	}
-	if g, err := LoaderPartition(m); g != esp.UUID || err != nil {
+	if g, err := LoaderPartition(m); g != ourESP.UUID || err != nil {
 		t.Errorf("LoaderPartition: got %v, %v", g, err)
 	}
 	empty := &memory{}

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"sealroot/slots"
+	"sealroot/slots/esp"
 )
 
 // The vendors of the variables we use.
@@ -35,7 +36,7 @@ type Vars interface {
 func Description(slot string) string { return "sealroot " + slot }
 
 // Path is where the slot's unified kernel image is on the ESP.
-func Path(slot string) string { return `\EFI\Linux\sealroot-` + slot + ".efi" }
+func Path(slot string) string { return esp.EFIPath(esp.UKI(slot)) }
 
 // Hint is the one-shot BootNext, with the entries it needs.
 type Hint struct {
@@ -98,8 +99,8 @@ func (h Hint) Clear() error {
 // in BootOrder (a new one at the end: only a commit moves it to the front).
 // It returns the number of Boot####. Nothing is written when all is right.
 func (h Hint) Ensure(slot string) (uint16, error) {
-	want := LoadOption{Attributes: Active, Description: Description(slot), Partition: h.ESP, Path: Path(slot)}
-	number, same, err := h.find(want)
+	want := h.option(slot)
+	number, same, err := h.findOption(want)
 	if err != nil {
 		return 0, err
 	}
@@ -120,6 +121,26 @@ func (h Hint) Ensure(slot string) (uint16, error) {
 	return number, nil
 }
 
+// IsDefault says whether the slot's entry is right and the first in BootOrder.
+func (h Hint) IsDefault(slot string) (bool, error) {
+	order, err := h.order()
+	if err != nil || len(order) == 0 {
+		return false, err
+	}
+	o, err := h.entry(bootName(order[0]))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrFormat) {
+		return false, nil // forgotten or damaged, and so not ours
+	}
+	return err == nil && h.right(o, slot), err
+}
+
+// right says whether the entry is what Ensure would write for the slot.
+func (h Hint) right(o LoadOption, slot string) bool { return o.same(h.option(slot)) }
+
+func (h Hint) option(slot string) LoadOption {
+	return LoadOption{Attributes: Active, Description: Description(slot), Partition: h.ESP, Path: Path(slot)}
+}
+
 // SetDefault puts the slot's entry first in BootOrder, as a commit does.
 func (h Hint) SetDefault(slot string) error {
 	n, err := h.Ensure(slot)
@@ -135,38 +156,6 @@ func (h Hint) SetDefault(slot string) error {
 	}
 	rest := slices.DeleteFunc(order, func(m uint16) bool { return m == n })
 	return h.setOrder(append([]uint16{n}, rest...))
-}
-
-// find returns the number of the entry with want's description, and whether it
-// is want already; else the lowest free number.
-func (h Hint) find(want LoadOption) (number uint16, same bool, err error) {
-	names, err := h.Vars.List(Global)
-	if err != nil {
-		return 0, false, fmt.Errorf("cannot list the boot entries: %w", err)
-	}
-	taken := map[uint16]bool{}
-	for _, name := range names {
-		if n, ok := bootNumber(name); ok {
-			taken[n] = true
-		}
-	}
-	for n := range 1 << 16 {
-		if !taken[uint16(n)] {
-			continue
-		}
-		o, err := h.entry(bootName(uint16(n)))
-		if err != nil || o.Description != want.Description {
-			continue // somebody else's, damaged or not
-		}
-		same := o.Attributes == want.Attributes && o.Partition == want.Partition && o.Path == want.Path && len(o.Optional) == 0
-		return uint16(n), same, nil
-	}
-	for n := range 1 << 16 {
-		if !taken[uint16(n)] {
-			return uint16(n), false, nil
-		}
-	}
-	return 0, false, fmt.Errorf("cannot add an entry: %w", ErrFull)
 }
 
 func (h Hint) entry(name string) (LoadOption, error) {

@@ -37,7 +37,7 @@ func image(t *testing.T, b []byte) string {
 	return path
 }
 
-func TestJudges(t *testing.T) {
+func TestSlotsJudges(t *testing.T) {
 	path := image(t, newDisk(t, 512))
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
@@ -71,7 +71,7 @@ func TestJudges(t *testing.T) {
 }
 
 // The judges have to refuse a damaged table, or their approval says nothing.
-func TestJudgesRefuseDamage(t *testing.T) {
+func TestSlotsJudgesRefuseDamage(t *testing.T) {
 	b := newDisk(t, 512)
 	b[1024+128+56] ^= 0xff // a name in the primary entries
 	path := image(t, b)
@@ -83,7 +83,7 @@ func TestJudgesRefuseDamage(t *testing.T) {
 	}
 }
 
-func TestReadSgdisksTable(t *testing.T) {
+func TestSlotsJudgeSgdisk(t *testing.T) {
 	path := image(t, make([]byte, 16<<20))
 	run(t, true, "sgdisk", "-n", "3:2048:+1M", "-t", "3:8304", "-c", "3:root-a", "-A", "3:set:48", "-A", "3:set:56", path)
 	f, err := os.Open(path)

@@ -39,6 +39,7 @@ type variable struct{ name, value string }
 type Env struct {
 	comments []string // lines after the first one, without newline
 	vars     []variable
+	front    int // so many of vars go before the comments
 }
 
 // New returns an empty block with the comment that grub-editenv writes.
@@ -153,18 +154,27 @@ func (e *Env) Unset(name string) {
 
 // Encode returns the block, exactly 1024 bytes; ErrFull when it does not fit.
 func (e *Env) Encode() ([]byte, error) {
-	var b bytes.Buffer
-	b.WriteString(header)
-	for _, c := range e.comments {
-		b.WriteString(c + "\n")
-	}
-	escape := strings.NewReplacer("\\", "\\\\", "\n", "\\\n")
-	for _, v := range e.vars {
-		b.WriteString(v.name + "=" + escape.Replace(v.value) + "\n")
-	}
+	b := e.text()
 	if b.Len() > Size {
 		return nil, fmt.Errorf("cannot hold %d bytes: %w", b.Len(), ErrFull)
 	}
 	b.WriteString(strings.Repeat("#", Size-b.Len()))
 	return b.Bytes(), nil
+}
+
+func (e *Env) text() *bytes.Buffer {
+	var b bytes.Buffer
+	b.WriteString(header)
+	escape := strings.NewReplacer("\\", "\\\\", "\n", "\\\n")
+	lines := func(vars []variable) {
+		for _, v := range vars {
+			b.WriteString(v.name + "=" + escape.Replace(v.value) + "\n")
+		}
+	}
+	lines(e.vars[:e.front])
+	for _, c := range e.comments {
+		b.WriteString(c + "\n")
+	}
+	lines(e.vars[e.front:])
+	return &b
 }

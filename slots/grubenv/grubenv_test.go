@@ -79,7 +79,7 @@ func editenv(t *testing.T, args ...string) string {
 	return string(out)
 }
 
-func TestGrubEditenvAgrees(t *testing.T) {
+func TestSlotsGrubEditenvAgrees(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "grubenv")
 	editenv(t, path, "create")
 	editenv(t, path, "set", "kept=a\\b c", "other=1")

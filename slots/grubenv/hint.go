@@ -1,7 +1,6 @@
 package grubenv
 
 import (
-	"errors"
 	"fmt"
 	"io"
 
@@ -43,46 +42,45 @@ func (h Hint) Arm(slot string) error { return h.change(Once, slot) }
 // Clear unsets the one-shot; without one it writes nothing.
 func (h Hint) Clear() error { return h.change(Once, "") }
 
+// IsDefault says whether GRUB boots the slot without a one-shot.
+func (h Hint) IsDefault(slot string) (bool, error) {
+	e, err := h.read()
+	if err != nil {
+		return false, fmt.Errorf("cannot read the default: %w", err)
+	}
+	now, _ := e.Get(Default)
+	return now == slot, nil
+}
+
 // SetDefault sets the slot that GRUB boots without a one-shot.
 func (h Hint) SetDefault(slot string) error { return h.change(Default, slot) }
 
 // change sets one variable and leaves all others. A file with a damaged
 // content is begun anew: GRUB could not read it either.
 func (h Hint) change(name, value string) error {
-	e, err := h.read()
-	switch {
-	case errors.Is(err, ErrFormat):
-		e = New()
-	case err != nil:
+	e, damaged, err := read(h.File)
+	if err != nil {
 		return fmt.Errorf("cannot set %s: %w", name, err)
-	default:
-		if old, _ := e.Get(name); old == value {
-			return nil
-		}
+	}
+	if old, _ := e.Get(name); old == value && !damaged {
+		return nil
 	}
 	if value == "" {
 		e.Unset(name)
 	} else if err := e.Set(name, value); err != nil {
 		return fmt.Errorf("cannot set %s: %w", name, err)
 	}
-	b, err := e.Encode()
-	if err != nil {
-		return fmt.Errorf("cannot set %s: %w", name, err)
-	}
-	if _, err := h.File.WriteAt(b, 0); err != nil {
-		return fmt.Errorf("cannot set %s: %w", name, err)
-	}
-	if err := h.File.Sync(); err != nil {
+	if err := write(h.File, e, damaged, func(other string) bool { return other == name }); err != nil {
 		return fmt.Errorf("cannot set %s: %w", name, err)
 	}
 	return nil
 }
 
+// read is strict: what GRUB could not read is an error.
 func (h Hint) read() (*Env, error) {
-	b := make([]byte, Size+1) // one more shows an oversized file
-	n, err := h.File.ReadAt(b, 0)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, fmt.Errorf("cannot read the environment block: %w", err)
+	e, damaged, err := read(h.File)
+	if err == nil && damaged {
+		err = fmt.Errorf("cannot read the environment block: %w", ErrFormat)
 	}
-	return Parse(b[:n])
+	return e, err
 }

@@ -1,0 +1,161 @@
+package disk
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"path/filepath"
+	"reflect"
+
+	"sealroot/init/config"
+)
+
+// set is a slot that is filled.
+type set struct {
+	name  string
+	in    SlotInput
+	parts parts
+}
+
+// plan is a disk before anything is written to it.
+type plan struct {
+	sets   []set
+	slots  []string // the slots that there are, filled or not
+	kept   kept
+	loader loader
+	files  map[string]content // all files on the ESP
+	needs  needs
+}
+
+// check finds out what cannot work before anything is built.
+func (b *Builder) check(o Options) error {
+	if err := b.checkInput(o.A, true); err != nil || o.B == nil {
+		return err
+	}
+	if err := b.checkInput(*o.B, true); err != nil {
+		return err
+	}
+	if o.A.Rootfs == "-" && o.B.Rootfs == "-" {
+		return fmt.Errorf("cannot read two roots from stdin: %w", ErrOptions)
+	}
+	one, two := o.A.Config.Boot, o.B.Config.Boot
+	if one.Loader != two.Loader || one.Store != two.Store {
+		return fmt.Errorf("cannot build a disk with loader %s and store %s in slot a, %s and %s in slot b: a disk has one of each: %w",
+			one.Loader, one.Store, two.Loader, two.Store, ErrOptions)
+	}
+	switch {
+	case one.Store == config.StoreFixed:
+		return fmt.Errorf("cannot fill slot b: a disk with boot.store fixed has one slot: %w", ErrOptions)
+	case one.Store == config.StoreEFI && o.BState != Good:
+		return fmt.Errorf("cannot begin slot b as %s: boot.store efi keeps that in the machine and not on the disk; choose good: %w", o.BState, ErrOptions)
+	}
+	return nil
+}
+
+// checkInput is check for what one slot holds.
+func (b *Builder) checkInput(in SlotInput, disk bool) error {
+	if fs := in.Config.Root.Filesystem; fs != "" && fs != "squashfs" {
+		return fmt.Errorf("cannot make a root image of type %s, only squashfs: %w", fs, ErrOptions)
+	}
+	if in.Config.State.TPM2.Policy != "" && in.Config.State.TPM2.Policy != "pcrs" && b.Signing.PCRKey == nil {
+		return fmt.Errorf("cannot sign PCR 11 for policy %s: no pcr.key in %s: %w", in.Config.State.TPM2.Policy, b.Signing.Dir, ErrOptions)
+	}
+	return b.require(in.Config.Boot.Loader, disk)
+}
+
+// plan makes all that is to be written.
+func (b *Builder) plan(ctx context.Context, o Options, work string) (plan, error) {
+	boot := o.A.Config.Boot
+	list, err := firstState(o.B != nil, o.BState, triesOf(o))
+	if err != nil {
+		return plan{}, err
+	}
+	if boot.Store == config.StoreFixed {
+		list = list[:1]
+	}
+	var p plan
+	for i := range list {
+		if boot.Recount && list[i].Successful {
+			list[i].Tries = boot.Tries
+		}
+		p.slots = append(p.slots, list[i].Name)
+	}
+	if p.kept, err = keep(boot, list); err != nil {
+		return plan{}, err
+	}
+	if p.sets, err = b.sets(ctx, o, work); err != nil {
+		return plan{}, err
+	}
+	err = b.step("boot loader "+string(boot.Loader), func() error {
+		p.loader, err = b.loader(ctx, p.sets, p.slots, work)
+		return err
+	})
+	if err != nil {
+		return plan{}, err
+	}
+	return p, p.count()
+}
+
+// sets builds the boot sets of the slots that are to hold one.
+func (b *Builder) sets(ctx context.Context, o Options, work string) ([]set, error) {
+	parts, err := b.buildParts(ctx, o.A, filepath.Join(work, "a"))
+	if err != nil {
+		return nil, fmt.Errorf("slot a: %w", err)
+	}
+	sets := []set{{name: "a", in: o.A, parts: parts}}
+	if o.B != nil {
+		if !reflect.DeepEqual(*o.B, o.A) {
+			if parts, err = b.buildParts(ctx, *o.B, filepath.Join(work, "b")); err != nil {
+				return nil, fmt.Errorf("slot b: %w", err)
+			}
+		}
+		sets = append(sets, set{name: "b", in: *o.B, parts: parts})
+	}
+	return sets, nil
+}
+
+func triesOf(o Options) int {
+	if o.B != nil && o.B.Config.Boot.Tries > 0 {
+		return o.B.Config.Boot.Tries
+	}
+	return 3
+}
+
+// count collects the files of the ESP and adds up what everything needs.
+func (p *plan) count() error {
+	p.files = maps.Clone(p.loader.files)
+	maps.Copy(p.files, p.kept.files)
+	var err error
+	if p.needs.shared, err = sizeOf(p.files); err != nil {
+		return err
+	}
+	for _, s := range p.sets {
+		files := bootFiles(s, p.kept.counters[s.name])
+		size, err := sizeOf(files)
+		if err != nil {
+			return err
+		}
+		p.needs.root, p.needs.esp = max(p.needs.root, s.parts.rootSize), max(p.needs.esp, size)
+		maps.Copy(p.files, files)
+	}
+	params := p.sets[0].parts.params
+	p.needs.verity = func(root int64) int64 {
+		v := params
+		v.DataBlocks = uint64(root / int64(v.DataBlockSize))
+		return v.HashSize()
+	}
+	return nil
+}
+
+// sizeOf is the size of files on a FAT file system, in bytes.
+func sizeOf(files map[string]content) (int64, error) {
+	total := int64(0)
+	for _, c := range files {
+		n, err := c.size()
+		if err != nil {
+			return 0, err
+		}
+		total += roundUp(n, cluster)
+	}
+	return total, nil
+}

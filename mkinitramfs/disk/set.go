@@ -1,0 +1,117 @@
+package disk
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+
+	"sealroot/init/config"
+	"sealroot/mkinitramfs/initramfs"
+	"sealroot/mkinitramfs/keys"
+	"sealroot/mkinitramfs/uki"
+	"sealroot/slots/manifest"
+	"sealroot/verity/signature"
+)
+
+// bootNames are the parts that a boot loader starts: what the disk does not
+// carry no update could keep in step.
+func bootNames(l config.Loader) []manifest.Name {
+	if l == config.LoaderGRUB {
+		return []manifest.Name{manifest.Kernel, manifest.Initrd}
+	}
+	return []manifest.Name{manifest.UKI}
+}
+
+func bootText(in SlotInput) string {
+	if in.Config.Boot.Loader == config.LoaderGRUB {
+		return "kernel and initramfs for GRUB"
+	}
+	return "unified kernel image"
+}
+
+// bootParts writes the files that the boot loader starts.
+func (b *Builder) bootParts(ctx context.Context, in SlotInput, p *parts, dir string) error {
+	boot := bootNames(in.Config.Boot.Loader)
+	p.names = slices.Concat([]manifest.Name{manifest.Signature, manifest.Verity, manifest.Root}, boot)
+	if !slices.Contains(boot, manifest.UKI) {
+		return errors.Join(writePart(p.path(manifest.Kernel), p.kernel), writePart(p.path(manifest.Initrd), p.initrd))
+	}
+	return uki.Build(ctx, b.Tools, uki.Image{
+		OSRelease: p.osRelease, Cmdline: uki.Cmdline(in.Cmdline),
+		Kernel: p.kernel, Initrd: p.initrd, Time: b.Time,
+		PCRPublicKey: b.Signing.PCRPublic, PCRKey: b.Signing.PCRKey,
+	}, b.Signing.Secure, p.path(manifest.UKI), dir)
+}
+
+func writePart(path string, content []byte) error {
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		return fmt.Errorf("cannot write part: %w", err)
+	}
+	return nil
+}
+
+// describe makes the manifest and signs it.
+func (b *Builder) describe(in SlotInput, p *parts) error {
+	m := manifest.Manifest{
+		Name: in.Config.Name, Version: in.Config.Version, SecurityVersion: in.Config.SecurityVersion,
+		Architecture: manifest.Architecture, KernelRelease: p.release, RootHash: p.rootHash,
+	}
+	for _, name := range p.names {
+		part, err := digest(p.path(name))
+		if err != nil {
+			return err
+		}
+		part.Name, part.File = name, fileOf(name)
+		m.Parts = append(m.Parts, part)
+	}
+	var err error
+	if p.manifest, err = manifest.Encode(m); err != nil {
+		return err
+	}
+	p.signed, err = manifest.Sign(p.manifest, b.Signing.ImageCert, b.Signing.ImageKey)
+	return err
+}
+
+// digest reads a file for its size and SHA-256.
+func digest(path string) (manifest.Part, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return manifest.Part{}, fmt.Errorf("cannot read part: %w", err)
+	}
+	defer f.Close()
+	sum := sha256.New()
+	n, err := io.Copy(sum, f)
+	if err != nil {
+		return manifest.Part{}, fmt.Errorf("cannot read part: %w", err)
+	}
+	return manifest.Part{Size: n, SHA256: [32]byte(sum.Sum(nil))}, nil
+}
+
+// warnOfDates tells about certificates whose time is over or has not come.
+// Nothing refuses them: PID 1 checks no dates, as nothing vouches for its clock.
+func (b *Builder) warnOfDates(in initramfs.Input) {
+	if problem := keys.DateProblem(b.Signing.ImageCert, b.Now); problem != "" {
+		fmt.Fprintf(b.Log, "warning: %s of %s %s\n", keys.ImageCert, b.Signing.Dir, problem)
+	}
+	for _, f := range in.Certificates["root"] {
+		certs, err := signature.ParseCertificates(f.Content)
+		if err != nil {
+			continue // who reads them for use says so
+		}
+		for _, c := range certs {
+			full, err := x509.ParseCertificate(c.Raw)
+			if err != nil {
+				continue
+			}
+			problem := keys.DateProblem(full, b.Now)
+			if problem != "" && !full.Equal(b.Signing.ImageCert) {
+				fmt.Fprintf(b.Log, "warning: %s of trust.root %s\n", f.Name, problem)
+			}
+		}
+	}
+}

@@ -1,0 +1,206 @@
+package qemutests
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// statusForm is what the test reads of `sealroot status --json`.
+type statusForm struct {
+	Slots        []statusSlot
+	LastFallback *struct {
+		From, Reason string
+		BootID       string `json:"boot_id"`
+	} `json:"last_fallback"`
+	Boots []struct {
+		BootID  string `json:"boot_id"`
+		Slot    string
+		Reason  string
+		Running bool
+		Number  int
+	}
+	Problems []string
+}
+
+type statusSlot struct {
+	Name        string
+	State       string
+	Version     string
+	LastFailure *struct{ Reason, Text, Detail string } `json:"last_failure"`
+}
+
+func status(t *testing.T, vm *VM) (s statusForm) {
+	t.Helper()
+	text := vm.Run("sealroot status --json")
+	if err := json.Unmarshal([]byte(text), &s); err != nil {
+		t.Fatalf("sealroot status --json: %v\n%s", err, text)
+	}
+	return s
+}
+
+// slotB is what status tells of slot b: its state, and the last failure in words.
+func (s statusForm) slotB() (state, failure string) {
+	for _, v := range s.Slots {
+		if v.Name == "b" {
+			if f := v.LastFailure; f != nil {
+				failure = f.Reason + ", " + f.Text + ": " + f.Detail
+			}
+			return v.State, failure
+		}
+	}
+	return "", ""
+}
+
+// boots are the slots of the boots on record, the oldest first.
+func (s statusForm) boots() string {
+	var names []string
+	for _, b := range s.Boots {
+		names = append(names, b.Slot+"/"+b.Reason)
+	}
+	return strings.Join(names, " ")
+}
+
+// database is a check that fails in slot b until /var says that it is mended.
+const database = `#!/bin/sh
+grep -q '"name": "b"' /run/sealroot/boot.json || exit 0
+[ -e /var/lib/mended ] || { echo "looking at the database"; echo "table users is missing"; exit 3; }
+`
+
+// TestHealth is the life of an update that is bad in two ways before it is good,
+// on one Debian machine: a check fails; nobody commits in time; all is well.
+func TestHealth(t *testing.T) {
+	t.Parallel()
+	disk := Image{Root: Debian, Commit: true, B: &SlotB{}, Edit: []string{"  tries: 3\n", "  tries: 3\n  commit_deadline: 45m\n"}, Extra: map[string]string{
+		"usr/lib/sealroot/checks.d/20-database": database,
+		"usr/lib/sealroot/checks.d/10-network":  "#!/bin/sh\ntest \"$(cat /proc/sys/kernel/hostname)\" = sealroot\n",
+	}}.Build(t)
+	other := Image{Config: "uki", B: &SlotB{}}.Build(t)
+	vm := NewMachine(t, BIOS, disk).WithTPM().WithDisk(other.Path).Boot()
+
+	// Slot b comes up on trial; the second check fails, and the machine restarts.
+	vm.Expect(`slot b: starting /sbin/init`, bootTime)
+	vm.WaitReady(bootTime)
+	vm.Expect(`20-database: table users is missing`, bootTime)
+	vm.Expect(`slot b: health check failed: 20-database: exit status 3: table users is missing: not bootable any more; the next boot is for slot a`, commandTime)
+	vm.Expect(`slot a: starting /sbin/init`, bootTime)
+	vm.WaitReady(bootTime)
+	checkSystemd(t, vm)
+	s := status(t, vm)
+	const failed = "health-check, health check failed: 20-database: exit status 3: table users is missing"
+	if state, failure := s.slotB(); state != "not bootable" || failure != failed {
+		t.Errorf("slot b is %q, %q; want it not bootable, %q", state, failure, failed)
+	}
+	if f := s.LastFallback; f == nil || f.From != "b" || !strings.Contains(f.Reason, "20-database") {
+		t.Errorf("the last fallback: %+v, want from slot b, because of 20-database", f)
+	}
+	if text := vm.Run("sealroot status"); !strings.Contains(text, "20-database: exit status 3: table users is missing") {
+		t.Errorf("sealroot status does not name the check:\n%s", text)
+	}
+	if got, want := s.boots(), "b/trial a/fallback"; got != want {
+		t.Errorf("boots on record: %s, want %s", got, want)
+	}
+	if got := vm.Run("cat /run/sealroot/fell-back"); !strings.Contains(got, "20-database") {
+		t.Errorf("/run/sealroot/fell-back: %q, want the check in it", got)
+	}
+
+	// Slot b is good now, but hangs before anybody could commit it.
+	vm.Run("touch /var/lib/mended && sealroot try b")
+	vm.Run("mkdir -p /etc/systemd/system/sealroot-deadline.timer.d && " +
+		`printf '[Timer]\nOnBootSec=\nOnBootSec=1s\n' >/etc/systemd/system/sealroot-deadline.timer.d/zz-hurry.conf; sync`)
+	vm.Reboot()
+	vm.Expect(`slot b: starting /sbin/init`, bootTime)
+	vm.Expect(`slot b: no commit: within 45m0s of the boot: not bootable any more; the next boot is for slot a`, bootTime)
+	vm.Expect(`slot a: starting /sbin/init`, bootTime)
+	vm.WaitReady(bootTime)
+	checkSystemd(t, vm)
+	s = status(t, vm)
+	if state, failure := s.slotB(); state != "not bootable" || !strings.HasPrefix(failure, "no-commit, no commit: within 45m") {
+		t.Errorf("slot b is %q, %q; want it not bootable, no-commit", state, failure)
+	}
+	if f := s.LastFallback; f == nil || f.From != "b" || !strings.Contains(f.Reason, "no commit") || f.BootID != s.Boots[len(s.Boots)-1].BootID {
+		t.Errorf("the last fallback: %+v, want from slot b in this boot, no commit", f)
+	}
+
+	// Slot b is tried without hurry: the checks pass, and it is kept.
+	vm.Run("rm /etc/systemd/system/sealroot-deadline.timer.d/zz-hurry.conf && sealroot try b && sync")
+	vm.Reboot()
+	vm.Expect(`slot b: starting /sbin/init`, bootTime)
+	vm.WaitReady(bootTime)
+	checkSystemd(t, vm)
+	vm.Expect(`2 checks: all good`, commandTime)
+	vm.Expect(`slot b: committed`, commandTime)
+	s = status(t, vm)
+	if state, failure := s.slotB(); state != "committed" || failure != "" {
+		t.Errorf("slot b is %q, %q; want it committed without a failure", state, failure)
+	}
+	if got, want := s.boots(), "b/trial a/fallback b/trial a/fallback b/trial"; got != want {
+		t.Errorf("boots on record: %s, want %s", got, want)
+	}
+	if len(s.Problems) > 0 || s.Boots[4].Number != 5 || s.Slots[0].Name != "a" || s.Slots[0].Version != "2026.11.1" {
+		t.Errorf("problems %q, slots %+v, boots %+v; want no problems, the version of slot a, and five boots", s.Problems, s.Slots, s.Boots)
+	}
+	// The limit counts from the hand-over, as PID 1 left it.
+	if got := vm.Run("systemctl cat sealroot-deadline.timer"); !strings.Contains(got, "/run/systemd/system/sealroot-deadline.timer.d/deadline.conf") {
+		t.Errorf("the timer's limit is not the one that PID 1 left:\n%s", got)
+	}
+	if got := vm.Run("systemctl show -p ActiveState --value sealroot-deadline.timer"); got != "active" {
+		t.Errorf("the timer is %q on trial, want active", got)
+	}
+	if text := vm.Run("sealroot deadline"); !strings.Contains(text, "slot b was committed in time") {
+		t.Errorf("the time limit after the commit: %q, want nothing done", text)
+	}
+	// A committed slot whose check fails stays.
+	if text, code := vm.TryRun("rm /var/lib/mended; sealroot check"); code != 6 || !strings.Contains(text, "slot b is committed and stays") {
+		t.Errorf("a failed check of a committed slot: exit status %d, %q; want 6", code, text)
+	}
+	if got := vm.Run("ls /state/.sealroot/boots | wc -l"); got != "5" {
+		t.Errorf("%s reports are on the state partition, want 5", got)
+	}
+	offline(t, vm)
+	vm.PowerOff()
+	// sgdisk's judgement of what was written to the other disk: slot b is bad.
+	for number, want := range map[string]string{"a": "0102", "b": "0000"} {
+		p := other.Part(t, "root-"+number)
+		if got := strings.TrimSpace(tool(t, "sgdisk", "-A", fmt.Sprintf("%d:show", p.Number), other.Path)); got != want {
+			t.Errorf("slot %s of the other disk: %s, want %s", number, got, want)
+		}
+	}
+}
+
+// offline works on a disk that this machine does not run from, and finds that
+// its own is refused.
+func offline(t *testing.T, vm *VM) {
+	t.Helper()
+	if text, code := vm.TryRun("sealroot status --disk /dev/vda"); code != 3 || !strings.Contains(text, "the disk is in use") {
+		t.Errorf("this machine's own disk: exit status %d, %q; want 3, the disk is in use", code, text)
+	}
+	if text, code := vm.TryRun("sealroot status --disk /dev/vdb1"); code != 3 || !strings.Contains(text, "it is a partition") {
+		t.Errorf("a partition: exit status %d, %q; want 3, it is a partition", code, text)
+	}
+	text := vm.Run("sealroot status --disk /dev/vdb")
+	for _, want := range []string{"slots kept in gpt, started by uki", "a     committed", "b     on trial", "2026.11.1"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("status of the other disk has no %q:\n%s", want, text)
+		}
+	}
+	vm.Run("sealroot rollback --disk /dev/vdb")
+	vm.Run("sealroot try b --disk /dev/vdb")
+	vm.Run("sealroot commit b --disk /dev/vdb")
+	vm.Run("sealroot commit a --disk /dev/vdb")
+	vm.Run("sealroot try b --tries 2 --disk /dev/vdb")
+	vm.Run("sealroot mark-bad b --reason 'by hand' --disk /dev/vdb")
+	if text := vm.Run("sealroot status --disk /dev/vdb"); !strings.Contains(text, "b     not bootable") || !strings.Contains(text, "marked bad by hand: by hand") {
+		t.Errorf("the other disk after mark-bad:\n%s", text)
+	}
+	// While a partition of it is mounted, it is not touched.
+	vm.Run("mkdir -p /run/other && mount -o ro $(lsblk -lno PATH,PARTLABEL /dev/vdb | grep -w esp | cut -d' ' -f1) /run/other")
+	if text, code := vm.TryRun("sealroot mark-bad a --force --disk /dev/vdb"); code != 3 || !strings.Contains(text, "the disk is in use") {
+		t.Errorf("a mounted disk: exit status %d, %q; want 3, the disk is in use", code, text)
+	}
+	vm.Run("umount /run/other")
+	if left := vm.Run("losetup -a; ls /run | grep sealroot-esp || true"); strings.Contains(left, "vdb") || strings.Contains(left, "sealroot-esp") {
+		t.Errorf("left behind: %q", left)
+	}
+}

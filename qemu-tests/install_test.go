@@ -1,0 +1,227 @@
+package qemutests
+
+import (
+	"bytes"
+	"encoding/json"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"sealroot/qemu-tests/machine"
+)
+
+// installs are the ways a machine with slots starts, and the version that its
+// second image gets.
+var installs = []struct {
+	name     string
+	firmware machine.Firmware
+	image    Image
+}{
+	{"bios_grub", BIOS, Image{Config: "bios"}},
+	{"uefi_uki", UEFISecure, Image{Config: "uki", SecureBoot: true}},
+}
+
+// next is the image as version 2.
+func (im Image) next(t *testing.T) Image {
+	t.Helper()
+	text, err := os.ReadFile(im.whole().configFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.SplitSeq(string(text), "\n") {
+		if strings.HasPrefix(line, "version: ") {
+			im.Edit = append(im.Edit[:len(im.Edit):len(im.Edit)], line+"\n", "version: 2.next\n")
+			return im
+		}
+	}
+	t.Fatalf("%s has no version", im.configFile())
+	return im
+}
+
+// withParts adds a disk with a set of parts: /dev/vdb.
+func (m *Machine) withParts(t *testing.T, set []byte) *Machine {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "parts.img")
+	// whole sectors, as a disk has them
+	writeFile(t, path, append(set, make([]byte, 512-len(set)%512)...), 0o644)
+	return m.WithDisk(path)
+}
+
+func readFile(t *testing.T, path string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// An image is installed beside the running one, booted on trial, committed, and
+// copied to the other slot; then both slots hold it.
+func TestInstallTrialCommitReplicate(t *testing.T) {
+	for _, tc := range installs {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			disk := tc.image.Build(t)
+			m := NewMachine(t, tc.firmware, disk).WithTPM().withParts(t, readFile(t, tc.image.next(t).Parts(t)))
+			vm := m.Boot()
+			vm.UpIn("a")
+			vm.Run("sealroot install /dev/vdb")
+			vm.Reboot()
+			if r := vm.UpIn("b"); r.Root.ImageVersion != "2.next" || r.Slot.Loaded != "b" || !r.Slot.Trial {
+				t.Errorf("version %s, slot %+v: want 2.next on trial in b, by its own kernel", r.Root.ImageVersion, r.Slot)
+			}
+			vm.Run("sealroot commit")
+			vm.Run("sealroot replicate")
+			var result struct {
+				Data []struct {
+					Slot    string `json:"slot"`
+					OK      bool   `json:"ok"`
+					Version string `json:"version"`
+				} `json:"data"`
+			}
+			if text := vm.Run("sealroot verify --json"); json.Unmarshal([]byte(text), &result) != nil || len(result.Data) != 2 {
+				t.Fatalf("sealroot verify says %s", text)
+			}
+			for _, d := range result.Data {
+				if !d.OK || d.Version != "2.next" {
+					t.Errorf("sealroot verify: %+v, want version 2.next in both slots", d)
+				}
+			}
+			if out, status := vm.TryRun("sealroot replicate --json"); status != 0 || !strings.Contains(out, `"already": true`) {
+				t.Errorf("a second replicate: exit status %d: %s", status, out)
+			}
+			vm.Reboot()
+			if r := vm.UpIn("b"); r.Slot.Reason != "committed" {
+				t.Errorf("slot %+v, want b committed", r.Slot)
+			}
+			// The copy starts too.
+			vm.Run("sealroot try a")
+			vm.Reboot()
+			if r := vm.UpIn("a"); r.Root.ImageVersion != "2.next" {
+				t.Errorf("slot a has version %s, want 2.next", r.Root.ImageVersion)
+			}
+			vm.PowerOff()
+			disk.CheckTable(t)
+			for _, slot := range []string{"a", "b"} {
+				disk.CheckVerity(t, slot)
+			}
+			if a, b := disk.rootHash(t, "a"), disk.rootHash(t, "b"); a != b {
+				t.Errorf("slot a has root hash %s, b %s", a, b)
+			}
+			checkESP(t, disk)
+		})
+	}
+}
+
+// checkESP lets fsck.vfat judge the EFI system partition of a disk that was
+// switched off in order.
+func checkESP(t *testing.T, disk *Disk) {
+	t.Helper()
+	if out, err := runTool("fsck.vfat", "-n", disk.Extract(t, "esp")); err != nil {
+		t.Errorf("fsck.vfat: %v\n%s", err, out)
+	}
+}
+
+// An image that nobody trusted signed, and one that was changed, is refused;
+// the control is that it installs when it is whole.
+func TestInstallRefuses(t *testing.T) {
+	t.Parallel()
+	image := Image{B: &SlotB{Mode: "good"}}
+	disk := image.Build(t)
+	whole := readFile(t, Image{}.next(t).Parts(t))
+	// A digit of the signed version, and a byte in the middle of the root image.
+	unsigned := bytes.Replace(bytes.Clone(whole), []byte(`"2.next"`), []byte(`"3.next"`), 1)
+	changed := bytes.Clone(whole)
+	changed[len(changed)/3] ^= 1
+	if bytes.Equal(unsigned, whole) {
+		t.Fatal("the manifest has no version to change")
+	}
+	m := NewMachine(t, BIOS, disk).WithTPM().withParts(t, unsigned).withParts(t, changed).withParts(t, whole)
+	before := sha256Of(t, disk, "root-a", "root-a-verity", "root-a-verity-sig", "root-b", "root-b-verity", "root-b-verity-sig", "esp")
+	vm := m.Boot()
+	vm.UpIn("a")
+	if out, status := vm.TryRun("sealroot install /dev/vdb"); status != 6 || !strings.Contains(out, "signature does not match") {
+		t.Errorf("a changed manifest: exit status %d: %s", status, out)
+	}
+	vm.PowerOff()
+	if after := sha256Of(t, disk, "root-a", "root-a-verity", "root-a-verity-sig", "root-b", "root-b-verity", "root-b-verity-sig", "esp"); after != before {
+		t.Error("the refused image changed a partition")
+	}
+	if b := disk.Slot(t, "b"); b.Successful != 1 {
+		t.Errorf("slot b is %+v, want it committed as before", b)
+	}
+	before = sha256Of(t, disk, "root-a", "root-a-verity", "root-a-verity-sig")
+	vm = m.Boot()
+	vm.UpIn("a")
+	if out, status := vm.TryRun("sealroot install /dev/vdc"); status != 6 || !strings.Contains(out, "was changed") || !strings.Contains(out, "not bootable until") {
+		t.Errorf("a changed part: exit status %d: %s", status, out)
+	}
+	vm.Run("sealroot install /dev/vdd")
+	vm.Reboot()
+	if r := vm.UpIn("b"); r.Root.ImageVersion != "2.next" {
+		t.Errorf("version %s, want 2.next", r.Root.ImageVersion)
+	}
+	vm.PowerOff()
+	if after := sha256Of(t, disk, "root-a", "root-a-verity", "root-a-verity-sig"); after != before {
+		t.Error("the running slot was changed")
+	}
+	disk.CheckVerity(t, "b")
+}
+
+// sha256Of are the digests of partitions.
+func sha256Of(t *testing.T, disk *Disk, names ...string) string {
+	t.Helper()
+	var lines []string
+	for _, name := range names {
+		lines = append(lines, strings.Fields(tool(t, "sha256sum", disk.Extract(t, name)))[0]+" "+name)
+	}
+	return strings.Join(lines, "\n")
+}
+
+// The power is cut while an image is installed: the old system comes up each
+// time, and the next install just works.
+func TestKillDuringInstall(t *testing.T) {
+	for i, tc := range installs {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			random := rand.New(rand.NewPCG(3, uint64(i)))
+			tc.image.B = &SlotB{Mode: "good"}
+			disk := tc.image.Build(t)
+			m := NewMachine(t, tc.firmware, disk).WithTPM().withParts(t, readFile(t, tc.image.next(t).Parts(t)))
+			vm := m.Boot()
+			vm.UpIn("a")
+			running := "a"
+			for range 3 {
+				delay := time.Duration(random.Int64N(int64(6 * time.Second)))
+				_, _, err := vm.guest.Run("sealroot install /dev/vdb", delay)
+				vm.Kill()
+				vm = m.Boot()
+				got := vm.Expect(upIn.String(), probeTime)
+				vm.WaitReady(commandTime)
+				t.Logf("cut %s after install began, it had ended: %t; slot %s came up", delay.Round(time.Millisecond), err == nil, got[1])
+				if got[1] == running {
+					continue
+				}
+				// The cut came behind the last write.
+				if r := vm.Report(); r.Root.ImageVersion != "2.next" {
+					t.Fatalf("slot %s came up with version %s", got[1], r.Root.ImageVersion)
+				}
+				vm.Run("sealroot commit")
+				running = got[1]
+			}
+			vm.Run("sealroot install /dev/vdb")
+			vm.Reboot()
+			if r := vm.UpIn(map[string]string{"a": "b", "b": "a"}[running]); r.Root.ImageVersion != "2.next" {
+				t.Errorf("version %s, want 2.next", r.Root.ImageVersion)
+			}
+			vm.PowerOff()
+			disk.CheckTable(t)
+			disk.CheckVerity(t, "a")
+			disk.CheckVerity(t, "b")
+		})
+	}
+}

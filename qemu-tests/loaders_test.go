@@ -1,0 +1,138 @@
+package qemutests
+
+import (
+	"strings"
+	"testing"
+
+	"sealroot/qemu-tests/machine"
+)
+
+// everyLoader are the boot loaders, each with the stores of the slots that it
+// goes with.
+var everyLoader = []struct {
+	name     string
+	firmware machine.Firmware
+	image    Image
+	// kernelB is slot b's kernel on the EFI system partition while b is on
+	// trial with one try.
+	kernelB string
+	// forgets: the store lies in the firmware of the machine, so a new disk
+	// begins with every slot committed, and b is put on trial by hand.
+	forgets bool
+}{
+	{"bios_grub_gpt", BIOS, Image{}, "/sealroot/b/vmlinuz", false},
+	{"bios_grub_darch", BIOS, Image{Store: "grubenv-darch"}, "/sealroot/b/vmlinuz", false},
+	{"bios_grub_rauc", BIOS, Image{Store: "grubenv-rauc"}, "/sealroot/b/vmlinuz", false},
+	{"efi_grub_gpt", UEFI, Image{Loader: "grub-efi"}, "/sealroot/b/vmlinuz", false},
+	{"systemd_boot_gpt", UEFISecure, Image{Loader: "systemd-boot", SecureBoot: true}, "/EFI/Linux/sealroot-b.efi", false},
+	{"systemd_boot_bls", UEFISecure, Image{Loader: "systemd-boot", Store: "bls", SecureBoot: true}, "/EFI/Linux/sealroot-b+1-0.efi", false},
+	{"bootnext_gpt", UEFISecure, Image{Config: "uki", SecureBoot: true}, "/EFI/Linux/sealroot-b.efi", false},
+	{"bootnext_efi", UEFISecure, Image{Config: "uki", Store: "efi", SecureBoot: true}, "/EFI/Linux/sealroot-b.efi", true},
+}
+
+// bootTrial starts a machine whose slot b is on trial with two tries.
+func bootTrial(t *testing.T, firmware machine.Firmware, image Image, forgets bool) *VM {
+	t.Helper()
+	image.B, image.Edit = &SlotB{}, []string{"tries: 3", "tries: 2"}
+	if forgets {
+		image.B.Mode = "good"
+	}
+	vm := NewMachine(t, firmware, image.Build(t)).WithTPM().Boot()
+	if forgets {
+		vm.UpIn("a")
+		vm.Run("sealroot try b")
+		vm.Reboot()
+	}
+	return vm
+}
+
+// A slot on trial that nobody commits is booted exactly as often as it has
+// tries, then the other slot runs; `sealroot status` says why, and the next boot
+// does not begin again.
+func TestLoadersGiveUpUncommittedTrial(t *testing.T) {
+	for _, tc := range everyLoader {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			vm := bootTrial(t, tc.firmware, tc.image, tc.forgets)
+			for left := 1; left >= 0; left-- {
+				r := vm.UpIn("b")
+				if !r.Slot.Trial || r.Slot.Loaded != "b" || r.Slot.TriesBefore != left+1 || r.Slot.TriesAfter != left {
+					t.Errorf("slot %+v, want b on trial by its own kernel, %d tries left", r.Slot, left)
+				}
+				vm.Reboot()
+			}
+			r := vm.UpIn("a")
+			if r.FellBack == nil || r.FellBack.From != "b" || r.FellBack.Reason != "no commit" {
+				t.Errorf("fell back: %+v, want from b, no commit", r.FellBack)
+			}
+			if r.Slot.Loaded != "a" {
+				t.Errorf("the kernel is that of slot %q, want a", r.Slot.Loaded)
+			}
+			if text := vm.Run("sealroot status"); !strings.Contains(text, "no commit") {
+				t.Errorf("sealroot status does not say why slot b does not run:\n%s", text)
+			}
+			vm.Reboot()
+			vm.UpIn("a")
+			vm.PowerOff()
+		})
+	}
+}
+
+// A committed trial stays, by the loader's own default: the second reboot has
+// no one-shot left over from the trial.
+func TestLoadersKeepCommittedTrial(t *testing.T) {
+	for _, tc := range everyLoader {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			vm := bootTrial(t, tc.firmware, tc.image, tc.forgets)
+			if r := vm.UpIn("b"); !r.Slot.Trial {
+				t.Errorf("slot %+v, want b on trial", r.Slot)
+			}
+			vm.Run("sealroot commit")
+			for range 2 {
+				vm.Reboot()
+				if r := vm.UpIn("b"); r.Slot.Reason != "committed" || r.Slot.Loaded != "b" || r.FellBack != nil {
+					t.Errorf("slot %+v, fell back %+v, want b committed, by its own kernel", r.Slot, r.FellBack)
+				}
+			}
+			vm.PowerOff()
+		})
+	}
+}
+
+// A kernel image that systemd-boot cannot read is left out of its list; one that
+// Secure Boot refuses makes it end, and the firmware starts it again by its
+// second entry. Either way the one-shot is gone, and the machine comes up in the
+// other slot by itself and says why. (TestDeadKernelFallsBack has GRUB and the
+// firmware's own BootNext.)
+func TestLoadersDeadKernel(t *testing.T) {
+	for _, tc := range everyLoader {
+		if tc.image.Loader != "systemd-boot" {
+			continue
+		}
+		for name, spoil := range map[string]func([]byte){
+			"zeros":   func(kernel []byte) { clear(kernel) },
+			"refused": func(kernel []byte) { kernel[len(kernel)/2] ^= 1 },
+		} {
+			t.Run(tc.name+"_"+name, func(t *testing.T) {
+				t.Parallel()
+				tc.image.B, tc.image.Edit = &SlotB{}, oneTry
+				disk := tc.image.Build(t)
+				kernel := disk.GetESP(t, tc.kernelB)
+				spoil(kernel)
+				disk.PutESP(t, tc.kernelB, kernel)
+				vm := NewMachine(t, tc.firmware, disk).WithTPM().Boot()
+				vm.UpIn("a")
+				if text := vm.Run("sealroot status"); !strings.Contains(text, "kernel never reached init") {
+					t.Errorf("sealroot status does not say why slot b does not run:\n%s", text)
+				}
+				// It is not tried for ever.
+				vm.Reboot()
+				if r := vm.UpIn("a"); r.Slot.Reason != "committed" || r.Slot.Loaded != "a" {
+					t.Errorf("slot %+v, want a committed", r.Slot)
+				}
+				vm.PowerOff()
+			})
+		}
+	}
+}

@@ -1,0 +1,107 @@
+package qemutests
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"sealroot/init/report"
+)
+
+// hardwareWatchdog is a watchdog that Debian's 6.12 cloud kernel has a driver
+// for; what it does when it is not fed is a reset.
+var hardwareWatchdog = []string{"-device", "i6300esb", "-action", "watchdog=reset"}
+
+// stoppedInit builds the init that stops itself in every boot on trial, after
+// the try is spent.
+func stoppedInit(t *testing.T) string { return goBuild(t, "-tags=stopped", "../init") }
+
+// PID 1 stops in slot b. The watchdog resets the machine, each time a try
+// poorer, until slot a runs; there nobody feeds it, and the machine stays up.
+func TestWatchdogResetsStoppedInit(t *testing.T) {
+	const seconds = 10
+	disk := Image{
+		Kernel: "6.12", Init: stoppedInit(t), B: &SlotB{},
+		Edit: []string{"tries: 3", "tries: 2\n  watchdog: {seconds: 10}"},
+	}.Build(t)
+
+	t.Run("with_watchdog", func(t *testing.T) {
+		t.Parallel()
+		disk := disk.Copy(t)
+		vm := NewMachine(t, BIOS, disk).WithTPM().WithArgs(hardwareWatchdog...).Boot()
+		vm.Expect(`TEST BUILD: stopping in slot b with 1 tries left`, probeTime)
+		vm.Expect(`TEST BUILD: stopping in slot b with 0 tries left`, probeTime)
+		r := vm.UpIn("a")
+		if r.FellBack == nil || r.FellBack.From != "b" || !strings.Contains(r.FellBack.Reason, "commit") {
+			t.Errorf("fell back: %+v, want from b because of no commit", r.FellBack)
+		}
+		if w := r.Watchdog; w == nil || w.Device != "/dev/watchdog0" || w.Seconds != seconds || w.HandedOver || w.NoWayOut || !w.Fired {
+			t.Errorf("watchdog %+v, want /dev/watchdog0 with %d s, stopped, and that it fired", w, seconds)
+		}
+		time.Sleep(5 * seconds / 2 * time.Second)
+		if again := vm.Report(); again.BootID != r.BootID {
+			t.Error("a committed slot that never feeds the watchdog was reset")
+		}
+		if got := vm.Run("cat /sys/class/watchdog/watchdog0/state"); got != "inactive" {
+			t.Errorf("the watchdog is %s after hand-over, want inactive", got)
+		}
+		vm.PowerOff()
+	})
+
+	// The control: without the device, which is no more than a warning, nothing
+	// ends the stopped boot.
+	t.Run("without_watchdog", func(t *testing.T) {
+		t.Parallel()
+		disk := disk.Copy(t)
+		vm := NewMachine(t, BIOS, disk).WithTPM().Boot()
+		vm.Expect(`nothing watches this boot: .*no watchdog device`, probeTime)
+		vm.Expect(`TEST BUILD: stopping in slot b with 1 tries left`, probeTime)
+		time.Sleep(2 * time.Second) // what was on its way to the console
+		before := vm.guest.Console()
+		time.Sleep(6 * seconds * time.Second)
+		if now := vm.guest.Console(); now != before {
+			t.Errorf("the stopped machine goes on:\n%s", now[len(before):])
+		}
+		vm.Kill()
+		if got := disk.Slot(t, "b"); got.Tries != 1 {
+			t.Errorf("slot b is %+v, want 1 try left", got)
+		}
+	})
+}
+
+// A watchdog that is handed over runs on: a root that feeds it stays up, and one
+// that stops feeding is reset.
+func TestWatchdogHandedOver(t *testing.T) {
+	t.Parallel()
+	const seconds = 20
+	disk := Image{
+		Kernel: "6.12",
+		Edit:   []string{"tries: 3", "tries: 3\n  watchdog: {seconds: 20, handover: true}"},
+		// mkinitramfs believes this; in truth the probe feeds, when it is told to.
+		Extra: map[string]string{"usr/lib/systemd/system.conf.d/watchdog.conf": "[Manager]\nRuntimeWatchdogSec=20s\n"},
+	}.Build(t)
+	vm := NewMachine(t, BIOS, disk).WithTPM().WithArgs(hardwareWatchdog...).Boot()
+	// The machine lives for as long as it is fed.
+	feed := func() { vm.Run("write /dev/watchdog0 fed") }
+	up := func() report.Report {
+		vm.Expect(`probe: up: slot "a"`, probeTime)
+		vm.WaitReady(commandTime)
+		feed()
+		return vm.Report()
+	}
+	r := up()
+	if w := r.Watchdog; w == nil || !w.HandedOver || w.Seconds != seconds || w.Fired {
+		t.Errorf("watchdog %+v, want one with %d s that was handed over", w, seconds)
+	}
+	for end := time.Now().Add(2 * seconds * time.Second); time.Now().Before(end); time.Sleep(3 * time.Second) {
+		feed()
+	}
+	if again := vm.Report(); again.BootID != r.BootID {
+		t.Fatal("the machine was reset although somebody fed the watchdog")
+	}
+	// The control: it was the feeding.
+	again := up()
+	if again.BootID == r.BootID || again.Watchdog == nil || !again.Watchdog.Fired {
+		t.Errorf("watchdog %+v in the next boot, want that it fired", again.Watchdog)
+	}
+}

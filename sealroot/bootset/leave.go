@@ -1,0 +1,134 @@
+package bootset
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"sealroot/slots"
+)
+
+// Leave is a slot that is not to be booted any more, and why.
+type Leave struct {
+	Slot   string
+	Reason slots.Reason
+	Detail string // one line for a person
+	// Force also leaves a slot when no other one could be booted.
+	Force bool
+}
+
+// Left is what came of it.
+type Left struct {
+	Slots []slots.Slot // as they are now
+	Next  string       // slot that the next boot is for
+}
+
+// PlanMarkBad decides how a slot is marked bad: one on trial becomes unbootable,
+// a committed one goes last and keeps that it was good. Errors: ErrUsage for an
+// unknown slot; ErrRefused when no other slot could be booted instead, unless
+// forced.
+func PlanMarkBad(list []slots.Slot, l Leave) ([]slots.Slot, error) {
+	if _, ok := slots.Find(list, l.Slot); !ok {
+		return nil, fmt.Errorf("cannot mark slot %q bad: there is no such slot: %w", l.Slot, ErrUsage)
+	}
+	if !l.Force && !Other(list, l.Slot) {
+		return nil, fmt.Errorf("cannot mark slot %s bad: no other slot could be booted instead (--force does it all the same): %w", l.Slot, ErrRefused)
+	}
+	return slots.MarkBad(list, l.Slot, slots.ImageFailure)
+}
+
+// Other says whether a slot beside the one named could be booted by the
+// ordinary rule.
+func Other(list []slots.Slot, slot string) bool {
+	return slices.ContainsFunc(list, func(s slots.Slot) bool { return s.Name != slot && s.Bootable() })
+}
+
+// MarkBad marks a slot bad. Errors as of PlanMarkBad, and of the writes.
+func (m Machine) MarkBad(l Leave) (Left, error) {
+	return m.leave(l, func(list []slots.Slot) ([]slots.Slot, error) { return PlanMarkBad(list, l) })
+}
+
+// Rollback leaves a slot for another committed one. ErrRefused when there is
+// none.
+func (m Machine) Rollback(l Leave) (Left, error) {
+	return m.leave(l, func(list []slots.Slot) ([]slots.Slot, error) {
+		after, err := slots.Rollback(list, l.Slot)
+		if errors.Is(err, slots.ErrNoOther) {
+			err = fmt.Errorf("%w: %w", err, ErrRefused)
+		} else if errors.Is(err, slots.ErrUnknownSlot) {
+			err = fmt.Errorf("%w: %w", err, ErrUsage)
+		}
+		return after, err
+	})
+}
+
+// leave makes it durable. The order, for power cuts in between:
+//
+//	log:     the reason goes first, so that no slot is left without one, and
+//	         with it the record that the one-shot is armed for the slot. Cut
+//	         here, the slot is as it was, with a failure on record that its next
+//	         commit forgets; should its kernel die now, one boot is not counted.
+//	slots:   now the slot is left.
+//	default: the loader starts the slot that is first now. Until then it loads
+//	         the old slot's kernel, whose PID 1 decides by the slots.
+//	hint:    a one-shot for the slot goes last: it only loads a kernel.
+//
+// Nothing is written that is so already. A failed write before the slots are
+// saved does not keep them from being saved.
+func (m Machine) leave(l Leave, plan func([]slots.Slot) ([]slots.Slot, error)) (Left, error) {
+	before, err := m.Store.Load()
+	if err != nil {
+		return Left{}, fmt.Errorf("cannot read the slots: %w", err)
+	}
+	after, err := plan(before)
+	if err != nil {
+		return Left{}, err
+	}
+	var errs []error
+	if err := m.record(slots.LogChange{Clear: []string{l.Slot}, Failures: []slots.Failure{{
+		Slot: l.Slot, Class: slots.ImageFailure, Reason: l.Reason, Detail: l.Detail,
+	}}}); err != nil {
+		errs = append(errs, err)
+	}
+	// crash point: a reason on record, the slot as it was
+	if !slices.Equal(before, after) {
+		if err := m.Store.Save(after); err != nil {
+			return Left{}, errors.Join(append(errs, fmt.Errorf("cannot save the slots: %w", errors.Join(slots.ErrStore, err)))...)
+		}
+	}
+	// crash point: left, and still what the loader starts
+	if m.Loader != nil {
+		if err := m.disarm(l.Slot, after); err != nil {
+			errs = append(errs, fmt.Errorf("cannot tell the boot loader: %w", errors.Join(slots.ErrHint, err)))
+		}
+	}
+	left := Left{Slots: after}
+	if d, err := slots.Decide(slots.Observed{Slots: after, LogReadable: true, Refill: m.Refill}); err == nil {
+		left.Next = d.Slot
+	}
+	return left, errors.Join(errs...)
+}
+
+func (m Machine) record(c slots.LogChange) error {
+	if m.Log == nil {
+		return nil
+	}
+	if err := m.Log.Record(c); err != nil {
+		return fmt.Errorf("cannot write the boot log: %w", errors.Join(slots.ErrLog, err))
+	}
+	return nil
+}
+
+// disarm moves the default away from the slot and takes its one-shot.
+func (m Machine) disarm(slot string, after []slots.Slot) error {
+	var errs []error
+	if d, ok := slots.Default(after); ok && d.Name != slot {
+		errs = append(errs, m.Loader.SetDefault(d.Name))
+		// crash point: the one-shot still loads the slot's kernel once
+	}
+	armed, err := m.Loader.Get()
+	if err == nil && armed == slot {
+		err = m.Loader.Clear()
+	}
+	return errors.Join(append(errs, err)...)
+}

@@ -1,0 +1,171 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"sealroot/sealroot/bootset"
+	"sealroot/sealroot/checks"
+	"sealroot/slots"
+)
+
+// checkTime is how long a health check may take by default.
+const checkTime = time.Minute
+
+// checked is what check tells a program beside the result.
+type checked struct {
+	Checks []string `json:"checks"` // in the order they are run
+	Failed string   `json:"failed,omitempty"`
+	Detail string   `json:"detail,omitempty"` // what happened to the one that failed
+}
+
+type checkFlags struct {
+	commit, lower, stay *bool
+	limit               *time.Duration
+	failed              *string
+}
+
+func check(c *command) action {
+	f := checkFlags{
+		commit: c.flags.Bool("commit", false, "keep the slot when all checks are good"),
+		lower:  c.flags.Bool("lower", false, "a failed check makes a committed slot the last choice"),
+		stay:   c.flags.Bool("no-reboot", false, "do not restart when a slot on trial failed"),
+		limit:  c.flags.Duration("timeout", checkTime, "how long each check may take"),
+		failed: c.flags.String("failed", "", "run no check: the one of this name has failed"),
+	}
+	return func(ctx context.Context, _ []string) error {
+		if _, err := c.booted(); err != nil {
+			return err
+		}
+		err := c.runChecks(ctx, f)
+		var failure *checks.Failure
+		if errors.As(err, &failure) {
+			return c.failed(ctx, failure, f)
+		}
+		if err != nil || !*f.commit {
+			return err
+		}
+		t, err := c.changing(ctx, diskFlags{new(string), new(string)})
+		if err != nil {
+			return err
+		}
+		defer t.close()
+		return c.commit(t)
+	}
+}
+
+// runChecks runs them without the lock: a check may ask sealroot.
+func (c *command) runChecks(ctx context.Context, f checkFlags) error {
+	data := checked{Checks: []string{}}
+	defer func() { c.result.Data = data }()
+	if *f.failed != "" {
+		data.Failed = line(*f.failed)
+		return &checks.Failure{Name: data.Failed, Why: errReported}
+	}
+	all, skipped, err := checks.Find(c.env.Checks...)
+	if err != nil {
+		return err
+	}
+	for _, s := range skipped {
+		c.say("%s is not run: %s", s.Path, s.Why)
+	}
+	for _, check := range all {
+		data.Checks = append(data.Checks, check.Name)
+	}
+	r := checks.Runner{Limit: *f.limit, Say: func(name, text string) {
+		if !c.json {
+			fmt.Fprintf(c.stdout, "%s: %s\n", name, text)
+		}
+	}}
+	err = r.Run(ctx, all)
+	var failure *checks.Failure
+	if errors.As(err, &failure) {
+		data.Failed, data.Detail = failure.Name, line(failure.Detail())
+	} else if err == nil {
+		c.say("%s: all good", count(len(all), "check", "checks"))
+	}
+	return err
+}
+
+// errReported: somebody else ran the check.
+var errReported = errors.New("reported by another program")
+
+// failed acts on a failed check: a slot on trial is left; a committed one is
+// told of, and lowered only when that is asked for.
+func (c *command) failed(ctx context.Context, failure *checks.Failure, f checkFlags) error {
+	bad := fmt.Errorf("%w: %w", errBad, failure)
+	t, err := c.changing(ctx, diskFlags{new(string), new(string)})
+	if err != nil {
+		return errors.Join(bad, err)
+	}
+	defer t.close()
+	slot := t.boot.Running
+	c.result.Slot = slot
+	list, err := t.Store.Load()
+	if err != nil {
+		return errors.Join(bad, err)
+	}
+	l := bootset.Leave{Slot: slot, Reason: slots.HealthCheck, Detail: line(failure.Detail())}
+	now, _ := slots.Find(list, slot)
+	switch {
+	case !now.Successful:
+		return errors.Join(bad, c.giveUp(ctx, t, list, l, !*f.stay))
+	case *f.lower:
+		return errors.Join(bad, c.leave(ctx, l, t.MarkBad, false))
+	}
+	c.say("slot %s is committed and stays (--lower would make it the last choice)", slot)
+	return bad
+}
+
+// giveUp leaves a slot on trial and restarts. Without another slot to go to,
+// the machine stays up: a restart could only come back here. The restart does
+// not wait for the writes to succeed: the try is spent already.
+func (c *command) giveUp(ctx context.Context, t target, list []slots.Slot, l bootset.Leave, reboot bool) error {
+	if !bootset.Other(list, l.Slot) {
+		c.say("%s: no other slot could be booted instead, the machine stays as it is", slots.Failure{Slot: l.Slot, Reason: l.Reason, Detail: l.Detail})
+		return nil
+	}
+	err := c.leave(ctx, l, t.MarkBad, false)
+	if reboot {
+		err = errors.Join(err, c.reboot(ctx))
+	}
+	return err
+}
+
+// deadline ends a trial that was not committed in time. Commit and it take the
+// same lock, and what counts is what the slots say then.
+func deadline(c *command) action {
+	return func(ctx context.Context, _ []string) error {
+		r, err := c.booted()
+		if err != nil {
+			return err
+		}
+		if _, err := os.Lstat(c.env.Trial); err != nil {
+			c.say("slot %s is not on trial in this boot", r.Slot.Name)
+			return nil
+		}
+		t, err := c.changing(ctx, diskFlags{new(string), new(string)})
+		if err != nil {
+			return err
+		}
+		defer t.close()
+		list, err := t.Store.Load()
+		if err != nil {
+			return fmt.Errorf("cannot read the slots: %w", err)
+		}
+		c.result.Slot = r.Slot.Name
+		c.after(list)
+		if now, ok := slots.Find(list, r.Slot.Name); ok && now.Successful {
+			c.say("slot %s was committed in time", r.Slot.Name)
+			return nil
+		}
+		l := bootset.Leave{Slot: r.Slot.Name, Reason: slots.NoCommit}
+		if n := r.CommitDeadlineSeconds; n > 0 {
+			l.Detail = fmt.Sprintf("within %s of the boot", time.Duration(n)*time.Second)
+		}
+		return c.giveUp(ctx, t, list, l, true)
+	}
+}

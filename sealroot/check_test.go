@@ -1,0 +1,202 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"sealroot/init/report"
+	"sealroot/sealroot/boots"
+	"sealroot/sealroot/schematest"
+	"sealroot/slots"
+	"sealroot/slots/bootlog"
+)
+
+// TestCheck: what a failed check does depends on the slot that runs, as the
+// store has it when the check ends.
+func TestCheck(t *testing.T) {
+	const bad = "echo no answer; exit 3"
+	onlyTrial := []slots.Slot{{Name: "a"}, {Name: "b", Priority: 2, Tries: 2}}
+	spent := []slots.Slot{{Name: "a", Priority: 1, Successful: true}, {Name: "b", Priority: 2}}
+	for _, c := range []struct {
+		name    string
+		list    []slots.Slot
+		checks  map[string]string
+		args    string
+		code    int
+		stdout  string
+		state   slots.State // of slot b afterwards
+		reboots int
+		reason  string // of slot b's failure on record
+	}{
+		{"no_checks", pair(), nil, "check", 0, "0 checks: all good", slots.Trial, 0, ""},
+		{"good", pair(), map[string]string{"10-net": "echo fine"}, "check", 0, "10-net: fine\nsealroot: 1 check: all good", slots.Trial, 0, ""},
+		{"good_and_commit", pair(), map[string]string{"10-net": ""}, "check --commit", 0, "slot b: committed", slots.Committed, 0, ""},
+		{"not_a_check", pair(), map[string]string{"net.sh": bad}, "check", 0, "net.sh is not run: its name", slots.Trial, 0, ""},
+		{"bad_on_trial", pair(), map[string]string{"10-net": "", "20-db": bad}, "check", 6,
+			"slot b: health check failed: 20-db: exit status 3: no answer: not bootable any more; the next boot is for slot a", slots.Unbootable, 1, "20-db: exit status 3: no answer"},
+		{"bad_and_commit", pair(), map[string]string{"20-db": bad}, "check --commit", 6, "not bootable any more", slots.Unbootable, 1, "20-db: exit status 3: no answer"},
+		{"bad_without_reboot", pair(), map[string]string{"20-db": bad}, "check --no-reboot", 6, "not bootable any more", slots.Unbootable, 0, "20-db: exit status 3: no answer"},
+		{"bad_with_the_last_try", spent, map[string]string{"20-db": bad}, "check", 6, "not bootable any more", slots.Unbootable, 1, "20-db: exit status 3: no answer"},
+		{"too_slow", pair(), map[string]string{"20-db": "sleep 60"}, "check --timeout 200ms", 6, "time limit of 200ms", slots.Unbootable, 1, "20-db: time limit of 200ms"},
+		{"bad_and_nowhere_to_go", onlyTrial, map[string]string{"20-db": bad}, "check", 6, "no other slot could be booted instead, the machine stays", slots.Trial, 0, ""},
+		{"bad_when_committed", goodPair(), map[string]string{"20-db": bad}, "check", 6, "slot b is committed and stays", slots.Committed, 0, ""},
+		{"bad_when_committed_and_lower", goodPair(), map[string]string{"20-db": bad}, "check --lower", 6, "last choice now; the next boot is for slot a", slots.Committed, 0, "20-db: exit status 3: no answer"},
+		{"unit_failed", pair(), map[string]string{"10-net": "exit 1"}, "check --failed my-app.service", 6,
+			"health check failed: my-app.service: reported by another program: not bootable", slots.Unbootable, 1, "my-app.service: reported by another program"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := world{report: running(nil), list: c.list, checks: c.checks}
+			code, stdout, stderr, o := w.outcome(t, strings.Fields(c.args)...)
+			if code != c.code || !strings.Contains(stdout, c.stdout) {
+				t.Errorf("exit status %d, %q, %q; want %d, %q", code, stdout, stderr, c.code, c.stdout)
+			}
+			if s, _ := slots.Find(o.list, "b"); s.State() != c.state {
+				t.Errorf("got %s, want it %s", s, c.state)
+			}
+			if o.reboots != c.reboots {
+				t.Errorf("%d restarts, want %d", o.reboots, c.reboots)
+			}
+			if f, ok := o.log.Failures["b"]; ok != (c.reason != "") || ok && (f.Reason != slots.HealthCheck || f.Detail != c.reason) {
+				t.Errorf("on record: %+v, want %q", f, c.reason)
+			}
+		})
+	}
+}
+
+func TestDeadline(t *testing.T) {
+	onTrial := running(func(r *report.Report) { r.CommitDeadlineSeconds = 600 })
+	for _, c := range []struct {
+		name    string
+		list    []slots.Slot
+		trial   bool
+		stdout  string
+		state   slots.State
+		reboots int
+	}{
+		{"not_committed", pair(), true, "slot b: no commit: within 10m0s of the boot: not bootable any more; the next boot is for slot a", slots.Unbootable, 1},
+		{"committed_meanwhile", goodPair(), true, "slot b was committed in time", slots.Committed, 0},
+		{"not_on_trial", pair(), false, "not on trial in this boot", slots.Trial, 0},
+		{"nowhere_to_go", []slots.Slot{{Name: "a"}, {Name: "b", Priority: 2, Tries: 2}}, true, "the machine stays as it is", slots.Trial, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			code, stdout, stderr, o := world{report: onTrial, list: c.list, trial: c.trial}.outcome(t, "deadline")
+			if code != 0 || !strings.Contains(stdout, c.stdout) {
+				t.Errorf("exit status %d, %q, %q; want 0, %q", code, stdout, stderr, c.stdout)
+			}
+			if s, _ := slots.Find(o.list, "b"); s.State() != c.state || o.reboots != c.reboots {
+				t.Errorf("got %s and %d restarts, want it %s and %d", s, o.reboots, c.state, c.reboots)
+			}
+		})
+	}
+}
+
+func TestRebootAfterMarkBad(t *testing.T) {
+	for _, args := range []string{"mark-bad --reboot", "rollback --reboot"} {
+		if code, _, _, o := (world{report: running(nil), list: pair()}).outcome(t, strings.Fields(args)...); code != 0 || o.reboots != 1 {
+			t.Errorf("%s: exit status %d, %d restarts; want 0 and 1", args, code, o.reboots)
+		}
+	}
+	// what was refused restarts nothing
+	w := world{report: running(nil), list: []slots.Slot{{Name: "b", Priority: 2, Tries: 2}}}
+	if code, _, _, o := w.outcome(t, "mark-bad", "--reboot"); code != exitRefused || o.reboots != 0 {
+		t.Errorf("refused: exit status %d, %d restarts; want %d and 0", code, o.reboots, exitRefused)
+	}
+}
+
+func TestRecord(t *testing.T) {
+	earlier := []byte(`{"schema":1,"boot_id":"00000000-0000-4000-8000-000000000000","ended":"device missing"}`)
+	rubbish := []byte(`{"schema":1}`)
+	w := world{report: running(nil), list: pair(), log: bootlog.Record{Reports: []json.RawMessage{earlier, rubbish}}}
+	code, stdout, stderr, o := w.outcome(t, "record")
+	if code != 0 || !strings.Contains(stdout, "and 1 of earlier ones") {
+		t.Fatalf("exit status %d, %q, %q", code, stdout, stderr)
+	}
+	kept, err := boots.List(o.env.State)
+	if err != nil || len(kept) != 2 || string(kept[0].Text) != string(earlier) || kept[1].BootID != thisBoot {
+		t.Errorf("kept %v, %v; want the earlier boot and this one", kept, err)
+	}
+	if len(o.log.Reports) != 1 || string(o.log.Reports[0]) != string(rubbish) || !o.closed {
+		t.Errorf("the boot log keeps %s, want only what could not be taken", o.log.Reports)
+	}
+}
+
+// TestRecordWithoutState: a report that cannot be kept stays in the boot log.
+func TestRecordWithoutState(t *testing.T) {
+	earlier := json.RawMessage(`{"boot_id":"00000000-0000-4000-8000-000000000000"}`)
+	w := world{report: running(nil), list: pair(), log: bootlog.Record{Reports: []json.RawMessage{earlier}}}
+	w.before = func(env Env) {
+		if err := os.WriteFile(filepath.Join(env.State, ".sealroot"), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if code, _, stderr, o := w.outcome(t, "record"); code != exitFailed || len(o.log.Reports) != 1 {
+		t.Errorf("exit status %d, %q, the boot log keeps %d; want 1 and the report kept", code, stderr, len(o.log.Reports))
+	}
+	w.before = func(env Env) { os.RemoveAll(env.State) }
+	if code, stdout, stderr, o := w.outcome(t, "record"); code != exitOK || len(o.log.Reports) != 1 || !strings.Contains(stdout, "no state partition") {
+		t.Errorf("exit status %d, %q, %q, the boot log keeps %d; want 0 and the report kept", code, stdout, stderr, len(o.log.Reports))
+	}
+}
+
+// TestRecordBesideABrokenLog: this boot is kept all the same.
+func TestRecordBesideABrokenLog(t *testing.T) {
+	code, _, _, o := world{report: running(nil), err: bootlog.ErrUnreadable}.outcome(t, "record")
+	kept, err := boots.List(o.env.State)
+	if code != exitFailed || err != nil || len(kept) != 1 {
+		t.Errorf("exit status %d, kept %v, %v; want 1 and this boot", code, kept, err)
+	}
+}
+
+// TestJSON holds what --json prints to the schemas in docs/.
+func TestJSON(t *testing.T) {
+	schema := func(name string) []byte {
+		t.Helper()
+		text, err := os.ReadFile("../docs/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	result, status := schema("result.schema.json"), schema("status.schema.json")
+	on := world{report: running(nil), list: pair(), checks: map[string]string{"10-net": "exit 1"}}
+	for _, c := range []struct {
+		name   string
+		world  world
+		args   string
+		schema []byte
+		code   int
+	}{
+		{"status", on, "status --json", status, 0},
+		{"status_elsewhere", world{}, "status --json", status, 5},
+		{"commit", on, "commit --json", result, 0},
+		{"commit_refused", world{report: running(func(r *report.Report) { r.Degraded = true }), list: pair()}, "commit --json", result, 3},
+		{"commit_without_root", world{uid: 7}, "commit --json", result, 4},
+		{"try", on, "try a --json", result, 3},
+		{"mark_bad", on, "mark-bad --json", result, 0},
+		{"rollback", on, "rollback --json", result, 0},
+		{"rollback_elsewhere", world{}, "rollback --json", result, 5},
+		{"check", on, "check --json", result, 6},
+		{"deadline", on, "deadline --json", result, 0},
+		{"record", on, "record --json", result, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			code, stdout, _, _ := c.world.outcome(t, strings.Fields(c.args)...)
+			if code != c.code {
+				t.Errorf("exit status %d, want %d", code, c.code)
+			}
+			for _, problem := range schematest.Check(c.schema, []byte(stdout)) {
+				t.Error(problem)
+			}
+			var r struct {
+				Exit *int `json:"exit_status"`
+				OK   bool
+			}
+			if err := json.Unmarshal([]byte(stdout), &r); err != nil || r.Exit != nil && (*r.Exit != code || r.OK != (code == 0)) {
+				t.Errorf("%v; exit_status and ok do not tell the exit status %d:\n%s", err, code, stdout)
+			}
+		})
+	}
+}

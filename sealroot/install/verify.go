@@ -1,0 +1,131 @@
+package install
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+
+	"sealroot/slots"
+	"sealroot/slots/manifest"
+)
+
+// Held is what a slot holds, all of it read and verified.
+type Held struct {
+	Slot        string `json:"slot"`
+	RootHash    string `json:"root_hash,omitempty"`
+	Certificate string `json:"certificate,omitempty"`
+	// Version is that of the slot's signed manifest, "" when it has none.
+	Version string `json:"version,omitempty"`
+	// BootFiles says that kernel and companions are those of the signed
+	// manifest; false when there is none, as on a slot made by hand.
+	BootFiles bool `json:"boot_files_verified"`
+	// Restored: a failure that this has disproved had lowered the slot, and it
+	// has its place back.
+	Restored bool `json:"restored,omitempty"`
+}
+
+// Verify reads the whole image of a slot from the medium and compares it with
+// its signature, and the boot files with the signed manifest. ErrBad says what
+// is wrong.
+func (m Machine) Verify(ctx context.Context, slot string) (h Held, err error) {
+	h.Slot = slot
+	p, err := m.openSlot(slot, false)
+	if err != nil {
+		return h, err
+	}
+	defer p.close()
+	for _, one := range p.all() {
+		if err := one.Forget(); err != nil {
+			return h, err
+		}
+	}
+	im, err := m.verifyImage(ctx, slot, p)
+	if err != nil {
+		return h, fmt.Errorf("slot %s: %w", slot, err)
+	}
+	h.RootHash, h.Certificate = hexOf(im.rootHash), im.signer
+	files, err := m.digestsOf(slot)
+	if err != nil {
+		return h, err
+	}
+	mf, err := m.compareBootFiles(slot, files, im)
+	if err != nil {
+		return h, fmt.Errorf("slot %s: %w", slot, err)
+	}
+	h.Version, h.BootFiles = mf.Version, mf.Version != ""
+	return h, nil
+}
+
+// compareBootFiles compares a slot's boot files with its signed manifest. The
+// result is zero, without an error, when the slot has no manifest, or only that
+// of another image: then nobody vouches for the files here. Its error is ErrBad.
+func (m Machine) compareBootFiles(slot string, files digests, im image) (manifest.Manifest, error) {
+	var text, message []byte
+	err := m.ESP.With(false, func(dir Folder) (err error) {
+		if text, err = readFile(dir, slot, Manifest); err == nil {
+			message, err = readFile(dir, slot, ManifestSignature)
+		}
+		return err
+	})
+	if err != nil {
+		return manifest.Manifest{}, err
+	}
+	if text == nil {
+		return manifest.Manifest{}, nil
+	}
+	mf, _, err := manifest.Open(text, message, m.Certs)
+	if err != nil {
+		return manifest.Manifest{}, fmt.Errorf("%w: %w", ErrBad, err)
+	}
+	if hex.EncodeToString(mf.RootHash) != hexOf(im.rootHash) {
+		return manifest.Manifest{}, nil
+	}
+	for _, f := range []BootFile{Kernel, Initrd, UKI} {
+		part, ok := mf.Part(manifest.Name(f))
+		if have := files[f]; ok && (have.size != part.Size || have.sum != part.SHA256) {
+			return manifest.Manifest{}, fmt.Errorf("%s is not that of the manifest: %w", f, ErrBad)
+		}
+	}
+	return mf, nil
+}
+
+// Proved gives a committed slot that has just been verified its place back, if
+// the failure on record is one that this disproves; refill as for slots.Restore.
+// log is told last, so that a power cut in between only leaves the reason.
+func (m Machine) Proved(slot string, f slots.Failure, refill int) (restored bool, err error) {
+	if !disproved(f) || m.Log == nil {
+		return false, nil
+	}
+	list, err := m.Store.Load()
+	if err != nil {
+		return false, fmt.Errorf("cannot read the slots: %w", err)
+	}
+	if s, ok := slots.Find(list, slot); !ok || !s.Successful {
+		return false, nil
+	}
+	f.Slot = slot
+	after, err := slots.Restore(list, f, refill)
+	if err != nil {
+		return false, err
+	}
+	if err := m.Store.Save(after); err != nil {
+		return false, fmt.Errorf("cannot save the slots: %w", errors.Join(slots.ErrStore, err))
+	}
+	// crash point: it has its place back, the old reason is still told
+	if err := m.Log.Record(slots.LogChange{Clear: []string{slot}}); err != nil {
+		return true, fmt.Errorf("cannot write the boot log: %w", errors.Join(slots.ErrLog, err))
+	}
+	return true, nil
+}
+
+// disproved says that a slot which verifies does not have this failure any
+// more. That its kernel never came, or that nobody committed, is not disproved
+// by reading it.
+func disproved(f slots.Failure) bool {
+	switch f.Reason {
+	case slots.Verity, slots.Signature, slots.Mount, slots.IOError:
+		return true
+	}
+	return false
+}

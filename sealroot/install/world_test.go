@@ -1,0 +1,474 @@
+package install
+
+import (
+	"archive/tar"
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"math/big"
+	mathrand "math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"sealroot/sealroot/bootset"
+	"sealroot/slots"
+	"sealroot/slots/manifest"
+	"sealroot/verity"
+	"sealroot/verity/signature"
+	"sealroot/verity/signature/sign"
+)
+
+const (
+	rootBlocks = 300 // two levels of tree
+	rootSize   = rootBlocks * 4096
+	slack      = 64 << 10
+)
+
+// keyring is a signer and its certificate.
+type keyring struct {
+	cert   *x509.Certificate
+	parsed *signature.Certificate
+	key    *ecdsa.PrivateKey
+}
+
+func newKeyring(t testing.TB) keyring {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "image key"}, NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parsed, err := signature.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return keyring{cert, parsed, key}
+}
+
+// bytesOf are the same random bytes for the same seed.
+func bytesOf(seed uint64, n int) []byte {
+	r := mathrand.NewPCG(seed, 1)
+	b := make([]byte, n)
+	for i := 0; i+8 <= n; i += 8 {
+		v := r.Uint64()
+		for j := range 8 {
+			b[i+j] = byte(v >> (8 * j))
+		}
+	}
+	return b
+}
+
+type buffer []byte
+
+func (b *buffer) WriteAt(p []byte, off int64) (int, error) {
+	if need := int(off) + len(p); need > len(*b) {
+		*b = append(*b, make([]byte, need-len(*b))...)
+	}
+	return copy((*b)[off:], p), nil
+}
+
+// testSet is a set in memory: the parts and their manifest.
+type testSet struct {
+	manifest manifest.Manifest
+	files    map[string][]byte
+}
+
+func newSet(t testing.TB, k keyring, seed uint64, version string) testSet {
+	t.Helper()
+	root := bytesOf(seed, rootSize)
+	params, err := verity.NewParams(rootSize, bytesOf(seed+100, 32), [16]byte{byte(seed)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tree buffer
+	hash, err := verity.Format(bytes.NewReader(root), params, &tree)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sig, err := sign.RootHash(hash, k.cert, k.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := testSet{
+		manifest: manifest.Manifest{Name: "kiosk", Version: version, SecurityVersion: 2, Architecture: manifest.Architecture, KernelRelease: "6.1.0", RootHash: hash},
+		files: map[string][]byte{
+			"verity-sig": sig, "verity": tree, "root": root,
+			"kernel": bytesOf(seed+200, 3000), "initrd": bytesOf(seed+300, 5000), "uki": bytesOf(seed+400, 9000),
+		},
+	}
+	s.seal(t, k)
+	return s
+}
+
+// seal makes the manifest of the files, and signs it.
+func (s *testSet) seal(t testing.TB, k keyring) {
+	t.Helper()
+	s.manifest.Parts = nil
+	for _, n := range manifest.Names() {
+		if b, ok := s.files[string(n)]; ok {
+			s.manifest.Parts = append(s.manifest.Parts, manifest.Part{Name: n, File: string(n), Size: int64(len(b)), SHA256: sha256.Sum256(b)})
+		}
+	}
+	text, err := manifest.Encode(s.manifest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	message, err := manifest.Sign(text, k.cert, k.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.files[manifest.File], s.files[manifest.SignatureFile] = text, message
+}
+
+func (s testSet) clone() testSet {
+	c := testSet{s.manifest, map[string][]byte{}}
+	c.manifest.Parts = slices.Clone(s.manifest.Parts)
+	for n, b := range s.files {
+		c.files[n] = bytes.Clone(b)
+	}
+	return c
+}
+
+// order is the order of a set's files.
+func (s testSet) order() []string {
+	names := []string{manifest.File, manifest.SignatureFile}
+	for _, p := range s.manifest.Parts {
+		names = append(names, p.File)
+	}
+	return names
+}
+
+// tar is the set as a tar of the files in an order.
+func (s testSet) tar(t testing.TB, order ...string) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, n := range order {
+		if err := w.WriteHeader(&tar.Header{Name: n, Mode: 0o644, Size: int64(len(s.files[n])), Typeflag: tar.TypeReg}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(s.files[n]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func (s testSet) source(t testing.TB) Source {
+	t.Helper()
+	return newTarSource(io.NopCloser(bytes.NewReader(s.tar(t, s.order()...))))
+}
+
+var errCut = errors.New("power cut")
+
+// world is a whole machine that loses its power before its n-th write, or has
+// one write that fails.
+type world struct {
+	cutAt  int // before this write, from 1; 0 never
+	failAt int // this write fails, and the machine goes on
+	lose   bool
+	writes int
+	off    bool
+	trace  []string
+
+	slots  []slots.Slot
+	armed  string // the loader's one-shot
+	first  string // the loader's default
+	record string // slot that the log says the one-shot was armed for
+	parts  map[string][]byte
+	files  map[string][]byte // "b/kernel"
+	beside map[string][]byte // written and not published
+	room   int64
+	needs  []BootFile
+	// lies: the slots are not saved when a slot is to become unbootable. The
+	// control of the tests that cut the power.
+	lies bool
+}
+
+// write is called before each change that lasts.
+func (w *world) write(what string) error {
+	if w.off {
+		return errCut
+	}
+	w.writes++
+	w.trace = append(w.trace, what)
+	switch w.writes {
+	case w.cutAt:
+		w.off = true
+		return errCut
+	case w.failAt:
+		return errors.New("input/output error")
+	}
+	return nil
+}
+
+func (w *world) clone() *world {
+	c := *w
+	c.slots = slices.Clone(w.slots)
+	c.parts, c.files, c.beside = map[string][]byte{}, maps.Clone(w.files), maps.Clone(w.beside)
+	for n, b := range w.parts {
+		c.parts[n] = bytes.Clone(b)
+	}
+	c.trace = nil
+	return &c
+}
+
+// restart is the machine with power again.
+func (w *world) restart() *world {
+	c := w.clone()
+	c.cutAt, c.failAt, c.writes, c.off, c.lies = 0, 0, 0, false, false
+	return c
+}
+
+// put fills a slot.
+func (w *world) put(slot string, s testSet) {
+	for _, n := range []string{"root", "verity", "verity-sig"} {
+		part := make([]byte, len(s.files[n])+slack)
+		copy(part, s.files[n])
+		w.parts[slot+"/"+n] = part
+	}
+	for _, f := range BootFiles() {
+		if b, ok := s.files[string(f)]; ok {
+			w.files[slot+"/"+string(f)] = b
+		}
+	}
+}
+
+func (w *world) Load() ([]slots.Slot, error) { return slices.Clone(w.slots), nil }
+
+func (w *world) Save(s []slots.Slot) error {
+	if err := w.write("slots"); err != nil {
+		return err
+	}
+	if was, _ := slots.Find(w.slots, "b"); w.lies && was.Bootable() {
+		return nil
+	}
+	w.slots = slices.Clone(s)
+	return nil
+}
+
+func (w *world) Get() (string, error) { return w.armed, nil }
+
+func (w *world) Arm(slot string) error {
+	if err := w.write("arm"); err != nil {
+		return err
+	}
+	w.armed = slot
+	return nil
+}
+
+func (w *world) Clear() error {
+	if err := w.write("clear"); err != nil {
+		return err
+	}
+	w.armed = ""
+	return nil
+}
+
+func (w *world) SetDefault(slot string) error {
+	if w.first == slot {
+		return nil
+	}
+	if err := w.write("default"); err != nil {
+		return err
+	}
+	w.first = slot
+	return nil
+}
+
+func (w *world) Record(c slots.LogChange) error {
+	if err := w.write("log"); err != nil {
+		return err
+	}
+	if slices.Contains(c.Forget, w.record) {
+		w.record = ""
+	}
+	if c.SetArmed {
+		w.record = c.Armed
+	}
+	return nil
+}
+
+func (w *world) OpenPart(slot string, part manifest.Name, write bool) (Partition, error) {
+	name := slot + "/" + string(part)
+	if w.parts[name] == nil {
+		return nil, fs.ErrNotExist
+	}
+	return &partition{w: w, name: name, write: write}, nil
+}
+
+// partition keeps what was written in memory until it is synced.
+type partition struct {
+	w       *world
+	name    string
+	write   bool
+	pending []func()
+}
+
+func (p *partition) Size() int64   { return int64(len(p.w.parts[p.name])) }
+func (p *partition) Forget() error { return nil }
+func (p *partition) Close() error  { return nil }
+
+func (p *partition) ReadAt(b []byte, off int64) (int, error) {
+	return bytes.NewReader(p.w.parts[p.name]).ReadAt(b, off)
+}
+
+func (p *partition) WriteAt(b []byte, off int64) (int, error) {
+	if !p.write || off+int64(len(b)) > p.Size() {
+		return 0, errors.New("written outside")
+	}
+	if err := p.w.write("write " + p.name); err != nil {
+		return 0, err
+	}
+	data := bytes.Clone(b)
+	p.pending = append(p.pending, func() { copy(p.w.parts[p.name][off:], data) })
+	if !p.w.lose {
+		p.flush() // the medium took it at once
+	}
+	return len(b), nil
+}
+
+func (p *partition) flush() {
+	for _, do := range p.pending {
+		do()
+	}
+	p.pending = nil
+}
+
+func (p *partition) Sync() error {
+	if err := p.w.write("sync " + p.name); err != nil {
+		return err
+	}
+	p.flush()
+	return nil
+}
+
+func (w *world) Needs() []BootFile                             { return w.needs }
+func (w *world) With(write bool, use func(Folder) error) error { return use(folder{w, write}) }
+
+type folder struct {
+	w     *world
+	write bool
+}
+
+func (f folder) Room(string) (int64, error) { return f.w.room, nil }
+
+func (f folder) Open(slot string, file BootFile) (io.ReadCloser, error) {
+	b, ok := f.w.files[slot+"/"+string(file)]
+	if !ok {
+		return nil, fs.ErrNotExist
+	}
+	return io.NopCloser(bytes.NewReader(b)), nil
+}
+
+func (f folder) Write(slot string, file BootFile, content io.Reader) error {
+	if !f.write {
+		return errors.New("mounted for reading")
+	}
+	b, err := io.ReadAll(content)
+	if err != nil {
+		return err
+	}
+	if err := f.w.write("write " + slot + "/" + string(file)); err != nil {
+		return err
+	}
+	f.w.beside[slot+"/"+string(file)] = b
+	return nil
+}
+
+func (f folder) Written(slot string, file BootFile) (io.ReadCloser, error) {
+	return io.NopCloser(bytes.NewReader(f.w.beside[slot+"/"+string(file)])), nil
+}
+
+func (f folder) Publish(slot string, files []BootFile) error {
+	for _, file := range files {
+		name := slot + "/" + string(file)
+		if err := f.w.write("publish " + name); err != nil {
+			return err
+		}
+		f.w.files[name] = f.w.beside[name]
+		delete(f.w.beside, name)
+	}
+	for _, file := range BootFiles() {
+		if name := slot + "/" + string(file); f.w.files[name] != nil && !slices.Contains(files, file) {
+			if err := f.w.write("delete " + name); err != nil {
+				return err
+			}
+			delete(f.w.files, name)
+		}
+	}
+	return nil
+}
+
+func (w *world) machine(k keyring) Machine {
+	return Machine{
+		Machine: bootset.Machine{Store: w, Loader: w, Log: w, HoldsImage: func(string) error { return nil }},
+		Disk:    w, ESP: w, Certs: []*signature.Certificate{k.parsed},
+		Say: func(string, ...any) {}, Progress: Quiet{},
+	}
+}
+
+// whole says whether a slot holds one of the sets, all of it.
+func (w *world) whole(slot string, sets ...testSet) error {
+	for _, s := range sets {
+		if !bytes.HasPrefix(w.parts[slot+"/verity-sig"], s.files["verity-sig"]) {
+			continue
+		}
+		for _, n := range []string{"root", "verity"} {
+			if !bytes.HasPrefix(w.parts[slot+"/"+n], s.files[n]) {
+				return fmt.Errorf("its %s is not that of version %s", n, s.manifest.Version)
+			}
+		}
+		for _, f := range BootFiles() {
+			if !bytes.Equal(w.files[slot+"/"+string(f)], s.files[string(f)]) {
+				return fmt.Errorf("its %s is not that of version %s", f, s.manifest.Version)
+			}
+		}
+		return nil
+	}
+	return errors.New("its signature is of none of the images")
+}
+
+// bricked says what is wrong with a machine that lost its power, for a slot a
+// that must never change.
+func (w *world) bricked(running testSet, sets ...testSet) error {
+	for _, s := range w.slots {
+		if !s.Bootable() {
+			continue
+		}
+		if err := w.whole(s.Name, append(sets, running)...); err != nil {
+			return fmt.Errorf("%s, and %w", s, err)
+		}
+	}
+	if err := w.whole("a", running); err != nil {
+		return fmt.Errorf("the running slot was changed: %w", err)
+	}
+	if a, _ := slots.Find(w.slots, "a"); a.State() != slots.Committed {
+		return fmt.Errorf("the running slot is not committed: %s", a)
+	}
+	if d, _ := slots.Find(w.slots, w.first); w.writes > 1 && d.State() != slots.Committed {
+		return fmt.Errorf("the loader's default is %s", d)
+	}
+	return nil
+}

@@ -1,0 +1,291 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"sealroot/init/report"
+	"sealroot/sealroot/bootset"
+	"sealroot/sealroot/install"
+	"sealroot/slots"
+	"sealroot/verity/signature"
+)
+
+// rootCertificates is where PID 1 leaves the certificates that it trusts for
+// root images.
+const rootCertificates = "/run/sealroot/verity.d/root"
+
+// installer is a machine whose slots can be written and read as a whole.
+type installer interface {
+	Machine
+	Install(changed func(place, slot string)) (install.Machine, error)
+	// Tries is boot.tries of the configuration.
+	Tries() int
+}
+
+// long are the options of the commands that take minutes.
+type long struct {
+	trust    *string
+	progress *bool
+}
+
+func longOptions(c *command) long {
+	return long{
+		c.flags.String("trust", rootCertificates, "folder with the certificates (*.crt) that vouch for images"),
+		c.flags.Bool("progress", false, "show progress although standard error is no terminal"),
+	}
+}
+
+// job is one run of such a command.
+type job struct {
+	machine install.Machine
+	running install.Running
+	tries   int
+	close   func()
+}
+
+// begin opens the machine and keeps other commands out.
+func (c *command) begin(ctx context.Context, o long) (*job, error) {
+	r, err := c.booted()
+	if err != nil {
+		return nil, err
+	}
+	certs, err := signature.LoadCertificates(os.DirFS(*o.trust))
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the certificates in %s (--trust names another folder): %w", *o.trust, err)
+	}
+	unlock, err := lock(ctx, c.env.Lock)
+	if err != nil {
+		return nil, err
+	}
+	j, err := c.openJob(r, *o.progress)
+	if err != nil {
+		unlock()
+		return nil, err
+	}
+	j.machine.Certs, j.close = certs, unlock
+	return j, nil
+}
+
+func (c *command) openJob(r report.Report, progress bool) (*job, error) {
+	opened, err := c.env.Open(Where{Report: r})
+	if err != nil {
+		return nil, err
+	}
+	m, ok := opened.(installer)
+	if !ok {
+		return nil, fmt.Errorf("this disk cannot be written as a whole: %w", bootset.ErrRefused)
+	}
+	j := &job{tries: m.Tries(), running: install.Running{
+		Boot:    bootset.Boot{Running: r.Slot.Name, Loaded: r.Slot.Loaded, Degraded: r.Degraded},
+		Name:    r.Name,
+		Version: r.Root.ImageVersion, RootHash: r.Root.RootHash, SecurityVersion: r.Root.SecurityVersion,
+		WasCommitted: r.Slot.Successful,
+	}}
+	if j.machine, err = m.Install(func(place, slot string) { c.say("slot %s: %s starts it now", slot, place) }); err != nil {
+		return nil, err
+	}
+	record, err := m.Record()
+	if err != nil {
+		c.say("the boot log cannot be read: %v", err)
+	}
+	j.machine.Failures = record.SlotFailures()
+	j.running.KernelDead = j.machine.Failures[r.Slot.Name].Reason == slots.KernelNeverReached
+	j.machine.Say, j.machine.Progress = c.say, c.meter(progress)
+	return j, nil
+}
+
+// meter shows progress to a person who watches, or who asked for it.
+func (c *command) meter(asked bool) install.Progress {
+	f, ok := c.stderr.(*os.File)
+	terminal := ok && isTerminal(f)
+	if !terminal && !asked {
+		return install.Quiet{}
+	}
+	return &install.Meter{Out: c.stderr, Lines: !terminal, Now: time.Now}
+}
+
+func installImage(c *command) action {
+	o := longOptions(c)
+	slot := c.flags.String("slot", "", "slot to write; without it one that is not bootable, else the one of lowest priority")
+	tries := c.flags.Int("tries", 0, "how often it is booted without a commit, 1 to 15 (default: boot.tries of the configuration)")
+	force := c.flags.Bool("force", false, "take another image that has the version which runs")
+	again := c.flags.Bool("replicate-on-failure", false, "when writing fails, make the slot a copy of the running one")
+	return func(ctx context.Context, words []string) error {
+		if f, ok := c.env.Stdin.(*os.File); words[0] == "-" && ok && isTerminal(f) {
+			return fmt.Errorf("%w: - reads a tar from standard input, which is a terminal", errUsage)
+		}
+		j, err := c.begin(ctx, o)
+		if err != nil {
+			return err
+		}
+		defer j.close()
+		source, err := install.OpenSource(words[0], interruptible(ctx, c.env.Stdin))
+		if err != nil {
+			return err
+		}
+		defer source.Close()
+		options := install.Options{Slot: *slot, Tries: *tries, Force: *force}
+		if options.Tries == 0 {
+			options.Tries = j.tries
+		}
+		done, err := j.machine.Install(ctx, source, j.running, options)
+		c.result.Slot, c.result.Data = done.Slot, done
+		if *again && errors.Is(err, install.ErrUnbootable) && ctx.Err() == nil {
+			c.say("%v", err)
+			_, copyErr := j.copy(ctx, c, install.CopyOptions{Slot: done.Slot, Force: true})
+			return errors.Join(err, copyErr)
+		}
+		if err != nil {
+			return fmt.Errorf("cannot install: %w", err)
+		}
+		c.say("slot %s: version %s, on trial from the next boot on, %d tries; without a commit slot %s comes back",
+			done.Slot, done.Version, options.Tries, j.running.Running)
+		return c.tellSlots(j)
+	}
+}
+
+// interruptible ends reading with ctx, which a read from a pipe does not.
+func interruptible(ctx context.Context, from io.Reader) io.Reader {
+	r, w := io.Pipe()
+	context.AfterFunc(ctx, func() { w.CloseWithError(ctx.Err()) })
+	return &lazyPipe{reader: r, start: func() {
+		_, err := io.Copy(w, from)
+		w.CloseWithError(err)
+	}}
+}
+
+// lazyPipe begins to read its source with its own first read.
+type lazyPipe struct {
+	reader io.Reader
+	start  func()
+}
+
+func (l *lazyPipe) Read(b []byte) (int, error) {
+	if l.start != nil {
+		go l.start()
+		l.start = nil
+	}
+	return l.reader.Read(b)
+}
+
+func repair(c *command) action {
+	o := longOptions(c)
+	force := c.flags.Bool("force", false, "overwrite a slot that waits for its trial")
+	return func(ctx context.Context, words []string) error {
+		return c.replicate(ctx, o, install.CopyOptions{Slot: words[0], Force: *force})
+	}
+}
+
+func replicate(c *command) action {
+	o := longOptions(c)
+	force := c.flags.Bool("force", false, "overwrite a slot that waits for its trial")
+	quick := c.flags.Bool("quick", false, "do nothing when the slot looks like a copy, without reading it as a whole")
+	return func(ctx context.Context, _ []string) error {
+		return c.replicate(ctx, o, install.CopyOptions{Force: *force, Quick: *quick})
+	}
+}
+
+func (c *command) replicate(ctx context.Context, o long, options install.CopyOptions) error {
+	j, err := c.begin(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer j.close()
+	done, err := j.copy(ctx, c, options)
+	c.result.Slot, c.result.Data = done.To, done
+	if err != nil {
+		return fmt.Errorf("cannot copy slot %s: %w", j.running.Running, err)
+	}
+	return c.tellSlots(j)
+}
+
+// copy makes a slot a copy of the running one.
+func (j *job) copy(ctx context.Context, c *command, options install.CopyOptions) (install.Copied, error) {
+	done, err := j.machine.Copy(ctx, j.running, options)
+	switch {
+	case err != nil:
+	case done.Already:
+		c.say("slot %s: is a copy of slot %s already", done.To, done.From)
+	default:
+		c.say("slot %s: is a verified copy of slot %s now, and committed", done.To, done.From)
+	}
+	return done, err
+}
+
+func verifySlots(c *command) action {
+	o := longOptions(c)
+	return func(ctx context.Context, words []string) error {
+		j, err := c.begin(ctx, o)
+		if err != nil {
+			return err
+		}
+		defer j.close()
+		list, err := j.machine.Store.Load()
+		if err != nil {
+			return fmt.Errorf("cannot read the slots: %w", err)
+		}
+		if len(words) == 0 {
+			for _, s := range list {
+				if s.Bootable() {
+					words = append(words, s.Name)
+				}
+			}
+		}
+		var held []verified
+		var errs []error
+		for _, slot := range words {
+			if _, ok := slots.Find(list, slot); !ok {
+				return fmt.Errorf("there is no slot %q: %w", slot, bootset.ErrUsage)
+			}
+			v, err := j.verify(ctx, c, slot)
+			held = append(held, v)
+			errs = append(errs, err)
+		}
+		c.result.Data = held
+		return errors.Join(append(errs, c.tellSlots(j))...)
+	}
+}
+
+// verified is what verify tells of one slot.
+type verified struct {
+	install.Held
+	OK    bool   `json:"ok"`
+	Error string `json:"error,omitempty"`
+}
+
+func (j *job) verify(ctx context.Context, c *command, slot string) (verified, error) {
+	held, err := j.machine.Verify(ctx, slot)
+	if err != nil {
+		return verified{Held: held, Error: err.Error()}, err
+	}
+	if held.Restored, err = j.machine.Proved(slot, j.machine.Failures[slot], j.machine.Refill); err != nil {
+		return verified{Held: held, OK: true, Error: err.Error()}, err
+	}
+	c.say("slot %s: verified%s, root hash %s, signed by %s", slot, bootFilesText(held), held.RootHash, held.Certificate)
+	if held.Restored {
+		c.say("slot %s: what had been wrong with it is not any more; it has its place back", slot)
+	}
+	return verified{Held: held, OK: true}, nil
+}
+
+func bootFilesText(h install.Held) string {
+	if h.BootFiles {
+		return " with its boot files, version " + h.Version
+	}
+	return ", without its boot files (it has no signed manifest of this image)"
+}
+
+// tellSlots adds the slots as they are now to the result.
+func (c *command) tellSlots(j *job) error {
+	list, err := j.machine.Store.Load()
+	if err != nil {
+		return fmt.Errorf("cannot read the slots: %w", err)
+	}
+	c.after(list)
+	return nil
+}

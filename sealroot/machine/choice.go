@@ -1,0 +1,74 @@
+package machine
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+
+	"sealroot/init/config"
+	"sealroot/init/report"
+	"sealroot/slots"
+	"sealroot/slots/live"
+)
+
+// configPath is where PID 1 leaves the measured configuration.
+const configPath = "/run/sealroot/config.json"
+
+// maxConfig bounds what is read of it.
+const maxConfig = 1 << 20
+
+// chosen is how the slots of the running machine are kept and started: as the
+// configuration of this boot says. A PID 1 that leaves none knew one store, and
+// the way it was started tells the loader. Members of a newer configuration are
+// ignored: PID 1 has accepted it.
+func chosen(c config.Config, boot report.Report, uefi bool) live.Choice {
+	byFirmware := boot.BootPath == "uki" || boot.BootPath == "uki-secure-boot"
+	choice := live.Choice{Store: string(c.Boot.Store), Loader: string(c.Boot.Loader), UEFI: uefi}
+	if choice.Store == "" {
+		choice.Store = live.StoreGPT
+	}
+	if choice.Loader == "" && byFirmware {
+		choice.Loader = live.LoaderUKI
+	} else if choice.Loader == "" {
+		choice.Loader = live.LoaderGRUB
+	}
+	// A kernel that a virtual machine loaded directly: the report knows neither
+	// a slot it was loaded for nor a disk that a loader named.
+	choice.Direct = !byFirmware && (boot.Slot.Loaded == "" || boot.Disk.FoundBy != "loader")
+	return choice
+}
+
+// refill is how many tries a commit gives; 0 without boot.recount.
+func refill(c config.Config) int {
+	if !c.Boot.Recount {
+		return 0
+	}
+	if c.Boot.Tries == 0 {
+		return slots.DefaultTries
+	}
+	return c.Boot.Tries
+}
+
+// readConfig is the zero value when there is no configuration.
+func readConfig(path string) (config.Config, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return config.Config{}, nil
+	}
+	if err != nil {
+		return config.Config{}, fmt.Errorf("cannot read the configuration: %w", err)
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxConfig))
+	var c config.Config
+	if err == nil {
+		err = json.Unmarshal(text, &c)
+	}
+	if err != nil {
+		return config.Config{}, fmt.Errorf("cannot read the configuration %s: %w", path, err)
+	}
+	return c, nil
+}

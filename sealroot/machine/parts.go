@@ -1,0 +1,305 @@
+package machine
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"sealroot/mount"
+	"sealroot/mount/blockdev"
+	"sealroot/sealroot/install"
+	"sealroot/slots"
+	"sealroot/slots/esp"
+	"sealroot/slots/gpt"
+	"sealroot/slots/live"
+	"sealroot/slots/manifest"
+)
+
+// Install is what install, replicate, repair and verify act on. changed is told
+// of each place whose default was changed. The certificates are the caller's.
+func (m *Machine) Install(changed func(place, slot string)) (install.Machine, error) {
+	b, err := m.BootSet(changed)
+	if err != nil {
+		return install.Machine{}, err
+	}
+	return install.Machine{Machine: b, Disk: m, ESP: bootESP{m.esp, m.choice}}, nil
+}
+
+// OpenPart opens a partition of a slot.
+func (m *Machine) OpenPart(slot string, part manifest.Name, write bool) (install.Partition, error) {
+	label := gpt.RootLabel(slot)
+	switch part {
+	case manifest.Verity:
+		label = gpt.VerityLabel(slot)
+	case manifest.Signature:
+		label = gpt.SigLabel(slot)
+	}
+	p, err := m.disk.Partition(label)
+	if err != nil {
+		return nil, err
+	}
+	d, err := blockdev.Open(p.Node, write)
+	if err != nil {
+		return nil, err // not a nil *blockdev.Device inside an interface
+	}
+	return d, nil
+}
+
+// bootESP is the EFI system partition with the boot files of the slots.
+type bootESP struct {
+	esp    live.ESP
+	choice live.Choice
+}
+
+// Needs are the files that this machine's loader starts a slot from.
+func (e bootESP) Needs() []install.BootFile {
+	switch {
+	case e.choice.Direct:
+		return nil
+	case e.choice.Loader == live.LoaderGRUB:
+		return []install.BootFile{install.Kernel, install.Initrd}
+	}
+	return []install.BootFile{install.UKI}
+}
+
+// With mounts the partition for the time of use.
+func (e bootESP) With(write bool, use func(install.Folder) error) error {
+	at := e.esp
+	at.Mounter = orderly{at.Mounter}
+	return at.With(write, func(dir string) error {
+		return use(bootFolder{dir, e.choice.Store == live.StoreBLS})
+	})
+}
+
+// orderly mounts so that a directory's entry is on the medium before the blocks
+// that it no longer names are free: FAT has no journal, and an entry whose
+// blocks belong to another file would be worse than lost blocks.
+type orderly struct{ mount.Mounter }
+
+// Mount mounts p.
+func (o orderly) Mount(p mount.Point) error {
+	if p.Flags&unix.MS_RDONLY == 0 {
+		p.Flags |= unix.MS_DIRSYNC
+	}
+	return o.Mounter.Mount(p)
+}
+
+// bootFolder is the mounted partition.
+type bootFolder struct {
+	dir     string
+	counted bool // the store keeps the slots in the names of the images
+}
+
+// name is where a slot's file is. An image that is not there yet must not count
+// as committed under a name without a counter, where names count.
+func (f bootFolder) name(slot string, file install.BootFile) (string, error) {
+	switch file {
+	case install.Kernel:
+		return esp.Kernel(slot), nil
+	case install.Initrd:
+		return esp.Initrd(slot), nil
+	case install.Manifest:
+		return esp.Manifest(slot), nil
+	case install.ManifestSignature:
+		return esp.ManifestSignature(slot), nil
+	case install.UKI:
+		name, err := imageOf(f.dir, slot)
+		if err != nil || !f.counted {
+			return name, err
+		}
+		if _, err := os.Lstat(filepath.Join(f.dir, name)); errors.Is(err, fs.ErrNotExist) {
+			name = esp.LinuxDir + "/" + esp.UKIName(slot, esp.Counting(0, 0))
+		}
+		return name, nil
+	}
+	return "", fmt.Errorf("cannot place boot file %q: %w", file, errors.ErrUnsupported)
+}
+
+// temp is where a new file is written: in the same directory, under a name that
+// no loader takes for its own.
+func (f bootFolder) temp(slot string, file install.BootFile) (string, error) {
+	if file == install.UKI {
+		return filepath.Join(f.dir, esp.LinuxDir, "sealroot-"+slot+".new"), nil
+	}
+	name, err := f.name(slot, file)
+	return filepath.Join(f.dir, name+".new"), err
+}
+
+func (f bootFolder) paths(slot string, file install.BootFile) (path, temp string, err error) {
+	name, err := f.name(slot, file)
+	if err == nil {
+		temp, err = f.temp(slot, file)
+	}
+	return filepath.Join(f.dir, name), temp, err
+}
+
+// Room counts what is free, and what a cut write left.
+func (f bootFolder) Room(slot string) (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(f.dir, &st); err != nil {
+		return 0, fmt.Errorf("cannot tell the room on the EFI system partition: %w", err)
+	}
+	room := int64(st.Bavail) * st.Bsize
+	for _, file := range install.BootFiles() {
+		temp, err := f.temp(slot, file)
+		if err != nil {
+			return 0, err
+		}
+		if info, err := os.Lstat(temp); err == nil {
+			room += info.Size()
+		}
+	}
+	return room, nil
+}
+
+// Open opens a slot's file.
+func (f bootFolder) Open(slot string, file install.BootFile) (io.ReadCloser, error) {
+	name, err := f.name(slot, file)
+	if err != nil {
+		return nil, err
+	}
+	return openDropped(filepath.Join(f.dir, name))
+}
+
+// Written opens what Write wrote.
+func (f bootFolder) Written(slot string, file install.BootFile) (io.ReadCloser, error) {
+	temp, err := f.temp(slot, file)
+	if err != nil {
+		return nil, err
+	}
+	return openDropped(temp)
+}
+
+// openDropped opens a file that is read from the medium, not from memory.
+func openDropped(path string) (io.ReadCloser, error) {
+	r, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Fadvise(int(r.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+		return nil, errors.Join(fmt.Errorf("cannot drop %s from the page cache: %w", path, err), r.Close())
+	}
+	return r, nil
+}
+
+// Write writes a slot's file beside the one it has.
+func (f bootFolder) Write(slot string, file install.BootFile, content io.Reader) (err error) {
+	path, temp, err := f.paths(slot, file)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	if err := dropLeftover(temp, path); err != nil {
+		return err
+	}
+	to, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err = errors.Join(err, to.Close()); err != nil {
+			// crash point: a part of a new file, which the next Write deletes
+			err = errors.Join(err, os.Remove(temp))
+		}
+	}()
+	if _, err := io.Copy(to, content); err != nil {
+		return err
+	}
+	return to.Sync()
+}
+
+// dropLeftover deletes what a power cut left of a write. A cut in an exchange
+// can leave both names with the same blocks; deleting one would free the
+// other's.
+func dropLeftover(temp, path string) error {
+	left, err := os.Open(temp)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer left.Close()
+	now, err := os.Open(path)
+	if err == nil {
+		defer now.Close()
+		if sameBlocks(left, now) {
+			return fmt.Errorf("cannot delete %s, which a power cut left: %w", temp, errSharedFile)
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.Remove(temp)
+}
+
+// fibmap is FIBMAP of linux/fs.h: which block of the device holds a block of
+// the file; here always the first.
+const fibmap = 1
+
+// sameBlocks says that two files begin in the same block. A file system that
+// does not tell has no two files of the same blocks.
+func sameBlocks(a, b *os.File) bool {
+	x, errA := unix.IoctlGetInt(int(a.Fd()), fibmap)
+	y, errB := unix.IoctlGetInt(int(b.Fd()), fibmap)
+	return errA == nil && errB == nil && x != 0 && x == y
+}
+
+// Publish exchanges each new file with the one that the slot has, and deletes
+// the old ones once that is durable. A cut
+//
+//	between the exchanges: leaves a slot of files that do not belong together; it
+//	                       is unbootable, and the next install writes all
+//	before the deletes:    leaves old files, which the next Write deletes
+func (f bootFolder) Publish(slot string, files []install.BootFile) error {
+	for _, file := range files {
+		path, temp, err := f.paths(slot, file)
+		if err != nil {
+			return err
+		}
+		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+			err = os.Rename(temp, path)
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		if err := unix.Renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE); err != nil {
+			return fmt.Errorf("cannot exchange %s: %w", path, err)
+		}
+	}
+	if err := syncFS(f.dir); err != nil {
+		return err
+	}
+	for _, file := range install.BootFiles() {
+		path, temp, err := f.paths(slot, file)
+		if err != nil {
+			return err
+		}
+		old := []string{temp}
+		if !slices.Contains(files, file) {
+			old = append(old, path)
+		}
+		for _, name := range old {
+			if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	return syncFS(f.dir)
+}
+
+// Tries is how often a new slot is booted without a commit: boot.tries.
+func (m *Machine) Tries() int {
+	if c, err := readConfig(configPath); err == nil && c.Boot.Tries > 0 {
+		return c.Boot.Tries
+	}
+	return slots.DefaultTries
+}

@@ -1,0 +1,226 @@
+package machine
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"sealroot/mount"
+	"sealroot/sealroot/install"
+	"sealroot/slots/live"
+)
+
+// tree lists the files below dir with their content.
+func tree(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	files := map[string]string{}
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		files[strings.TrimPrefix(path, dir+"/")] = string(b)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
+}
+
+func sameTree(t *testing.T, dir string, want map[string]string) {
+	t.Helper()
+	got := tree(t, dir)
+	for name := range got {
+		if want[name] != got[name] {
+			t.Errorf("%s holds %q, want %q", name, got[name], want[name])
+		}
+	}
+	for name := range want {
+		if _, ok := got[name]; !ok {
+			t.Errorf("%s is missing", name)
+		}
+	}
+}
+
+func (f bootFolder) put(t *testing.T, slot string, files map[install.BootFile]string) {
+	t.Helper()
+	var names []install.BootFile
+	for _, file := range install.BootFiles() {
+		content, ok := files[file]
+		if !ok {
+			continue
+		}
+		if err := f.Write(slot, file, strings.NewReader(content)); err != nil {
+			t.Fatal(err)
+		}
+		r, err := f.Written(slot, file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := io.ReadAll(r); err != nil || string(got) != content {
+			t.Errorf("Written(%s) reads %q, %v", file, got, err)
+		}
+		r.Close()
+		names = append(names, file)
+	}
+	if err := f.Publish(slot, names); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestBootFolder(t *testing.T) {
+	f := bootFolder{dir: t.TempDir()}
+	f.put(t, "a", map[install.BootFile]string{install.Kernel: "k", install.Initrd: "i", install.UKI: "u", install.Manifest: "m", install.ManifestSignature: "s"})
+	f.put(t, "b", map[install.BootFile]string{install.Kernel: "old", install.Initrd: "old", install.UKI: "old", install.Manifest: "old"})
+	// what a cut write left
+	if err := f.Write("b", install.Kernel, strings.NewReader("left")); err != nil {
+		t.Fatal(err)
+	}
+	f.put(t, "b", map[install.BootFile]string{install.Kernel: "new", install.Initrd: "new"})
+	sameTree(t, f.dir, map[string]string{
+		"sealroot/a/vmlinuz": "k", "sealroot/a/initrd": "i", "EFI/Linux/sealroot-a.efi": "u",
+		"sealroot/a/manifest.json": "m", "sealroot/a/manifest.sig": "s",
+		"sealroot/b/vmlinuz": "new", "sealroot/b/initrd": "new",
+	})
+	if _, err := f.Open("b", install.UKI); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Open() of a file that was not in the set: got error %v, want %v", err, fs.ErrNotExist)
+	}
+	if _, err := f.name("b", "other"); err == nil {
+		t.Error("an unknown file has a name")
+	}
+}
+
+// With store bls the name of an image is its state: a new one must not look
+// committed, and one that is there keeps its name.
+func TestBootFolderCountedNames(t *testing.T) {
+	f := bootFolder{dir: t.TempDir(), counted: true}
+	f.put(t, "b", map[install.BootFile]string{install.UKI: "first"})
+	sameTree(t, f.dir, map[string]string{"EFI/Linux/sealroot-b+0-0.efi": "first"})
+	old, now := filepath.Join(f.dir, "EFI/Linux/sealroot-b+0-0.efi"), filepath.Join(f.dir, "EFI/Linux/sealroot-b+0-3.efi")
+	if err := os.Rename(old, now); err != nil {
+		t.Fatal(err)
+	}
+	f.put(t, "b", map[install.BootFile]string{install.UKI: "second"})
+	sameTree(t, f.dir, map[string]string{"EFI/Linux/sealroot-b+0-3.efi": "second"})
+}
+
+func TestBootFolderWriteFails(t *testing.T) {
+	f := bootFolder{dir: t.TempDir()}
+	f.put(t, "b", map[install.BootFile]string{install.Kernel: "old"})
+	broken := errors.New("input/output error")
+	err := f.Write("b", install.Kernel, io.MultiReader(strings.NewReader("ne"), failing{broken}))
+	if !errors.Is(err, broken) {
+		t.Errorf("got error %v, want %v", err, broken)
+	}
+	sameTree(t, f.dir, map[string]string{"sealroot/b/vmlinuz": "old"})
+}
+
+type failing struct{ err error }
+
+func (f failing) Read([]byte) (int, error) { return 0, f.err }
+
+// Two names for the same blocks, as a power cut in an exchange can leave them
+// on FAT, are not deleted: here a hard link, where the file system tells.
+func TestBootFolderSharedBlocks(t *testing.T) {
+	f := bootFolder{dir: t.TempDir()}
+	f.put(t, "b", map[install.BootFile]string{install.Kernel: strings.Repeat("old", 10000)})
+	path := filepath.Join(f.dir, "sealroot/b/vmlinuz")
+	if err := os.Link(path, path+".new"); err != nil {
+		t.Fatal(err)
+	}
+	r, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	block, err := unix.IoctlGetInt(int(r.Fd()), fibmap)
+	tells := err == nil && block != 0
+	err = f.Write("b", install.Kernel, strings.NewReader("new"))
+	if errors.Is(err, errSharedFile) != tells {
+		t.Errorf("got error %v; the file system tells blocks: %t", err, tells)
+	}
+	// The control: a leftover of blocks of its own, even of the same content.
+	if err := os.Remove(path + ".new"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path+".new", b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Write("b", install.Kernel, strings.NewReader("new")); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestRoomCountsLeftovers(t *testing.T) {
+	f := bootFolder{dir: t.TempDir()}
+	before, err := f.Room("b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// a hole takes no room itself
+	left := filepath.Join(f.dir, "sealroot/b/initrd.new")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(left), 0o755), os.WriteFile(left, nil, 0o600), os.Truncate(left, 1<<40)); err != nil {
+		t.Fatal(err)
+	}
+	after, err := f.Room("b")
+	if err != nil || after < before/2+1<<40 {
+		t.Errorf("Room() = %d, %v; it was %d without a leftover of 1 TiB", after, err, before)
+	}
+}
+
+func TestNeeds(t *testing.T) {
+	for _, c := range []struct {
+		choice live.Choice
+		want   []install.BootFile
+	}{
+		{live.Choice{Loader: live.LoaderGRUB}, []install.BootFile{install.Kernel, install.Initrd}},
+		{live.Choice{Loader: live.LoaderUKI}, []install.BootFile{install.UKI}},
+		{live.Choice{Loader: live.LoaderSystemdBoot}, []install.BootFile{install.UKI}},
+		{live.Choice{Loader: live.LoaderGRUB, Direct: true}, nil},
+	} {
+		if got := (bootESP{choice: c.choice}).Needs(); !slices.Equal(got, c.want) {
+			t.Errorf("%+v: Needs() = %v, want %v", c.choice, got, c.want)
+		}
+	}
+}
+
+// flagged keeps the flags of the last mount.
+type flagged struct {
+	mount.Mounter
+	flags *uintptr
+}
+
+func (f flagged) Mount(p mount.Point) error { *f.flags = p.Flags; return nil }
+
+func TestOrderlyMount(t *testing.T) {
+	var flags uintptr
+	for _, c := range []struct{ in, want uintptr }{{0, unix.MS_DIRSYNC}, {unix.MS_RDONLY, unix.MS_RDONLY}} {
+		if err := (orderly{flagged{flags: &flags}}).Mount(mount.Point{Flags: c.in}); err != nil || flags != c.want {
+			t.Errorf("flags %#x become %#x, %v; want %#x", c.in, flags, err, c.want)
+		}
+	}
+}
+
+func TestOpenDroppedRefusesLinks(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Symlink("/etc/passwd", filepath.Join(dir, "x")); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := openDropped(filepath.Join(dir, "x")); err == nil {
+		b, _ := io.ReadAll(r)
+		t.Errorf("a link was followed: %q", bytes.TrimSpace(b[:min(len(b), 20)]))
+	}
+}

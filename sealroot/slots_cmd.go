@@ -1,0 +1,273 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"sealroot/sealroot/bootset"
+	"sealroot/slots"
+)
+
+// target is what a command that changes slots acts on.
+type target struct {
+	bootset.Machine
+	boot  bootset.Boot
+	close func()
+}
+
+// diskFlags are the flags of commands that also work on a disk which no machine
+// runs from now.
+type diskFlags struct{ path, store *string }
+
+func (c *command) diskFlags() diskFlags {
+	return diskFlags{
+		c.flags.String("disk", "", "work on this disk image or disk, which no machine runs from now"),
+		c.flags.String("store", "", "with --disk: where its slots are kept (gpt, grubenv-darch, grubenv-rauc, bls)"),
+	}
+}
+
+// offline says that a disk was named.
+func (d diskFlags) offline() bool { return *d.path != "" }
+
+// check refuses what makes no sense.
+func (d diskFlags) check() error {
+	if *d.store != "" && !d.offline() {
+		return fmt.Errorf("%w: --store is for --disk; this machine's configuration says it", errUsage)
+	}
+	return nil
+}
+
+// changing opens the machine, or the disk, and keeps other commands out.
+func (c *command) changing(ctx context.Context, d diskFlags) (target, error) {
+	if err := d.check(); err != nil {
+		return target{}, err
+	}
+	w := Where{Disk: *d.path, Store: *d.store, Write: true}
+	if !d.offline() {
+		r, err := c.booted()
+		if err != nil {
+			return target{}, err
+		}
+		w.Report = r
+	}
+	unlock, err := lock(ctx, c.env.Lock)
+	if err != nil {
+		return target{}, err
+	}
+	m, err := c.env.Open(w)
+	if err != nil {
+		unlock()
+		return target{}, err
+	}
+	t := target{
+		boot: bootset.Boot{
+			Running: w.Report.Slot.Name, Loaded: w.Report.Slot.Loaded, Trial: w.Report.Slot.Trial, Degraded: w.Report.Degraded,
+		},
+		close: func() {
+			if err := m.Close(); err != nil {
+				fmt.Fprintf(c.stderr, "sealroot: %v\n", err)
+			}
+			unlock()
+		},
+	}
+	t.Machine, err = m.BootSet(func(place, slot string) { c.say("slot %s: %s starts it now", slot, place) })
+	if err != nil {
+		t.close()
+		return target{}, err
+	}
+	return t, nil
+}
+
+// tell puts the slots as they are now into the result.
+func (c *command) tell(t target) {
+	if list, err := t.Store.Load(); err == nil {
+		c.after(list)
+	}
+}
+
+// named is the slot that was named, else the one that runs. With --disk nothing
+// runs, and one has to be named, or next takes its place.
+func (t target) named(words []string, next bool) (string, error) {
+	switch {
+	case len(words) > 0:
+		return words[0], nil
+	case t.boot.Running != "":
+		return t.boot.Running, nil
+	case !next:
+		return "", fmt.Errorf("%w: with --disk a slot has to be named", errUsage)
+	}
+	list, err := t.Store.Load()
+	if err != nil {
+		return "", err
+	}
+	d, err := slots.Decide(slots.Observed{Slots: list, LogReadable: true})
+	return d.Slot, err
+}
+
+func commit(c *command) action {
+	d := c.diskFlags()
+	return func(ctx context.Context, words []string) error {
+		if len(words) > 0 && !d.offline() {
+			return fmt.Errorf("%w: only the slot that runs can be committed; a slot is named with --disk", errUsage)
+		}
+		t, err := c.changing(ctx, d)
+		if err != nil {
+			return err
+		}
+		defer t.close()
+		if t.boot.Running, err = t.named(words, false); err != nil {
+			return err
+		}
+		if d.offline() {
+			t.boot.Loaded = t.boot.Running
+			if err := t.HoldsImage(t.boot.Running); err != nil {
+				return fmt.Errorf("cannot commit slot %s: %w", t.boot.Running, err)
+			}
+		}
+		return c.commit(t)
+	}
+}
+
+func (c *command) commit(t target) error {
+	slot := t.boot.Running
+	c.result.Slot = slot
+	was, err := t.Commit(t.boot)
+	c.tell(t)
+	if errors.Is(err, slots.ErrStore) || errors.Is(err, bootset.ErrRefused) {
+		return err
+	}
+	if err != nil {
+		return fmt.Errorf("slot %s is not completely committed, try again: %w", slot, err)
+	}
+	if was {
+		c.say("slot %s: is committed", slot)
+		return nil
+	}
+	c.say("slot %s: committed", slot)
+	if t.Loader != nil && t.boot.Loaded != "" && t.boot.Loaded != slot {
+		c.say("slot %s: runs on another kernel than its own; the next boot loads its own", slot)
+	}
+	return nil
+}
+
+func try(c *command) action {
+	d := c.diskFlags()
+	n := c.flags.Int("tries", slots.DefaultTries, "how often it is booted without a commit, 1 to 15")
+	return func(ctx context.Context, words []string) error {
+		t, err := c.changing(ctx, d)
+		if err != nil {
+			return err
+		}
+		defer t.close()
+		slot := words[0]
+		c.result.Slot = slot
+		err = t.Try(t.boot, slot, *n)
+		c.tell(t)
+		if err != nil {
+			return err
+		}
+		back := "the other slot"
+		if t.boot.Running != "" {
+			back = "slot " + t.boot.Running
+		}
+		c.say("slot %s: on trial from the next boot on, %s; without a commit %s comes back", slot, count(*n, "try", "tries"), back)
+		if t.Loader == nil {
+			c.say("no boot loader started this machine: slot %s is tried on the kernel that is started anyway", slot)
+		}
+		return nil
+	}
+}
+
+func markBad(c *command) action {
+	d := c.diskFlags()
+	reason := c.flags.String("reason", "", "why, one line for status")
+	check := c.flags.String("check", "", "the health check of this name failed")
+	force := c.flags.Bool("force", false, "also when no other slot could be booted")
+	reboot := c.flags.Bool("reboot", false, "restart the machine then")
+	return func(ctx context.Context, words []string) error {
+		if *reboot && d.offline() {
+			return fmt.Errorf("%w: --reboot is for this machine, not for --disk", errUsage)
+		}
+		l := bootset.Leave{Reason: slots.Manual, Detail: line(*reason), Force: *force}
+		if *check != "" {
+			l.Reason, l.Detail = slots.HealthCheck, line(strings.TrimSuffix(*check+": "+*reason, ": "))
+		}
+		t, err := c.changing(ctx, d)
+		if err != nil {
+			return err
+		}
+		defer t.close()
+		if l.Slot, err = t.named(words, false); err != nil {
+			return err
+		}
+		return c.leave(ctx, l, t.MarkBad, *reboot)
+	}
+}
+
+func rollback(c *command) action {
+	d := c.diskFlags()
+	reboot := c.flags.Bool("reboot", false, "restart the machine then")
+	return func(ctx context.Context, _ []string) error {
+		if *reboot && d.offline() {
+			return fmt.Errorf("%w: --reboot is for this machine, not for --disk", errUsage)
+		}
+		t, err := c.changing(ctx, d)
+		if err != nil {
+			return err
+		}
+		defer t.close()
+		l := bootset.Leave{Reason: slots.Manual, Detail: "rolled back"}
+		if l.Slot, err = t.named(nil, true); err != nil {
+			return err
+		}
+		return c.leave(ctx, l, t.Rollback, *reboot)
+	}
+}
+
+// leave leaves a slot, says what came of it, and restarts when that is asked for.
+func (c *command) leave(ctx context.Context, l bootset.Leave, do func(bootset.Leave) (bootset.Left, error), reboot bool) error {
+	c.result.Slot = l.Slot
+	left, err := do(l)
+	if left.Slots != nil {
+		c.after(left.Slots)
+		s, _ := slots.Find(left.Slots, l.Slot)
+		what := "not bootable any more"
+		if s.Successful {
+			what = "last choice now"
+		}
+		why := slots.Failure{Slot: l.Slot, Reason: l.Reason, Detail: l.Detail}
+		c.say("%s: %s; the next boot is for slot %s", why, what, left.Next)
+	}
+	if err != nil {
+		return err
+	}
+	if reboot {
+		return c.reboot(ctx)
+	}
+	return nil
+}
+
+func (c *command) reboot(ctx context.Context) error {
+	c.say("restarting")
+	return c.env.Reboot(ctx)
+}
+
+// line makes one line of a text that goes on record.
+func line(text string) string {
+	return strings.TrimSpace(strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, text))
+}
+
+// count is a number with its noun.
+func count(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
+}

@@ -1,0 +1,147 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+)
+
+// output says what a command knows of --json.
+type output int
+
+const (
+	plain   output = iota // nothing: what it prints is for a person
+	results               // the dispatcher prints the result (docs/result.schema.json)
+	own                   // the command prints a form of its own
+)
+
+// action is what a command does once its arguments are read.
+type action func(ctx context.Context, words []string) error
+
+// verb is one command.
+type verb struct {
+	name    string // may be two words
+	args    string // as the usage shows them
+	summary string // one line
+	least   int    // words beside the flags
+	most    int
+	output  output
+	anyone  bool // root is not needed
+	hidden  bool // for units and shells, not in the usage
+	// setup declares the command's flags on c.flags and returns what runs then.
+	setup func(c *command) action
+}
+
+// verbs is the table of commands, in the order of the usage.
+func verbs() []verb {
+	return []verb{
+		{name: "status", args: "[--json] [--disk FILE]", summary: "slots, state, recovery key, what to do", output: own, setup: status},
+		{name: "commit", args: "[--disk FILE SLOT]", summary: "keep the slot that runs", most: 1, output: results, setup: commit},
+		{name: "try", args: "SLOT [--tries N] [--disk FILE]", summary: "boot another slot on trial, at most N times", least: 1, most: 1, output: results, setup: try},
+		{name: "install", args: "DIR|FILE|- [--slot SLOT]", summary: "write an image into another slot, and put it on trial", least: 1, most: 1, output: results, setup: installImage},
+		{name: "repair", args: "SLOT", summary: "make a slot a verified copy of the one that runs", least: 1, most: 1, output: results, setup: repair},
+		{name: "replicate", summary: "the same with the other slot", output: results, setup: replicate},
+		{name: "verify", args: "[SLOT]", summary: "read slots as a whole and check them", most: 1, output: results, setup: verifySlots},
+		{name: "mark-bad", args: "[SLOT] [--reason TEXT] [--reboot]", summary: "leave a slot, the running one by default, as bad", most: 1, output: results, setup: markBad},
+		{name: "rollback", args: "[--reboot]", summary: "leave the running slot for the other committed one", output: results, setup: rollback},
+		{name: "check", args: "[--commit] [--lower]", summary: "run the health checks; a slot on trial that fails one is left", output: results, setup: check},
+		{name: "state recovery-key", args: "[--show] [--yes]", summary: "show the recovery key once, then delete it here", setup: recoveryKey},
+		{name: "record", summary: "keep the report of this boot (sealroot-record.service)", output: results, hidden: true, setup: record},
+		{name: "deadline", summary: "end a trial that was not committed (sealroot-deadline.service)", output: results, hidden: true, setup: deadline},
+		{name: "completion", args: "bash|zsh|fish", summary: "completion of these commands for a shell", least: 1, most: 1, anyone: true, setup: completion},
+		{name: "version", summary: "this program's version", anyone: true, setup: showVersion},
+		{name: "help", args: "[COMMAND]", summary: "this list, or one command's options", most: 2, anyone: true, setup: help},
+	}
+}
+
+// usage lists the commands.
+func usage() string {
+	var b strings.Builder
+	b.WriteString("sealroot tells how this machine was booted, and changes what it boots next.\n\n")
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	for _, v := range verbs() {
+		if !v.hidden {
+			fmt.Fprintf(w, "  %s\t%s\n", strings.TrimSpace("sealroot "+v.name+" "+v.args), v.summary)
+		}
+	}
+	w.Flush()
+	b.WriteString("\nCommands that change something know --json too.\n\n" + exitText)
+	return b.String()
+}
+
+// find returns the command that the arguments begin with, and the arguments
+// that are left.
+func find(args []string) (verb, []string, error) {
+	switch args[0] {
+	case "-h", "--help":
+		return find([]string{"help"})
+	case "--version":
+		return find([]string{"version"})
+	}
+	for _, v := range verbs() {
+		words := strings.Fields(v.name)
+		if len(args) >= len(words) && strings.Join(args[:len(words)], " ") == v.name {
+			return v, args[len(words):], nil
+		}
+	}
+	if args[0] == "state" {
+		return verb{}, nil, fmt.Errorf("%w: sealroot state knows only recovery-key", errUsage)
+	}
+	return verb{}, nil, fmt.Errorf("%w: unknown command %q (sealroot help lists them)", errUsage, args[0])
+}
+
+// run runs one command.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer, env Env) error {
+	if len(args) == 0 {
+		fmt.Fprint(stderr, usage())
+		return errSaid
+	}
+	v, rest, err := find(args)
+	if err != nil {
+		return err
+	}
+	c := newCommand(v, stdout, stderr, env)
+	act := v.setup(c)
+	words, err := c.parse(v, rest)
+	if err == nil {
+		err = act(ctx, words)
+	} else if errors.Is(err, errSaid) || errors.Is(err, flag.ErrHelp) {
+		return err
+	}
+	if c.json && v.output == results {
+		err = errors.Join(err, c.printResult(v.name, err))
+	}
+	return err
+}
+
+func help(c *command) action {
+	return func(_ context.Context, words []string) error {
+		if len(words) == 0 {
+			_, err := fmt.Fprint(c.stdout, usage())
+			return err
+		}
+		v, rest, err := find(words)
+		if err != nil {
+			return err
+		}
+		if len(rest) > 0 {
+			return fmt.Errorf("%w: help takes the name of one command", errUsage)
+		}
+		of := newCommand(v, c.stdout, c.stdout, c.env)
+		v.setup(of)
+		fmt.Fprintf(c.stdout, "usage: %s\n%s\n", strings.TrimSpace("sealroot "+v.name+" "+v.args), v.summary)
+		of.flags.PrintDefaults()
+		return nil
+	}
+}
+
+func showVersion(c *command) action {
+	return func(context.Context, []string) error {
+		_, err := fmt.Fprintf(c.stdout, "sealroot %s\n", c.env.Version)
+		return err
+	}
+}

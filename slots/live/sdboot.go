@@ -1,0 +1,154 @@
+package live
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"sealroot/slots"
+	"sealroot/slots/bls"
+	"sealroot/slots/efi"
+	espnames "sealroot/slots/esp"
+)
+
+// openBLS keeps the slots in the names of their kernel images.
+func (d *Disk) openBLS(esp ESP, vars efi.Vars) (slots.Store, string, error) {
+	list, err := d.Table.Slots()
+	if err != nil {
+		return nil, "", err
+	}
+	s := blsStore{esp: esp}
+	for _, slot := range list {
+		s.slots = append(s.slots, slot.Name)
+	}
+	if vars != nil {
+		// without the variable the names still say enough
+		s.counted.Slot, s.counted.Counter, _ = efi.BootCounted(vars)
+	}
+	return s, s.counted.Slot, nil
+}
+
+// blsStore mounts the ESP for one operation, and for writing only when there is
+// something to write.
+type blsStore struct {
+	esp     ESP
+	slots   []string
+	counted bls.Counted
+}
+
+func (s blsStore) at(dir string) bls.Store {
+	return bls.Store{Dir: bls.Tree(dir), Slots: s.slots, Counted: s.counted}
+}
+
+// Load reads the slots.
+func (s blsStore) Load() (list []slots.Slot, err error) {
+	err = s.esp.With(false, func(dir string) (err error) {
+		list, err = s.at(dir).Load()
+		return err
+	})
+	return list, err
+}
+
+// Save makes the slots durable.
+func (s blsStore) Save(want []slots.Slot) error {
+	same := false
+	err := s.esp.With(false, func(dir string) (err error) {
+		same, err = s.at(dir).Unchanged(want)
+		return err
+	})
+	if err != nil || same {
+		return err
+	}
+	return s.esp.With(true, func(dir string) error { return s.at(dir).Save(want) })
+}
+
+// openSystemdBoot takes its variables and its configuration file. Without
+// variables nobody takes hints, and what is committed boots on.
+func (d *Disk) openSystemdBoot(esp ESP, vars efi.Vars) (slots.Loader, error) {
+	if vars == nil {
+		return nil, nil
+	}
+	firmware, err := d.EFIHint(vars)
+	if err != nil {
+		return nil, err
+	}
+	return systemdBoot{efi.LoaderHint{Vars: vars}, firmware, esp}, nil
+}
+
+// systemdBoot also keeps the default in loader.conf: a machine whose firmware
+// forgets its variables would else start the newest version, good or bad.
+type systemdBoot struct {
+	efi.LoaderHint
+	firmware efi.Hint
+	esp      ESP
+}
+
+// Arm sets the one-shot, once the firmware knows how to go on if systemd-boot
+// cannot start that kernel.
+func (s systemdBoot) Arm(slot string) error {
+	if err := s.firmware.EnsureRetry(); err != nil {
+		return err
+	}
+	return s.LoaderHint.Arm(slot)
+}
+
+// maxConf bounds what is read of loader.conf.
+const maxConf = 64 << 10
+
+// SetDefault sets the slot that is loaded without a one-shot.
+func (s systemdBoot) SetDefault(slot string) error {
+	return errors.Join(s.LoaderHint.SetDefault(slot), s.setConf(slot))
+}
+
+func (s systemdBoot) setConf(slot string) error {
+	conf, changed := "", false
+	err := s.esp.With(false, func(dir string) error {
+		old, err := readConf(filepath.Join(dir, espnames.LoaderConf))
+		conf, changed = efi.ConfDefault(old, slot)
+		return err
+	})
+	if err == nil && changed {
+		err = s.esp.With(true, func(dir string) error {
+			return replaceFile(filepath.Join(dir, espnames.LoaderConf), conf)
+		})
+	}
+	if err != nil {
+		return fmt.Errorf("cannot set the default in %s: %w", espnames.LoaderConf, err)
+	}
+	return nil
+}
+
+func readConf(path string) (string, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxConf))
+	return string(b), err
+}
+
+// replaceFile exchanges a file's content; a power cut leaves the old one or the
+// new one.
+func replaceFile(path, content string) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	temp := path + ".new"
+	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = io.WriteString(f, content)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	// crash point: loader.conf is the old one
+	return os.Rename(temp, path)
+}

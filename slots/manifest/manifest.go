@@ -1,0 +1,206 @@
+// Package manifest describes a set of image parts, as `sealroot-mkinitramfs
+// parts` makes it and `sealroot install` takes it. A set is a directory, or a
+// tar of its files in this order: manifest.json, manifest.sig, and the parts in
+// the order of the manifest. manifest.json is one JSON object:
+//
+//	{
+//	  "schema": 1,
+//	  "name": "kiosk",              the product, as in the configuration
+//	  "version": "2026.11.1",
+//	  "security_version": 3,
+//	  "architecture": "x86-64",
+//	  "kernel_release": "6.1.0-28-amd64",
+//	  "root_hash": "<hex>",         of the root, lower case
+//	  "parts": [
+//	    {"name": "root", "file": "root.squashfs", "size": 1234944, "sha256": "<hex>"}
+//	  ],
+//	  "layers": []                  always empty in schema 1
+//	}
+//
+// Keys are spelled exactly so and given once; a key that is not listed here is
+// refused unless it begins with "x-". manifest.sig is a detached PKCS#7 message
+// (DER) over the bytes of manifest.json, by the key that signs root hashes.
+//
+// Nothing here makes system calls, and PID 1 does not use it.
+package manifest
+
+import (
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// The files of a set that are no parts.
+const (
+	File          = "manifest.json"
+	SignatureFile = "manifest.sig"
+)
+
+const (
+	// Schema is the version of the format.
+	Schema = 1
+	// Architecture is the only one so far, as systemd names it.
+	Architecture = "x86-64"
+	// MaxSize is the most that a manifest or its signature has, in bytes.
+	MaxSize = 64 << 10
+	// maxPart bounds one part: no slot is larger than 1 TiB.
+	maxPart = int64(1) << 40
+)
+
+// Name says what a part is.
+type Name string
+
+// The parts, in the order in which a set holds them: what is checked before the
+// first byte of a slot is written comes first.
+const (
+	Signature Name = "verity-sig" // content of the signature partition, without padding
+	Verity    Name = "verity"     // superblock and hash tree
+	Root      Name = "root"       // root image
+	Kernel    Name = "kernel"     // Linux, for GRUB
+	Initrd    Name = "initrd"     // initramfs, for GRUB
+	UKI       Name = "uki"        // unified kernel image, for UEFI
+)
+
+// Names are all parts in their order.
+func Names() []Name { return []Name{Signature, Verity, Root, Kernel, Initrd, UKI} }
+
+// ErrFormat: the bytes are no manifest that this version takes; the text says
+// what is wrong.
+var ErrFormat = errors.New("not a usable manifest")
+
+// Part is one file of a set.
+type Part struct {
+	Name   Name
+	File   string // base name
+	Size   int64  // bytes
+	SHA256 [32]byte
+}
+
+// Manifest describes a set.
+type Manifest struct {
+	Name            string // of the product: configuration key name, IMAGE_ID of the root
+	Version         string
+	SecurityVersion int
+	Architecture    string
+	KernelRelease   string
+	RootHash        []byte // 32 or 64 bytes
+	Parts           []Part // in the order of Names
+}
+
+// Part returns the part of that name.
+func (m Manifest) Part(name Name) (Part, bool) {
+	i := slices.IndexFunc(m.Parts, func(p Part) bool { return p.Name == name })
+	if i < 0 {
+		return Part{}, false
+	}
+	return m.Parts[i], true
+}
+
+// Has says whether all of the parts are in the set.
+func (m Manifest) Has(names ...Name) bool {
+	for _, n := range names {
+		if _, ok := m.Part(n); !ok {
+			return false
+		}
+	}
+	return true
+}
+
+// document is the JSON form, for writing.
+type document struct {
+	Schema          int               `json:"schema"`
+	Name            string            `json:"name"`
+	Version         string            `json:"version"`
+	SecurityVersion int               `json:"security_version"`
+	Architecture    string            `json:"architecture"`
+	KernelRelease   string            `json:"kernel_release"`
+	RootHash        string            `json:"root_hash"`
+	Parts           []partDocument    `json:"parts"`
+	Layers          []json.RawMessage `json:"layers"`
+}
+
+type partDocument struct {
+	Name   Name   `json:"name"`
+	File   string `json:"file"`
+	Size   int64  `json:"size"`
+	SHA256 string `json:"sha256"`
+}
+
+// Encode returns manifest.json; equal manifests give equal bytes. Parts may
+// come in any order and are written in that of Names. What Parse would refuse
+// is ErrFormat here too.
+func Encode(m Manifest) ([]byte, error) {
+	order := Names()
+	m.Parts = slices.Clone(m.Parts)
+	slices.SortStableFunc(m.Parts, func(a, b Part) int { return slices.Index(order, a.Name) - slices.Index(order, b.Name) })
+	if err := m.check(); err != nil {
+		return nil, fmt.Errorf("cannot write the manifest: %w", err)
+	}
+	d := document{
+		Schema: Schema, Name: m.Name, Version: m.Version, SecurityVersion: m.SecurityVersion,
+		Architecture: m.Architecture, KernelRelease: m.KernelRelease,
+		RootHash: hex.EncodeToString(m.RootHash), Layers: []json.RawMessage{},
+	}
+	for _, p := range m.Parts {
+		d.Parts = append(d.Parts, partDocument{p.Name, p.File, p.Size, hex.EncodeToString(p.SHA256[:])})
+	}
+	text, err := json.MarshalIndent(d, "", "  ")
+	if err != nil {
+		return nil, fmt.Errorf("cannot write the manifest: %w", err)
+	}
+	return append(text, '\n'), nil
+}
+
+// check holds the rules for the values, which are the same for both ways.
+func (m Manifest) check() error {
+	switch {
+	case !word(m.Name, 64, "._-"):
+		return fmt.Errorf("%w: name %.80q", ErrFormat, m.Name)
+	case !word(m.Version, 64, "._-~^+"):
+		return fmt.Errorf("%w: version %.80q", ErrFormat, m.Version)
+	case m.SecurityVersion < 0 || m.SecurityVersion > 1<<31-1:
+		return fmt.Errorf("%w: security_version %d", ErrFormat, m.SecurityVersion)
+	case !word(m.Architecture, 32, "_-"):
+		return fmt.Errorf("%w: architecture %.40q", ErrFormat, m.Architecture)
+	case !word(m.KernelRelease, 64, "._-+~"):
+		return fmt.Errorf("%w: kernel_release %.80q", ErrFormat, m.KernelRelease)
+	case len(m.RootHash) != 32 && len(m.RootHash) != 64:
+		return fmt.Errorf("%w: root_hash of %d bytes", ErrFormat, len(m.RootHash))
+	}
+	order, at := Names(), -1
+	files := []string{File, SignatureFile}
+	for _, p := range m.Parts {
+		n := slices.Index(order, p.Name)
+		switch {
+		case n < 0:
+			return fmt.Errorf("%w: unknown part %.40q", ErrFormat, p.Name)
+		case n <= at:
+			return fmt.Errorf("%w: part %s is given twice or out of order", ErrFormat, p.Name)
+		case !word(p.File, 100, "._-+~") || strings.HasPrefix(p.File, ".") || slices.Contains(files, p.File):
+			return fmt.Errorf("%w: part %s has file name %.120q", ErrFormat, p.Name, p.File)
+		case p.Size < 1 || p.Size > maxPart:
+			return fmt.Errorf("%w: part %s has %d bytes", ErrFormat, p.Name, p.Size)
+		}
+		at, files = n, append(files, p.File)
+	}
+	switch {
+	case !m.Has(Signature, Verity, Root):
+		return fmt.Errorf("%w: a set has at least the parts %s, %s and %s", ErrFormat, Signature, Verity, Root)
+	case m.Has(Kernel) != m.Has(Initrd):
+		return fmt.Errorf("%w: %s and %s come together", ErrFormat, Kernel, Initrd)
+	case !m.Has(Kernel) && !m.Has(UKI):
+		return fmt.Errorf("%w: a set has a %s with an %s, or a %s", ErrFormat, Kernel, Initrd, UKI)
+	}
+	return nil
+}
+
+const letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+
+// word is 1 to limit bytes, letters, digits and what else is given; the
+// configuration has the same rules for what comes from there.
+func word(s string, limit int, more string) bool {
+	return s != "" && len(s) <= limit && strings.Trim(s, letters+more) == ""
+}

@@ -1,0 +1,263 @@
+package manifest
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"math/big"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"sealroot/verity/signature"
+	"sealroot/verity/signature/sign"
+)
+
+func example() Manifest {
+	m := Manifest{
+		Name: "kiosk", Version: "2026.11.1~rc1", SecurityVersion: 3, Architecture: Architecture,
+		KernelRelease: "6.1.0-28-amd64", RootHash: bytes.Repeat([]byte{0xab}, 32),
+	}
+	for i, n := range Names() {
+		m.Parts = append(m.Parts, Part{n, "file-" + string(n), int64(i) + 1, sha256.Sum256([]byte(n))})
+	}
+	return m
+}
+
+func encoded(t testing.TB, m Manifest) string {
+	t.Helper()
+	text, err := Encode(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+func TestEncodeParse(t *testing.T) {
+	want := example()
+	text := encoded(t, want)
+	got, err := Parse([]byte(text))
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Fatalf("Parse() = %+v, %v; want %+v", got, err, want)
+	}
+	mixed := example()
+	mixed.Parts[0], mixed.Parts[4] = mixed.Parts[4], mixed.Parts[0]
+	if other := encoded(t, mixed); other != text {
+		t.Errorf("parts in another order are written as\n%s", other)
+	}
+	extended := strings.Replace(text, `"layers"`, `"x-note": {"deep": [1, "two", null]}, "layers"`, 1)
+	if got, err := Parse([]byte(extended)); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("with an extension: Parse() = %+v, %v", got, err)
+	}
+}
+
+func TestParseRefuses(t *testing.T) {
+	good := encoded(t, example())
+	replace := func(old, with string) string {
+		t.Helper()
+		if !strings.Contains(good, old) {
+			t.Fatalf("the example has no %s", old)
+		}
+		return strings.Replace(good, old, with, 1)
+	}
+	for _, c := range []struct{ name, text, want string }{
+		{"empty", "", "not a JSON object"},
+		{"null", "null", "not a JSON object"},
+		{"array", "[]", "not a JSON object"},
+		{"cut", good[:len(good)/2], ""},
+		{"text_behind", good + "{}", "text behind"},
+		{"too_long", good + strings.Repeat(" ", MaxSize), "bytes, at most"},
+		{"other_schema", replace(`"schema": 1`, `"schema": 2`), "schema 2"},
+		{"schema_as_text", replace(`"schema": 1`, `"schema": "1"`), "no number"},
+		{"unknown_key", replace(`"layers"`, `"later": 1, "layers"`), "unknown key"},
+		{"key_twice", replace(`"layers"`, `"name": "other", "layers"`), "twice"},
+		{"key_in_capitals", replace(`"name": "kiosk"`, `"Name": "kiosk"`), "unknown key"},
+		{"extension_twice", replace(`"layers"`, `"x-a": 1, "x-a": 2, "layers"`), "twice"},
+		{"no_version", replace(`"version": "2026.11.1~rc1",`, ``), "no version"},
+		{"a_layer", replace(`"layers": []`, `"layers": [{"name": "x"}]`), "does not know"},
+		{"upper_case_hash", replace("abab", "ABAB"), "lower-case hex"},
+		{"short_hash", replace("abab", ""), "root_hash of 30 bytes"},
+		{"negative_size", replace(`"size": 3`, `"size": -3`), "-3 bytes"},
+		{"fraction", replace(`"size": 3`, `"size": 3.5`), "whole number"},
+		{"huge_size", replace(`"size": 3`, `"size": 1099511627777`), "bytes"},
+		{"size_over_64_bits", replace(`"size": 3`, `"size": 18446744073709551619`), "whole number"},
+		{"path_as_file", replace(`"file-root"`, `"../root"`), "file name"},
+		{"hidden_file", replace(`"file-root"`, `".root"`), "file name"},
+		{"manifest_as_part", replace(`"file-root"`, `"manifest.json"`), "file name"},
+		{"file_twice", replace(`"file-root"`, `"file-verity"`), "file name"},
+		{"unknown_part", replace(`"name": "uki"`, `"name": "boot"`), "unknown part"},
+		{"part_twice", replace(`"name": "uki"`, `"name": "initrd"`), "twice or out of order"},
+		{"control_character", replace("2026.11.1~rc1", `1\u001b[2J`), "version"},
+		{"name_with_slash", replace("kiosk", "a/b"), "name"},
+		{"key_missing_in_part", replace(`"size": 3,`, ``), "has no size"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m, err := Parse([]byte(c.text))
+			if !errors.Is(err, ErrFormat) || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got error %v, want %v with %q", err, ErrFormat, c.want)
+			}
+			if !reflect.DeepEqual(m, Manifest{}) {
+				t.Errorf("got %+v beside the error", m)
+			}
+		})
+	}
+}
+
+func TestEncodeRefusesWhatParseRefuses(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		change func(*Manifest)
+	}{
+		{"no_root", func(m *Manifest) { m.Parts = m.Parts[:2] }},
+		{"kernel_alone", func(m *Manifest) { m.Parts = append(m.Parts[:4:4], m.Parts[5]) }},
+		{"nothing_to_start", func(m *Manifest) { m.Parts = m.Parts[:3] }},
+		{"no_name", func(m *Manifest) { m.Name = "" }},
+		{"negative_security_version", func(m *Manifest) { m.SecurityVersion = -1 }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := example()
+			c.change(&m)
+			if text, err := Encode(m); !errors.Is(err, ErrFormat) {
+				t.Errorf("got %s, %v; want %v", text, err, ErrFormat)
+			}
+		})
+	}
+}
+
+type signer struct {
+	cert   *x509.Certificate
+	parsed *signature.Certificate
+	key    *ecdsa.PrivateKey
+}
+
+func newSigner(t testing.TB) signer {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(7), Subject: pkix.Name{CommonName: "image key"},
+		NotBefore: time.Unix(0, 0), NotAfter: time.Now().Add(time.Hour),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parsed, err := signature.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return signer{cert, parsed, key}
+}
+
+func TestOpen(t *testing.T) {
+	s, other := newSigner(t), newSigner(t)
+	text := []byte(encoded(t, example()))
+	message, err := Sign(text, s.cert, s.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	trusted := []*signature.Certificate{s.parsed}
+	rootHash, err := sign.RootHash(example().RootHash, s.cert, s.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	overHash, err := signature.Parse(rootHash)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name          string
+		text, message []byte
+		certs         []*signature.Certificate
+		want          error
+	}{
+		{"good", text, message, trusted, nil},
+		{"changed", bytes.Replace(text, []byte(`"security_version": 3`), []byte(`"security_version": 4`), 1), message, trusted, signature.ErrBadSignature},
+		{"space_added", append(bytes.Clone(text), ' '), message, trusted, signature.ErrBadSignature},
+		{"signed_by_somebody_else", text, message, []*signature.Certificate{other.parsed}, signature.ErrBadSignature},
+		{"nobody_is_trusted", text, message, nil, signature.ErrUnknownSigner},
+		{"no_signature", text, nil, trusted, signature.ErrFormat},
+		{"signature_of_a_root_hash", text, overHash.PKCS7, trusted, signature.ErrBadSignature},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m, by, err := Open(c.text, c.message, c.certs)
+			if !errors.Is(err, c.want) {
+				t.Fatalf("got error %v, want %v", err, c.want)
+			}
+			if c.want == nil && (by != s.parsed || !reflect.DeepEqual(m, example())) {
+				t.Errorf("got %+v by %v", m, by.Subject)
+			}
+			if c.want != nil && !reflect.DeepEqual(m, Manifest{}) {
+				t.Errorf("got %+v beside the error", m)
+			}
+		})
+	}
+	if _, err := Sign([]byte("{}"), s.cert, s.key); !errors.Is(err, ErrFormat) {
+		t.Errorf("Sign({}): got error %v, want %v", err, ErrFormat)
+	}
+	if _, err := Sign(text, other.cert, s.key); !errors.Is(err, signature.ErrBadSignature) {
+		t.Errorf("Sign() with another's key: got error %v, want %v", err, signature.ErrBadSignature)
+	}
+}
+
+// openssl is the judge of manifest.sig.
+func TestOpensslVerifies(t *testing.T) {
+	s := newSigner(t)
+	text := []byte(encoded(t, example()))
+	message, err := Sign(text, s.cert, s.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	file := func(name string, b []byte) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	verify := func(content []byte) error {
+		return exec.Command("openssl", "cms", "-verify", "-binary", "-inform", "DER", "-in", file("sig", message),
+			"-content", file("text", content), "-certfile", file("crt.der", s.cert.Raw), "-noverify", "-certsout", "/dev/null", "-out", "/dev/null").Run()
+	}
+	if err := verify(text); err != nil {
+		t.Errorf("openssl refuses the signature: %v", err)
+	}
+	if err := verify(append(text, ' ')); err == nil {
+		t.Error("openssl takes the signature for another text: the test shows nothing")
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(encoded(f, example())))
+	f.Add([]byte(`{"schema":1,"parts":[{"name":"root"}],"layers":[[]]}`))
+	f.Add([]byte(`{"x-":{"a":[[[]]]}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m, err := Parse(b)
+		if err != nil {
+			if !errors.Is(err, ErrFormat) || !reflect.DeepEqual(m, Manifest{}) {
+				t.Fatalf("got %+v, %v", m, err)
+			}
+			return
+		}
+		again, err := Parse([]byte(encoded(t, m)))
+		if err != nil || !reflect.DeepEqual(again, m) {
+			t.Fatalf("%+v is read back as %+v, %v", m, again, err)
+		}
+	})
+}

@@ -1,0 +1,205 @@
+package manifest
+
+import (
+	"bytes"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+)
+
+// Parse reads manifest.json. Its error is ErrFormat. Nothing in the result is
+// trusted before Verify has accepted the same bytes: Open does both.
+func Parse(text []byte) (Manifest, error) {
+	if len(text) > MaxSize {
+		return Manifest{}, fmt.Errorf("%w: it has %d bytes, at most %d", ErrFormat, len(text), MaxSize)
+	}
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.UseNumber()
+	r := reader{d}
+	m, err := r.manifest()
+	if err == nil {
+		if _, end := d.Token(); end != io.EOF {
+			err = errors.New("text behind the JSON object")
+		}
+	}
+	if err != nil {
+		return Manifest{}, fmt.Errorf("%w: %w", ErrFormat, err)
+	}
+	if err := m.check(); err != nil {
+		return Manifest{}, err
+	}
+	return m, nil
+}
+
+// reader reads JSON by its tokens: encoding/json alone takes keys in any case
+// and the last one of several.
+type reader struct{ *json.Decoder }
+
+func (r reader) manifest() (m Manifest, err error) {
+	var schema int64
+	err = r.object("the manifest", []field{
+		{"schema", func() error { return r.number(&schema) }},
+		{"name", func() error { return r.text(&m.Name) }},
+		{"version", func() error { return r.text(&m.Version) }},
+		{"security_version", func() (err error) {
+			var n int64
+			err = r.number(&n)
+			m.SecurityVersion = int(n)
+			return err
+		}},
+		{"architecture", func() error { return r.text(&m.Architecture) }},
+		{"kernel_release", func() error { return r.text(&m.KernelRelease) }},
+		{"root_hash", func() (err error) { m.RootHash, err = r.hex(64); return err }},
+		{"parts", func() error {
+			return r.array(len(Names()), func() error {
+				p, err := r.part()
+				m.Parts = append(m.Parts, p)
+				return err
+			})
+		}},
+		{"layers", func() error {
+			return r.array(0, func() error { return nil })
+		}},
+	})
+	if err == nil && schema != Schema {
+		err = fmt.Errorf("schema %d, this program knows %d", schema, Schema)
+	}
+	return m, err
+}
+
+func (r reader) part() (p Part, err error) {
+	err = r.object("a part", []field{
+		{"name", func() error {
+			var s string
+			err := r.text(&s)
+			p.Name = Name(s)
+			return err
+		}},
+		{"file", func() error { return r.text(&p.File) }},
+		{"size", func() error { return r.number(&p.Size) }},
+		{"sha256", func() error {
+			b, err := r.hex(len(p.SHA256))
+			if err == nil && copy(p.SHA256[:], b) != len(p.SHA256) {
+				err = errors.New("it is no SHA-256")
+			}
+			return err
+		}},
+	})
+	return p, err
+}
+
+// field is a key that an object must have, and what reads its value.
+type field struct {
+	key  string
+	read func() error
+}
+
+// object reads an object with exactly the fields, beside extensions "x-…".
+func (r reader) object(what string, fields []field) error {
+	if t, err := r.Token(); err != nil || t != json.Delim('{') {
+		return fmt.Errorf("%s is not a JSON object", what)
+	}
+	seen := map[string]bool{}
+	for r.More() {
+		t, err := r.Token()
+		key, ok := t.(string)
+		if err != nil || !ok {
+			return fmt.Errorf("%s is not JSON", what)
+		}
+		if seen[key] {
+			return fmt.Errorf("%s has the key %.40q twice", what, key)
+		}
+		seen[key] = true
+		if err := r.value(what, key, fields); err != nil {
+			return err
+		}
+	}
+	if _, err := r.Token(); err != nil {
+		return fmt.Errorf("%s does not end", what)
+	}
+	for _, f := range fields {
+		if !seen[f.key] {
+			return fmt.Errorf("%s has no %s", what, f.key)
+		}
+	}
+	return nil
+}
+
+func (r reader) value(what, key string, fields []field) error {
+	for _, f := range fields {
+		if f.key != key {
+			continue
+		}
+		if err := f.read(); err != nil {
+			return fmt.Errorf("%s of %s: %w", key, what, err)
+		}
+		return nil
+	}
+	if !strings.HasPrefix(key, "x-") {
+		return fmt.Errorf("%s has the unknown key %.40q", what, key)
+	}
+	var skipped json.RawMessage
+	if err := r.Decode(&skipped); err != nil {
+		return fmt.Errorf("%s is not JSON", what)
+	}
+	return nil
+}
+
+// array reads an array of at most limit elements.
+func (r reader) array(limit int, element func() error) error {
+	if t, err := r.Token(); err != nil || t != json.Delim('[') {
+		return errors.New("it is no array")
+	}
+	for n := 0; r.More(); n++ {
+		if n == limit {
+			return fmt.Errorf("more than %d elements, which this program does not know", limit)
+		}
+		if err := element(); err != nil {
+			return err
+		}
+	}
+	if _, err := r.Token(); err != nil {
+		return errors.New("it does not end")
+	}
+	return nil
+}
+
+func (r reader) text(to *string) error {
+	t, err := r.Token()
+	s, ok := t.(string)
+	if err != nil || !ok {
+		return errors.New("it is no string")
+	}
+	*to = s
+	return nil
+}
+
+func (r reader) number(to *int64) error {
+	t, err := r.Token()
+	n, ok := t.(json.Number)
+	if err != nil || !ok {
+		return errors.New("it is no number")
+	}
+	if *to, err = strconv.ParseInt(n.String(), 10, 64); err != nil {
+		*to = 0
+		return errors.New("it is no whole number of 64 bits")
+	}
+	return nil
+}
+
+// hex reads at most limit bytes in lower-case hex: one value has one spelling.
+func (r reader) hex(limit int) ([]byte, error) {
+	var s string
+	if err := r.text(&s); err != nil {
+		return nil, err
+	}
+	b, err := hex.DecodeString(s)
+	if err != nil || len(b) > limit || s != strings.ToLower(s) {
+		return nil, errors.New("it is no hash in lower-case hex")
+	}
+	return b, nil
+}
