@@ -27,7 +27,7 @@ func events(n int) []event {
 		all = append(all,
 			event{"begin " + target, func(m machine, d *disk, r outcome) bool { return beginEvent(m, d, r, t) }},
 			event{"copy to " + target, func(m machine, d *disk, r outcome) bool { return copyEvent(m, d, r, t) }},
-			event{"rollback floor refuses " + target, func(m machine, d *disk, r outcome) bool { return floorEvent(d, r, t) }},
+			event{"refused from now on: " + target, func(_ machine, d *disk, _ outcome) bool { return refusedEvent(d, t) }},
 			event{"verify " + target, func(m machine, d *disk, r outcome) bool { return verifyEvent(m, d, t) }},
 		)
 	}
@@ -149,11 +149,10 @@ func copyEvent(m machine, d *disk, r outcome, t int) bool {
 	return true
 }
 
-// floorEvent: a committed slot that works has raised the floor above another
-// one.
-func floorEvent(d *disk, r outcome, t int) bool {
-	i := letter(r.running)
-	if i == t || !d.slot[i].Successful || d.image[i] != good || d.image[t] != good {
+// refusedEvent: the image is damaged on the disk, or the rollback floor has been
+// raised above it.
+func refusedEvent(d *disk, t int) bool {
+	if d.image[t] != good {
 		return false
 	}
 	d.image[t] = badImage

@@ -255,7 +255,7 @@ func (f fakeLoader) SetDefault(s string) error {
 	return f.write(func() { f.def = s })
 }
 
-// fakeLog does what package bootlog does; TestModelOfTheLog compares them.
+// fakeLog does what bootlog.Record.Apply does, which has tests of its own.
 type fakeLog struct{ *disk }
 
 func (f fakeLog) Record(c LogChange) error {

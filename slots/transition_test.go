@@ -41,6 +41,9 @@ func TestSlotsTransitions(t *testing.T) {
 	commit := func(s []Slot) ([]Slot, error) { return Commit(s, "b") }
 	spend := func(s []Slot) ([]Slot, error) { return Spend(s, "b") }
 	bad := func(s []Slot) ([]Slot, error) { return MarkBad(s, "b", ImageFailure) }
+	restore := func(above string) func([]Slot) ([]Slot, error) {
+		return func(s []Slot) ([]Slot, error) { return Restore(s, Failure{Slot: "b", Class: ImageFailure, Above: above}, 0) }
+	}
 	tests := []struct {
 		name    string
 		do      func([]Slot) ([]Slot, error)
@@ -54,6 +57,30 @@ func TestSlotsTransitions(t *testing.T) {
 		{name: "commit_ends_the_trial", do: commit, in: "a 1/0+ b 2/2", want: "a 1/0+ b 2/0+"},
 		{name: "commit_twice_changes_nothing", do: commit, in: "a 2/0+ b 1/0+", want: "a 2/0+ b 1/0+"},
 		{name: "commit_of_a_last_resort_ranks_it", do: commit, in: "a 3/0 b 0/0", want: "a 3/0 b 4/0+"},
+		{name: "commit_with_recount_fills_the_tries", do: func(s []Slot) ([]Slot, error) { return CommitCounted(s, "b", 3) }, in: "a 1/0+ b 2/1", want: "a 1/0+ b 2/3+"},
+		{name: "commit_with_recount_refills_a_committed_slot", do: func(s []Slot) ([]Slot, error) { return CommitCounted(s, "b", 3) }, in: "a 1/0+ b 2/1+", want: "a 1/0+ b 2/3+"},
+		{name: "commit_without_recount_leaves_the_tries_of_a_committed_slot", do: commit, in: "a 1/0+ b 2/1+", want: "a 1/0+ b 2/1+"},
+		{name: "commit_refuses_16_tries", do: func(s []Slot) ([]Slot, error) { return CommitCounted(s, "b", 16) }, in: "a 1/0+ b 2/1+", wantErr: ErrTries},
+		{name: "recount_takes_one_try_of_a_committed_slot", do: func(s []Slot) ([]Slot, error) { return Recount(s, "b") }, in: "a 1/0+ b 2/3+", want: "a 1/0+ b 2/2+"},
+		{name: "recount_of_a_slot_without_tries", do: func(s []Slot) ([]Slot, error) { return Recount(s, "b") }, in: "a 1/0+ b 2/0+", want: "a 1/0+ b 2/0+"},
+		{name: "recount_leaves_a_trial", do: func(s []Slot) ([]Slot, error) { return Recount(s, "b") }, in: "a 1/0+ b 2/3", want: "a 1/0+ b 2/3"},
+		{name: "give_back_to_a_committed_slot", do: func(s []Slot) ([]Slot, error) { return GiveBack(s, "b") }, in: "a 1/0+ b 2/2+", want: "a 1/0+ b 2/3+"},
+		{name: "nothing_is_given_back_to_a_trial", do: func(s []Slot) ([]Slot, error) { return GiveBack(s, "b") }, in: "a 1/0+ b 2/2", want: "a 1/0+ b 2/2"},
+		{name: "bad_committed_loses_its_tries", do: bad, in: "a 2/3+ b 3/3+", want: "a 2/3+ b 1/0+"},
+		{name: "copy_goes_below_its_source", do: func(s []Slot) ([]Slot, error) { return FinishCopy(s, "a", "b") }, in: "a 3/2+ b 0/0", want: "a 3/2+ b 2/2+"},
+		{name: "copy_makes_room", do: func(s []Slot) ([]Slot, error) { return FinishCopy(s, "a", "b") }, in: "a 1/0+ b 0/0", want: "a 2/0+ b 1/0+"},
+		{name: "copy_stays_above_older_slots", do: func(s []Slot) ([]Slot, error) { return FinishCopy(s, "a", "b") }, in: "a 2/0+ b 0/0 c 1/0+", want: "a 3/0+ b 2/0+ c 1/0+"},
+		{name: "copy_stays_below_a_trial", do: func(s []Slot) ([]Slot, error) { return FinishCopy(s, "a", "b") }, in: "a 14/0+ b 0/0 c 15/3", want: "a 14/0+ b 13/0+ c 15/3"},
+		{name: "copy_of_an_uncommitted_slot", do: func(s []Slot) ([]Slot, error) { return FinishCopy(s, "a", "b") }, in: "a 2/2 b 1/0+", wantErr: ErrNotCommitted},
+		{name: "copy_to_itself", do: func(s []Slot) ([]Slot, error) { return FinishCopy(s, "b", "b") }, in: "a 2/2 b 1/0+", wantErr: ErrNotCommitted},
+		{name: "restore_gives_the_place_back", do: restore("a"), in: "a 2/0+ b 1/0+", want: "a 2/0+ b 3/0+"},
+		{name: "restore_gives_tries_with_recount", do: func(s []Slot) ([]Slot, error) {
+			return Restore(s, Failure{Slot: "b", Class: ImageFailure, Above: "a"}, 3)
+		}, in: "a 2/3+ b 1/0+", want: "a 2/3+ b 3/3+"},
+		{name: "restore_stays_below_a_newer_slot", do: restore("a"), in: "a 2/0+ b 1/0+ c 3/0+", want: "a 2/0+ b 3/0+ c 4/0+"},
+		{name: "restore_of_a_slot_that_was_not_lowered", do: restore(""), in: "a 2/0+ b 1/0+", want: "a 2/0+ b 1/0+"},
+		{name: "restore_behind_a_slot_that_is_on_trial_now", do: restore("a"), in: "a 2/2 b 1/0+", want: "a 2/2 b 1/0+"},
+		{name: "restore_leaves_an_uncommitted_slot", do: restore("a"), in: "a 2/0+ b 1/2", want: "a 2/0+ b 1/2"},
 		{name: "bad_trial_is_unbootable", do: bad, in: "a 1/0+ b 2/2", want: "a 1/0+ b 0/0"},
 		{name: "bad_committed_goes_last", do: bad, in: "a 2/0+ b 3/0+", want: "a 2/0+ b 1/0+"},
 		{name: "bad_committed_goes_last_without_room", do: bad, in: "a 1/0+ b 2/0+", want: "a 2/0+ b 1/0+"},

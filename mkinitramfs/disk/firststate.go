@@ -48,7 +48,7 @@ type kept struct {
 // boot: GRUB clears them at the next.
 func oneBoot(store config.Store) []string {
 	if store == config.StoreGrubenvDarch {
-		return []string{"BOOT_FELL_BACK"}
+		return []string{grubenv.FellBack}
 	}
 	return nil
 }

@@ -157,31 +157,6 @@ func TestFirstStateAsTheStoresReadIt(t *testing.T) {
 	}
 }
 
-// A variable that lasts for one boot is the one that the store sets.
-func TestFellBackLastsForOneBoot(t *testing.T) {
-	file, err := os.Create(filepath.Join(t.TempDir(), "grubenv"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer file.Close()
-	if err := (grubenv.Store{File: file, Scheme: grubenv.Darch, Names: []string{"a", "b"}}).TellFallback(); err != nil {
-		t.Fatal(err)
-	}
-	text, err := os.ReadFile(file.Name())
-	if err != nil {
-		t.Fatal(err)
-	}
-	env, err := grubenv.Parse(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range oneBoot(config.StoreGrubenvDarch) {
-		if v, ok := env.Get(name); !ok || v == "" {
-			t.Errorf("the store does not set %s, which grub.cfg clears", name)
-		}
-	}
-}
-
 func TestFixedDiskHasOneSlot(t *testing.T) {
 	b, in := builder(t)
 	in.Config.Boot.Store = config.StoreFixed

@@ -28,6 +28,7 @@ type console struct {
 	start time.Time
 
 	mu      sync.Mutex
+	grew    time.Time
 	text    []byte // without escape sequences and carriage returns
 	partial []byte // an escape sequence whose end has not come
 	line    []byte // the unfinished line of the log
@@ -37,7 +38,7 @@ type console struct {
 }
 
 func newConsole(log io.Writer) *console {
-	return &console{log: log, start: time.Now(), changed: make(chan struct{})}
+	return &console{log: log, start: time.Now(), grew: time.Now(), changed: make(chan struct{})}
 }
 
 // readFrom collects until r ends.
@@ -47,6 +48,7 @@ func (c *console) readFrom(r io.Reader) {
 		n, err := r.Read(buf)
 		c.mu.Lock()
 		c.add(buf[:n])
+		c.grew = time.Now()
 		if err != nil {
 			c.closed = true
 			c.add([]byte("\n"))
@@ -121,6 +123,13 @@ func (c *console) expect(re *regexp.Regexp, timeout time.Duration) ([]string, er
 func (c *console) tail(n int) string {
 	lines := strings.Split(strings.TrimRight(c.all(), "\n"), "\n")
 	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+}
+
+// silence is for how long nothing has come.
+func (c *console) silence() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return time.Since(c.grew)
 }
 
 func (c *console) all() string {

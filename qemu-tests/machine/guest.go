@@ -198,6 +198,9 @@ func (g *Guest) release() {
 // control sequences.
 func (g *Guest) Console() string { return g.console.all() }
 
+// Silence returns for how long the console has shown nothing new.
+func (g *Guest) Silence() time.Duration { return g.console.silence() }
+
 // Tail returns the last lines of the console.
 func (g *Guest) Tail(lines int) string { return g.console.tail(lines) }
 

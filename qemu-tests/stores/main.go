@@ -69,6 +69,11 @@ func (r *result) run(kind string) {
 		if err := mountESP(); err != nil {
 			r.Fatalf("%v", err)
 		}
+		defer func() {
+			if err := unix.Unmount(fatDir, 0); err != nil {
+				r.Errorf("cannot unmount the EFI system partition: %v", err)
+			}
+		}()
 		s, err := storetest.Folder(fatDir, kind)
 		if err != nil {
 			r.Fatalf("%v", err)

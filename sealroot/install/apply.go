@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 
+	"sealroot/sealroot/bootset"
 	"sealroot/slots"
 	"sealroot/slots/manifest"
 	"sealroot/verity/signature"
@@ -99,7 +100,7 @@ func (m Machine) prepare(source Source, r Running, o Options) (w work, err error
 		return work{}, err
 	}
 	if o.Tries < 1 || o.Tries > slots.MaxTries {
-		return work{}, fmt.Errorf("%d tries, 1 to %d can be kept: %w", o.Tries, slots.MaxTries, slots.ErrTries)
+		return work{}, fmt.Errorf("%d tries, 1 to %d can be kept: %w", o.Tries, slots.MaxTries, bootset.ErrUsage)
 	}
 	warnings, err := checkManifest(w.manifest, r, m.ESP.Needs(), o.Force)
 	if err != nil {

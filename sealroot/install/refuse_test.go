@@ -81,7 +81,7 @@ func TestInstallRefuses(t *testing.T) {
 		{name: "no_partition", source: f.new.source, world: func(w *world) { delete(w.parts, "b/verity") }, want: os.ErrNotExist},
 		{name: "running_slot", source: f.new.source, opts: Options{Slot: "a"}, want: bootset.ErrRefused, text: "runs now"},
 		{name: "unknown_slot", source: f.new.source, opts: Options{Slot: "c"}, want: bootset.ErrUsage},
-		{name: "too_many_tries", source: f.new.source, opts: Options{Tries: 16}, want: slots.ErrTries},
+		{name: "too_many_tries", source: f.new.source, opts: Options{Tries: 16}, want: bootset.ErrUsage},
 		{name: "the_only_committed_slot", source: f.new.source, world: func(w *world) {
 			w.slots = []slots.Slot{{Name: "a", Priority: 2, Tries: 1}, {Name: "b", Priority: 1, Successful: true}}
 		}, want: bootset.ErrRefused, text: "sealroot commit"},

@@ -13,6 +13,7 @@ import (
 
 	"sealroot/mount"
 	"sealroot/mount/blockdev"
+	"sealroot/sealroot/bootset"
 	"sealroot/sealroot/install"
 	"sealroot/slots"
 	"sealroot/slots/esp"
@@ -44,12 +45,42 @@ func (m *Machine) OpenPart(slot string, part manifest.Name, write bool) (install
 	if err != nil {
 		return nil, err
 	}
-	d, err := blockdev.Open(p.Node, write)
-	if err != nil {
-		return nil, err // not a nil *blockdev.Device inside an interface
+	if !write {
+		d, err := blockdev.Open(p.Node, false)
+		if err != nil {
+			return nil, err // not a nil *blockdev.Device inside an interface
+		}
+		return d, nil
 	}
-	return d, nil
+	return claim(p.Node)
 }
+
+// claimed is a device that nothing else has in use while it is open: whatever a
+// boot report says, partitions under a running root cannot be written.
+type claimed struct {
+	*blockdev.Device
+	claim *os.File
+}
+
+// claim opens a device for writing. O_EXCL fails with EBUSY on one that is
+// mounted or under device-mapper (open(2), block/bdev.c).
+func claim(node string) (install.Partition, error) {
+	f, err := os.OpenFile(node, os.O_RDONLY|unix.O_EXCL, 0)
+	if errors.Is(err, unix.EBUSY) {
+		return nil, fmt.Errorf("cannot write %s, it is in use: %w: %w", node, err, bootset.ErrRefused)
+	}
+	if err != nil {
+		return nil, err
+	}
+	d, err := blockdev.Open(node, true)
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return claimed{d, f}, nil
+}
+
+// Close gives the device free.
+func (c claimed) Close() error { return errors.Join(c.Device.Close(), c.claim.Close()) }
 
 // bootESP is the EFI system partition with the boot files of the slots.
 type bootESP struct {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sealroot/mount"
+	"sealroot/sealroot/bootset"
 	"sealroot/sealroot/install"
 	"sealroot/slots/live"
 )
@@ -222,5 +224,45 @@ func TestOpenDroppedRefusesLinks(t *testing.T) {
 	if r, err := openDropped(filepath.Join(dir, "x")); err == nil {
 		b, _ := io.ReadAll(r)
 		t.Errorf("a link was followed: %q", bytes.TrimSpace(b[:min(len(b), 20)]))
+	}
+}
+
+// A device that is in use is refused; the control is the same one when it is
+// free.
+func TestClaim(t *testing.T) {
+	image := filepath.Join(t.TempDir(), "image")
+	if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, 1<<20)); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("losetup", "--find", "--show", image).CombinedOutput()
+	if err != nil {
+		t.Fatalf("losetup: %v: %s", err, out)
+	}
+	node := strings.TrimSpace(string(out))
+	defer func() {
+		if out, err := exec.Command("losetup", "--detach", node).CombinedOutput(); err != nil {
+			t.Errorf("losetup: %v: %s", err, out)
+		}
+	}()
+	p, err := claim(node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, writeErr := p.WriteAt(make([]byte, 4096), 0)
+	if err := errors.Join(writeErr, p.Sync(), p.Forget()); err != nil {
+		t.Error(err)
+	}
+	if _, err := claim(node); !errors.Is(err, bootset.ErrRefused) {
+		t.Errorf("claimed twice: got error %v, want %v", err, bootset.ErrRefused)
+	}
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	p, err = claim(node)
+	if err != nil {
+		t.Fatalf("free again: %v", err)
+	}
+	if err := p.Close(); err != nil {
+		t.Error(err)
 	}
 }

@@ -75,6 +75,42 @@ func TestRecord(t *testing.T) {
 	}
 }
 
+// What is told, and the place that a lowered slot had, live as long as they are
+// true.
+func TestToldAndAbove(t *testing.T) {
+	lowered := slots.Failure{Slot: "b", Class: slots.ImageFailure, Reason: slots.Verity, Above: "a,c"}
+	told := Record{}.Apply(slots.LogChange{Failures: []slots.Failure{lowered}, Told: "b verity"}, "boot-1")
+	for _, tt := range []struct {
+		name  string
+		c     slots.LogChange
+		told  string
+		above string
+	}{
+		{"nothing", slots.LogChange{SetPauses: true}, "b verity", "a,c"},
+		{"told_of_another_one", slots.LogChange{Told: "c no-commit"}, "c no-commit", "a,c"},
+		{"failed_again", slots.LogChange{Failures: []slots.Failure{{Slot: "b", Class: slots.EnvironmentFailure, Reason: slots.IOError}}}, "", "a,c"},
+		{"lowered_by_hand", slots.LogChange{Failures: []slots.Failure{{Slot: "b", Class: slots.ImageFailure, Reason: slots.Manual}}}, "", ""},
+		{"proved_good", slots.LogChange{Clear: []string{"b"}}, "", ""},
+		{"gets_another_image", slots.LogChange{Forget: []string{"b"}}, "", ""},
+		{"another_slot_proved_good", slots.LogChange{Clear: []string{"a"}}, "b verity", "a,c"},
+		{"another_slot_gets_another_image", slots.LogChange{Forget: []string{"a"}}, "b verity", "c"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			_, l := newLog(t)
+			if err := l.Save(told.Apply(tt.c, "boot-2")); err != nil {
+				t.Fatal(err)
+			}
+			r, err := l.Load()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r.Told != tt.told || r.SlotFailures()["b"].Above != tt.above {
+				t.Errorf("told %q, above %q; want %q and %q", r.Told, r.SlotFailures()["b"].Above, tt.told, tt.above)
+			}
+		})
+	}
+}
+
 func TestUnknownFieldsSurvive(t *testing.T) {
 	_, l := newLog(t)
 	var r Record
