@@ -40,7 +40,7 @@ func bootTrial(t *testing.T, firmware machine.Firmware, image Image, forgets boo
 	vm := NewMachine(t, firmware, image.Build(t)).WithTPM().Boot()
 	if forgets {
 		vm.UpIn("a")
-		vm.Run("sealroot try b")
+		vm.Run("sealroot try b --tries 2")
 		vm.Reboot()
 	}
 	if image.Loader == "systemd-boot" {
@@ -98,16 +98,38 @@ func TestLoadersKeepCommittedTrial(t *testing.T) {
 			if r := vm.UpIn("b"); !r.Slot.Trial {
 				t.Errorf("slot %+v, want b on trial", r.Slot)
 			}
+			measured := vm.grubPCRs(tc.image)
 			vm.Run("sealroot commit")
 			for range 2 {
 				vm.Reboot()
 				if r := vm.UpIn("b"); r.Slot.Reason != "committed" || r.Slot.Loaded != "b" || r.FellBack != nil {
 					t.Errorf("slot %+v, fell back %+v, want b committed, by its own kernel", r.Slot, r.FellBack)
 				}
+				if now := vm.grubPCRs(tc.image); now != measured {
+					t.Errorf("PCR 8 and 9 by the default:\n%s\nby the one-shot:\n%s", now, measured)
+				}
 			}
 			vm.PowerOff()
 		})
 	}
+}
+
+// grubPCRs is what EFI GRUB has measured, its commands and the files it read; ""
+// with other loaders. A secret sealed to it must open by one-shot and default.
+func (vm *VM) grubPCRs(image Image) string {
+	vm.t.Helper()
+	if image.Loader != "grub-efi" {
+		return ""
+	}
+	var all []string
+	for _, pcr := range []string{"8", "9"} {
+		value := vm.Run("cat /sys/class/tpm/tpm0/pcr-sha256/" + pcr)
+		if strings.Trim(value, "0\n") == "" {
+			vm.t.Errorf("PCR %s is all zeros: GRUB measured nothing", pcr)
+		}
+		all = append(all, value)
+	}
+	return strings.Join(all, "\n")
 }
 
 // A kernel image that systemd-boot cannot read is left out of its list; one that

@@ -32,7 +32,7 @@ func TestVersionsTogether(t *testing.T) {
 			tc.image.B = &SlotB{}
 			disk := tc.image.Build(t)
 			setFuture(t, disk)
-			m := NewMachine(t, BIOS, disk).WithTPM()
+			m := NewMachine(t, BIOS, disk).WithTPM().Hold()
 			log := disk.Read(t, "sealroot-log", 0, bootlog.PartitionSize)
 
 			vm := m.Boot()

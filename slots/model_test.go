@@ -324,8 +324,8 @@ type outcome struct {
 	running string // "" when it ended before hand-over
 	loaded  string
 	why     Why
-	told    bool // a fallback was told
-	tried   int  // slots that failed before
+	told    string // the fallback that was told, "" none
+	tried   int    // slots that failed before
 	pause   bool
 	took    string // committed slot whose try was taken and not given back
 }
@@ -370,7 +370,11 @@ func (m machine) boot(d *disk, c chance) outcome {
 			return outcome{pause: dec.Pause > 0}
 		}
 		if failed.Slot == "" {
-			return m.unlock(d, &o, dec, outcome{running: dec.Slot, loaded: loaded, why: dec.Why, told: dec.FellBack != nil, tried: len(o.Tried), pause: dec.Pause > 0}, c)
+			out := outcome{running: dec.Slot, loaded: loaded, why: dec.Why, tried: len(o.Tried), pause: dec.Pause > 0}
+			if dec.FellBack != nil {
+				out.told = told(*dec.FellBack)
+			}
+			return m.unlock(d, &o, dec, out, c)
 		}
 		m.giveUp(d, &o, failed)
 		if d.off {

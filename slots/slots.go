@@ -7,6 +7,11 @@
 // slot; the loader only gets a one-shot hint to load the kernel of a slot on
 // trial. The boot log remembers for which slot the one-shot was armed, so that
 // a kernel that died before PID 1 is noticed by the next boot.
+//
+// When loader and slots disagree, the slots win and the boot report says both.
+// They agree again without a risk: a commit under another slot's kernel arms the
+// one-shot for the running slot's own, and only a boot in which that kernel has
+// reached PID 1 makes it the loader's default.
 package slots
 
 import (

@@ -42,7 +42,9 @@ func TestSlotsTransitions(t *testing.T) {
 	spend := func(s []Slot) ([]Slot, error) { return Spend(s, "b") }
 	bad := func(s []Slot) ([]Slot, error) { return MarkBad(s, "b", ImageFailure) }
 	restore := func(above string) func([]Slot) ([]Slot, error) {
-		return func(s []Slot) ([]Slot, error) { return Restore(s, Failure{Slot: "b", Class: ImageFailure, Above: above}, 0) }
+		return func(s []Slot) ([]Slot, error) {
+			return Restore(s, Failure{Slot: "b", Class: ImageFailure, Above: above}, 0)
+		}
 	}
 	tests := []struct {
 		name    string
@@ -77,7 +79,7 @@ func TestSlotsTransitions(t *testing.T) {
 		{name: "restore_gives_tries_with_recount", do: func(s []Slot) ([]Slot, error) {
 			return Restore(s, Failure{Slot: "b", Class: ImageFailure, Above: "a"}, 3)
 		}, in: "a 2/3+ b 1/0+", want: "a 2/3+ b 3/3+"},
-		{name: "restore_stays_below_a_newer_slot", do: restore("a"), in: "a 2/0+ b 1/0+ c 3/0+", want: "a 2/0+ b 3/0+ c 4/0+"},
+		{name: "restore_stays_below_a_newer_slot", do: restore("a"), in: "a 2/0+ b 1/0+ c 3/0+", want: "a 1/0+ b 2/0+ c 3/0+"},
 		{name: "restore_of_a_slot_that_was_not_lowered", do: restore(""), in: "a 2/0+ b 1/0+", want: "a 2/0+ b 1/0+"},
 		{name: "restore_behind_a_slot_that_is_on_trial_now", do: restore("a"), in: "a 2/2 b 1/0+", want: "a 2/2 b 1/0+"},
 		{name: "restore_leaves_an_uncommitted_slot", do: restore("a"), in: "a 2/0+ b 1/2", want: "a 2/0+ b 1/2"},
@@ -161,6 +163,12 @@ func TestSlotsDecide(t *testing.T) {
 		{name: "still_armed_means_chosen_by_hand", in: "a 1/0+ b 2/3", o: Observed{Loaded: "a", Hint: grub("b"), Armed: "b"}, slot: "a", why: BecauseCommitted},
 		{name: "unreadable_hint_counts_nothing", in: "a 1/0+ b 2/3", o: Observed{Loaded: "a", Hint: HintState{Supported: true}, Armed: "b"}, slot: "a", why: BecauseCommitted},
 		{name: "given_up_falls_back", in: "a 1/0+ b 2/0", o: Observed{Loaded: "a", Hint: grub("")}, slot: "a", why: BecauseFallback, fell: NoCommit},
+		{name: "given_up_is_told_once", in: "a 1/0+ b 2/0", o: Observed{Loaded: "a", Hint: grub(""), Told: "b no-commit", Failures: map[string]Failure{"b": {Slot: "b", Class: ImageFailure, Reason: NoCommit}}}, slot: "a", why: BecauseCommitted},
+		{name: "recount_spends_a_try_of_a_committed_slot", in: "a 2/3+ b 1/3+", o: Observed{Loaded: "a", Hint: grub(""), Refill: 3}, slot: "a", why: BecauseCommitted, saved: "a 2/2+ b 1/3+"},
+		{name: "recount_leaves_an_exhausted_slot", in: "a 2/0+ b 1/3+", o: Observed{Loaded: "b", Hint: grub(""), Refill: 3}, slot: "b", why: BecauseFallback, saved: "a 2/0+ b 1/2+", fell: NoCommit},
+		{name: "recount_with_all_exhausted_takes_turns", in: "a 2/0+ b 1/0+", o: Observed{Loaded: "a", Refill: 3, Pauses: 1}, slot: "b", why: BecauseLastResort, own: true},
+		{name: "recount_with_one_slot_writes_nothing", in: "a 2/0+ b 0/0", o: Observed{Loaded: "a", Hint: grub(""), Refill: 3}, slot: "a", why: BecauseCommitted},
+		{name: "kernel_of_nobody_is_foreign", in: "a 2/0+ b 1/0+", o: Observed{Loaded: UnknownKernel, Hint: grub("")}, slot: "a", why: BecauseCommitted, own: true},
 		{name: "fall_over_in_the_same_boot", in: "a 1/0+ b 0/0", o: Observed{Loaded: "b", Hint: grub("b"), Armed: "b", Tried: []string{"b"}, Failures: map[string]Failure{"b": {Class: ImageFailure, Reason: Verity}}}, slot: "a", why: BecauseFallback, clear: true, own: true, fell: Verity},
 		{name: "last_resort_is_one_that_was_good", in: "a 1/0+ b 2/0", o: Observed{Loaded: "b", Tried: []string{"b"}, Hint: grub("")}, slot: "a", why: BecauseFallback, own: true, fell: NoCommit},
 		{name: "last_resort_takes_what_there_is", in: "a 0/0 b 2/0", o: Observed{}, slot: "b", why: BecauseLastResort},
@@ -183,6 +191,9 @@ func TestSlotsDecide(t *testing.T) {
 			}
 			if d.Reboot && d.Why == BecauseLastResort && d.Pause == 0 {
 				t.Error("a reboot of the last resort has no pause")
+			}
+			if a := d.Disagreement; (a != nil) != (tt.own && !tt.reboot) && tt.name != "still_armed_means_chosen_by_hand" && tt.name != "unreadable_hint_counts_nothing" {
+				t.Errorf("got disagreement %+v, own kernel needed %v", a, tt.own)
 			}
 			if tt.why == BecauseCommitted && tt.rearm == "" && !d.Log.Empty() {
 				t.Errorf("got log change %+v, want none", d.Log)
@@ -277,5 +288,59 @@ func TestCommitOrder(t *testing.T) {
 	// a is committed, runs under b's kernel, and b's one-shot is b's affair
 	if want := []string{"record"}; !slices.Equal(trace, want) {
 		t.Errorf("got %v, want %v", trace, want)
+	}
+}
+
+// Running by another kernel, a commit arms the one-shot for the slot's own, once,
+// and never makes a kernel the default that did not reach PID 1.
+func TestCommitUnderAnotherKernel(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		c     Commitment
+		slots string
+		hint  string
+		armed string // afterwards
+		def   string
+		kept  Reason // the failure that the log still has
+	}{
+		{name: "asks_for_its_own", c: Commitment{Running: "a", Loaded: "b"}, slots: "a 2/0+ b 1/0+", armed: "a", def: "b"},
+		{name: "asks_when_the_kernel_is_nobodys", c: Commitment{Running: "a", Loaded: UnknownKernel}, slots: "a 2/0+ b 1/0+", armed: "a", def: "b"},
+		{name: "own_kernel_becomes_the_default", c: Commitment{Running: "a", Loaded: "a"}, slots: "a 2/0+ b 1/0+", def: "a"},
+		{name: "nobody_told", c: Commitment{Running: "a"}, slots: "a 2/0+ b 1/0+", def: "a"},
+		{name: "not_for_a_stand_in", c: Commitment{Running: "a", Loaded: "b"}, slots: "a 1/0+ b 2/0+", def: "b"},
+		{name: "not_while_a_trial_waits", c: Commitment{Running: "a", Loaded: "b"}, slots: "a 1/0+ b 2/2", hint: "b", def: "b"},
+		{name: "not_for_a_kernel_that_never_came", c: Commitment{Running: "a", Loaded: "b", Failures: map[string]Failure{"a": {Slot: "a", Class: ImageFailure, Reason: KernelNeverReached}}},
+			slots: "a 2/0+ b 1/0+", def: "b", kept: KernelNeverReached},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			d := &disk{n: 2}
+			copy(d.slot[:], parse(t, tt.slots))
+			d.hint, d.def, d.readable = tt.hint, "b", true
+			d.fail[0] = tt.c.Failures["a"]
+			if err := CommitNow(tt.c, fakeStore{d}, fakeLoader{d}, fakeLog{d}); err != nil {
+				t.Fatal(err)
+			}
+			if d.def != tt.def || d.armed != tt.armed || tt.armed != "" && d.hint != tt.armed || d.fail[0].Reason != tt.kept {
+				t.Errorf("default %q, armed %q, hint %q, failure %q; want %q, %q, and %q", d.def, d.armed, d.hint, d.fail[0].Reason, tt.def, tt.armed, tt.kept)
+			}
+			writes := d.writes
+			if err := CommitNow(tt.c, fakeStore{d}, fakeLoader{d}, fakeLog{d}); err != nil || tt.armed == "" && d.writes != writes {
+				t.Errorf("a second commit: %v, %d writes", err, d.writes-writes)
+			}
+		})
+	}
+}
+
+// A slot that a check lowered gets its place back when it boots well; one that a
+// person lowered does not.
+func TestCommitRestores(t *testing.T) {
+	for reason, want := range map[Reason]string{Verity: "a 2/0+ b 3/0+", Manual: "a 2/0+ b 1/0+"} {
+		d := &disk{n: 2}
+		copy(d.slot[:], parse(t, "a 2/0+ b 1/0+"))
+		d.readable = true
+		c := Commitment{Running: "b", Loaded: "b", Failures: map[string]Failure{"b": {Slot: "b", Class: ImageFailure, Reason: reason, Above: "a"}}}
+		if err := CommitNow(c, fakeStore{d}, nil, fakeLog{d}); err != nil || text(d.slots()) != want {
+			t.Errorf("%s: got %s, %v, want %s", reason, text(d.slots()), err, want)
+		}
 	}
 }

@@ -125,6 +125,9 @@ func (w *walker) check(before, after world, what string) error {
 			return fmt.Errorf("half-written slot %s is bootable by %q\nfrom %v\nto %v", a.Name, what, before, after)
 		}
 	}
+	if committed(before) && !committed(after) {
+		return fmt.Errorf("no committed slot is left by %q\nfrom %v\nto %v", what, before, after)
+	}
 	if !after.image[letter(after.def)].starts() {
 		return fmt.Errorf("the default entry became a dead kernel by %q\nfrom %v\nto %v", what, before, after)
 	}
@@ -133,6 +136,10 @@ func (w *walker) check(before, after world, what string) error {
 		return w.settles(after)
 	}
 	return nil
+}
+
+func committed(w world) bool {
+	return slices.ContainsFunc(w.slot[:], func(s Slot) bool { return s.Successful })
 }
 
 // checkBoot holds what is true of one whole boot.
@@ -159,7 +166,7 @@ func (w *walker) checkBoot(before world, d *disk, out outcome, c chance) error {
 		return fmt.Errorf("slot %s ran on trial without spending a try: %v", out.running, before)
 	case w.m.refill > 0 && b.Successful && b.Tries > 0 && a.Tries >= b.Tries:
 		return fmt.Errorf("slot %s ran without being counted: %v", out.running, before)
-	case out.told && out.why == BecauseCommitted:
+	case out.told != "" && out.why == BecauseCommitted:
 		return fmt.Errorf("a fallback without the reason fallback: %v", before)
 	}
 	pending := false
@@ -176,13 +183,13 @@ func (w *walker) checkBoot(before world, d *disk, out outcome, c chance) error {
 // toldOnce: the boot after one that told of a fallback does not tell it again,
 // unless something new happened in it.
 func (w *walker) toldOnce(after world, out outcome) error {
-	if !out.told {
+	if out.told == "" {
 		return nil
 	}
 	again := &disk{world: after, n: w.m.n}
 	next := w.m.boot(again, nothing)
 	quiet := next.tried == 0 && again.fail == after.fail && again.slot == after.slot
-	if next.told && next.running == out.running && quiet {
+	if next.told == out.told && next.running == out.running && quiet {
 		return fmt.Errorf("the same fallback is told twice: %v", after)
 	}
 	return nil
@@ -374,10 +381,11 @@ func TestSlotsWalkFromAnyBits(t *testing.T) {
 // The controls: with one rule wrong, the walk turns red.
 func TestSlotsWalkNotices(t *testing.T) {
 	for _, tt := range []struct {
-		name  string
-		wrong func(*rules)
+		name    string
+		recount bool // it takes boot.recount to notice
+		wrong   func(*rules)
 	}{
-		{"a_trial_is_not_counted", func(r *rules) {
+		{"a_trial_is_not_counted", false, func(r *rules) {
 			r.decide = func(o Observed) (Decision, error) {
 				d, err := Decide(o)
 				if d.Why == BecauseTrial {
@@ -386,46 +394,46 @@ func TestSlotsWalkNotices(t *testing.T) {
 				return d, err
 			}
 		}},
-		{"a_committed_slot_is_not_counted", func(r *rules) {
+		{"a_committed_slot_is_not_counted", true, func(r *rules) {
 			r.decide = func(o Observed) (Decision, error) {
 				o.Refill = 0
 				return Decide(o)
 			}
 		}},
-		{"a_failed_check_takes_committed_away", func(r *rules) {
+		{"a_failed_check_takes_committed_away", false, func(r *rules) {
 			r.markBad = func(s []Slot, name string) []Slot {
 				out := markBad(s, name)
 				out[index(out, name)].Successful = false
 				return out
 			}
 		}},
-		{"an_update_begins_without_a_word", func(r *rules) {
+		{"an_update_begins_without_a_word", false, func(r *rules) {
 			r.begin = func(s []Slot, _ string) ([]Slot, error) { return s, nil }
 		}},
-		{"an_update_takes_the_only_good_slot", func(r *rules) {
+		{"an_update_takes_the_only_good_slot", false, func(r *rules) {
 			r.begin = func(s []Slot, name string) ([]Slot, error) {
 				out, i, err := edit(s, name)
 				out[i] = Slot{Name: name}
 				return out, err
 			}
 		}},
-		{"a_commit_makes_any_kernel_the_default", func(r *rules) {
+		{"a_commit_makes_any_kernel_the_default", false, func(r *rules) {
 			r.loaded = func(_, running string) string { return running }
 		}},
-		{"a_kernel_that_never_came_is_always_asked_for", func(r *rules) {
+		{"a_kernel_that_never_came_is_always_asked_for", false, func(r *rules) {
 			r.decide = func(o Observed) (Decision, error) {
 				o.Armed = ""
 				return Decide(o)
 			}
 		}},
-		{"no_pause", func(r *rules) {
+		{"no_pause", false, func(r *rules) {
 			r.decide = func(o Observed) (Decision, error) {
 				d, err := Decide(o)
 				d.Pause = 0
 				return d, err
 			}
 		}},
-		{"a_fallback_is_told_for_ever", func(r *rules) {
+		{"a_fallback_is_told_for_ever", false, func(r *rules) {
 			r.decide = func(o Observed) (Decision, error) {
 				o.Told = ""
 				return Decide(o)
@@ -435,6 +443,9 @@ func TestSlotsWalkNotices(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			for _, m := range kinds(2) {
+				if (m.refill > 0) != tt.recount {
+					continue
+				}
 				tt.wrong(&m.rules)
 				w := walker{m: m, events: events(m.n), limit: statesHere}
 				if err := w.walk(delivered(m)); err != nil {

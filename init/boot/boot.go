@@ -155,7 +155,12 @@ func (b *boot) keepReport(stage string, cause error, count bool) {
 			if count {
 				r.Pauses = b.slots.observed.Pauses + 1
 			}
-			return r.AddReport(text)
+			with, err := r.AddReport(text)
+			if err != nil {
+				b.sys.Log.Warn("%v", err)
+				return r, nil // the count matters more
+			}
+			return with, nil
 		})
 	}
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"sealroot/init/report"
 	"sealroot/mount"
 	"sealroot/slots"
+	"sealroot/slots/live"
 )
 
 // initPath is the real init.
@@ -79,6 +80,9 @@ func (b *boot) leaveMarks() error {
 	if f := b.report.FellBack; f != nil {
 		if err := writeFile(fellBackMark, []byte("slot "+f.From+": "+f.Reason+"\n")); err != nil {
 			return err
+		}
+		if err := (live.Kept{Store: b.slots.store}).TellFallback(); err != nil {
+			b.warn("cannot tell the fallback in the store of the slots: %v", err)
 		}
 	}
 	if !b.report.Slot.Trial {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -107,7 +108,7 @@ func openUnused(path string, write bool) (_ *os.File, err error) {
 		err = unusedFile(f)
 	}
 	if err == nil {
-		err = flock(f, path)
+		err = flock(f, block)
 	}
 	if err != nil {
 		f.Close()
@@ -121,11 +122,25 @@ func partition(st unix.Stat_t) bool {
 	return err == nil
 }
 
-func flock(f *os.File, path string) error {
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return fmt.Errorf("cannot use %s, another program has locked it: %w: %w", path, ErrInUse, err)
+// udevTime is how long udev may look at a disk that was just written: it holds
+// the same lock meanwhile.
+const udevTime = 15 * time.Second
+
+// flock locks the disk against others. Only udev, which locks no file, is
+// waited for.
+func flock(f *os.File, block bool) error {
+	for begun := time.Now(); ; time.Sleep(50 * time.Millisecond) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, unix.EINTR), block && errors.Is(err, unix.EWOULDBLOCK) && time.Since(begun) < udevTime:
+			continue
+		case errors.Is(err, unix.EWOULDBLOCK):
+			return fmt.Errorf("cannot use %s, another program has locked it: %w", f.Name(), ErrInUse)
+		}
+		return fmt.Errorf("cannot lock %s: %w", f.Name(), err)
 	}
-	return nil
 }
 
 // unusedFile looks for a loop device of the file, and for locks on its bytes.

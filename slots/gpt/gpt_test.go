@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	diskSize = 2 << 20
+	diskSize = 3 << 19
 	unit     = 128 << 10 // size of each partition
 )
 

@@ -48,12 +48,6 @@ type Kept struct {
 	Counted string
 }
 
-// OnESP says that the store is on the EFI system partition, so that its file
-// system is needed even to read the slots.
-func (c Choice) OnESP() bool {
-	return c.Store == StoreDarch || c.Store == StoreRAUC || c.Store == StoreBLS
-}
-
 // TellFallback tells those who read the store's own variables that this boot is
 // a fallback, where the store has a word for it (BOOT_FELL_BACK of darch's
 // author). It is called in the boot that tells the fallback; the boot loader
