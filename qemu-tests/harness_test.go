@@ -326,3 +326,7 @@ func runTool(name string, args ...string) (string, error) {
 	output, err := exec.Command(name, args...).CombinedOutput()
 	return string(output), err
 }
+
+// soaking says that this is `make soak`, which runs whole what `make test` runs
+// samples of.
+func soaking() bool { return os.Getenv("SEALROOT_SOAK") != "" }

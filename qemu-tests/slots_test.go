@@ -1,7 +1,6 @@
 package qemutests
 
 import (
-	"os"
 	"strings"
 	"testing"
 )
@@ -87,11 +86,11 @@ func TestSlotsRecountFallsBack(t *testing.T) {
 // A TPM that refuses (PCR 7 is another one), nobody at the keyboard, both slots
 // good: however often that happens, no slot pays for it, counted or not.
 func TestSlotsUnlockRefused(t *testing.T) {
-	boots := 4
-	if os.Getenv("SEALROOT_SOAK") != "" {
-		boots = 20
-	}
 	for name, recount := range map[string]string{"plain": "", "recount": "\n  recount: true"} {
+		boots := 3
+		if soaking() {
+			boots = 20
+		}
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			disk := Image{Config: "uki", SecureBoot: true, B: &SlotB{Mode: "good"}, Edit: []string{

@@ -114,7 +114,7 @@ func (c *command) failed(ctx context.Context, failure *checks.Failure, f checkFl
 	case !now.Successful:
 		return errors.Join(bad, c.giveUp(ctx, t, list, l, !*f.stay))
 	case *f.lower:
-		return errors.Join(bad, c.leave(ctx, l, t.MarkBad, false))
+		return errors.Join(bad, c.leave(ctx, t, l, t.MarkBad, false))
 	}
 	c.say("slot %s is committed and stays (--lower would make it the last choice)", slot)
 	return bad
@@ -128,7 +128,7 @@ func (c *command) giveUp(ctx context.Context, t target, list []slots.Slot, l boo
 		c.say("%s: no other slot could be booted instead, the machine stays as it is", slots.Failure{Slot: l.Slot, Reason: l.Reason, Detail: l.Detail})
 		return nil
 	}
-	err := c.leave(ctx, l, t.MarkBad, false)
+	err := c.leave(ctx, t, l, t.MarkBad, false)
 	if reboot {
 		err = errors.Join(err, c.reboot(ctx))
 	}

@@ -72,7 +72,7 @@ func (c *command) begin(ctx context.Context, o long) (*job, error) {
 }
 
 func (c *command) openJob(r report.Report, progress bool) (*job, error) {
-	opened, err := c.env.Open(Where{Report: r})
+	opened, err := c.env.Open(Where{Report: r, Write: true})
 	if err != nil {
 		return nil, err
 	}
@@ -81,7 +81,7 @@ func (c *command) openJob(r report.Report, progress bool) (*job, error) {
 		return nil, fmt.Errorf("this disk cannot be written as a whole: %w", bootset.ErrRefused)
 	}
 	j := &job{tries: m.Tries(), running: install.Running{
-		Boot:    bootset.Boot{Running: r.Slot.Name, Loaded: r.Slot.Loaded, Degraded: r.Degraded},
+		Boot:    bootset.Boot{Running: r.Slot.Name, Loaded: c.loaded(m), Degraded: r.Degraded},
 		Name:    r.Name,
 		Version: r.Root.ImageVersion, RootHash: r.Root.RootHash, SecurityVersion: r.Root.SecurityVersion,
 		WasCommitted: r.Slot.Successful,
@@ -139,6 +139,9 @@ func installImage(c *command) action {
 			c.say("%v", err)
 			_, copyErr := j.copy(ctx, c, install.CopyOptions{Slot: done.Slot, Force: true})
 			return errors.Join(err, copyErr)
+		}
+		if errors.Is(err, bootset.ErrUnarmed) {
+			return err // it says that it is installed
 		}
 		if err != nil {
 			return fmt.Errorf("cannot install: %w", err)

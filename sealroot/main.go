@@ -59,6 +59,8 @@ type Machine interface {
 	Versions() (map[string]string, error)
 	// Kept says where the slots are kept and who starts them.
 	Kept() (store, loader string)
+	// Loaded is the slot whose kernel runs; "" when nobody told.
+	Loaded() (string, error)
 	// Refill is how many tries a commit gives; 0 without boot.recount.
 	Refill() int
 	// BootSet is what the commands that change slots act on; changed is told of
@@ -72,7 +74,7 @@ type Where struct {
 	Report report.Report // of this machine's boot
 	Disk   string        // a disk that no machine runs from now; "" for this machine's
 	Store  string        // with Disk: where its slots are kept; "" to find out
-	Write  bool          // with Disk: it will be changed
+	Write  bool          // it will be changed, and other commands that write are locked out
 }
 
 // Env is what the commands know of the world beside their arguments.
@@ -121,7 +123,7 @@ func open(w Where) (Machine, error) {
 	if w.Disk != "" {
 		m, err = machine.OpenDisk(w.Disk, w.Store, w.Write)
 	} else {
-		m, err = machine.Open(w.Report)
+		m, err = machine.Open(w.Report, w.Write)
 	}
 	if err != nil {
 		return nil, err // not a nil *Machine inside the interface

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -26,6 +27,9 @@ type fake struct {
 	saves  int
 	log    bootlog.Record
 	closed bool
+	loaded string // slot whose kernel runs
+	// loadedErr: it cannot be found out
+	loadedErr error
 }
 
 func (f *fake) Load() ([]slots.Slot, error)     { return f.list, f.err }
@@ -33,6 +37,7 @@ func (f *fake) Save(s []slots.Slot) error       { f.saves++; f.list = s; return 
 func (f *fake) Slots() ([]slots.Slot, error)    { return f.list, f.err }
 func (f *fake) Record() (bootlog.Record, error) { return f.log, f.err }
 func (f *fake) Kept() (store, loader string)    { return "gpt", "grub" }
+func (f *fake) Loaded() (string, error)         { return f.loaded, f.loadedErr }
 func (f *fake) Refill() int                     { return 0 }
 func (f *fake) Close() error                    { f.closed = true; return nil }
 func (f *fake) Versions() (map[string]string, error) {
@@ -43,7 +48,7 @@ func (f *fake) UpdateRecord(change func(bootlog.Record) (bootlog.Record, error))
 	return err
 }
 func (f *fake) BootSet(func(place, slot string)) (bootset.Machine, error) {
-	return bootset.Machine{Store: f, Log: fakeLog{f}, HoldsImage: func(string) error { return f.noSlot }}, nil
+	return bootset.Machine{Store: f, Log: fakeLog{f}, HoldsImage: func(string) error { return f.noSlot }, Tries: 3}, nil
 }
 
 type fakeLog struct{ f *fake }
@@ -304,4 +309,17 @@ func TestLockKeepsOthersOut(t *testing.T) {
 		t.Fatal(err)
 	}
 	again()
+}
+
+// TestKernelThatIsNotKnown: a commit goes on, as on a foreign kernel, and says so.
+func TestKernelThatIsNotKnown(t *testing.T) {
+	for _, c := range []struct {
+		fake fake
+		want string
+	}{{fake{loaded: "a"}, "a"}, {fake{loadedErr: errors.New("no ESP")}, slots.UnknownKernel}} {
+		cmd := newCommand(verb{output: plain}, io.Discard, io.Discard, Env{})
+		if got := cmd.loaded(&c.fake); got != c.want {
+			t.Errorf("loaded() = %q, want %q", got, c.want)
+		}
+	}
 }

@@ -65,7 +65,7 @@ func record(c *command) action {
 
 // fromLog reads the reports in the boot log.
 func (c *command) fromLog(r report.Report) (m Machine, reports [][]byte, err error) {
-	if m, err = c.env.Open(Where{Report: r}); err != nil {
+	if m, err = c.env.Open(Where{Report: r, Write: true}); err != nil {
 		return nil, nil, err
 	}
 	log, err := m.Record()

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"strings"
 
@@ -63,7 +64,7 @@ func (c *command) changing(ctx context.Context, d diskFlags) (target, error) {
 	}
 	t := target{
 		boot: bootset.Boot{
-			Running: w.Report.Slot.Name, Loaded: w.Report.Slot.Loaded, Trial: w.Report.Slot.Trial, Degraded: w.Report.Degraded,
+			Running: w.Report.Slot.Name, Loaded: c.loaded(m), Trial: w.Report.Slot.Trial, Degraded: w.Report.Degraded,
 		},
 		close: func() {
 			if err := m.Close(); err != nil {
@@ -78,6 +79,17 @@ func (c *command) changing(ctx context.Context, d diskFlags) (target, error) {
 		return target{}, err
 	}
 	return t, nil
+}
+
+// loaded is the slot whose kernel runs. What cannot be found out counts as none's,
+// so that no kernel is taken for one that has started.
+func (c *command) loaded(m Machine) string {
+	slot, err := m.Loaded()
+	if err != nil {
+		c.say("cannot find out whose kernel runs: %v", err)
+		return slots.UnknownKernel
+	}
+	return slot
 }
 
 // tell puts the slots as they are now into the result.
@@ -146,7 +158,7 @@ func (c *command) commit(t target) error {
 		return nil
 	}
 	c.say("slot %s: committed", slot)
-	if t.Loader != nil && t.boot.Loaded != "" && t.boot.Loaded != slot {
+	if t.Loader != nil && !t.Unarmed && t.boot.Loaded != "" && t.boot.Loaded != slot {
 		c.say("slot %s: runs on another kernel than its own; the next boot loads its own", slot)
 	}
 	return nil
@@ -154,7 +166,7 @@ func (c *command) commit(t target) error {
 
 func try(c *command) action {
 	d := c.diskFlags()
-	n := c.flags.Int("tries", slots.DefaultTries, "how often it is booted without a commit, 1 to 15")
+	n := c.flags.Int("tries", 0, "how often it is booted without a commit, 1 to 15 (boot.tries of the configuration)")
 	return func(ctx context.Context, words []string) error {
 		t, err := c.changing(ctx, d)
 		if err != nil {
@@ -163,6 +175,9 @@ func try(c *command) action {
 		defer t.close()
 		slot := words[0]
 		c.result.Slot = slot
+		if !given(c.flags, "tries") {
+			*n = t.Tries
+		}
 		err = t.Try(t.boot, slot, *n)
 		c.tell(t)
 		if err != nil {
@@ -173,11 +188,17 @@ func try(c *command) action {
 			back = "slot " + t.boot.Running
 		}
 		c.say("slot %s: on trial from the next boot on, %s; without a commit %s comes back", slot, count(*n, "try", "tries"), back)
-		if t.Loader == nil {
+		if t.Loader == nil || t.Unarmed && !d.offline() {
 			c.say("no boot loader started this machine: slot %s is tried on the kernel that is started anyway", slot)
 		}
 		return nil
 	}
+}
+
+// given says that a flag stands on the command line.
+func given(flags *flag.FlagSet, name string) (found bool) {
+	flags.Visit(func(f *flag.Flag) { found = found || f.Name == name })
+	return found
 }
 
 func markBad(c *command) action {
@@ -202,7 +223,7 @@ func markBad(c *command) action {
 		if l.Slot, err = t.named(words, false); err != nil {
 			return err
 		}
-		return c.leave(ctx, l, t.MarkBad, *reboot)
+		return c.leave(ctx, t, l, t.MarkBad, *reboot)
 	}
 }
 
@@ -222,14 +243,14 @@ func rollback(c *command) action {
 		if l.Slot, err = t.named(nil, true); err != nil {
 			return err
 		}
-		return c.leave(ctx, l, t.Rollback, *reboot)
+		return c.leave(ctx, t, l, t.Rollback, *reboot)
 	}
 }
 
 // leave leaves a slot, says what came of it, and restarts when that is asked for.
-func (c *command) leave(ctx context.Context, l bootset.Leave, do func(bootset.Leave) (bootset.Left, error), reboot bool) error {
+func (c *command) leave(ctx context.Context, t target, l bootset.Leave, do func(bootset.Boot, bootset.Leave) (bootset.Left, error), reboot bool) error {
 	c.result.Slot = l.Slot
-	left, err := do(l)
+	left, err := do(t.boot, l)
 	if left.Slots != nil {
 		c.after(left.Slots)
 		s, _ := slots.Find(left.Slots, l.Slot)

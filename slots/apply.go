@@ -12,6 +12,8 @@ var (
 	ErrHint = errors.New("boot loader's one-shot not written")
 	// ErrLog: the boot log could not be written. Do not reboot for it.
 	ErrLog = errors.New("boot log not written")
+	// ErrDefault: the loader's default could not be set. Everything else is done.
+	ErrDefault = errors.New("boot loader's default not written")
 )
 
 // Apply makes a decision durable: slots, then the loader's default, then the
@@ -28,9 +30,11 @@ var (
 //	                    (Recorded first, the cut would cost an innocent try.)
 //
 // A failed save of the slots stops the rest (ErrStore). A failed one-shot
-// (ErrHint) is not recorded as armed; a failed log is ErrLog. With any error
-// the caller boots on instead of rebooting. loader and log may be nil when there
-// is none.
+// (ErrHint) is not recorded as armed; where the log cannot record that it is
+// armed (ErrLog), it is cleared: a dead kernel would else be loaded at every
+// boot and never counted. A default that cannot be set (ErrDefault) changes
+// nothing else: the slot has arrived all the same. With any error the caller
+// boots on instead of rebooting. loader and log may be nil when there is none.
 func Apply(d Decision, store Store, loader Loader, log Log) error {
 	if d.Slots != nil {
 		if err := store.Save(d.Slots); err != nil {
@@ -38,17 +42,32 @@ func Apply(d Decision, store Store, loader Loader, log Log) error {
 		}
 	}
 	change := d.Log
+	var defaultErr error
+	if loader != nil && d.SetDefault != "" {
+		if err := loader.SetDefault(d.SetDefault); err != nil {
+			defaultErr = fmt.Errorf("cannot make slot %s the default: %w", d.SetDefault, errors.Join(ErrDefault, err))
+		}
+	}
 	hintErr := applyHint(d, loader)
 	if hintErr != nil {
 		change.SetArmed, change.Armed = false, ""
 	}
-	var logErr error
-	if log != nil && !change.Empty() {
-		if err := log.Record(change); err != nil {
-			logErr = fmt.Errorf("cannot write the boot log: %w", errors.Join(ErrLog, err))
-		}
+	if change.Empty() {
+		return errors.Join(defaultErr, hintErr)
 	}
-	return errors.Join(hintErr, logErr)
+	logErr := record(log, change)
+	if logErr != nil && change.SetArmed && d.Rearm != "" {
+		logErr = errors.Join(logErr, disarm(loader))
+	}
+	return errors.Join(defaultErr, hintErr, logErr)
+}
+
+// disarm takes a one-shot back that cannot be recorded.
+func disarm(loader Loader) error {
+	if err := loader.Clear(); err != nil {
+		return fmt.Errorf("cannot clear the one-shot: %w", err)
+	}
+	return nil
 }
 
 func applyHint(d Decision, loader Loader) error {
@@ -57,11 +76,6 @@ func applyHint(d Decision, loader Loader) error {
 			return fmt.Errorf("cannot arm slot %s: %w", d.Rearm, ErrHint)
 		}
 		return nil
-	}
-	if d.SetDefault != "" {
-		if err := loader.SetDefault(d.SetDefault); err != nil {
-			return fmt.Errorf("cannot make slot %s the default: %w", d.SetDefault, errors.Join(ErrHint, err))
-		}
 	}
 	if d.Rearm != "" {
 		if err := loader.Arm(d.Rearm); err != nil {

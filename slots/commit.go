@@ -3,7 +3,6 @@ package slots
 import (
 	"errors"
 	"fmt"
-	"slices"
 )
 
 // Commitment is what a commit depends on, beside the slots themselves.
@@ -47,15 +46,15 @@ func CommitNow(c Commitment, store Store, loader Loader, log Log) error {
 		errs = append(errs, err)
 	}
 	// crash point: forgotten, not committed; the slot is still on trial or good
-	if !slices.Equal(before, after) {
-		if err := store.Save(after); err != nil {
-			// the default must not leave a slot that is still good
-			return errors.Join(append(errs, fmt.Errorf("cannot commit slot %s: %w", c.Running, errors.Join(ErrStore, err)))...)
-		}
+	// It writes nothing when all is right, and mends a damaged copy of the table.
+	if err := store.Save(after); err != nil {
+		// the default must not leave a slot that is still good
+		return errors.Join(append(errs, fmt.Errorf("cannot commit slot %s: %w", c.Running, errors.Join(ErrStore, err)))...)
 	}
 	// crash point: committed; the default still names another committed slot
 	if loader != nil {
-		if err := c.tell(after, loader, log); err != nil {
+		// a log that cannot be written would not know a kernel that never came
+		if err := c.tell(after, loader, log, len(errs) == 0); err != nil {
 			errs = append(errs, err)
 		}
 	}
@@ -107,8 +106,8 @@ func record(log Log, change LogChange) error {
 	return nil
 }
 
-// tell makes the loader agree.
-func (c Commitment) tell(after []Slot, loader Loader, log Log) error {
+// tell makes the loader agree; arm says that the one-shot may be armed.
+func (c Commitment) tell(after []Slot, loader Loader, log Log, arm bool) error {
 	if c.own() {
 		if err := loader.SetDefault(c.Running); err != nil {
 			return fmt.Errorf("cannot make slot %s the default: %w", c.Running, errors.Join(ErrHint, err))
@@ -124,7 +123,7 @@ func (c Commitment) tell(after []Slot, loader Loader, log Log) error {
 		if err := loader.Clear(); err != nil {
 			return fmt.Errorf("cannot clear the one-shot: %w", errors.Join(ErrHint, err))
 		}
-	case !c.own() && (armed == "" || armed == c.Running) && c.wantsOwnKernel(after):
+	case arm && !c.own() && (armed == "" || armed == c.Running) && c.wantsOwnKernel(after):
 		if armed == "" {
 			if err := loader.Arm(c.Running); err != nil {
 				return fmt.Errorf("cannot arm slot %s: %w", c.Running, errors.Join(ErrHint, err))
@@ -132,7 +131,9 @@ func (c Commitment) tell(after []Slot, loader Loader, log Log) error {
 		}
 		// crash point: armed without a record; a kernel that does not come is
 		// then tried once more
-		return record(log, LogChange{SetArmed: true, Armed: c.Running})
+		if err := record(log, LogChange{SetArmed: true, Armed: c.Running}); err != nil {
+			return errors.Join(err, disarm(loader))
+		}
 	}
 	return nil
 }

@@ -18,10 +18,12 @@ type Observed struct {
 	// log; "" none. LogReadable is false when the boot log was damaged.
 	Armed       string
 	LogReadable bool
-	Failures    map[string]Failure // last failure of each slot, from the boot log
-	Pauses      int                // last resorts and failed boots in a row so far, from the boot log
-	Tried       []string           // slots that failed in this boot already
-	Told        string             // the fallback that was told of last, from the boot log
+	// Arrived: the record named the slot whose kernel runs when the boot began.
+	Arrived  bool
+	Failures map[string]Failure // last failure of each slot, from the boot log
+	Pauses   int                // last resorts and failed boots in a row so far, from the boot log
+	Tried    []string           // slots that failed in this boot already
+	Told     string             // the fallback that was told of last, from the boot log
 	// Refill is boot.tries with boot.recount: committed slots are counted too. 0
 	// without.
 	Refill int
@@ -64,19 +66,24 @@ type Decision struct {
 	// Log is what to change in the boot log.
 	Log LogChange
 	// Reboot: reboot once everything is written. When a write failed, do not
-	// reboot but boot Slot, which is safe without it.
+	// reboot but boot Slot, which is safe without it; where Slot is committed
+	// decide again, with the one-shot unknown, so that its boot is counted.
 	Reboot bool
 	// Pause is how long to wait, visibly, before going on or rebooting.
 	Pause time.Duration
 	// NeedOwnKernel: the running kernel is another slot's. Go on when the
 	// kernel release matches the modules of Slot's root, else ask OwnKernel.
 	NeedOwnKernel bool
+	// Spends is the slot on trial whose try is spent with Slots. When that cannot
+	// be saved, record NotSaved against it and decide again: it would be tried for
+	// ever.
+	Spends string
 	// Took is the committed slot whose try is taken with Slots (boot.recount).
 	Took string
 	// LostTry is set when a try was spent for a boot that did not arrive.
 	LostTry *Failure
 	// FellBack is set when another slot should have run: which, and why not. It
-	// is told once for each fallback.
+	// is told once for each fallback: who has told it puts it into the boot log.
 	FellBack *Failure
 	// Disagreement is set when the loader did not load what should run.
 	Disagreement *Disagreement
@@ -98,8 +105,8 @@ type LogChange struct {
 	Failures  []Failure // replaces the last failure of their slots
 	SetPauses bool
 	Pauses    int // with SetPauses: the new value
-	// Told is the fallback that is told of now; "" leaves the old one. It is
-	// forgotten with its slot, and when the slot fails anew.
+	// Told is the fallback that is told of now, by Told; "" leaves the old one.
+	// It is forgotten with its slot, and when the slot fails anew.
 	Told string
 	// Forget is for slots that get another image: it drops all that the log says
 	// about them, and that others stood above them.
@@ -129,8 +136,8 @@ func Decide(o Observed) (Decision, error) {
 	if len(o.Slots) == 0 {
 		return Decision{}, ErrNoSlot
 	}
-	if o.Loaded != UnknownKernel && index(o.Slots, o.Loaded) < 0 {
-		o.Loaded = "" // a name the store does not know says nothing
+	if o.Loaded != "" && index(o.Slots, o.Loaded) < 0 {
+		o.Loaded = UnknownKernel // a slot that the store does not know is none of ours
 	}
 	i := o.best(func(s Slot) bool { return s.Bootable() && !o.tried(s.Name) })
 	var d Decision
@@ -161,7 +168,11 @@ func (o Observed) committed(s Slot) Decision {
 		// record would accuse it should the loader choose another slot next time.
 		// It comes first and had to be asked for: the loader's default is wrong.
 		d.arm("")
-		d.SetDefault = s.Name
+		if len(o.Tried) == 0 {
+			d.SetDefault = s.Name
+		}
+	} else if t, ok := Find(o.Slots, o.Armed); ok && t.Successful && o.Armed == o.Loaded {
+		d.arm("") // it has arrived too, and another slot comes first
 	}
 	o.fallBack(&d, s)
 	return d
@@ -203,6 +214,10 @@ func (o Observed) neverCame(s Slot) Decision {
 func (o Observed) trial(t Slot) Decision {
 	stand, ok := o.standIn()
 	switch {
+	case ok && o.waits(t):
+		d := o.committed(stand)
+		d.say("slot %s is on trial and waits: its tries could not be saved (sealroot try %s goes on)", t.Name, t.Name)
+		return d
 	case !o.foreign(t.Name) || !o.Hint.Supported:
 		return o.bootTrial(t)
 	case !ok:
@@ -239,7 +254,7 @@ func (d *Decision) rebootInto(slot string) {
 
 // bootTrial spends a try and boots the slot now.
 func (o Observed) bootTrial(t Slot) Decision {
-	d := Decision{Slot: t.Name, Why: BecauseTrial, NeedOwnKernel: o.foreign(t.Name)}
+	d := Decision{Slot: t.Name, Why: BecauseTrial, NeedOwnKernel: o.foreign(t.Name), Spends: t.Name}
 	d.Slots = mustSpend(o.Slots, t.Name)
 	left := t.Tries - 1
 	if left > 0 && o.Hint.Supported && o.Hint.Slot != t.Name {
@@ -262,8 +277,8 @@ func (o Observed) neverArrived(t, stand Slot) Decision {
 	after, left := mustSpend(o.Slots, t.Name), t.Tries-1
 	d := Decision{
 		Slot: stand.Name, Why: BecauseFallback, NeedOwnKernel: o.foreign(stand.Name),
-		Slots: after, LostTry: &f, FellBack: &f,
-		Log: LogChange{Failures: []Failure{f}, Told: told(f)},
+		Slots: after, Spends: t.Name, LostTry: &f, FellBack: &f,
+		Log: LogChange{Failures: []Failure{f}},
 	}
 	d.say("%s: a try is lost, %s", f, triesLeft(left))
 	o.count(&d, stand)
@@ -321,22 +336,36 @@ func (o Observed) lastResort() Decision {
 
 // onlyItsKernel returns the index of a committed slot that failed for want of
 // its own kernel, in turn, or -1. A kernel that did not come may have met a power
-// cut: when nothing else is left it is asked for again, after a pause.
+// cut: when nothing else is left it is asked for again, after a pause. What
+// looks like a fault of the machine may be one of the running kernel's initramfs
+// (a driver that it lacks): every other time another slot's own is asked for.
 func (o Observed) onlyItsKernel() int {
 	if !o.Hint.Supported || !o.LogReadable {
 		return -1
 	}
 	var turn []int
+	same := []int{-1}
 	for i, s := range o.Slots {
-		r := o.Failures[s.Name].Reason
-		if s.Successful && o.foreign(s.Name) && (r == KernelNeverReached || r == WrongKernel) {
+		f := o.Failures[s.Name]
+		switch {
+		case !s.Successful || !o.foreign(s.Name):
+		case f.Reason == KernelNeverReached || f.Reason == WrongKernel:
 			turn = append(turn, i)
+		case f.Class == EnvironmentFailure:
+			same = append(same, i)
 		}
 	}
 	if len(turn) == 0 {
-		return -1
+		turn = same
 	}
 	return turn[max(o.Pauses, 0)%len(turn)]
+}
+
+// sentFrom says that this boot was restarted into the kernel of another
+// committed slot because nothing ran under that of this one.
+func (o Observed) sentFrom(slot string) bool {
+	s, ok := Find(o.Slots, o.Loaded)
+	return ok && s.Successful && o.Arrived && !o.tried(s.Name) && o.Failures[slot].Class == EnvironmentFailure
 }
 
 // inTurn returns the index of the untried slot whose turn it is, those with a
@@ -376,7 +405,7 @@ func OwnKernel(o Observed, slot string) (d Decision, failure Failure, ok bool) {
 	known := index(o.Slots, slot) >= 0
 	// the record bounds this to one reboot, so it must be readable; the hint
 	// itself need not be
-	again := !o.LogReadable || o.Armed == slot || o.Hint.Slot == slot
+	again := !o.LogReadable || o.Armed == slot || o.Hint.Slot == slot || o.sentFrom(slot)
 	if !known || !o.Hint.Supported || again || !o.foreign(slot) {
 		return Decision{}, failure, false
 	}

@@ -108,7 +108,7 @@ func beginEvent(m machine, d *disk, r outcome, t int) bool {
 	if (fakeStore{d}).Save(after) != nil {
 		return true
 	}
-	return d.write(func() { d.image[t] = torn }) == nil || true
+	return d.write(toImage, func() { d.image[t] = torn }) == nil || true
 }
 
 // finishEvent writes a whole image into a slot that was begun, in this boot or
@@ -117,7 +117,7 @@ func finishEvent(m machine, d *disk, r outcome, t int, h health) bool {
 	if d.image[t] != torn || name(t) == r.running {
 		return false
 	}
-	if d.write(func() { d.image[t] = h }) != nil {
+	if d.write(toImage, func() { d.image[t] = h }) != nil {
 		return true
 	}
 	after, err := FinishUpdate(d.slots(), name(t), trialTries)
@@ -138,7 +138,7 @@ func copyEvent(m machine, d *disk, r outcome, t int) bool {
 	if !source.Successful || d.image[t] != torn || name(t) == r.running {
 		return false
 	}
-	if d.write(func() { d.image[t] = d.image[letter(r.running)] }) != nil {
+	if d.write(toImage, func() { d.image[t] = d.image[letter(r.running)] }) != nil {
 		return true
 	}
 	after, err := FinishCopy(d.slots(), r.running, name(t))

@@ -30,15 +30,18 @@ const (
 	WrongImage         Reason = "wrong-image"
 	KernelNeverReached Reason = "kernel-never-reached-init"
 	NoCommit           Reason = "no-commit"
-	HealthCheck        Reason = "health-check" // the name of the check is the detail
-	RollbackFloor      Reason = "rollback-floor"
+	HealthCheck        Reason = "health-check"   // the name of the check is the detail
+	RollbackFloor      Reason = "rollback-floor" // for trust.rollback_floor, which no program sets yet
 	Manual             Reason = "marked-by-hand"
 	IOError            Reason = "io-error"
 	DeviceMissing      Reason = "device-missing"
-	WrongKernel        Reason = "wrong-kernel"
-	TPM                Reason = "tpm"
-	UnlockRefused      Reason = "unlock-refused"
-	StateDamaged       Reason = "state-damaged"
+	// NotSaved: the try could not be written. While this is on record the trial
+	// waits: every attempt would be the first one. try and install forget it.
+	NotSaved      Reason = "slots-not-saved"
+	WrongKernel   Reason = "wrong-kernel"
+	TPM           Reason = "tpm"
+	UnlockRefused Reason = "unlock-refused"
+	StateDamaged  Reason = "state-damaged"
 )
 
 // Text is the reason as a person reads it. An unknown code, written by a newer
@@ -64,6 +67,7 @@ var reasonTexts = map[Reason]string{
 	Manual:             "marked bad by hand",
 	IOError:            "input/output error",
 	DeviceMissing:      "device missing",
+	NotSaved:           "the slots could not be saved",
 	WrongKernel:        "needs another kernel",
 	TPM:                "TPM absent or busy",
 	UnlockRefused:      "unlock of the state refused",

@@ -38,9 +38,10 @@ const maxSlots = 3
 // machine is what never changes in one walk.
 type machine struct {
 	n          int
-	sameKernel bool // all slots hold the same kernel release
-	oneShot    bool // there is a loader that takes hints
-	refill     int  // boot.recount
+	sameKernel bool   // all slots hold the same kernel release
+	oneShot    bool   // there is a loader that takes hints
+	refill     int    // boot.recount
+	blind      string // the slot whose kernel lacks what every root needs
 	rules      rules
 }
 
@@ -50,10 +51,13 @@ type rules struct {
 	markBad func([]Slot, string) []Slot
 	begin   func([]Slot, string) ([]Slot, error)
 	loaded  func(loaded, running string) string // what a commit is told
+	apply   func(Decision, Store, Loader, Log) error
+	stuck   bool // a restart that cannot be asked for ends the boot
+	early   bool // a fallback counts as told when it is decided
 }
 
 func rightRules() rules {
-	return rules{decide: Decide, markBad: markBad, begin: BeginUpdate, loaded: func(loaded, _ string) string { return loaded }}
+	return rules{decide: Decide, markBad: markBad, begin: BeginUpdate, loaded: func(loaded, _ string) string { return loaded }, apply: Apply}
 }
 
 // world is what is on the disk. It is comparable, so it can be a map key.
@@ -105,10 +109,10 @@ func (m machine) canonical(w world) world {
 			f.Above = "" // Restore looks at committed slots only
 		}
 		if canonicalReason(f.Reason) != f.Reason {
-			same := w.told == told(*f)
+			same := w.told == Told(*f)
 			f.Reason = canonicalReason(f.Reason)
 			if same {
-				w.told = told(*f)
+				w.told = Told(*f)
 			}
 			if f.Class != ImageFailure {
 				f.Class = EnvironmentFailure
@@ -165,7 +169,7 @@ func (w world) key() key {
 }
 
 func reasonCode(r Reason) byte {
-	all := []Reason{"", Manual, IOError, KernelNeverReached, NoCommit, Signature}
+	all := []Reason{"", Manual, IOError, KernelNeverReached, NoCommit, Signature, NotSaved}
 	i := slices.Index(all, r)
 	if i < 0 {
 		panic("the model does not know the reason " + string(r))
@@ -183,7 +187,10 @@ func canonicalReason(r Reason) Reason {
 	return r
 }
 
-var errCut = errors.New("power cut")
+var (
+	errCut    = errors.New("power cut")
+	errBroken = errors.New("cannot be written")
+)
 
 // disk is a world being written, with the power cut at one write.
 type disk struct {
@@ -193,7 +200,18 @@ type disk struct {
 	cut    int  // the write at which the power goes, from 1; 0 never
 	after  bool // the write is done before the power goes
 	off    bool
+	broken part // what cannot be written
 }
+
+// part is where a write goes.
+type part int8
+
+const (
+	toImage part = iota // never broken here
+	toStore
+	toLoader
+	toLog
+)
 
 func (d *disk) slots() []Slot { return slices.Clone(d.slot[:d.n]) }
 
@@ -207,9 +225,12 @@ func (d *disk) failures() map[string]Failure {
 	return m
 }
 
-func (d *disk) write(change func()) error {
+func (d *disk) write(to part, change func()) error {
 	if d.off {
 		return errCut
+	}
+	if d.broken == to && to != toImage {
+		return errBroken
 	}
 	d.writes++
 	if d.writes == d.cut {
@@ -230,7 +251,7 @@ func (f fakeStore) Save(s []Slot) error {
 	if slices.Equal(s, f.slot[:f.n]) {
 		return nil
 	}
-	return f.write(func() { copy(f.slot[:], s) })
+	return f.write(toStore, func() { copy(f.slot[:], s) })
 }
 
 type fakeLoader struct{ *disk }
@@ -240,19 +261,19 @@ func (f fakeLoader) Arm(s string) error {
 	if f.hint == s {
 		return nil
 	}
-	return f.write(func() { f.hint = s })
+	return f.write(toLoader, func() { f.hint = s })
 }
 func (f fakeLoader) Clear() error {
 	if f.hint == "" {
 		return nil
 	}
-	return f.write(func() { f.hint = "" })
+	return f.write(toLoader, func() { f.hint = "" })
 }
 func (f fakeLoader) SetDefault(s string) error {
 	if f.def == s {
 		return nil
 	}
-	return f.write(func() { f.def = s })
+	return f.write(toLoader, func() { f.def = s })
 }
 
 // fakeLog does what bootlog.Record.Apply does, which has tests of its own.
@@ -294,7 +315,7 @@ func (f fakeLog) Record(c LogChange) error {
 		return nil
 	}
 	w.readable = true
-	return f.write(func() { f.world = w })
+	return f.write(toLog, func() { f.world = w })
 }
 
 func (w *world) forget(slot string) {
@@ -316,8 +337,24 @@ const (
 	otherKernel        // the loader takes another kernel than it was told; the one-shot is gone
 	refused            // the state cannot be unlocked, and nobody is there
 	diskError          // the first slot cannot be read for once
+	storeFails         // nothing can be written to the store
+	loaderFails        // one-shot and default cannot be written
+	logFails           // nothing can be written to the log
 	allChances
 )
+
+// broken is what the chance keeps from being written.
+func (c chance) broken() part {
+	switch c {
+	case storeFails:
+		return toStore
+	case loaderFails:
+		return toLoader
+	case logFails:
+		return toLog
+	}
+	return toImage
+}
 
 // outcome is how a boot ended.
 type outcome struct {
@@ -327,6 +364,7 @@ type outcome struct {
 	told    string // the fallback that was told, "" none
 	tried   int    // slots that failed before
 	pause   bool
+	dead    bool   // the kernel that was loaded never reached PID 1
 	took    string // committed slot whose try was taken and not given back
 }
 
@@ -348,22 +386,33 @@ func (m machine) loads(d *disk, c chance) (string, bool) {
 
 // boot is one boot: the loader, and PID 1 as init/boot does it.
 func (m machine) boot(d *disk, c chance) outcome {
+	d.broken = c.broken()
 	loaded, ok := m.loads(d, c)
 	if !ok {
-		return outcome{}
+		return outcome{dead: true}
 	}
 	o := Observed{Slots: d.slots(), Loaded: loaded, LogReadable: d.readable, Failures: map[string]Failure{}, Refill: m.refill}
 	if d.readable {
 		o.Armed, o.Pauses, o.Told, o.Failures = d.armed, d.pauses, d.told, d.failures()
 	}
+	o.Arrived = o.Armed == loaded
 	o.Hint = HintState{Slot: d.hint, Known: m.oneShot, Supported: m.oneShot}
 	for range 12 {
 		dec, err := m.rules.decide(o)
 		if err != nil {
 			panic(err)
 		}
-		if m.apply(d, &o, dec) || dec.Reboot {
+		written := m.apply(d, &o, dec)
+		if d.off || dec.Reboot && (written == nil || dec.Why == BecauseLastResort) {
 			return outcome{pause: dec.Pause > 0}
+		}
+		if written != nil && dec.Reboot && dec.Why == BecauseCommitted {
+			o.Hint.Known = false
+			continue
+		}
+		if errors.Is(written, ErrStore) && dec.Spends != "" {
+			m.giveUp(d, &o, Failure{Slot: dec.Spends, Class: EnvironmentFailure, Reason: NotSaved})
+			continue
 		}
 		failed, restart := m.mount(d, &o, dec, c)
 		if restart {
@@ -372,7 +421,7 @@ func (m machine) boot(d *disk, c chance) outcome {
 		if failed.Slot == "" {
 			out := outcome{running: dec.Slot, loaded: loaded, why: dec.Why, tried: len(o.Tried), pause: dec.Pause > 0}
 			if dec.FellBack != nil {
-				out.told = told(*dec.FellBack)
+				out.told = Told(*dec.FellBack)
 			}
 			return m.unlock(d, &o, dec, out, c)
 		}
@@ -388,6 +437,8 @@ func (m machine) boot(d *disk, c chance) outcome {
 func (m machine) mount(d *disk, o *Observed, dec Decision, c chance) (failed Failure, restart bool) {
 	image := d.image[letter(dec.Slot)]
 	switch {
+	case m.blind != "" && o.Loaded == m.blind:
+		return Failure{Slot: dec.Slot, Class: EnvironmentFailure, Reason: IOError}, false
 	case c == diskError && len(o.Tried) == 0:
 		return Failure{Slot: dec.Slot, Class: EnvironmentFailure, Reason: IOError}, false
 	case !image.mounts():
@@ -395,8 +446,14 @@ func (m machine) mount(d *disk, o *Observed, dec Decision, c chance) (failed Fai
 	case dec.NeedOwnKernel && !m.sameKernel:
 		own, failure, ok := OwnKernel(*o, dec.Slot)
 		if ok {
-			m.apply(d, o, own)
-			return Failure{}, true
+			err := m.apply(d, o, own)
+			if own.Slots != nil && !errors.Is(err, ErrStore) {
+				o.Took = nil
+			}
+			if err == nil || d.off || m.rules.stuck {
+				return Failure{}, true
+			}
+			failure = Failure{Slot: dec.Slot, Class: EnvironmentFailure, Reason: WrongKernel}
 		}
 		return failure, false
 	}
@@ -426,6 +483,9 @@ func (m machine) unlock(d *disk, o *Observed, dec Decision, out outcome, c chanc
 		if len(o.Took) > 0 {
 			out.took = o.Took[0]
 		}
+		if out.told != "" {
+			_ = (fakeLog{d}).Record(LogChange{Told: out.told})
+		}
 		return out
 	}
 	if _, ok := Default(o.Slots); ok && dec.Why == BecauseTrial {
@@ -444,15 +504,18 @@ func (m machine) unlock(d *disk, o *Observed, dec Decision, out outcome, c chanc
 	return outcome{pause: true}
 }
 
-// apply writes a decision; true when the power went.
-func (m machine) apply(d *disk, o *Observed, dec Decision) bool {
-	_ = Apply(dec, fakeStore{d}, m.loader(d), fakeLog{d})
+// apply writes a decision.
+func (m machine) apply(d *disk, o *Observed, dec Decision) error {
+	if m.rules.early && dec.FellBack != nil {
+		dec.Log.Told = Told(*dec.FellBack)
+	}
+	err := m.rules.apply(dec, fakeStore{d}, m.loader(d), fakeLog{d})
 	o.Slots, o.Armed, o.Hint.Slot = d.slots(), d.armed, d.hint
 	if dec.Slot != "" {
 		o.LastResort = dec.Why == BecauseLastResort
 	}
-	if dec.Took != "" {
+	if dec.Took != "" && !errors.Is(err, ErrStore) {
 		o.Took = append(o.Took, dec.Took)
 	}
-	return d.off
+	return err
 }

@@ -31,6 +31,11 @@ func (o Observed) arrivedNever(name string) bool {
 	return o.Hint.Known && o.Hint.Slot == "" && (o.Armed == name || !o.LogReadable)
 }
 
+// waits says that the slot's trial stopped because its tries could not be saved.
+func (o Observed) waits(t Slot) bool {
+	return t.State() == Trial && o.Failures[t.Name].Reason == NotSaved
+}
+
 // standIn is the committed slot that runs while a trial waits for its kernel.
 func (o Observed) standIn() (Slot, bool) {
 	i := o.best(func(s Slot) bool { return s.Successful && !o.tried(s.Name) })
@@ -72,19 +77,20 @@ func (o Observed) best(ok func(Slot) bool) int {
 // fallBack tells, once, that another slot should have run instead of s.
 func (o Observed) fallBack(d *Decision, s Slot) {
 	f, fresh := o.fellBack(s)
-	if f == nil || !fresh && o.Told == told(*f) {
+	if f == nil || !fresh && o.Told == Told(*f) {
 		return
 	}
 	d.FellBack, d.Why = f, BecauseFallback
-	d.Log.Told = told(*f)
 	if _, known := o.Failures[f.Slot]; !known {
 		d.Log.Failures = append(d.Log.Failures, *f) // status still knows it later
 	}
 	d.say("%s; falling back to slot %s", f, s.Name)
 }
 
-// told is how the boot log remembers that a fallback was told.
-func told(f Failure) string { return f.Slot + " " + string(f.Reason) }
+// Told is how the boot log remembers that a fallback was told. It is recorded by
+// the boot that tells the running system of it: one that ends before has told
+// nobody.
+func Told(f Failure) string { return f.Slot + " " + string(f.Reason) }
 
 // ToldOf says that told, from the boot log, is about the slot.
 func ToldOf(told, slot string) bool { return strings.HasPrefix(told, slot+" ") }
@@ -97,7 +103,7 @@ func (o Observed) fellBack(s Slot) (f *Failure, fresh bool) {
 		if t.Name == s.Name {
 			return false
 		}
-		given := t.State() == Spent || o.exhausted(t) && !o.exhausted(s)
+		given := t.State() == Spent || o.exhausted(t) && !o.exhausted(s) || o.waits(t)
 		return o.tried(t.Name) || o.Failures[t.Name].Class == ImageFailure || given && t.Priority >= s.Priority
 	})
 	if i < 0 {

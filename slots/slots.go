@@ -129,7 +129,8 @@ func Default(s []Slot) (Slot, bool) {
 }
 
 // Store keeps the slots. Save makes them durable in an order in which a power
-// cut leaves either the old or the new values.
+// cut leaves either the old or the new values. It writes nothing when they are
+// so already and no copy of them is damaged.
 type Store interface {
 	Load() ([]Slot, error)
 	Save([]Slot) error

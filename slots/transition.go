@@ -45,9 +45,6 @@ func GiveBack(s []Slot, name string) ([]Slot, error) {
 	return out, nil
 }
 
-// Commit is CommitCounted without boot.recount.
-func Commit(s []Slot, name string) ([]Slot, error) { return CommitCounted(s, name, 0) }
-
 // CommitCounted records that the slot booted well. The order of the slots
 // stays: a slot that stood in for another one does not overtake it. refill is
 // boot.tries with boot.recount, and becomes the slot's tries; 0 without. What is

@@ -38,7 +38,7 @@ func text(s []Slot) string {
 func TestSlotsTransitions(t *testing.T) {
 	begin := func(s []Slot) ([]Slot, error) { return BeginUpdate(s, "b") }
 	finish := func(s []Slot) ([]Slot, error) { return FinishUpdate(s, "b", 3) }
-	commit := func(s []Slot) ([]Slot, error) { return Commit(s, "b") }
+	commit := func(s []Slot) ([]Slot, error) { return CommitCounted(s, "b", 0) }
 	spend := func(s []Slot) ([]Slot, error) { return Spend(s, "b") }
 	bad := func(s []Slot) ([]Slot, error) { return MarkBad(s, "b", ImageFailure) }
 	restore := func(above string) func([]Slot) ([]Slot, error) {
@@ -255,7 +255,7 @@ func TestApplyOrder(t *testing.T) {
 		{name: "all_well", trace: "save, arm, record armed b"},
 		{name: "store_fails", err: map[string]error{"save": broken}, trace: "save", want: ErrStore},
 		{name: "hint_fails", err: map[string]error{"arm": broken}, trace: "save, arm, record", want: ErrHint},
-		{name: "log_fails", err: map[string]error{"record armed b": broken}, trace: "save, arm, record armed b", want: ErrLog},
+		{name: "log_fails", err: map[string]error{"record armed b": broken}, trace: "save, arm, record armed b, clear", want: ErrLog},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -286,7 +286,7 @@ func TestCommitOrder(t *testing.T) {
 		t.Fatal(err)
 	}
 	// a is committed, runs under b's kernel, and b's one-shot is b's affair
-	if want := []string{"record"}; !slices.Equal(trace, want) {
+	if want := []string{"record", "save"}; !slices.Equal(trace, want) {
 		t.Errorf("got %v, want %v", trace, want)
 	}
 }

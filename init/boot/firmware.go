@@ -56,6 +56,9 @@ func (b *boot) keepers(ctx context.Context, loaded efi.Loaded) (live.Kept, error
 		// A virtual machine loads a kernel directly: nobody reads hints then.
 		Direct: loaded.From == "",
 	}
+	if b.cfg.Boot.Recount {
+		c.Refill = b.cfg.Boot.Tries
+	}
 	if b.grub() {
 		c.Direct = b.cmd.Slot == "" || b.cmd.DiskUUID == ""
 	}

@@ -84,6 +84,7 @@ func (b *boot) leaveMarks() error {
 		if err := (live.Kept{Store: b.slots.store}).TellFallback(); err != nil {
 			b.warn("cannot tell the fallback in the store of the slots: %v", err)
 		}
+		b.noteTold()
 	}
 	if !b.report.Slot.Trial {
 		return nil
@@ -98,6 +99,16 @@ func (b *boot) leaveMarks() error {
 		return fmt.Errorf("cannot read the clock: %w", err)
 	}
 	return writeFile(deadlineDropIn, deadlineConf(time.Duration(now.Nano()), deadline))
+}
+
+// noteTold remembers in the boot log that this fallback was told, so that later
+// boots do not tell it again.
+func (b *boot) noteTold() {
+	if f := b.slots.fellBack; f != nil {
+		if err := b.slots.log.Record(slots.LogChange{Told: slots.Told(*f)}); err != nil {
+			b.warn("cannot remember in the boot log that a fallback was told: %v", err)
+		}
+	}
 }
 
 // deadlineConf counts from the hand-over: systemd counts OnBootSec= from the

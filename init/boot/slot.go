@@ -23,6 +23,8 @@ type slotState struct {
 	// compare: the kernel came from EFI/BOOT/BOOTX64.EFI, and nobody has looked
 	// yet whose copy that is.
 	compare bool
+	// fellBack is the fallback to tell the running system of; nil: none.
+	fellBack *slots.Failure
 }
 
 // bootLog is the boot log as PID 1 writes it; live.BootLog is the real one.
@@ -50,14 +52,21 @@ func (b *boot) chooseSlot(ctx context.Context) (slot string, foreign bool, err e
 	}
 	before, _ := slots.Find(s.observed.Slots, d.Slot)
 	written := b.apply(d)
-	if errors.Is(written, slots.ErrStore) && d.Why == slots.BecauseTrial {
-		// A try that is not on stable storage would be tried for ever.
-		s.observed.Tried = append(s.observed.Tried, d.Slot)
-		b.failed("slots", d.Slot, environmentError(slots.IOError, "%w", written))
+	if errors.Is(written, slots.ErrStore) && d.Spends != "" {
+		// A try that is not on stable storage would be tried for ever; from the
+		// next boot on the record keeps even the restart into its kernel away.
+		f := b.failed("slots", d.Spends, environmentError(slots.NotSaved, "%w", written))
+		if err := b.giveUp(ctx, f); err != nil {
+			return "", false, err
+		}
 		return b.chooseSlot(ctx)
 	}
 	if written != nil {
 		b.warn("%v", written)
+	}
+	if written != nil && d.Reboot && d.Why == slots.BecauseCommitted {
+		s.observed.Hint.Known = false
+		return b.chooseSlot(ctx)
 	}
 	if d.Pause > 0 {
 		b.sys.Log.Warn("waiting %s", d.Pause)
@@ -90,6 +99,9 @@ func (b *boot) observe(ctx context.Context) error {
 	s.store, s.hint = kept.Store, kept.Loader
 	s.observed = slots.Observed{Slots: list, LogReadable: true}
 	s.observed.Loaded, s.compare = whoLoaded(loaded)
+	if _, ok := slots.Find(list, s.observed.Loaded); !ok && s.observed.Loaded != "" {
+		s.observed.Loaded = slots.UnknownKernel
+	}
 	if b.cfg.Boot.Recount {
 		s.observed.Refill = b.cfg.Boot.Tries
 	}
@@ -99,6 +111,7 @@ func (b *boot) observe(ctx context.Context) error {
 		return nil
 	}
 	b.compareFallback(ctx)
+	s.observed.Arrived = s.observed.Armed != "" && s.observed.Armed == s.observed.Loaded
 	if s.hint == nil {
 		return nil
 	}
@@ -156,8 +169,8 @@ func (b *boot) apply(d slots.Decision) error {
 	if d.Took != "" {
 		s.observed.Took = append(s.observed.Took, d.Took)
 	}
-	hintOK := !errors.Is(err, slots.ErrHint)
-	if d.Log.SetArmed && hintOK && !errors.Is(err, slots.ErrLog) {
+	hintOK, logOK := !errors.Is(err, slots.ErrHint), !errors.Is(err, slots.ErrLog)
+	if d.Log.SetArmed && hintOK && logOK {
 		s.observed.Armed = d.Log.Armed
 	}
 	if d.Log.SetPauses {
@@ -165,6 +178,9 @@ func (b *boot) apply(d slots.Decision) error {
 	}
 	if hintOK && d.Rearm != "" {
 		s.observed.Hint.Slot = d.Rearm
+		if d.Log.SetArmed && !logOK {
+			s.observed.Hint.Slot = "" // taken back: see slots.Apply
+		}
 	} else if hintOK && d.ClearArmed {
 		s.observed.Hint.Slot = ""
 	}
@@ -178,7 +194,7 @@ func (b *boot) noteSlot(d slots.Decision, before slots.Slot) {
 		after = s
 	}
 	b.report.Slot = report.Slot{
-		Name: d.Slot, Loaded: b.slots.observed.Loaded, Reason: string(d.Why), Trial: d.Why == slots.BecauseTrial,
+		Name: d.Slot, Loaded: b.slots.observed.Loaded, Reason: string(d.Why), Trial: d.Spends == d.Slot,
 		Priority: after.Priority, Successful: after.Successful,
 		TriesBefore: before.Tries, TriesAfter: after.Tries,
 	}
@@ -187,7 +203,7 @@ func (b *boot) noteSlot(d slots.Decision, before slots.Slot) {
 		b.report.Disagreement = &report.Disagreement{Loaded: a.Loaded, Wanted: a.Wanted, Why: a.Why}
 		b.sys.Log.Warn("the boot loader loaded the kernel of slot %s, the slots say %s: %s", a.Loaded, a.Wanted, a.Why)
 	}
-	b.report.FellBack = nil
+	b.report.FellBack, b.slots.fellBack = nil, d.FellBack
 	if f := d.FellBack; f != nil {
 		b.report.FellBack = &report.Fallback{From: f.Slot, Reason: f.Reason.Text(), Class: string(f.Class)}
 		if f.Detail != "" {
@@ -263,8 +279,9 @@ func (b *boot) giveBack() (again func()) {
 	}
 }
 
-// rebootInto restarts into a slot that needs its own kernel; where that was
-// tried before, the slot is given up for this boot.
+// rebootInto restarts into a slot that needs its own kernel. Where that was tried
+// before, or cannot be asked for, the slot is given up for this boot: another
+// one may run.
 func (b *boot) rebootInto(ctx context.Context, slot string) error {
 	d, failure, ok := slots.OwnKernel(b.slots.observed, slot)
 	if !ok {
@@ -273,8 +290,16 @@ func (b *boot) rebootInto(ctx context.Context, slot string) error {
 	for _, line := range d.Lines {
 		b.sys.Log.Info("%s", line)
 	}
-	if err := b.apply(d); err != nil {
-		return fmt.Errorf("cannot restart into slot %s: %w", slot, err)
+	err := b.apply(d)
+	if d.Slots != nil && !errors.Is(err, slots.ErrStore) {
+		// its try is given back already
+		b.slots.observed.Took = slices.DeleteFunc(b.slots.observed.Took, func(s string) bool { return s == slot })
 	}
-	return errReboot
+	if err == nil {
+		return errReboot
+	}
+	b.warn("cannot restart into slot %s: %v", slot, err)
+	return b.giveUp(ctx, slots.Failure{
+		Slot: slot, Class: slots.EnvironmentFailure, Reason: slots.WrongKernel, Detail: clean(err.Error()),
+	})
 }

@@ -15,6 +15,8 @@ var (
 	ErrRefused = errors.New("refused")
 	// ErrNoImage: the slot does not hold what is needed to start it.
 	ErrNoImage = errors.New("slot holds no image")
+	// ErrUnarmed: the slot is on trial all the same; the next boot arms it.
+	ErrUnarmed = errors.New("on trial, and not armed yet")
 	// ErrUsage: what was asked for makes no sense, such as an unknown slot.
 	ErrUsage = errors.New("wrong usage")
 )
@@ -41,6 +43,8 @@ type Machine struct {
 	Failures map[string]slots.Failure
 	// Refill is how many tries a commit gives, with boot.recount; 0 without.
 	Refill int
+	// Tries is how often a slot is tried where the call names no number.
+	Tries int
 	// HoldsImage is ErrNoImage when the slot cannot be started, and says why.
 	HoldsImage func(slot string) error
 }
@@ -66,9 +70,12 @@ func (m Machine) Commit(b Boot) (was bool, err error) {
 	case b.Degraded:
 		return false, fmt.Errorf("cannot commit slot %s: this boot is degraded, its state was not opened (see sealroot status): %w", b.Running, ErrRefused)
 	}
-	return running.Successful, slots.CommitNow(slots.Commitment{
-		Running: b.Running, Loaded: b.Loaded, Refill: m.Refill, Failures: m.Failures,
-	}, m.Store, m.Loader, m.Log)
+	c := slots.Commitment{Running: b.Running, Loaded: b.Loaded, Refill: m.Refill, Failures: m.Failures}
+	if m.Loader == nil || m.Unarmed && b.Loaded != b.Running {
+		// nobody can be asked for the slot's own kernel
+		return running.Successful, slots.CommitNow(c, m.Store, nil, m.Log)
+	}
+	return running.Successful, slots.CommitNow(c, m.Store, m.Loader, m.Log)
 }
 
 // PlanTry decides how a slot is put on trial with a number of boots. hint says
@@ -100,7 +107,8 @@ func PlanTry(list []slots.Slot, b Boot, slot string, tries int, hint bool) (slot
 
 // Try puts a slot on trial. What the log says of the slot's past is forgotten
 // first: cut here, only a reason is lost. Then slots.Apply writes the store,
-// the one-shot and the record in its order.
+// the one-shot and the record in its order. ErrUnarmed: the slots are saved, one
+// of the others was not.
 func (m Machine) Try(b Boot, slot string, tries int) error {
 	list, err := m.Store.Load()
 	if err != nil {
@@ -118,8 +126,9 @@ func (m Machine) Try(b Boot, slot string, tries int) error {
 			return fmt.Errorf("cannot write the boot log: %w", err)
 		}
 	}
-	if m.Loader == nil {
-		return slots.Apply(d, m.Store, nil, m.Log) // not a nil Loader inside a Hint
+	err = slots.Apply(d, m.Store, m.Loader, m.Log)
+	if err != nil && !errors.Is(err, slots.ErrStore) {
+		return fmt.Errorf("slot %s is on trial all the same, the next boot arms it: %w", slot, errors.Join(err, ErrUnarmed))
 	}
-	return slots.Apply(d, m.Store, m.Loader, m.Log)
+	return err
 }

@@ -38,6 +38,9 @@ type store struct{ *disk }
 
 func (s store) Load() ([]slots.Slot, error) { return slices.Clone(s.slots), nil }
 func (s store) Save(l []slots.Slot) error {
+	if slices.Equal(l, s.slots) {
+		return nil // as every store
+	}
 	return s.write("slots", func() { s.slots = slices.Clone(l) })
 }
 
@@ -209,6 +212,44 @@ func TestCommitRefused(t *testing.T) {
 type brokenPlace struct{ place }
 
 func (brokenPlace) IsDefault(string) (bool, error) { return false, errCut }
+func (brokenPlace) SetDefault(string) error        { return errCut }
+
+// damagedPlace cannot be read until it is set.
+type damagedPlace struct{ place }
+
+func (p damagedPlace) IsDefault(slot string) (bool, error) {
+	if p.places[p.n] == "damaged" {
+		return false, errors.New("bad format")
+	}
+	return p.place.IsDefault(slot)
+}
+
+func TestCommitMendsADamagedPlace(t *testing.T) {
+	d := onTrial()
+	d.places[0] = "damaged"
+	m := d.machine()
+	m.Loader = Loader{Hint: hint{d}, Places: []Place{damagedPlace{place{d, 0}}}}
+	if _, err := m.Commit(inB); err != nil || d.places[0] != "b" {
+		t.Errorf("Commit() = %v, the place starts %s; want nil, b", err, d.places[0])
+	}
+}
+
+// TestCommitWithoutOneShot: what needs no variables of the firmware is set, and a
+// kernel that nobody can be asked for is not recorded as asked for.
+func TestCommitWithoutOneShot(t *testing.T) {
+	for loaded, want := range map[string]string{"b": "b", "a": "a", "?": "a"} {
+		d := onTrial()
+		d.once, d.armed = "", ""
+		m := d.machine()
+		m.Unarmed = true
+		if _, err := m.Commit(Boot{Running: "b", Loaded: loaded}); err != nil {
+			t.Fatal(err)
+		}
+		if d.places[0] != want || d.once+d.armed != "" || !d.slots[1].Successful {
+			t.Errorf("on the kernel of %s: got %s, want default %s and nothing armed", loaded, d, want)
+		}
+	}
+}
 
 func TestCommitGoesOnBesideABrokenPlace(t *testing.T) {
 	d := onTrial()
@@ -281,8 +322,12 @@ func TestTryCutAnywhere(t *testing.T) {
 	for n := range len(whole.trace) {
 		d := start()
 		d.cut = n
-		if err := d.machine().Try(inA, "b", 3); !errors.Is(err, errCut) {
+		err := d.machine().Try(inA, "b", 3)
+		if !errors.Is(err, errCut) {
 			t.Errorf("cut after %d: got error %v, want %v", n, err, errCut)
+		}
+		if on := d.slots[1].State() == slots.Trial; errors.Is(err, ErrUnarmed) != on {
+			t.Errorf("cut after %d: slot b on trial: %v, and the error is %v", n, on, err)
 		}
 		if d.armed != "" && d.once != "b" {
 			t.Errorf("cut after %d: recorded as armed and is not, an innocent try is lost: %s", n, d)

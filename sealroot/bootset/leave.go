@@ -44,14 +44,14 @@ func Other(list []slots.Slot, slot string) bool {
 }
 
 // MarkBad marks a slot bad. Errors as of PlanMarkBad, and of the writes.
-func (m Machine) MarkBad(l Leave) (Left, error) {
-	return m.leave(l, func(list []slots.Slot) ([]slots.Slot, error) { return PlanMarkBad(list, l) })
+func (m Machine) MarkBad(b Boot, l Leave) (Left, error) {
+	return m.leave(b, l, func(list []slots.Slot) ([]slots.Slot, error) { return PlanMarkBad(list, l) })
 }
 
 // Rollback leaves a slot for another committed one. ErrRefused when there is
 // none.
-func (m Machine) Rollback(l Leave) (Left, error) {
-	return m.leave(l, func(list []slots.Slot) ([]slots.Slot, error) {
+func (m Machine) Rollback(b Boot, l Leave) (Left, error) {
+	return m.leave(b, l, func(list []slots.Slot) ([]slots.Slot, error) {
 		after, err := slots.Rollback(list, l.Slot)
 		if errors.Is(err, slots.ErrNoOther) {
 			err = fmt.Errorf("%w: %w", err, ErrRefused)
@@ -69,13 +69,13 @@ func (m Machine) Rollback(l Leave) (Left, error) {
 //	         here, the slot is as it was, with a failure on record that its next
 //	         commit forgets; should its kernel die now, one boot is not counted.
 //	slots:   now the slot is left.
-//	default: the loader starts the slot that is first now. Until then it loads
-//	         the old slot's kernel, whose PID 1 decides by the slots.
+//	default: if it named the slot, see replaceDefault. Until then the loader
+//	         loads the old slot's kernel, whose PID 1 decides by the slots.
 //	hint:    a one-shot for the slot goes last: it only loads a kernel.
 //
 // Nothing is written that is so already. A failed write before the slots are
 // saved does not keep them from being saved.
-func (m Machine) leave(l Leave, plan func([]slots.Slot) ([]slots.Slot, error)) (Left, error) {
+func (m Machine) leave(b Boot, l Leave, plan func([]slots.Slot) ([]slots.Slot, error)) (Left, error) {
 	before, err := m.Store.Load()
 	if err != nil {
 		return Left{}, fmt.Errorf("cannot read the slots: %w", err)
@@ -98,7 +98,7 @@ func (m Machine) leave(l Leave, plan func([]slots.Slot) ([]slots.Slot, error)) (
 	}
 	// crash point: left, and still what the loader starts
 	if m.Loader != nil {
-		if err := m.disarm(l.Slot, after); err != nil {
+		if err := m.disarm(b, l.Slot, after); err != nil {
 			errs = append(errs, fmt.Errorf("cannot tell the boot loader: %w", errors.Join(slots.ErrHint, err)))
 		}
 	}
@@ -119,16 +119,61 @@ func (m Machine) record(c slots.LogChange) error {
 	return nil
 }
 
-// disarm moves the default away from the slot and takes its one-shot.
-func (m Machine) disarm(slot string, after []slots.Slot) error {
-	var errs []error
-	if d, ok := slots.Default(after); ok && d.Name != slot {
-		errs = append(errs, m.Loader.SetDefault(d.Name))
-		// crash point: the one-shot still loads the slot's kernel once
-	}
+// disarm takes the slot's one-shot and its place as the loader's default.
+func (m Machine) disarm(b Boot, slot string, after []slots.Slot) error {
 	armed, err := m.Loader.Get()
+	var errs []error
+	if named, _ := m.StartsByDefault(slot); named {
+		// crash point: the one-shot still loads the slot's kernel once
+		errs = append(errs, m.replaceDefault(b, slot, armed, after))
+		armed, err = m.Loader.Get()
+	}
 	if err == nil && armed == slot {
 		err = m.Loader.Clear()
 	}
 	return errors.Join(append(errs, err)...)
+}
+
+// replaceDefault finds a kernel for the loader to start instead of the slot's.
+// It must be one that is known to start: the running one, when it belongs to the
+// slot that is first now. Otherwise that slot's own kernel is asked for once; the
+// boot in which it arrives makes it the default, and if it dies the kernel of the
+// slot that was left comes and runs what its modules fit. On a disk of another
+// machine no kernel runs, and all that is known is which one has died.
+func (m Machine) replaceDefault(b Boot, slot, armed string, after []slots.Slot) error {
+	first, ok := slots.Default(after)
+	if !ok || first.Name == slot {
+		return nil
+	}
+	dead := m.Failures[first.Name].Reason == slots.KernelNeverReached
+	switch {
+	case b.Loaded == first.Name, b.Running == "" && !dead:
+		return m.Loader.SetDefault(first.Name)
+	case dead, m.Unarmed, armed != "" && armed != slot && armed != first.Name:
+		return nil // the last: a trial waits for the one-shot
+	}
+	if armed != first.Name {
+		if err := m.Loader.Arm(first.Name); err != nil {
+			return err
+		}
+	}
+	// crash point: armed without a record; that the kernel does not come is not
+	// remembered then
+	return m.record(slots.LogChange{SetArmed: true, Armed: first.Name})
+}
+
+// StartsByDefault says whether the loader starts the slot without a one-shot. One
+// that cannot say it may: then true comes with the error.
+func (m Machine) StartsByDefault(slot string) (bool, error) {
+	if m.Loader == nil {
+		return false, nil
+	}
+	l, ok := m.Loader.(interface {
+		IsDefault(slot string) (bool, error)
+	})
+	if !ok {
+		return true, nil
+	}
+	named, err := l.IsDefault(slot)
+	return named || err != nil, err
 }

@@ -77,14 +77,14 @@ func TestMarkBad(t *testing.T) {
 		},
 		{
 			"committed", inBoth(),
-			"[slot a: priority 2, no tries left, committed slot b: priority 1, no tries left, committed] once  places [a a a] armed  failed [b]",
-			"log, slots, place 0 a, place 1 a, place 2 a",
+			"[slot a: priority 2, no tries left, committed slot b: priority 1, no tries left, committed] once a places [b b b] armed a failed [b]",
+			"log, slots, arm a, log",
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			d := c.disk
 			d.failed = nil
-			left, err := d.machine().MarkBad(Leave{Slot: "b", Reason: slots.HealthCheck, Detail: "10-net"})
+			left, err := d.machine().MarkBad(inB, Leave{Slot: "b", Reason: slots.HealthCheck, Detail: "10-net"})
 			if err != nil || left.Next != "a" {
 				t.Fatalf("MarkBad() = %+v, %v; want the next boot for slot a", left, err)
 			}
@@ -109,10 +109,10 @@ func TestLeaveCutAnywhere(t *testing.T) {
 		make func() *disk
 		do   func(Machine) error
 	}{
-		{"mark_bad_on_trial", onTrial, func(m Machine) error { _, err := m.MarkBad(l); return err }},
-		{"mark_bad_committed", inBoth, func(m Machine) error { _, err := m.MarkBad(l); return err }},
-		{"rollback_on_trial", onTrial, func(m Machine) error { _, err := m.Rollback(l); return err }},
-		{"rollback_committed", inBoth, func(m Machine) error { _, err := m.Rollback(l); return err }},
+		{"mark_bad_on_trial", onTrial, func(m Machine) error { _, err := m.MarkBad(inB, l); return err }},
+		{"mark_bad_committed", inBoth, func(m Machine) error { _, err := m.MarkBad(inB, l); return err }},
+		{"rollback_on_trial", onTrial, func(m Machine) error { _, err := m.Rollback(inB, l); return err }},
+		{"rollback_committed", inBoth, func(m Machine) error { _, err := m.Rollback(inB, l); return err }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			whole := c.make()
@@ -156,7 +156,7 @@ func TestCommitAfterMarkBad(t *testing.T) {
 	d := onTrial()
 	b := inB
 	b.Trial = true
-	if _, err := d.machine().MarkBad(Leave{Slot: "b", Reason: slots.NoCommit}); err != nil {
+	if _, err := d.machine().MarkBad(inB, Leave{Slot: "b", Reason: slots.NoCommit}); err != nil {
 		t.Fatal(err)
 	}
 	was := d.copy()
@@ -179,5 +179,75 @@ func TestOfflineTryArmsNothing(t *testing.T) {
 	}
 	if d.once != "" || d.armed != "" || d.slots[1].Tries != 3 {
 		t.Errorf("got %s, want slot b on trial and nothing armed", d)
+	}
+}
+
+// TestDefaultIsAKernelThatStarts: whatever is left, the loader's default is moved
+// to a kernel that runs now, or not at all; a committed slot whose own kernel may
+// start is asked for once.
+func TestDefaultIsAKernelThatStarts(t *testing.T) {
+	three := []slots.Slot{good("a", 1), good("b", 2), trial("c", 3, 2)}
+	inC, inBOnA, inNone := Boot{Running: "c", Loaded: "c"}, Boot{Running: "b", Loaded: "a"}, Boot{}
+	for _, c := range []struct {
+		name         string
+		list         []slots.Slot
+		boot         Boot
+		first        string
+		leave        string
+		dead, once   string // slot whose kernel never came; one-shot before
+		unarmed      bool
+		want, wanted string // default, one-shot
+	}{
+		{"trial_beside_a_dead_kernel", three, inC, "a", "c", "b", "", false, "a", ""},
+		{"trial_beside_an_unproved_kernel", three, inC, "a", "c", "", "", false, "a", ""},
+		{"first_one_runs_on_it", three[:2], inBOnA, "a", "a", "b", "", false, "a", ""},
+		{"default_is_left_for_an_unproved_kernel", three[:2], inBOnA, "a", "a", "", "", false, "a", "b"},
+		{"default_is_left_for_the_running_kernel", three[:2], Boot{Running: "b", Loaded: "b"}, "a", "a", "", "", false, "b", ""},
+		{"kernel_of_nobody", three[:2], Boot{Running: "b", Loaded: "?"}, "b", "b", "", "", false, "b", "a"},
+		{"one_shot_of_a_trial_stays", three, Boot{Running: "b", Loaded: "b"}, "b", "b", "", "c", false, "b", "c"},
+		{"one_shot_of_the_slot_goes", three[:2], Boot{Running: "b", Loaded: "b"}, "b", "b", "a", "b", false, "b", ""},
+		{"nobody_takes_a_one_shot", three[:2], Boot{Running: "b", Loaded: "b"}, "b", "b", "", "", true, "b", ""},
+		{"disk_of_another_machine", three[:2], inNone, "b", "b", "", "", true, "a", ""},
+		{"disk_of_another_machine_dead_kernel", three[:2], inNone, "b", "b", "a", "", true, "b", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			d := &disk{slots: slices.Clone(c.list), places: [3]string{c.first, c.first, c.first}, once: c.once, cut: -1}
+			m := d.machine()
+			m.Unarmed = c.unarmed
+			if c.dead != "" {
+				m.Failures = map[string]slots.Failure{c.dead: {Slot: c.dead, Class: slots.ImageFailure, Reason: slots.KernelNeverReached}}
+			}
+			if _, err := m.MarkBad(c.boot, Leave{Slot: c.leave, Reason: slots.Manual}); err != nil {
+				t.Fatal(err)
+			}
+			if d.places[0] != c.want || d.once != c.wanted {
+				t.Errorf("got default %q, one-shot %q; want %q, %q", d.places[0], d.once, c.want, c.wanted)
+			}
+			if c.wanted == "a" || c.wanted == "b" {
+				if d.armed != c.wanted {
+					t.Errorf("the record says %q, want %q", d.armed, c.wanted)
+				}
+			}
+		})
+	}
+}
+
+// mute is a loader that does not tell its default.
+type mute struct {
+	hint
+	set *[]string
+}
+
+func (m mute) SetDefault(slot string) error { *m.set = append(*m.set, slot); return nil }
+
+func TestDefaultThatNobodyTells(t *testing.T) {
+	d, set := inBoth(), []string(nil)
+	m := d.machine()
+	m.Loader = mute{hint{d}, &set}
+	if _, err := m.MarkBad(inB, Leave{Slot: "b", Reason: slots.Manual}); err != nil {
+		t.Fatal(err)
+	}
+	if len(set) > 0 || d.once != "a" {
+		t.Errorf("default set to %v, one-shot %q; want none and a", set, d.once)
 	}
 }

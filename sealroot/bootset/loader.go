@@ -18,11 +18,17 @@ type Place interface {
 	SetDefault(slot string) error
 }
 
+// chooser is a place for which "nothing to be set" and "starts the slot" are two
+// things.
+type chooser interface {
+	Starts(slot string) (bool, error)
+}
+
 // Loader is the loader of this boot and all places that are to name the same
 // default, so that the disk also starts right in another way or machine.
 type Loader struct {
-	slots.Hint // the one-shot of the loader that started this machine
-	Places     []Place
+	slots.Hint                          // the one-shot of the loader that started this machine
+	Places     []Place                  // the one that the loader goes by comes first
 	Changed    func(place, slot string) // told of each place that was changed; may be nil
 }
 
@@ -30,19 +36,17 @@ var _ slots.Loader = Loader{}
 
 // SetDefault sets each place that does not start the slot yet, in their order.
 // A place that fails does not keep the others from being set: each one is
-// changed in one step and is right by itself.
+// changed in one step and is right by itself. One that cannot be read is set,
+// which mends it.
 func (l Loader) SetDefault(slot string) error {
 	var errs []error
 	for _, p := range l.Places {
-		right, err := p.IsDefault(slot)
-		if err == nil && right {
+		right, unread := p.IsDefault(slot)
+		if unread == nil && right {
 			continue
 		}
-		if err == nil {
-			err = p.SetDefault(slot)
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("cannot set %s: %w", p.Name(), err))
+		if err := p.SetDefault(slot); err != nil {
+			errs = append(errs, fmt.Errorf("cannot set %s: %w", p.Name(), errors.Join(unread, err)))
 			continue
 		}
 		if l.Changed != nil {
@@ -50,4 +54,17 @@ func (l Loader) SetDefault(slot string) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// IsDefault says whether the slot is started by default here: by the first place.
+// The others serve when that one is lost.
+func (l Loader) IsDefault(slot string) (bool, error) {
+	if len(l.Places) == 0 {
+		return false, nil
+	}
+	first := l.Places[0]
+	if c, ok := first.(chooser); ok {
+		return c.Starts(slot)
+	}
+	return first.IsDefault(slot)
 }

@@ -41,7 +41,8 @@ type Installed struct {
 //	trial:     slots, one-shot, boot log, by slots.Apply.
 //
 // With ErrUnbootable the slot was being written, and the next install begins
-// anew; with any other error of ErrSet, ErrRoom and bootset's nothing changed.
+// anew; with bootset.ErrUnarmed it is installed and on trial. With any other error
+// of ErrSet, ErrRoom and bootset's nothing changed.
 func (m Machine) Install(ctx context.Context, source Source, r Running, o Options) (Installed, error) {
 	w, err := m.prepare(source, r, o)
 	if err != nil {
@@ -50,7 +51,7 @@ func (m Machine) Install(ctx context.Context, source Source, r Running, o Option
 	defer w.parts.close()
 	defer w.closer.Close()
 	done := Installed{Slot: w.slot, Version: w.manifest.Version, RootHash: hexOf(w.manifest.RootHash), Certificate: w.signer}
-	if err := m.begin(ctx, r.Running, w.slot); err != nil {
+	if err := m.begin(ctx, r, w.slot); err != nil {
 		return done, err
 	}
 	err = inOrder(ctx, []step{
@@ -64,7 +65,9 @@ func (m Machine) Install(ctx context.Context, source Source, r Running, o Option
 		return done, unbootable(w.slot, err)
 	}
 	// crash points: those of slots.Apply
-	if err := m.Try(r.Boot, w.slot, o.Tries); err != nil {
+	if err := m.Try(r.Boot, w.slot, o.Tries); errors.Is(err, bootset.ErrUnarmed) {
+		return done, err // it is installed
+	} else if err != nil {
 		return done, fmt.Errorf("cannot put slot %s on trial, its image is written: %w", w.slot, err)
 	}
 	return done, nil
@@ -96,7 +99,7 @@ func (m Machine) prepare(source Source, r Running, o Options) (w work, err error
 	if w.slot, err = chooseSlot(list, r.Running, o.Slot); err != nil {
 		return work{}, err
 	}
-	if err := r.kernelProved(w.slot); err != nil {
+	if _, err := m.kernelStays(list, r, w.slot); err != nil {
 		return work{}, err
 	}
 	if o.Tries < 1 || o.Tries > slots.MaxTries {
@@ -133,17 +136,17 @@ func (m Machine) prepare(source Source, r Running, o Options) (w work, err error
 
 // checkESP says whether the boot files fit beside those that are there.
 func (m Machine) checkESP(s set, slot string) error {
-	sizes := []int64{int64(len(s.text)), int64(len(s.message))}
+	sizes := map[BootFile]int64{Manifest: int64(len(s.text)), ManifestSignature: int64(len(s.message))}
 	for _, f := range s.bootParts() {
 		part, _ := s.manifest.Part(manifest.Name(f))
-		sizes = append(sizes, part.Size)
+		sizes[f] = part.Size
 	}
 	return m.ESP.With(false, func(dir Folder) error {
 		room, err := dir.Room(slot)
 		if err != nil {
 			return err
 		}
-		return checkRoom(bootNeeds(sizes), room)
+		return checkRoom(sizes, room)
 	})
 }
 
@@ -160,13 +163,13 @@ func (s set) bootParts() []BootFile {
 
 // begin makes the slot unbootable. Power cuts in between:
 //
-//	default:  the loader's default leaves the slot if it still names it: a slot
-//	          that failed inside one boot stays the default until a commit.
+//	default:  the loader's default leaves the slot if it still names it, for the
+//	          slot whose kernel runs: see kernelStays.
 //	one-shot: a trial of the slot that was pending is over; cut here, PID 1
 //	          counts a try of it and goes on.
 //	log:      what was remembered of the slot.
 //	slots:    now it is unbootable.
-func (m Machine) begin(ctx context.Context, running, slot string) error {
+func (m Machine) begin(ctx context.Context, r Running, slot string) error {
 	list, err := m.Store.Load()
 	if err != nil {
 		return fmt.Errorf("cannot read the slots: %w", err)
@@ -175,14 +178,18 @@ func (m Machine) begin(ctx context.Context, running, slot string) error {
 	if err != nil {
 		return err
 	}
+	kernel, err := m.kernelStays(list, r, slot)
+	if err != nil {
+		return err
+	}
 	return inOrder(ctx, []step{
 		{"move the boot loader's default off slot " + slot, func() error {
-			if m.Loader == nil {
+			if kernel == "" {
 				return nil
 			}
-			return m.Loader.SetDefault(keep(after, running))
+			return m.Loader.SetDefault(kernel)
 		}},
-		// crash point: the default is the slot that runs anyway
+		// crash point: the default is the kernel that runs anyway
 		{"clear the one-shot", func() error {
 			if m.Loader == nil {
 				return nil

@@ -51,6 +51,9 @@ func (m Machine) Copy(ctx context.Context, r Running, o CopyOptions) (Copied, er
 	if err := checkCopy(list, r, target, o.Force); err != nil {
 		return done, err
 	}
+	if _, err := m.kernelStays(list, r, target); err != nil {
+		return done, err
+	}
 	from, err := m.openSlot(r.Running, false)
 	if err != nil {
 		return done, err
@@ -110,7 +113,7 @@ func (m Machine) isCopy(ctx context.Context, list []slots.Slot, target string, t
 
 // copySlot writes the target.
 func (m Machine) copySlot(ctx context.Context, r Running, target string, from, to slotParts, im image, files digests) error {
-	if err := m.begin(ctx, r.Running, target); err != nil {
+	if err := m.begin(ctx, r, target); err != nil {
 		return err
 	}
 	err := inOrder(ctx, []step{
@@ -243,16 +246,16 @@ func (m Machine) checkBootFiles(slot, target string, im image) (digests, error) 
 	if _, err := m.compareBootFiles(slot, files, im); err != nil {
 		return nil, fmt.Errorf("slot %s cannot be copied: %w", slot, err)
 	}
-	var sizes []int64
-	for _, d := range files {
-		sizes = append(sizes, d.size)
+	sizes := map[BootFile]int64{}
+	for f, d := range files {
+		sizes[f] = d.size
 	}
 	return files, m.ESP.With(false, func(dir Folder) error {
 		room, err := dir.Room(target)
 		if err != nil {
 			return err
 		}
-		return checkRoom(bootNeeds(sizes), room)
+		return checkRoom(sizes, room)
 	})
 }
 
@@ -293,5 +296,5 @@ func checkCopy(list []slots.Slot, r Running, target string, force bool) error {
 	if s, _ := slots.Find(list, target); s.State() == slots.Trial && !force {
 		return fmt.Errorf("slot %s waits for its trial, --force gives that up: %w", target, bootset.ErrRefused)
 	}
-	return r.kernelProved(target)
+	return nil
 }

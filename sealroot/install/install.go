@@ -69,8 +69,8 @@ func BootFiles() []BootFile { return []BootFile{Kernel, Initrd, UKI, Manifest, M
 
 // Folder is the EFI system partition while it is mounted.
 type Folder interface {
-	// Room is how many bytes a slot's new files may have in all.
-	Room(slot string) (int64, error)
+	// Room is what there is for a slot's new files.
+	Room(slot string) (Room, error)
 	// Open opens a slot's file; the error is fs.ErrNotExist when it has none.
 	Open(slot string, file BootFile) (io.ReadCloser, error)
 	// Write writes a new file beside the slot's own one, and makes it durable.
@@ -81,6 +81,15 @@ type Folder interface {
 	// ones, and removes those of its files that were not written. A power cut
 	// leaves any of both; no file of another slot is touched.
 	Publish(slot string, files []BootFile) error
+}
+
+// Room is room for boot files, in bytes.
+type Room struct {
+	Free int64 // for the new files of a slot, beside its old ones
+	Old  int64 // that Publish, or the commit after it, gives free
+	// Fallback: a commit writes one more copy of the unified kernel image before
+	// it deletes the old one.
+	Fallback bool
 }
 
 // ESP is where the boot files are.

@@ -62,15 +62,26 @@ func allowed(list []slots.Slot, running, slot string) error {
 	return err
 }
 
-// keep is the slot that the boot loader starts while another one is written: the
-// running one, unless it is itself on trial and a committed one is left.
-func keep(after []slots.Slot, running string) string {
-	if s, ok := slots.Find(after, running); ok && !s.Successful {
-		if d, ok := slots.Default(after); ok {
-			return d.Name
-		}
+// kernelStays makes sure that a kernel which starts is left when the slot is
+// written. It returns the slot that the loader has to start by default before
+// that, "" when the default is another slot's already: then it is not touched.
+// It is never moved to a kernel that does not run now. Errors:
+// bootset.ErrRefused.
+func (m Machine) kernelStays(list []slots.Slot, r Running, target string) (string, error) {
+	if err := r.kernelProved(target); err != nil {
+		return "", err
 	}
-	return running
+	named, err := m.StartsByDefault(target)
+	if !named {
+		return "", nil
+	}
+	others := slices.DeleteFunc(slices.Clone(list), func(s slots.Slot) bool { return s.Name == target })
+	_, committed := slots.Default(others)
+	if s, ok := slots.Find(others, r.Loaded); ok && (s.Successful || !committed) {
+		return r.Loaded, nil
+	}
+	err = errors.Join(err, bootset.ErrRefused)
+	return "", fmt.Errorf("the boot loader starts slot %s by default, and the kernel that runs is not that of another committed slot; sealroot commit and a restart bring the one of slot %s: %w", target, r.Running, err)
 }
 
 // kernelProved refuses to write the slot whose kernel runs while the running
@@ -142,19 +153,19 @@ func fits(p verity.Params, rootPartition, verityPartition int64) error {
 	return nil
 }
 
-// bootNeeds is the room that a set's boot files take, in bytes.
-func bootNeeds(sizes []int64) int64 {
-	total := int64(bootSlack)
+// checkRoom says whether boot files of these sizes fit: beside the slot's old
+// ones, and, once those are gone, together with the copy of the unified kernel
+// image that a commit makes. Without that room a commit could never be completed.
+func checkRoom(sizes map[BootFile]int64, room Room) error {
+	need := int64(bootSlack)
 	for _, n := range sizes {
-		total += n
+		need += n
 	}
-	return total
-}
-
-// checkRoom compares it with what is there.
-func checkRoom(need, room int64) error {
-	if need > room {
-		return fmt.Errorf("the kernel and its companions take %d KiB on the EFI system partition, %d KiB are free: %w", need>>10, room>>10, ErrRoom)
+	if room.Fallback {
+		need = max(need, need-room.Old+sizes[UKI])
+	}
+	if need > room.Free {
+		return fmt.Errorf("the kernel and its companions take %d KiB on the EFI system partition, %d KiB are free: %w", need>>10, room.Free>>10, ErrRoom)
 	}
 	return nil
 }

@@ -87,6 +87,12 @@ func TestInstallRefuses(t *testing.T) {
 		}, want: bootset.ErrRefused, text: "sealroot commit"},
 		{name: "another_image_of_this_version", source: f.new.source, run: func(r *Running) { r.Version = "2" }, want: bootset.ErrRefused, text: "--force"},
 		{name: "the_running_kernel_is_the_only_proved_one", source: f.new.source, run: func(r *Running) { r.Loaded, r.WasCommitted = "b", false }, want: bootset.ErrRefused, text: "restart"},
+		{name: "default_is_the_target_and_the_kernel_nobodys", source: f.new.source, world: func(w *world) { w.first = "b" }, run: func(r *Running) { r.Loaded = "?" }, want: bootset.ErrRefused, text: "restart"},
+		{name: "default_is_the_target_and_its_kernel_runs", source: f.new.source, world: func(w *world) { w.first = "b" }, run: func(r *Running) { r.Loaded = "b" }, want: bootset.ErrRefused, text: "restart"},
+		{name: "default_cannot_be_read_and_the_kernel_is_nobodys", source: f.new.source, world: func(w *world) { w.firstErr = errCut }, run: func(r *Running) { r.Loaded = "?" }, want: errCut, text: "restart"},
+		{name: "no_room_for_the_copy_at_commit", source: f.new.source, world: func(w *world) {
+			w.fallback, w.room, w.old = true, bootSlack+22000, 3000 // enough for the new files, not for 9000 more
+		}, want: ErrRoom},
 		{name: "own_kernel_is_dead", source: f.new.source, run: func(r *Running) { r.Loaded, r.KernelDead = "b", true }, want: bootset.ErrRefused, text: "does not start"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -225,19 +231,74 @@ func TestChooseSlot(t *testing.T) {
 	}
 }
 
-func TestKeep(t *testing.T) {
+// TestKernelStays: before a slot is written, the loader's default is another
+// slot's kernel, and it was not moved to one that nobody has seen start.
+func TestKernelStays(t *testing.T) {
+	good := func(name string, priority int) slots.Slot {
+		return slots.Slot{Name: name, Priority: priority, Successful: true}
+	}
+	two := []slots.Slot{good("a", 1), good("b", 2)}
 	for _, c := range []struct {
-		name  string
-		after []slots.Slot
-		want  string
+		name            string
+		list            []slots.Slot
+		running, loaded string
+		dead            bool
+		first, target   string
+		want            string // the default afterwards
+		err             error
 	}{
-		{"committed", []slots.Slot{{Name: "a", Priority: 1, Successful: true}, {Name: "b"}}, "a"},
-		{"not_the_highest", []slots.Slot{{Name: "a", Priority: 1, Successful: true}, {Name: "b"}, {Name: "c", Priority: 2, Successful: true}}, "a"},
-		{"on_trial", []slots.Slot{{Name: "a", Priority: 3, Tries: 1}, {Name: "b"}, {Name: "c", Priority: 2, Successful: true}}, "c"},
-		{"last_resort", []slots.Slot{{Name: "a"}, {Name: "b"}}, "a"},
+		{"default_is_another", two, "b", "b", false, "b", "a", "b", nil},
+		{"third_slot_beside_a_dead_kernel", append(two[:2:2], slots.Slot{Name: "c"}), "b", "a", true, "a", "c", "a", nil},
+		{"third_slot_is_the_default", append(two[:2:2], good("c", 1)), "b", "a", true, "c", "c", "a", nil},
+		{"running_kernel_becomes_the_default", two, "b", "b", false, "a", "a", "b", nil},
+		{"kernel_of_nobody", two, "b", "?", false, "a", "a", "a", bootset.ErrRefused},
+		{"kernel_of_nobody_and_another_default", two, "b", "?", false, "b", "a", "b", nil},
+		{"kernel_of_the_target", two, "b", "a", false, "a", "a", "a", bootset.ErrRefused},
+		{"running_slot_is_on_trial", []slots.Slot{good("a", 1), {Name: "b", Priority: 3, Tries: 1}, good("c", 2)}, "b", "b", false, "a", "a", "a", bootset.ErrRefused},
+		{"last_resort", []slots.Slot{{Name: "a"}, {Name: "b"}}, "b", "b", false, "a", "a", "b", nil},
 	} {
-		if got := keep(c.after, "a"); got != c.want {
-			t.Errorf("%s: keep() = %s, want %s", c.name, got, c.want)
+		t.Run(c.name, func(t *testing.T) {
+			w := &world{slots: c.list, first: c.first}
+			m := w.machine(newKeyring(t))
+			r := Running{Boot: bootset.Boot{Running: c.running, Loaded: c.loaded}, WasCommitted: true, KernelDead: c.dead}
+			if err := m.begin(t.Context(), r, c.target); !errors.Is(err, c.err) || (err == nil) != (c.err == nil) {
+				t.Errorf("got error %v, want %v", err, c.err)
+			}
+			if w.first != c.want || c.err != nil && w.writes > 0 {
+				t.Errorf("the default is %s, want %s; writes: %v", w.first, c.want, w.trace)
+			}
+		})
+	}
+}
+
+// What cannot be read is set anew, with the kernel that runs.
+func TestDamagedDefaultIsMended(t *testing.T) {
+	w := &world{slots: []slots.Slot{{Name: "a", Priority: 1, Successful: true}, {Name: "b"}}, first: "?", firstErr: errCut}
+	m := w.machine(newKeyring(t))
+	r := Running{Boot: bootset.Boot{Running: "a", Loaded: "a"}, WasCommitted: true}
+	if err := m.begin(t.Context(), r, "b"); err != nil || w.first != "a" || w.firstErr != nil {
+		t.Errorf("begin() = %v, the default is %s (%v)", err, w.first, w.firstErr)
+	}
+}
+
+// An install of which only the arming failed has not failed: it says so.
+func TestInstallUnarmed(t *testing.T) {
+	f := newFixture(t)
+	whole := f.world(starts()[2])
+	if err := f.install(t, whole); err != nil {
+		t.Fatal(err)
+	}
+	arm := slices.Index(whole.trace, "arm") + 1
+	for at, want := range map[int]bool{arm: true, arm + 1: true, arm - 1: false} {
+		w := f.world(starts()[2])
+		w.failAt = at
+		err := f.install(t, w)
+		b, _ := slots.Find(w.slots, "b")
+		if (b.State() == slots.Trial) != want || errors.Is(err, bootset.ErrUnarmed) != want || err == nil {
+			t.Errorf("write %d (%s) fails: got %v, %s", at, whole.trace[at-1], err, b)
+		}
+		if want == strings.Contains(err.Error(), "cannot put") {
+			t.Errorf("write %d (%s) fails, and it says %v", at, whole.trace[at-1], err)
 		}
 	}
 }

@@ -79,9 +79,6 @@ func bytesOf(seed uint64, n int) []byte {
 type buffer []byte
 
 func (b *buffer) WriteAt(p []byte, off int64) (int, error) {
-	if need := int(off) + len(p); need > len(*b) {
-		*b = append(*b, make([]byte, need-len(*b))...)
-	}
 	return copy((*b)[off:], p), nil
 }
 
@@ -98,7 +95,8 @@ func newSet(t testing.TB, k keyring, seed uint64, version string) testSet {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var tree buffer
+	// whole from the start: it is written from several goroutines
+	tree := make(buffer, params.HashSize())
 	hash, err := verity.Format(bytes.NewReader(root), params, &tree)
 	if err != nil {
 		t.Fatal(err)
@@ -192,15 +190,20 @@ type world struct {
 	off    bool
 	trace  []string
 
-	slots  []slots.Slot
-	armed  string // the loader's one-shot
-	first  string // the loader's default
-	record string // slot that the log says the one-shot was armed for
-	parts  map[string][]byte
-	files  map[string][]byte // "b/kernel"
-	beside map[string][]byte // written and not published
-	room   int64
-	needs  []BootFile
+	slots []slots.Slot
+	armed string // the loader's one-shot
+	first string // the loader's default
+	// firstErr: the default cannot be read until it is set
+	firstErr error
+	record   string // slot that the log says the one-shot was armed for
+	parts    map[string][]byte
+	files    map[string][]byte // "b/kernel"
+	beside   map[string][]byte // written and not published
+	room     int64
+	old      int64
+	// fallback: a commit makes a copy of the unified kernel image
+	fallback bool
+	needs    []BootFile
 	// lies: the slots are not saved when a slot is to become unbootable. The
 	// control of the tests that cut the power.
 	lies bool
@@ -286,14 +289,16 @@ func (w *world) Clear() error {
 	return nil
 }
 
+func (w *world) IsDefault(slot string) (bool, error) { return w.first == slot, w.firstErr }
+
 func (w *world) SetDefault(slot string) error {
-	if w.first == slot {
+	if w.first == slot && w.firstErr == nil {
 		return nil
 	}
 	if err := w.write("default"); err != nil {
 		return err
 	}
-	w.first = slot
+	w.first, w.firstErr = slot, nil
 	return nil
 }
 
@@ -372,7 +377,9 @@ type folder struct {
 	write bool
 }
 
-func (f folder) Room(string) (int64, error) { return f.w.room, nil }
+func (f folder) Room(string) (Room, error) {
+	return Room{Free: f.w.room, Old: f.w.old, Fallback: f.w.fallback}, nil
+}
 
 func (f folder) Open(slot string, file BootFile) (io.ReadCloser, error) {
 	b, ok := f.w.files[slot+"/"+string(file)]

@@ -20,13 +20,19 @@ const configPath = "/run/sealroot/config.json"
 // maxConfig bounds what is read of it.
 const maxConfig = 1 << 20
 
+// firmware is what this machine's can do.
+type firmware struct {
+	efi  bool // it is UEFI
+	vars bool // and its variables can be used
+}
+
 // chosen is how the slots of the running machine are kept and started: as the
 // configuration of this boot says. A PID 1 that leaves none knew one store, and
 // the way it was started tells the loader. Members of a newer configuration are
 // ignored: PID 1 has accepted it.
-func chosen(c config.Config, boot report.Report, uefi bool) live.Choice {
+func chosen(c config.Config, boot report.Report, fw firmware) live.Choice {
 	byFirmware := boot.BootPath == "uki" || boot.BootPath == "uki-secure-boot"
-	choice := live.Choice{Store: string(c.Boot.Store), Loader: string(c.Boot.Loader), UEFI: uefi}
+	choice := live.Choice{Store: string(c.Boot.Store), Loader: string(c.Boot.Loader), UEFI: fw.vars, Refill: refill(c)}
 	if choice.Store == "" {
 		choice.Store = live.StoreGPT
 	}
@@ -38,6 +44,9 @@ func chosen(c config.Config, boot report.Report, uefi bool) live.Choice {
 	// A kernel that a virtual machine loaded directly: the report knows neither
 	// a slot it was loaded for nor a disk that a loader named.
 	choice.Direct = !byFirmware && (boot.Slot.Loaded == "" || boot.Disk.FoundBy != "loader")
+	if choice.Loader != live.LoaderGRUB && fw.efi && !fw.vars {
+		choice.Direct = false // it was loaded from the disk, and nobody can say so
+	}
 	return choice
 }
 
@@ -46,6 +55,11 @@ func refill(c config.Config) int {
 	if !c.Boot.Recount {
 		return 0
 	}
+	return tries(c)
+}
+
+// tries is how often a new slot is booted without a commit: boot.tries.
+func tries(c config.Config) int {
 	if c.Boot.Tries == 0 {
 		return slots.DefaultTries
 	}

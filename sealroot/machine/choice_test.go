@@ -18,7 +18,7 @@ import (
 func TestChosen(t *testing.T) {
 	byLoader := report.Report{BootPath: "unmeasured", Slot: report.Slot{Loaded: "a"}, Disk: report.Disk{FoundBy: "loader"}}
 	direct := report.Report{BootPath: "unmeasured", Disk: report.Disk{FoundBy: "only-candidate"}}
-	firmware := report.Report{BootPath: "uki", Disk: report.Disk{FoundBy: "loader"}}
+	byUKI := report.Report{BootPath: "uki", Disk: report.Disk{FoundBy: "loader"}}
 	for _, c := range []struct {
 		name string
 		boot report.Report
@@ -26,11 +26,11 @@ func TestChosen(t *testing.T) {
 		want live.Choice
 	}{
 		{"old_init_grub", byLoader, "", live.Choice{Store: "gpt", Loader: "grub", UEFI: true}},
-		{"old_init_uki", firmware, "", live.Choice{Store: "gpt", Loader: "uki", UEFI: true}},
+		{"old_init_uki", byUKI, "", live.Choice{Store: "gpt", Loader: "uki", UEFI: true}},
 		{"old_init_direct", direct, "", live.Choice{Store: "gpt", Loader: "grub", UEFI: true, Direct: true}},
 		{"configured", byLoader, `{"boot": {"loader": "grub", "store": "grubenv-rauc"}}`, live.Choice{Store: "grubenv-rauc", Loader: "grub", UEFI: true}},
-		{"systemd_boot", firmware, `{"boot": {"loader": "systemd-boot", "store": "bls"}}`, live.Choice{Store: "bls", Loader: "systemd-boot", UEFI: true}},
-		{"newer_configuration", firmware, `{"boot": {"loader": "uki", "moon": 7}, "sun": 1}`, live.Choice{Store: "gpt", Loader: "uki", UEFI: true}},
+		{"systemd_boot", byUKI, `{"boot": {"loader": "systemd-boot", "store": "bls"}}`, live.Choice{Store: "bls", Loader: "systemd-boot", UEFI: true}},
+		{"newer_configuration", byUKI, `{"boot": {"loader": "uki", "moon": 7}, "sun": 1}`, live.Choice{Store: "gpt", Loader: "uki", UEFI: true}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "config.json")
@@ -43,10 +43,23 @@ func TestChosen(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := chosen(cfg, c.boot, true); got != c.want {
+			if got := chosen(cfg, c.boot, firmware{true, true}); got != c.want {
 				t.Errorf("got %+v, want %+v", got, c.want)
 			}
 		})
+	}
+	// without variables a kernel from the disk looks like one loaded directly
+	for _, c := range []struct {
+		loader config.Loader
+		fw     firmware
+		want   bool
+	}{
+		{config.LoaderUKI, firmware{true, false}, false}, {config.LoaderSystemdBoot, firmware{true, false}, false},
+		{config.LoaderUKI, firmware{true, true}, true}, {config.LoaderUKI, firmware{}, true}, {config.LoaderGRUB, firmware{true, false}, true},
+	} {
+		if got := chosen(config.Config{Boot: config.Boot{Loader: c.loader}}, direct, c.fw).Direct; got != c.want {
+			t.Errorf("%s on %+v: loaded directly: %v, want %v", c.loader, c.fw, got, c.want)
+		}
 	}
 	path := filepath.Join(t.TempDir(), "config.json")
 	if err := os.WriteFile(path, []byte("{"), 0o644); err != nil {

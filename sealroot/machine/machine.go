@@ -9,7 +9,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -19,6 +21,7 @@ import (
 	"sealroot/mount/blockdev"
 	"sealroot/sealroot/bootset"
 	"sealroot/slots"
+	"sealroot/slots/bls"
 	"sealroot/slots/bootlog"
 	"sealroot/slots/efi"
 	"sealroot/slots/efi/efivarfs"
@@ -34,7 +37,8 @@ var ErrOtherDisk = errors.New("not the disk that was booted from")
 // maxImages bounds the names that are looked at in EFI/Linux.
 const maxImages = 1000
 
-// espMount is where the ESP is mounted while it is needed.
+// espMount is where the ESP is mounted while it is needed by a command that holds
+// the lock; others have a place each, beginning so.
 const espMount = "/run/sealroot/esp"
 
 // efiVars is where systems mount efivarfs.
@@ -46,6 +50,7 @@ type Machine struct {
 	boot    report.Report
 	choice  live.Choice
 	refill  int // tries that a commit gives, with boot.recount
+	tries   int // boot.tries; 0 without a configuration
 	esp     live.ESP
 	vars    efi.Vars // nil for a disk that is not this machine's
 	offline bool     // opened by OpenDisk
@@ -55,8 +60,9 @@ type Machine struct {
 
 // Open finds the disk that the machine was booted from: the same way as PID 1
 // did, and then compared with what PID 1 reported. A zero report, of a machine
-// that sealroot did not boot, finds the only disk that has slots.
-func Open(boot report.Report) (*Machine, error) {
+// that sealroot did not boot, finds the only disk that has slots. locked says
+// that the caller holds the lock of the commands that write.
+func Open(boot report.Report, locked bool) (*Machine, error) {
 	vars := efivarfs.Dir(efiVars)
 	disk, err := live.Find("/sys", "/dev", startedFrom(vars))
 	if err != nil {
@@ -66,15 +72,52 @@ func Open(boot report.Report) (*Machine, error) {
 		return nil, fmt.Errorf("cannot use %s: its table has GUID %s, the boot report names %s: %w",
 			disk.Block.Node, guid, boot.Disk.GUID, ErrOtherDisk)
 	}
+	_, noEFI := os.Stat(filepath.Dir(efiVars))
 	_, noVars := os.Stat(efiVars)
 	c, err := readConfig(configPath)
 	if err != nil {
 		return nil, err
 	}
-	return &Machine{
-		disk: disk, boot: boot, vars: vars, choice: chosen(c, boot, noVars == nil), refill: refill(c),
-		esp: live.ESP{Disk: disk, Mounter: mounter{mount.Kernel{}}, Dir: espMount},
-	}, nil
+	m := &Machine{
+		disk: disk, boot: boot, vars: vars, choice: chosen(c, boot, firmware{noEFI == nil, noVars == nil}), refill: refill(c), tries: tries(c),
+		esp: live.ESP{Disk: disk, Mounter: mounter{mount.Kernel{}, locked}, Dir: espMount},
+	}
+	if !locked {
+		m.esp.Dir = fmt.Sprintf("%s-%d", espMount, os.Getpid())
+		m.release = func() error {
+			if err := os.Remove(m.esp.Dir); !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+			return nil
+		}
+	}
+	return m, nil
+}
+
+// Loaded is the slot whose kernel runs, as far as that can be found out: PID 1
+// does not read the ESP to tell whose copy EFI/BOOT/BOOTX64.EFI is.
+func (m *Machine) Loaded() (string, error) {
+	if m.boot.Slot.Loaded != "" || m.offline || m.choice.Direct || m.choice.Loader == live.LoaderGRUB {
+		return m.boot.Slot.Loaded, nil
+	}
+	return loadedFallback(m.esp, m.boot.Slot.Name)
+}
+
+// loadedFallback is the slot whose image the fallback file is a copy of; of
+// several the running one. When it is none's, the kernel is foreign to all.
+func loadedFallback(dir espDir, running string) (slot string, err error) {
+	slot = slots.UnknownKernel
+	err = dir.With(false, func(dir string) error {
+		same, err := efi.FallbackSlots(os.DirFS(dir))
+		if len(same) > 0 {
+			slot = same[0]
+		}
+		if slices.Contains(same, running) {
+			slot = running
+		}
+		return err
+	})
+	return slot, err
 }
 
 // Close lets go of what was attached for a disk that is not this machine's.
@@ -120,14 +163,29 @@ func startedFrom(vars efi.Vars) string {
 }
 
 // mounter gets along with mounts of the ESP that are there already: one of ours
-// left at the same place by a command that was killed, and one of the system
-// for writing, beside which Linux makes no read-only one.
-type mounter struct{ mount.Mounter }
+// left at the same place by a command that was killed, one of the system for
+// writing, beside which Linux makes no read-only one, and a read-only one of a
+// command that reads meanwhile, which a writer waits for. Only who holds the lock
+// may undo a mount that it has not made.
+type mounter struct {
+	mount.Mounter
+	locked bool
+}
+
+// How long a writer waits for readers, and how often it looks.
+const (
+	readerTime = 10 * time.Second
+	readerPoll = 50 * time.Millisecond
+)
 
 // Mount mounts p.
 func (m mounter) Mount(p mount.Point) error {
 	err := m.Mounter.Mount(p)
-	if errors.Is(err, unix.EBUSY) && m.Unmount(p.Where) == nil {
+	if errors.Is(err, unix.EBUSY) && m.locked && m.Unmount(p.Where) == nil {
+		err = m.Mounter.Mount(p)
+	}
+	for waited := time.Duration(0); errors.Is(err, unix.EBUSY) && p.Flags&unix.MS_RDONLY == 0 && waited < readerTime; waited += readerPoll {
+		time.Sleep(readerPoll)
 		err = m.Mounter.Mount(p)
 	}
 	if errors.Is(err, unix.EBUSY) && p.Flags&unix.MS_RDONLY != 0 {
@@ -166,7 +224,7 @@ func (m *Machine) BootSet(changed func(place, slot string)) (bootset.Machine, er
 	if err != nil {
 		return bootset.Machine{}, err
 	}
-	b := bootset.Machine{Store: k.Store, Log: m.log(), HoldsImage: m.holdsImage, Refill: m.refill}
+	b := bootset.Machine{Store: k.Store, Log: m.log(), HoldsImage: m.holdsImage, Refill: m.refill, Tries: m.Tries()}
 	// Without the log, no place of a slot is known that it could get back.
 	if r, err := m.Record(); err == nil {
 		b.Failures = r.SlotFailures()
@@ -174,24 +232,39 @@ func (m *Machine) BootSet(changed func(place, slot string)) (bootset.Machine, er
 	if m.espErr != nil {
 		return bootset.Machine{}, m.espErr
 	}
-	if m.offline && k.Loader == nil {
-		b.Unarmed = true
-		b.Loader = bootset.Loader{Hint: noHint{}, Places: []bootset.Place{fallbackFile{m.esp}}, Changed: changed}
-		return b, nil
+	if m.offline {
+		list, err := k.Store.Load()
+		if err != nil {
+			return bootset.Machine{}, fmt.Errorf("cannot read the slots: %w", err)
+		}
+		b.Refill = recounted(list)
 	}
-	if k.Loader == nil {
+	if m.choice.Direct {
 		return b, nil // the kernel was loaded directly: nobody to tell
 	}
-	places := []bootset.Place{grubDefault{m.esp}, fallbackFile{m.esp}}
-	// The firmware's or the loader's own setting comes first: it has to be right
-	// before the file that serves when it is lost is exchanged.
-	if hint, ok := k.Loader.(efi.Hint); ok {
-		places = append([]bootset.Place{bootOrder{hint}}, places...)
-	} else if m.choice.Loader != live.LoaderGRUB {
-		places = append([]bootset.Place{loaderDefault{m.choice.Loader, k.Loader}}, places...)
+	l := bootset.Loader{Hint: k.Loader, Places: places(m.choice.Loader, k.Loader, m.esp), Changed: changed}
+	if k.Loader == nil {
+		// without variables of the firmware there are still the files
+		b.Unarmed, l.Hint = true, noHint{}
 	}
-	b.Loader = bootset.Loader{Hint: k.Loader, Places: places, Changed: changed}
+	b.Loader = l
 	return b, nil
+}
+
+// recounted is how many tries a commit gives on a disk of another machine, whose
+// configuration is not known: where committed slots are counted they have some,
+// and one without would come last.
+func recounted(list []slots.Slot) int {
+	most := 0
+	for _, s := range list {
+		if s.Successful {
+			most = max(most, s.Tries)
+		}
+	}
+	if most == 0 {
+		return 0
+	}
+	return max(most, slots.DefaultTries)
 }
 
 // holdsImage looks for what starting the slot takes: a readable signature, and
@@ -228,16 +301,14 @@ func (m *Machine) holdsImage(slot string) error {
 }
 
 // imageOf is the path of the slot's unified kernel image, whose name may carry
-// a counter.
+// a counter. Of several that a power cut left, it is the one that counts.
 func imageOf(dir, slot string) (string, error) {
 	names, err := imageNames(dir)
 	if err != nil {
 		return "", err
 	}
-	for _, name := range names {
-		if s, _, ok := esp.ParseUKIName(name); ok && s == slot {
-			return esp.LinuxDir + "/" + name, nil
-		}
+	if name, ok := bls.FileOf(names, slot); ok {
+		return esp.LinuxDir + "/" + name, nil
 	}
 	return esp.UKI(slot), nil
 }

@@ -54,7 +54,7 @@ func OpenDisk(path, store string, write bool) (_ *Machine, err error) {
 	}
 	m := &Machine{
 		disk: disk, offline: true, release: a.release,
-		esp: live.ESP{Disk: disk, Mounter: mounter{mount.Kernel{}}, Dir: a.dir},
+		esp: live.ESP{Disk: disk, Mounter: mounter{mount.Kernel{}, true}, Dir: a.dir},
 	}
 	err = m.esp.With(false, func(dir string) (err error) {
 		m.choice, err = detect(dir)

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sealroot/mount/loop"
+	"sealroot/sealroot/bootset"
 	"sealroot/slots"
 	slotesp "sealroot/slots/esp"
 	"sealroot/slots/grubenv"
@@ -138,6 +139,37 @@ func TestOpenDiskToRead(t *testing.T) {
 	}
 	if after, err := os.ReadFile(path); err != nil || !bytes.Equal(before, after) {
 		t.Errorf("the image changed, %v", err)
+	}
+}
+
+// A commit on a disk that counts committed slots leaves no slot without tries.
+func TestOfflineCommitOnACountedDisk(t *testing.T) {
+	for _, c := range []struct{ tries, want int }{{0, 0}, {1, slots.DefaultTries}, {5, 5}} {
+		m, err := OpenDisk(diskImage(t), live.StoreGPT, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { m.Close() })
+		k, err := m.kept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := k.Store.Save([]slots.Slot{{Name: "a", Priority: 2, Tries: c.tries, Successful: true}, {Name: "b", Priority: 3, Tries: 2}}); err != nil {
+			t.Fatal(err)
+		}
+		m.espErr = nil // the host may have no vfat; nothing of the ESP is written here
+		b, err := m.BootSet(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.Loader = nil
+		if _, err := b.Commit(bootset.Boot{Running: "b", Loaded: "b"}); err != nil {
+			t.Fatal(err)
+		}
+		list, err := m.Slots()
+		if s, _ := slots.Find(list, "b"); err != nil || !s.Successful || s.Tries != c.want {
+			t.Errorf("a has %d tries: got %v, %v; want b committed with %d", c.tries, s, err, c.want)
+		}
 	}
 }
 

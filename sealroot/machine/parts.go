@@ -171,22 +171,40 @@ func (f bootFolder) paths(slot string, file install.BootFile) (path, temp string
 }
 
 // Room counts what is free, and what a cut write left.
-func (f bootFolder) Room(slot string) (int64, error) {
+func (f bootFolder) Room(slot string) (install.Room, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(f.dir, &st); err != nil {
-		return 0, fmt.Errorf("cannot tell the room on the EFI system partition: %w", err)
+		return install.Room{}, fmt.Errorf("cannot tell the room on the EFI system partition: %w", err)
 	}
-	room := int64(st.Bavail) * st.Bsize
+	room := install.Room{Free: int64(st.Bavail) * st.Bsize, Old: sizeOf(filepath.Join(f.dir, esp.FallbackTemp))}
 	for _, file := range install.BootFiles() {
-		temp, err := f.temp(slot, file)
+		path, temp, err := f.paths(slot, file)
 		if err != nil {
-			return 0, err
+			return install.Room{}, err
 		}
-		if info, err := os.Lstat(temp); err == nil {
-			room += info.Size()
-		}
+		room.Free += sizeOf(temp)
+		room.Old += sizeOf(path)
 	}
+	fallback, err := os.Open(filepath.Join(f.dir, esp.Fallback))
+	if errors.Is(err, fs.ErrNotExist) {
+		room.Fallback = true // a commit makes one
+		return room, nil
+	}
+	if err != nil {
+		return install.Room{}, err
+	}
+	defer fallback.Close()
+	room.Fallback = isUKI(fallback)
 	return room, nil
+}
+
+// sizeOf is 0 for a file that is not there.
+func sizeOf(path string) int64 {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return 0
+	}
+	return info.Size()
 }
 
 // Open opens a slot's file.
@@ -329,8 +347,8 @@ func (f bootFolder) Publish(slot string, files []install.BootFile) error {
 
 // Tries is how often a new slot is booted without a commit: boot.tries.
 func (m *Machine) Tries() int {
-	if c, err := readConfig(configPath); err == nil && c.Boot.Tries > 0 {
-		return c.Boot.Tries
+	if m.tries == 0 {
+		return slots.DefaultTries // of another machine's disk
 	}
-	return slots.DefaultTries
+	return m.tries
 }

@@ -17,6 +17,7 @@ import (
 	"sealroot/mount"
 	"sealroot/sealroot/bootset"
 	"sealroot/sealroot/install"
+	slotesp "sealroot/slots/esp"
 	"sealroot/slots/live"
 )
 
@@ -178,8 +179,30 @@ func TestRoomCountsLeftovers(t *testing.T) {
 		t.Fatal(err)
 	}
 	after, err := f.Room("b")
-	if err != nil || after < before/2+1<<40 {
-		t.Errorf("Room() = %d, %v; it was %d without a leftover of 1 TiB", after, err, before)
+	if err != nil || after.Free < before.Free/2+1<<40 {
+		t.Errorf("Room() = %v, %v; it was %v without a leftover of 1 TiB", after, err, before)
+	}
+}
+
+// A commit copies the new image beside what firmware without entries starts.
+func TestRoomForTheCopy(t *testing.T) {
+	image := uki(t, "kernel")
+	for _, c := range []struct {
+		name  string
+		files map[string][]byte
+		want  install.Room // without Free
+	}{
+		{"image", map[string][]byte{slotesp.Fallback: image, slotesp.UKI("b"): make([]byte, 300), slotesp.Manifest("b"): make([]byte, 20), slotesp.UKI("a"): make([]byte, 7)}, install.Room{Old: 320, Fallback: true}},
+		{"loader", map[string][]byte{slotesp.Fallback: []byte("GRUB")}, install.Room{}},
+		{"none", map[string][]byte{slotesp.FallbackTemp: make([]byte, 9)}, install.Room{Old: 9, Fallback: true}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got, err := bootFolder{dir: newFolder(t, c.files).dir}.Room("b")
+			got.Free = 0
+			if err != nil || got != c.want {
+				t.Errorf("Room() = %+v, %v; want %+v", got, err, c.want)
+			}
+		})
 	}
 }
 

@@ -2,14 +2,20 @@ package machine
 
 import (
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 
+	"sealroot/mount/blockdev"
+	"sealroot/sealroot/bootset"
 	"sealroot/slots"
 	"sealroot/slots/efi"
 	"sealroot/slots/esp"
+	"sealroot/slots/gpt"
 	"sealroot/slots/grubenv"
+	"sealroot/slots/guid"
+	"sealroot/slots/live"
 )
 
 // grubDefault is the variable that grub.cfg takes the default slot from.
@@ -59,18 +65,130 @@ func (b bootOrder) IsDefault(slot string) (bool, error) { return b.hint.IsDefaul
 // SetDefault puts the slot's entry first.
 func (b bootOrder) SetDefault(slot string) error { return b.hint.SetDefault(slot) }
 
-// loaderDefault is the setting of a loader that writes only what is not right
-// yet, and does not tell.
-type loaderDefault struct {
-	name   string
-	loader slots.Loader
+// loaderDefault is the variable of systemd-boot that names its default.
+type loaderDefault struct{ loader variable }
+
+type variable interface {
+	Default() (string, error)
+	SetDefault(slot string) error
 }
 
 // Name names the loader.
-func (l loaderDefault) Name() string { return l.name }
+func (loaderDefault) Name() string { return live.LoaderSystemdBoot }
 
-// IsDefault is not known; SetDefault finds out.
-func (loaderDefault) IsDefault(string) (bool, error) { return false, nil }
+// IsDefault reads the variable.
+func (l loaderDefault) IsDefault(slot string) (bool, error) {
+	now, err := l.loader.Default()
+	return now == slot && err == nil, err
+}
 
 // SetDefault sets the slot.
 func (l loaderDefault) SetDefault(slot string) error { return l.loader.SetDefault(slot) }
+
+// loaderConf is the default in the configuration of systemd-boot, which counts
+// when the firmware has forgotten the variable.
+type loaderConf struct{ dir espDir }
+
+// maxConf bounds what is read of it.
+const maxConf = 64 << 10
+
+// Name names the file.
+func (loaderConf) Name() string { return esp.LoaderConf }
+
+// IsDefault reads the file.
+func (l loaderConf) IsDefault(slot string) (right bool, err error) {
+	err = l.dir.With(false, func(dir string) error {
+		conf, err := readConf(filepath.Join(dir, esp.LoaderConf))
+		_, changed := efi.ConfDefault(conf, slot)
+		right = !changed
+		return err
+	})
+	return right && err == nil, err
+}
+
+// SetDefault replaces the file. A power cut leaves the old one or the new one.
+func (l loaderConf) SetDefault(slot string) error {
+	return l.dir.With(true, func(dir string) error {
+		path := filepath.Join(dir, esp.LoaderConf)
+		conf, err := readConf(path)
+		if err != nil {
+			return err
+		}
+		conf, _ = efi.ConfDefault(conf, slot)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return err
+		}
+		f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+		if err != nil {
+			return err
+		}
+		_, err = f.WriteString(conf)
+		if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+			return err
+		}
+		// crash point: loader.conf is the old one
+		if err := os.Rename(path+".new", path); err != nil {
+			return err
+		}
+		return syncFS(dir)
+	})
+}
+
+// readConf is "" for a file that is not there.
+func readConf(path string) (string, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxConf))
+	return string(b), err
+}
+
+// places are all that name a default, for the loader of the configuration. What
+// is in the firmware comes first: it has to be right before the files that serve
+// when it is lost. l is nil when the firmware's variables are out of reach.
+func places(loader string, l slots.Loader, dir espDir) []bootset.Place {
+	switch loader {
+	case live.LoaderGRUB:
+		return []bootset.Place{grubDefault{dir}, fallbackFile{dir}}
+	case live.LoaderSystemdBoot:
+		files := []bootset.Place{loaderConf{dir}, fallbackFile{dir}}
+		if v, ok := l.(variable); ok {
+			return append([]bootset.Place{loaderDefault{v}}, files...)
+		}
+		return files
+	}
+	if hint, ok := l.(efi.Hint); ok {
+		hint.Exists = partitionExists
+		return []bootset.Place{bootOrder{hint}, fallbackFile{dir}}
+	}
+	return []bootset.Place{fallbackFile{dir}}
+}
+
+// partitionExists looks for a partition on all disks. When they cannot be listed
+// it may exist.
+func partitionExists(id guid.GUID) bool {
+	disks, err := blockdev.Scan("/sys", "/dev")
+	if err != nil {
+		return true
+	}
+	for _, disk := range disks {
+		d, err := blockdev.Open(disk.Node, false)
+		if err != nil {
+			continue // a drive without a medium
+		}
+		table, err := gpt.Read(d, d.Size(), d.SectorSize())
+		d.Close()
+		if err != nil {
+			continue // not partitioned so
+		}
+		if _, err := table.ByUUID(id); err == nil {
+			return true
+		}
+	}
+	return false
+}

@@ -14,9 +14,11 @@ import (
 
 	"sealroot/mount"
 	"sealroot/sealroot/bootset"
+	"sealroot/slots"
 	"sealroot/slots/efi"
 	slotesp "sealroot/slots/esp"
 	"sealroot/slots/guid"
+	"sealroot/slots/live"
 )
 
 // grubEditenv runs GRUB's own tool on the file.
@@ -125,12 +127,13 @@ type busy struct {
 	mount.Mounter // nil: nothing else is called
 	ours          bool
 	systems       bool
+	reads         int // how often a reader is still there
 	trace         *[]string
 }
 
 func (b *busy) Mount(p mount.Point) error {
 	ro := p.Flags&unix.MS_RDONLY != 0
-	if b.ours || ro && b.systems {
+	if b.reads--; b.ours || ro && b.systems || b.reads >= 0 {
 		*b.trace = append(*b.trace, "busy")
 		return &os.PathError{Op: "mount", Path: p.Where, Err: unix.EBUSY}
 	}
@@ -159,12 +162,15 @@ func TestMounter(t *testing.T) {
 		{"mounted_by_the_system", busy{systems: true}, unix.MS_RDONLY, "busy rw"},
 		{"mounted_by_the_system_and_left", busy{systems: true, ours: true}, unix.MS_RDONLY, "busy unmount busy rw"},
 		{"for_writing", busy{systems: true}, 0, "rw"},
+		{"for_writing_beside_a_reader", busy{reads: 2}, 0, "busy busy rw"},
+		{"left_and_not_ours", busy{ours: true}, unix.MS_RDONLY, "busy busy error"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var trace []string
 			c.table.trace = &trace
-			if err := (mounter{&c.table}).Mount(mount.Point{Where: "/run/x", Flags: c.flags}); err != nil {
-				t.Errorf("Mount() = %v, want nil", err)
+			err := (mounter{&c.table, c.name != "left_and_not_ours"}).Mount(mount.Point{Where: "/run/x", Flags: c.flags})
+			if err != nil {
+				trace = append(trace, "error")
 			}
 			if got := strings.Join(trace, " "); got != c.want {
 				t.Errorf("got %s, want %s", got, c.want)
@@ -182,5 +188,109 @@ func TestPresent(t *testing.T) {
 		if err := present(esp.dir, []string{"full", c.name}); !errors.Is(err, c.want) {
 			t.Errorf("%s: got error %v, want %v", c.name, err, c.want)
 		}
+	}
+}
+
+func TestImageOf(t *testing.T) {
+	name := func(c slotesp.Counter) string { return slotesp.LinuxDir + "/" + slotesp.UKIName("b", c) }
+	plain, three, none := slotesp.Counter{}, slotesp.Counting(3, 0), slotesp.Counting(0, 3)
+	for _, c := range []struct {
+		name  string
+		files []slotesp.Counter
+		want  slotesp.Counter
+	}{
+		{"none", nil, plain},
+		{"one", []slotesp.Counter{three}, three},
+		{"a_cut_rename_left_two", []slotesp.Counter{three, none}, none},
+		{"a_cut_commit_left_two", []slotesp.Counter{plain, three}, three},
+	} {
+		files := map[string][]byte{slotesp.UKI("a"): nil, "EFI/Linux/other.efi": nil}
+		for _, f := range c.files {
+			files[name(f)] = nil
+		}
+		if got, err := imageOf(newFolder(t, files).dir, "b"); err != nil || got != name(c.want) {
+			t.Errorf("%s: imageOf() = %s, %v; want %s", c.name, got, err, name(c.want))
+		}
+	}
+}
+
+// TestLoadedFallback: EFI/BOOT/BOOTX64.EFI was started, and that is a copy of
+// some slot's image or of none.
+func TestLoadedFallback(t *testing.T) {
+	for _, c := range []struct{ name, a, b, started, want string }{
+		{"other_slot", "old", "new", "old", "a"},
+		{"running_slot", "old", "new", "new", "b"},
+		{"copies", "same", "same", "same", "b"},
+		{"none", "old", "new", "GRUB", "?"},
+	} {
+		esp := newFolder(t, map[string][]byte{slotesp.UKI("a"): []byte(c.a), slotesp.UKI("b"): []byte(c.b), slotesp.Fallback: []byte(c.started)})
+		if got, err := loadedFallback(esp, "b"); err != nil || got != c.want {
+			t.Errorf("%s: loadedFallback() = %q, %v; want %q", c.name, got, err, c.want)
+		}
+	}
+}
+
+// systemd is its variable in memory.
+type systemd struct {
+	slots.Loader // nil: nothing else is called
+	slot         *string
+}
+
+func (s systemd) Default() (string, error)     { return *s.slot, nil }
+func (s systemd) SetDefault(slot string) error { *s.slot = slot; return nil }
+
+// TestPlaces: what a commit sets, by the loader, with and without variables of the
+// firmware.
+func TestPlaces(t *testing.T) {
+	image := map[string][]byte{slotesp.UKI("b"): uki(t, "b"), slotesp.Fallback: uki(t, "a")}
+	conf := map[string][]byte{slotesp.UKI("b"): nil, slotesp.Fallback: []byte("systemd-boot"), slotesp.LoaderConf: []byte("timeout 0\ndefault sealroot-a[+.]*\n")}
+	was := "a"
+	for _, c := range []struct {
+		name    string
+		loader  string
+		l       slots.Loader
+		files   map[string][]byte
+		changed string
+	}{
+		{"uki", live.LoaderUKI, efi.Hint{Vars: vars{}, ESP: efi.Partition{Number: 1, UUID: guid.Must(efi.Systemd)}}, image, "the firmware's boot order, " + slotesp.Fallback},
+		{"uki_without_variables", live.LoaderUKI, nil, image, slotesp.Fallback},
+		{"systemd_boot", live.LoaderSystemdBoot, systemd{nil, &was}, conf, live.LoaderSystemdBoot + ", " + slotesp.LoaderConf},
+		{"systemd_boot_without_variables", live.LoaderSystemdBoot, nil, conf, slotesp.LoaderConf},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			esp := newFolder(t, c.files)
+			var changed []string
+			l := bootset.Loader{Places: places(c.loader, c.l, esp), Changed: func(p, _ string) { changed = append(changed, p) }}
+			for range 2 { // the second time there is nothing to do
+				if err := l.SetDefault("b"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got := strings.Join(changed, ", "); got != c.changed {
+				t.Errorf("changed %s, want %s", got, c.changed)
+			}
+			if first, err := l.IsDefault("b"); !first || err != nil {
+				t.Errorf("IsDefault(b) = %v, %v", first, err)
+			}
+			if first, err := l.IsDefault("a"); first || err != nil {
+				t.Errorf("IsDefault(a) = %v, %v", first, err)
+			}
+			if c.files[slotesp.LoaderConf] != nil {
+				if got := string(esp.read(t, slotesp.LoaderConf)); got != "timeout 0\ndefault sealroot-b[+.]*\n" {
+					t.Errorf("loader.conf is %q", got)
+				}
+			}
+		})
+	}
+}
+
+func TestDamagedGrubenvIsMended(t *testing.T) {
+	esp := newFolder(t, map[string][]byte{slotesp.Grubenv: make([]byte, 1024)})
+	l := bootset.Loader{Places: places(live.LoaderGRUB, nil, esp)}
+	if err := l.SetDefault("a"); err != nil {
+		t.Fatal(err)
+	}
+	if right, err := (grubDefault{esp}).IsDefault("a"); !right || err != nil {
+		t.Errorf("IsDefault(a) = %v, %v; want true, nil", right, err)
 	}
 }

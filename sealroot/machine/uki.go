@@ -6,9 +6,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
+	"sealroot/slots/efi"
 	"sealroot/slots/esp"
 )
 
@@ -37,6 +39,16 @@ func (f fallbackFile) IsDefault(slot string) (right bool, err error) {
 		return err
 	})
 	return right && err == nil, err
+}
+
+// Starts says whether the file is a copy of the slot's image.
+func (f fallbackFile) Starts(slot string) (bool, error) {
+	var same []string
+	err := f.dir.With(false, func(dir string) (err error) {
+		same, err = efi.FallbackSlots(os.DirFS(dir))
+		return err
+	})
+	return slices.Contains(same, slot), err
 }
 
 func sameImage(image, fallback string) (bool, error) {

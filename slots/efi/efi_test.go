@@ -115,7 +115,7 @@ func TestHintOneShot(t *testing.T) {
 		"Boot0000-" + Global:  other.Encode(),
 		"BootOrder-" + Global: {0, 0},
 	}}
-	h := Hint{m, ourESP}
+	h := Hint{Vars: m, ESP: ourESP}
 	check := func(what, wantSlot, wantWrites string) {
 		t.Helper()
 		got, err := h.Get()
@@ -150,6 +150,7 @@ func TestHintOneShot(t *testing.T) {
 	check("forgotten_entry", "b", "Boot0001 BootNext")
 
 	h.ESP.UUID = guid.Must(Global) // the disk was exchanged
+	h.Exists = func(id guid.GUID) bool { return id == h.ESP.UUID }
 	check("one_shot_of_another_disk", "", "")
 	if err := h.Arm("b"); err != nil {
 		t.Fatal(err)
@@ -239,4 +240,41 @@ func FuzzParseLoadOption(f *testing.F) {
 			t.Fatalf("got %+v, %v, want %+v", again, err, o)
 		}
 	})
+}
+
+// Two disks of ours in one machine keep an entry each; only one of a disk that is
+// gone is taken over.
+func TestEntriesOfTwoDisks(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		exists func(guid.GUID) bool
+		want   string
+	}{
+		{"both_are_here", func(guid.GUID) bool { return true }, "Boot0001 BootOrder"},
+		{"nobody_knows", nil, "Boot0001 BootOrder"},
+		{"the_other_is_gone", func(id guid.GUID) bool { return id != ourESP.UUID }, "Boot0000"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := &memory{vars: map[string][]byte{}}
+			first := Hint{Vars: m, ESP: ourESP}
+			if err := first.SetDefault("b"); err != nil {
+				t.Fatal(err)
+			}
+			m.take()
+			second := Hint{Vars: m, ESP: ourESP, Exists: c.exists}
+			second.ESP.UUID = guid.Must(Global)
+			if _, err := second.Ensure("b"); err != nil {
+				t.Fatal(err)
+			}
+			if got := m.take(); got != c.want {
+				t.Errorf("wrote %q, want %q", got, c.want)
+			}
+			if right, err := first.IsDefault("b"); err != nil || right != (c.want != "Boot0000") {
+				t.Errorf("the first disk's entry is its own: %v, %v", right, err)
+			}
+			if _, err := second.Ensure("b"); err != nil || m.take() != "" {
+				t.Errorf("the second time: %v", err)
+			}
+		})
+	}
 }

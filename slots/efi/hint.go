@@ -11,6 +11,7 @@ import (
 
 	"sealroot/slots"
 	"sealroot/slots/esp"
+	"sealroot/slots/guid"
 )
 
 // The vendors of the variables we use.
@@ -42,6 +43,9 @@ func Path(slot string) string { return esp.EFIPath(esp.UKI(slot)) }
 type Hint struct {
 	Vars Vars
 	ESP  Partition // of the boot disk
+	// Exists says whether this machine has a partition. An entry of ours for one
+	// that is gone is used anew; nil: all exist, each disk has entries of its own.
+	Exists func(partition guid.GUID) bool
 }
 
 var _ slots.Hint = Hint{}

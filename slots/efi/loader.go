@@ -51,10 +51,6 @@ var _ slots.Loader = LoaderHint{}
 // none. A variable that systemd-boot would not understand is none.
 func (h LoaderHint) Get() (string, error) { return h.get(entryOneShot) }
 
-// Default returns the slot that is loaded without a one-shot, "" when the
-// variable is not set or is somebody else's.
-func (h LoaderHint) Default() (string, error) { return h.get(entryDefault) }
-
 // Arm sets the one-shot.
 func (h LoaderHint) Arm(slot string) error { return h.set(entryOneShot, slot) }
 

@@ -38,23 +38,34 @@ func (h Hint) EnsureRetry() error {
 	return h.setOrder(slices.Insert(order, at, number))
 }
 
-// findOption returns the number of the entry with want's description, and
-// whether it is want already; else the lowest free number.
+// findOption returns the number of the entry with want's description and
+// partition, and whether it is want already; else of one with its description
+// whose partition is gone; else the lowest free number. An entry of a disk that
+// is here belongs to that disk's sealroot.
 func (h Hint) findOption(want LoadOption) (number uint16, same bool, err error) {
 	names, err := h.Vars.List(Global)
 	if err != nil {
 		return 0, false, fmt.Errorf("cannot list the boot entries: %w", err)
 	}
 	taken := map[uint16]bool{}
+	var orphans []uint16
 	for _, name := range names {
 		n, ok := bootNumber(name)
 		if !ok {
 			continue
 		}
 		taken[n] = true
-		if o, err := h.entry(bootName(n)); err == nil && o.Description == want.Description {
+		o, err := h.entry(bootName(n))
+		switch {
+		case err != nil || o.Description != want.Description:
+		case o.Partition.UUID == want.Partition.UUID:
 			return n, o.same(want), nil
+		case o.Partition.UUID.IsZero() || h.Exists != nil && !h.Exists(o.Partition.UUID):
+			orphans = append(orphans, n)
 		}
+	}
+	if len(orphans) > 0 {
+		return orphans[0], false, nil
 	}
 	for n := range 1 << 16 {
 		if !taken[uint16(n)] {

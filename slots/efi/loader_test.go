@@ -38,7 +38,7 @@ func TestLoaderHint(t *testing.T) {
 	if slot, err := h.Get(); slot != "b" || err != nil {
 		t.Errorf("one-shot %q, %v", slot, err)
 	}
-	if slot, err := h.Default(); slot != "a" || err != nil {
+	if slot, err := h.get(entryDefault); slot != "a" || err != nil {
 		t.Errorf("default %q, %v", slot, err)
 	}
 	// UTF-16, little endian, with its NUL
@@ -236,7 +236,7 @@ func TestLoaderVariablesAreAnybodys(t *testing.T) {
 		read := func() string {
 			l, err := LoadedSlot(m, "")
 			once, err1 := LoaderHint{m}.Get()
-			def, err2 := LoaderHint{m}.Default()
+			def, err2 := LoaderHint{m}.get(entryDefault)
 			counted, c, err3 := BootCounted(m)
 			for _, slot := range []string{l.Slot, once, def, counted} {
 				if slot != "" && (len(slot) != 1 || slot[0] < 'a' || slot[0] > 'z') {
@@ -276,7 +276,7 @@ func TestEnsureRetry(t *testing.T) {
 	m.vars["Boot0002-"+Global] = other.Encode()
 	m.vars["BootOrder-"+Global] = []byte{1, 0, 2, 0}
 	m.vars["BootCurrent-"+Global] = []byte{1, 0}
-	h := Hint{m, ourESP}
+	h := Hint{Vars: m, ESP: ourESP}
 	for _, writes := range []string{"Boot0000 BootOrder", ""} {
 		if err := h.EnsureRetry(); err != nil {
 			t.Fatal(err)
@@ -294,7 +294,7 @@ func TestEnsureRetry(t *testing.T) {
 	// the disk was moved: the entry is mended, the order stays
 	moved := ourESP
 	moved.Number = 9
-	if err := (Hint{m, moved}).EnsureRetry(); err != nil || m.take() != "Boot0000" {
+	if err := (Hint{Vars: m, ESP: moved}).EnsureRetry(); err != nil || m.take() != "Boot0000" {
 		t.Errorf("mending: %v", err)
 	}
 }

@@ -1,12 +1,14 @@
 package efi
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"slices"
 
 	"sealroot/slots"
+	"sealroot/slots/esp"
 	"sealroot/slots/statetext"
 )
 
@@ -27,12 +29,20 @@ var ErrNoVariables = errors.New("no EFI variables")
 type Store struct {
 	Entries Hint     // its variables, and its boot entries for when the state is forgotten
 	Names   []string // of the slots, in their order
+	// Files runs use with the EFI system partition. It is asked only when the
+	// state is forgotten: which slots have an image, and which one of them is
+	// started without boot entries. nil: nobody knows.
+	Files func(use func(fs.FS) error) error
+	// Tries are those of slots whose state is forgotten: boot.tries with
+	// boot.recount, else 0.
+	Tries int
 }
 
 var _ slots.Store = Store{}
 
 // Load reads the slots. When the variable is missing, damaged or of other slots,
-// all are committed, in the order in which the firmware would start them.
+// all that have an image are committed, in the order in which the firmware would
+// start them.
 func (s Store) Load() ([]slots.Slot, error) {
 	list, _ := s.load()
 	return list, nil
@@ -73,29 +83,70 @@ func (s Store) Save(want []slots.Slot) error {
 	return nil
 }
 
-// forgotten is the state when nobody knows it any more: every slot may be good,
-// and the boot order says which one was committed last. Slots without an entry
-// come behind, by their names.
+// forgotten is the state when nobody knows it any more: every slot that has an
+// image may be good, and the boot order says which one was committed last. When
+// it is forgotten too, EFI/BOOT/BOOTX64.EFI does, which is a copy of a committed
+// slot's image. Other slots come behind, by their names.
 func (s Store) forgotten() []slots.Slot {
+	f, place := s.onDisk(), s.places()
 	rank := slices.Clone(s.Names)
-	if s.Entries.Vars != nil {
-		place := s.places()
-		slices.SortStableFunc(rank, func(a, b string) int { return place(a) - place(b) })
-	}
+	slices.SortStableFunc(rank, func(a, b string) int {
+		return cmp.Or(place(a)-place(b), yes(slices.Contains(f.started, b))-yes(slices.Contains(f.started, a)))
+	})
 	var out []slots.Slot
 	for _, name := range s.Names {
-		below := len(rank) - slices.Index(rank, name)
-		out = append(out, slots.Slot{Name: name, Priority: min(below, slots.MaxPriority), Successful: true})
+		slot := slots.Slot{Name: name}
+		if len(f.images) == 0 || slices.Contains(f.images, name) {
+			slot.Priority = min(len(rank)-slices.Index(rank, name), slots.MaxPriority)
+			slot.Successful, slot.Tries = true, s.Tries
+		}
+		out = append(out, slot)
 	}
 	return out
+}
+
+func yes(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// files are the slots that have an image, and those whose image is started
+// without boot entries.
+type files struct{ images, started []string }
+
+// onDisk looks for both. What cannot be read is not known, which is no reason to
+// boot nothing.
+func (s Store) onDisk() (f files) {
+	if s.Files == nil {
+		return files{}
+	}
+	err := s.Files(func(fsys fs.FS) error {
+		names, err := fs.ReadDir(fsys, esp.LinuxDir)
+		for _, n := range names {
+			if slot, _, ok := esp.ParseUKIName(n.Name()); ok && slices.Contains(s.Names, slot) {
+				f.images = append(f.images, slot)
+			}
+		}
+		if err != nil {
+			return err
+		}
+		f.started, err = FallbackSlots(fsys)
+		return err
+	})
+	if err != nil {
+		return files{}
+	}
+	return f
 }
 
 // places says where in the boot order a slot's entry is. Unreadable variables
 // are as good as missing ones here.
 func (s Store) places() func(slot string) int {
-	order, err := s.Entries.order()
-	if err != nil {
-		order = nil
+	var order []uint16
+	if s.Entries.Vars != nil {
+		order, _ = s.Entries.order()
 	}
 	first := map[string]int{}
 	for i, n := range order {

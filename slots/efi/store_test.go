@@ -3,18 +3,22 @@ package efi
 import (
 	"encoding/binary"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
+	"testing/fstest"
 
 	"sealroot/slots"
+	"sealroot/slots/esp"
 	"sealroot/slots/slotstest"
+	"sealroot/slots/statetext"
 )
 
 func statesOf(t *testing.T, vars Vars) []slots.Slot {
 	t.Helper()
-	list, err := Store{Entries: Hint{vars, ourESP}, Names: []string{"a", "b"}}.Load()
+	list, err := Store{Entries: Hint{Vars: vars, ESP: ourESP}, Names: []string{"a", "b"}}.Load()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,9 +75,59 @@ func TestForgottenState(t *testing.T) {
 	}
 }
 
+// With the boot order forgotten too, the files say which slot was committed last
+// and which one is empty; the boot order, while it is there, knows better.
+func TestForgottenStateByFiles(t *testing.T) {
+	entry := LoadOption{Attributes: Active, Description: Description("a"), Partition: ourESP, Path: Path("a")}.Encode()
+	image := func(text string) *fstest.MapFile { return &fstest.MapFile{Data: []byte(text)} }
+	both := fstest.MapFS{esp.UKI("a"): image("old"), esp.UKI("b"): image("new"), esp.Fallback: image("new")}
+	tests := []struct {
+		name  string
+		files fs.FS
+		err   error
+		order []byte
+		tries int
+		want  string
+	}{
+		{"fallback_is_b", both, nil, nil, 0, "a:1:0:1,b:2:0:1"},
+		{"boot_order_says_a", both, nil, []byte{1, 0}, 0, "a:2:0:1,b:1:0:1"},
+		{"recount", both, nil, nil, 3, "a:1:3:1,b:2:3:1"},
+		{"b_is_empty", fstest.MapFS{esp.UKI("a"): image("old"), esp.Fallback: image("old")}, nil, nil, 0, "a:2:0:1,b:0:0:0"},
+		{"fallback_is_a_loader", fstest.MapFS{esp.UKI("a"): image("a"), esp.LinuxDir + "/" + esp.UKIName("b", esp.Counting(0, 1)): image("b")}, nil, nil, 0, "a:2:0:1,b:1:0:1"},
+		{"nothing_there", fstest.MapFS{}, nil, nil, 0, "a:2:0:1,b:1:0:1"},
+		{"cannot_be_mounted", both, fs.ErrPermission, nil, 3, "a:2:3:1,b:1:3:1"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			v := slotstest.NewVars()
+			put(t, v, "Boot0001", Global, entry)
+			if tt.order != nil {
+				put(t, v, "BootOrder", Global, tt.order)
+			}
+			asked := 0
+			s := Store{Entries: Hint{Vars: v, ESP: ourESP}, Names: []string{"a", "b"}, Tries: tt.tries, Files: func(use func(fs.FS) error) error {
+				asked++
+				if tt.err != nil {
+					return tt.err
+				}
+				return use(tt.files)
+			}}
+			list, err := s.Load()
+			if got := statetext.Format(list); err != nil || got != tt.want {
+				t.Errorf("got %s, %v; want %s", got, err, tt.want)
+			}
+			put(t, v, StatesVariable, Sealroot, []byte("a:9:0:1,b:8:0:1"))
+			asked = 0
+			if list, err := s.Load(); err != nil || asked > 0 || list[0].Priority != 9 {
+				t.Errorf("with the state there: %v, %v, the files were read %d times", list, err, asked)
+			}
+		})
+	}
+}
+
 func TestIsDefault(t *testing.T) {
 	v := slotstest.NewVars()
-	h := Hint{v, ourESP}
+	h := Hint{Vars: v, ESP: ourESP}
 	want := func(slot string, right bool) {
 		t.Helper()
 		if got, err := h.IsDefault(slot); got != right || err != nil {
@@ -125,7 +179,7 @@ func (f firmware) check(t *testing.T) {
 		if err != nil || d.Slot != "a" && d.Slot != "b" {
 			t.Fatalf("%x: chosen %q of %v, %v", f, d.Slot, list, err)
 		}
-		h := Hint{v, ourESP}
+		h := Hint{Vars: v, ESP: ourESP}
 		armed, armedErr := h.Get()
 		def, defErr := h.IsDefault("a")
 		choice := fmt.Sprint(list, d.Slot, armed, armedErr, def, defErr)

@@ -233,8 +233,18 @@ func TestOneBadCopyIsRepaired(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			if same, err := s.Unchanged(list); same || err != nil {
+				t.Errorf("a damaged copy counts as unchanged: %v, %v", same, err)
+			}
 			if err := s.Save(list); err != nil {
 				t.Fatal(err)
+			}
+			if same, err := s.Unchanged(list); !same || err != nil {
+				t.Errorf("a whole table counts as changed: %v, %v", same, err)
+			}
+			list[0].Priority ^= 1
+			if same, err := s.Unchanged(list); same || err != nil {
+				t.Errorf("another priority counts as unchanged: %v, %v", same, err)
 			}
 			if !bytes.Equal(d.Bytes(), clean) {
 				t.Error("saving unchanged slots did not restore the copy")

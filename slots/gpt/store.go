@@ -73,25 +73,42 @@ func (s Store) Save(want []slots.Slot) (err error) {
 			}
 		}()
 	}
+	t, bits, err := s.plan(want)
+	if err != nil || bits == nil {
+		return err
+	}
+	return t.WriteAttributes(s.Dev, bits)
+}
+
+// Unchanged says that Save would write nothing, so that the caller need not open
+// the disk for writing: udev reads a disk anew that somebody could have written.
+func (s Store) Unchanged(want []slots.Slot) (bool, error) {
+	_, bits, err := s.plan(want)
+	return err == nil && bits == nil, err
+}
+
+// plan reads the table and decides on the bits of the partitions, by number; nil
+// when all is so already and both copies are right.
+func (s Store) plan(want []slots.Slot) (*Table, map[int]Attributes, error) {
 	t, err := Read(s.Dev, s.Size, s.SectorSize)
 	if err != nil {
-		return fmt.Errorf("cannot save the slots: %w", err)
+		return nil, nil, fmt.Errorf("cannot save the slots: %w", err)
 	}
 	bits := map[int]Attributes{}
-	changed := false
+	changed := !t.healthy()
 	for _, w := range want {
 		p, n := t.slot(w.Name)
 		switch {
 		case n == 0:
-			return fmt.Errorf("cannot save slot %s: %w", w.Name, ErrNotFound)
+			return nil, nil, fmt.Errorf("cannot save slot %s: %w", w.Name, ErrNotFound)
 		case n > 1:
-			return fmt.Errorf("cannot save slot %s: %w", w.Name, ErrAmbiguous)
+			return nil, nil, fmt.Errorf("cannot save slot %s: %w", w.Name, ErrAmbiguous)
 		}
 		bits[p.Number] = p.Attributes.WithSlot(w.Priority, w.Tries, w.Successful)
 		changed = changed || bits[p.Number] != p.Attributes
 	}
-	if !changed && t.healthy() {
-		return nil
+	if !changed {
+		return t, nil, nil
 	}
-	return t.WriteAttributes(s.Dev, bits)
+	return t, bits, nil
 }

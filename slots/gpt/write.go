@@ -131,15 +131,6 @@ func (t *Table) WriteAttributes(d Device, bits map[int]Attributes) error {
 	return t.writeCopies(d)
 }
 
-// Repair writes both copies from the one that was read, when they differ or
-// one is damaged.
-func (t *Table) Repair(d Device) error {
-	if t.healthy() {
-		return nil
-	}
-	return t.writeCopies(d)
-}
-
 func (t *Table) healthy() bool { return t.PrimaryBad == nil && t.BackupBad == nil && !t.Differ }
 
 func (t *Table) writeCopies(d Device) error {

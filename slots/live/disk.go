@@ -162,11 +162,25 @@ func (s store) Load() ([]slots.Slot, error) {
 	return g.Load()
 }
 
-// Save changes the slots' bits.
+// Save changes the slots' bits. The disk is opened for writing only when there is
+// something to write.
 func (s store) Save(want []slots.Slot) error {
+	same, err := s.unchanged(want)
+	if err != nil || same {
+		return err
+	}
 	d, g, err := s.open(true)
 	if err != nil {
 		return err
 	}
 	return errors.Join(g.Save(want), d.Close())
+}
+
+func (s store) unchanged(want []slots.Slot) (bool, error) {
+	d, g, err := s.open(false)
+	if err != nil {
+		return false, err
+	}
+	defer d.Close()
+	return g.Unchanged(want)
 }

@@ -3,6 +3,8 @@ package live
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 
 	"sealroot/slots"
 	"sealroot/slots/efi"
@@ -35,6 +37,7 @@ type Choice struct {
 	// Direct: the kernel was loaded by nobody who takes hints, as by a virtual
 	// machine; then there is no Loader.
 	Direct bool
+	Refill int // tries that a commit gives, with boot.recount; 0 without
 }
 
 // Kept is where the slots are kept and who is told what to start.
@@ -42,10 +45,6 @@ type Kept struct {
 	Store slots.Store
 	// Loader takes the one-shot and the default; nil: nobody does.
 	Loader slots.Loader
-	// Counted is the slot whose try the loader itself counted in this boot
-	// already; "" with loaders that count nothing. Store shows the state before
-	// that count, and finds the spending of the try done when it is saved.
-	Counted string
 }
 
 // TellFallback tells those who read the store's own variables that this boot is
@@ -60,8 +59,10 @@ func (k Kept) TellFallback() error {
 }
 
 // Open opens the store and the loader chosen. PID 1 and the command use it both,
-// so that they cannot differ. It reads what Counted takes and nothing else; each
-// operation opens and closes what it needs. vars may be nil without UEFI.
+// so that they cannot differ. It reads no more than which try the loader itself
+// has counted in this boot: the store bls shows the state before that, and finds
+// the spending of the try done when it is saved. Each operation opens and closes
+// what it needs. vars may be nil without UEFI.
 // ErrUnsupported when there is no such store or loader, or the firmware that it
 // takes is missing.
 func (d *Disk) Open(c Choice, esp ESP, vars efi.Vars) (Kept, error) {
@@ -70,7 +71,7 @@ func (d *Disk) Open(c Choice, esp ESP, vars efi.Vars) (Kept, error) {
 	}
 	var k Kept
 	var err error
-	if k.Store, k.Counted, err = d.openStore(c, esp, vars); err != nil {
+	if k.Store, err = d.openStore(c, esp, vars); err != nil {
 		return Kept{}, fmt.Errorf("cannot open the slots' store %q: %w", c.Store, err)
 	}
 	if k.Loader, err = d.openLoader(c, esp, vars); err != nil {
@@ -79,29 +80,33 @@ func (d *Disk) Open(c Choice, esp ESP, vars efi.Vars) (Kept, error) {
 	return k, nil
 }
 
-func (d *Disk) openStore(c Choice, esp ESP, vars efi.Vars) (s slots.Store, counted string, err error) {
+func (d *Disk) openStore(c Choice, esp ESP, vars efi.Vars) (slots.Store, error) {
 	switch c.Store {
 	case "", StoreGPT:
-		return d.Store(), "", nil
+		return d.Store(), nil
 	case StoreBLS:
 		return d.openBLS(esp, vars)
 	}
 	names, err := d.slotNames()
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	switch c.Store {
 	case StoreDarch:
-		return grubStore{esp, grubenv.Darch, names}, "", nil
+		return grubStore{esp, grubenv.Darch, names}, nil
 	case StoreRAUC:
-		return grubStore{esp, grubenv.RAUC, names}, "", nil
+		return grubStore{esp, grubenv.RAUC, names}, nil
 	case StoreEFI:
 		entries, err := d.EFIHint(vars)
-		return efi.Store{Entries: entries, Names: names}, "", err
+		// The ESP is read only when the firmware has forgotten the slots.
+		files := func(use func(fs.FS) error) error {
+			return esp.With(false, func(dir string) error { return use(os.DirFS(dir)) })
+		}
+		return efi.Store{Entries: entries, Names: names, Tries: c.Refill, Files: files}, err
 	case StoreFixed:
-		return fixed.Store{Name: names[0]}, "", nil
+		return fixed.Store{Name: names[0]}, nil
 	}
-	return nil, "", ErrUnsupported
+	return nil, ErrUnsupported
 }
 
 // slotNames are the names of the slots that the disk has, in their order.

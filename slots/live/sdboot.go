@@ -15,10 +15,10 @@ import (
 )
 
 // openBLS keeps the slots in the names of their kernel images.
-func (d *Disk) openBLS(esp ESP, vars efi.Vars) (slots.Store, string, error) {
+func (d *Disk) openBLS(esp ESP, vars efi.Vars) (slots.Store, error) {
 	list, err := d.Table.Slots()
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	s := blsStore{esp: esp}
 	for _, slot := range list {
@@ -28,7 +28,7 @@ func (d *Disk) openBLS(esp ESP, vars efi.Vars) (slots.Store, string, error) {
 		// without the variable the names still say enough
 		s.counted.Slot, s.counted.Counter, _ = efi.BootCounted(vars)
 	}
-	return s, s.counted.Slot, nil
+	return s, nil
 }
 
 // blsStore mounts the ESP for one operation, and for writing only when there is
