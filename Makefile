@@ -12,9 +12,9 @@ GOBUILD = CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -ldflags '$(LDFLAG
 .DEFAULT_GOAL := build
 .PHONY: build test unit-test soak demo run bench fuzz lint fmt clean help
 
-build: ## build init, sealroot-mkinitramfs and sealroot into build/
+build: ## build init, sealroot-mkinitramfs and sealroot into build/; TAGS=minimal: init knows the store gpt only, and no systemd-boot
 	@mkdir -p build
-	$(GOBUILD) -gcflags=all=-l -o build/init ./init
+	$(GOBUILD) -tags '$(TAGS)' -gcflags=all=-l -o build/init ./init
 	$(GOBUILD) -o build/sealroot-mkinitramfs ./mkinitramfs
 	$(GOBUILD) -o build/sealroot ./sealroot
 

@@ -32,6 +32,9 @@ func Gather(ctx context.Context, s Sources) (Input, error) {
 	if in.Init, err = os.ReadFile(s.Init); err != nil {
 		return Input{}, fmt.Errorf("cannot read init: %w", err)
 	}
+	if err := checkBuild(in.Init, s.Config); err != nil {
+		return Input{}, err
+	}
 	if err := in.certificates(s, "root", s.Config.Trust.Root); err != nil {
 		return Input{}, err
 	}

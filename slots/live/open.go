@@ -3,13 +3,9 @@ package live
 import (
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 
 	"sealroot/slots"
 	"sealroot/slots/efi"
-	"sealroot/slots/fixed"
-	"sealroot/slots/grubenv"
 )
 
 // The stores and boot loaders, by the words of the configuration.
@@ -81,45 +77,10 @@ func (d *Disk) Open(c Choice, esp ESP, vars efi.Vars) (Kept, error) {
 }
 
 func (d *Disk) openStore(c Choice, esp ESP, vars efi.Vars) (slots.Store, error) {
-	switch c.Store {
-	case "", StoreGPT:
+	if c.Store == "" || c.Store == StoreGPT {
 		return d.Store(), nil
-	case StoreBLS:
-		return d.openBLS(esp, vars)
 	}
-	names, err := d.slotNames()
-	if err != nil {
-		return nil, err
-	}
-	switch c.Store {
-	case StoreDarch:
-		return grubStore{esp, grubenv.Darch, names}, nil
-	case StoreRAUC:
-		return grubStore{esp, grubenv.RAUC, names}, nil
-	case StoreEFI:
-		entries, err := d.EFIHint(vars)
-		// The ESP is read only when the firmware has forgotten the slots.
-		files := func(use func(fs.FS) error) error {
-			return esp.With(false, func(dir string) error { return use(os.DirFS(dir)) })
-		}
-		return efi.Store{Entries: entries, Names: names, Tries: c.Refill, Files: files}, err
-	case StoreFixed:
-		return fixed.Store{Name: names[0]}, nil
-	}
-	return nil, ErrUnsupported
-}
-
-// slotNames are the names of the slots that the disk has, in their order.
-func (d *Disk) slotNames() ([]string, error) {
-	list, err := d.Table.Slots()
-	if err == nil && len(list) == 0 {
-		err = slots.ErrNoSlot
-	}
-	var names []string
-	for _, s := range list {
-		names = append(names, s.Name)
-	}
-	return names, err
+	return d.openOtherStore(c, esp, vars)
 }
 
 // openLoader returns a nil interface when nobody takes hints: also on firmware
@@ -138,7 +99,7 @@ func (d *Disk) openLoader(c Choice, esp ESP, vars efi.Vars) (slots.Loader, error
 		if c.Loader == LoaderUKI {
 			return d.EFIHint(vars)
 		}
-		return d.openSystemdBoot(esp, vars)
+		return d.openSystemdBoot(esp, vars) // ErrUnsupported in a minimal build
 	}
 	return nil, ErrUnsupported
 }

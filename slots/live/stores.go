@@ -1,0 +1,53 @@
+//go:build !minimal
+
+package live
+
+import (
+	"io/fs"
+	"os"
+
+	"sealroot/slots"
+	"sealroot/slots/efi"
+	"sealroot/slots/fixed"
+	"sealroot/slots/grubenv"
+)
+
+// openOtherStore opens the stores beside gpt.
+func (d *Disk) openOtherStore(c Choice, esp ESP, vars efi.Vars) (slots.Store, error) {
+	if c.Store == StoreBLS {
+		return d.openBLS(esp, vars)
+	}
+	names, err := d.slotNames()
+	if err != nil {
+		return nil, err
+	}
+	switch c.Store {
+	case StoreDarch:
+		return grubStore{esp, grubenv.Darch, names}, nil
+	case StoreRAUC:
+		return grubStore{esp, grubenv.RAUC, names}, nil
+	case StoreEFI:
+		entries, err := d.EFIHint(vars)
+		// The ESP is read only when the firmware has forgotten the slots.
+		files := func(use func(fs.FS) error) error {
+			return esp.With(false, func(dir string) error { return use(os.DirFS(dir)) })
+		}
+		return efi.Store{Entries: entries, Names: names, Tries: c.Refill, Files: files}, err
+	case StoreFixed:
+		return fixed.Store{Name: names[0]}, nil
+	}
+	return nil, ErrUnsupported
+}
+
+// slotNames are the names of the slots that the disk has, in their order.
+func (d *Disk) slotNames() ([]string, error) {
+	list, err := d.Table.Slots()
+	if err == nil && len(list) == 0 {
+		err = slots.ErrNoSlot
+	}
+	var names []string
+	for _, s := range list {
+		names = append(names, s.Name)
+	}
+	return names, err
+}
