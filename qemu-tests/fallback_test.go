@@ -24,6 +24,7 @@ var loaders = []struct {
 // A slot on trial that nobody commits is booted three times, then the other
 // slot runs and says why.
 func TestUncommittedTrialFallsBack(t *testing.T) {
+	t.Parallel()
 	for _, tc := range loaders {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -52,6 +53,7 @@ func TestUncommittedTrialFallsBack(t *testing.T) {
 
 // A committed trial stays.
 func TestCommittedTrialStays(t *testing.T) {
+	t.Parallel()
 	for _, tc := range loaders {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -76,6 +78,7 @@ func TestCommittedTrialStays(t *testing.T) {
 // An image that was changed, or whose signature is wrong, is never run; the
 // other slot is.
 func TestBrokenImageFallsBack(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		name  string
 		spoil func(t *testing.T, disk *Disk)
@@ -128,6 +131,7 @@ func TestBrokenImageFallsBack(t *testing.T) {
 // A kernel that cannot be loaded, and one that dies before init: the machine
 // comes back by itself and says so.
 func TestDeadKernelFallsBack(t *testing.T) {
+	t.Parallel()
 	for _, tc := range loaders {
 		t.Run(tc.name+"_zeros", func(t *testing.T) {
 			t.Parallel()

@@ -62,6 +62,7 @@ func readFile(t *testing.T, path string) []byte {
 // An image is installed beside the running one, booted on trial, committed, and
 // copied to the other slot; then both slots hold it.
 func TestInstallTrialCommitReplicate(t *testing.T) {
+	t.Parallel()
 	for _, tc := range installs {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -185,6 +186,7 @@ func sha256Of(t *testing.T, disk *Disk, names ...string) string {
 // The power is cut while an image is installed: the old system comes up each
 // time, and the next install just works.
 func TestKillDuringInstall(t *testing.T) {
+	t.Parallel()
 	for i, tc := range installs {
 		if tc.firmware != BIOS && !soaking() {
 			continue // TestKillCycles has cuts of this kind too

@@ -8,6 +8,7 @@ import (
 // Slot b has another kernel: the trial runs b's kernel with b's modules, and
 // nothing of b's is used to run a.
 func TestKernelPerSlot(t *testing.T) {
+	t.Parallel()
 	for _, tc := range loaders {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()

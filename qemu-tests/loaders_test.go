@@ -59,6 +59,7 @@ func (vm *VM) armsB() {
 // tries, then the other slot runs; `sealroot status` says why, and the next boot
 // does not begin again.
 func TestLoadersGiveUpUncommittedTrial(t *testing.T) {
+	t.Parallel()
 	for _, tc := range everyLoader {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -92,6 +93,7 @@ func TestLoadersGiveUpUncommittedTrial(t *testing.T) {
 // A committed trial stays, by the loader's own default: the second reboot has
 // no one-shot left over from the trial.
 func TestLoadersKeepCommittedTrial(t *testing.T) {
+	t.Parallel()
 	for _, tc := range everyLoader {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -139,6 +141,7 @@ func (vm *VM) grubPCRs(image Image) string {
 // other slot by itself and says why. (TestDeadKernelFallsBack has GRUB and the
 // firmware's own BootNext.)
 func TestLoadersDeadKernel(t *testing.T) {
+	t.Parallel()
 	for _, tc := range everyLoader {
 		if tc.image.Loader != "systemd-boot" {
 			continue

@@ -86,6 +86,7 @@ func TestSlotsRecountFallsBack(t *testing.T) {
 // A TPM that refuses (PCR 7 is another one), nobody at the keyboard, both slots
 // good: however often that happens, no slot pays for it, counted or not.
 func TestSlotsUnlockRefused(t *testing.T) {
+	t.Parallel()
 	for name, recount := range map[string]string{"plain": "", "recount": "\n  recount: true"} {
 		boots := 3
 		if soaking() {

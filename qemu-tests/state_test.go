@@ -14,6 +14,7 @@ import (
 // The second boot unlocks by the TPM and finds what the first one wrote. It is a
 // committed slot's boot: it writes nothing to slots, log and boot partition.
 func TestStateSurvivesReboot(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		name    string
 		machine func(t *testing.T) *Machine

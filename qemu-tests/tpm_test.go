@@ -52,6 +52,7 @@ func TestOtherTPMAsksForRecoveryKey(t *testing.T) {
 // From the booted system nobody unseals the secret again, through no bank of
 // PCRs. The control, an init that leaves the TPM open, shows the theft.
 func TestNoUnsealAfterBoot(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		name     string
 		firmware machine.Firmware

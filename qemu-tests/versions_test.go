@@ -19,6 +19,7 @@ const trunk = "e8692ab"
 // share the boot log and the partition table: init of the trunk with today's
 // command, and the reverse.
 func TestVersionsTogether(t *testing.T) {
+	t.Parallel()
 	old := trunkTree(t)
 	for _, tc := range []struct {
 		name  string

@@ -19,6 +19,7 @@ func stoppedInit(t *testing.T) string { return goBuild(t, "-tags=stopped", "../i
 // PID 1 stops in slot b. The watchdog resets the machine, each time a try
 // poorer, until slot a runs; there nobody feeds it, and the machine stays up.
 func TestWatchdogResetsStoppedInit(t *testing.T) {
+	t.Parallel()
 	const seconds = 10
 	disk := Image{
 		Kernel: "6.12", Init: stoppedInit(t), B: &SlotB{},

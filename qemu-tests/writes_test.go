@@ -41,6 +41,7 @@ func readRecord(t *testing.T, path string) *writes.Record {
 // partition. The boot of a trial before it, which has to, shows that the record
 // tells.
 func TestCommittedBootWritesNothing(t *testing.T) {
+	t.Parallel()
 	for _, tc := range loaders {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
