@@ -124,6 +124,16 @@ func writesByPlace(t *testing.T, disk *Disk, entries []writes.Entry) map[string]
 func (d *Disk) grubenvOffset(t *testing.T) (offset int64, found bool) {
 	t.Helper()
 	esp := d.Part(t, "esp")
-	at := bytes.Index(d.Read(t, "esp", 0, esp.Bytes), []byte("# GRUB Environment Block\n"))
-	return esp.Offset + int64(at), at >= 0
+	content := d.Read(t, "esp", 0, esp.Bytes)
+	// GRUB's own program on the ESP holds the first line too.
+	for at := 0; at+grubenv.Size <= len(content); at += sectorSize {
+		block := content[at : at+grubenv.Size]
+		if !bytes.HasPrefix(block, []byte("# GRUB Environment Block\n")) {
+			continue
+		}
+		if _, err := grubenv.Parse(block); err == nil {
+			return esp.Offset + int64(at), true
+		}
+	}
+	return 0, false
 }
