@@ -3,12 +3,10 @@ package qemutests
 import (
 	"bytes"
 	"encoding/json"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"sealroot/qemu-tests/machine"
 )
@@ -181,52 +179,4 @@ func sha256Of(t *testing.T, disk *Disk, names ...string) string {
 		lines = append(lines, strings.Fields(tool(t, "sha256sum", disk.Extract(t, name)))[0]+" "+name)
 	}
 	return strings.Join(lines, "\n")
-}
-
-// The power is cut while an image is installed: the old system comes up each
-// time, and the next install just works.
-func TestKillDuringInstall(t *testing.T) {
-	t.Parallel()
-	for i, tc := range installs {
-		if tc.firmware != BIOS && !soaking() {
-			continue // TestKillCycles has cuts of this kind too
-		}
-		t.Run(tc.name, func(t *testing.T) {
-			t.Parallel()
-			random := rand.New(rand.NewPCG(3, uint64(i)))
-			tc.image.B = &SlotB{Mode: "good"}
-			disk := tc.image.Build(t)
-			m := NewMachine(t, tc.firmware, disk).WithTPM().withParts(t, readFile(t, tc.image.next(t).Parts(t)))
-			vm := m.Boot()
-			vm.UpIn("a")
-			running := "a"
-			for range 3 {
-				delay := time.Duration(random.Int64N(int64(6 * time.Second)))
-				_, _, err := vm.guest.Run("sealroot install /dev/vdb", delay)
-				vm.Kill()
-				vm = m.Boot()
-				got := vm.Expect(upIn.String(), probeTime)
-				vm.WaitReady(commandTime)
-				t.Logf("cut %s after install began, it had ended: %t; slot %s came up", delay.Round(time.Millisecond), err == nil, got[1])
-				if got[1] == running {
-					continue
-				}
-				// The cut came behind the last write.
-				if r := vm.Report(); r.Root.ImageVersion != "2.next" {
-					t.Fatalf("slot %s came up with version %s", got[1], r.Root.ImageVersion)
-				}
-				vm.Run("sealroot commit")
-				running = got[1]
-			}
-			vm.Run("sealroot install /dev/vdb")
-			vm.Reboot()
-			if r := vm.UpIn(map[string]string{"a": "b", "b": "a"}[running]); r.Root.ImageVersion != "2.next" {
-				t.Errorf("version %s, want 2.next", r.Root.ImageVersion)
-			}
-			vm.PowerOff()
-			disk.CheckTable(t)
-			disk.CheckVerity(t, "a")
-			disk.CheckVerity(t, "b")
-		})
-	}
 }

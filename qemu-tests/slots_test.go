@@ -91,6 +91,8 @@ func TestSlotsUnlockRefused(t *testing.T) {
 		boots := 3
 		if soaking() {
 			boots = 20
+		} else if recount != "" {
+			continue // init/boot and the walk hold it in `make test`
 		}
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
