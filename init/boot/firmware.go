@@ -55,9 +55,7 @@ func (b *boot) keepers(ctx context.Context, loaded efi.Loaded) (live.Kept, error
 		Store: string(b.cfg.Boot.Store), Loader: string(b.cfg.Boot.Loader), UEFI: b.fw.Vars,
 		// A virtual machine loads a kernel directly: nobody reads hints then.
 		Direct: loaded.From == "",
-	}
-	if b.cfg.Boot.Recount {
-		c.Refill = b.cfg.Boot.Tries
+		Refill: b.refill(),
 	}
 	if b.grub() {
 		c.Direct = b.cmd.Slot == "" || b.cmd.DiskUUID == ""
@@ -66,6 +64,14 @@ func (b *boot) keepers(ctx context.Context, loaded efi.Loaded) (live.Kept, error
 		b.loadHints(ctx) // it lies on the ESP or in the firmware
 	}
 	return b.disk.Open(c, b.esp(), b.efiVars())
+}
+
+// refill is how many tries a commit gives, with boot.recount; 0 without.
+func (b *boot) refill() int {
+	if !b.cfg.Boot.Recount {
+		return 0
+	}
+	return b.cfg.Boot.Tries
 }
 
 func (b *boot) esp() live.ESP {

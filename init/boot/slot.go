@@ -102,9 +102,7 @@ func (b *boot) observe(ctx context.Context) error {
 	if _, ok := slots.Find(list, s.observed.Loaded); !ok && s.observed.Loaded != "" {
 		s.observed.Loaded = slots.UnknownKernel
 	}
-	if b.cfg.Boot.Recount {
-		s.observed.Refill = b.cfg.Boot.Tries
-	}
+	s.observed.Refill = b.refill()
 	b.readLog()
 	s.observed.Hint.Supported = s.hint != nil
 	if !trialPending(list) && s.observed.Armed == "" {

@@ -2,6 +2,7 @@ package signature
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/subtle"
 	"encoding/hex"
 	"fmt"
@@ -51,7 +52,7 @@ func verifyText(text, message, fingerprint []byte, certs []*Certificate) (*Certi
 	if err != nil {
 		return nil, err
 	}
-	signed, err := info.signedBytes(text)
+	signed, err := info.signedBytes(hash, text)
 	if err != nil {
 		return nil, err
 	}
@@ -83,15 +84,11 @@ func unknownSigner(info signerInfo, fingerprint []byte) error {
 
 // signedBytes returns what the signature is over: the text itself, or the signed
 // attributes, which must then hold the digest of the text.
-func (info signerInfo) signedBytes(text []byte) ([]byte, error) {
+func (info signerInfo) signedBytes(hash crypto.Hash, text []byte) ([]byte, error) {
 	if info.signedAttrs == nil {
 		return text, nil
 	}
 	digest, err := messageDigest(info.signedAttrs)
-	if err != nil {
-		return nil, err
-	}
-	hash, err := hashByOID(info.digest)
 	if err != nil {
 		return nil, err
 	}
