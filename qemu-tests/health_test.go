@@ -135,7 +135,7 @@ func TestHealth(t *testing.T) {
 		t.Errorf("slot b is %q, %q; want it committed without a failure", state, failure)
 	}
 	if got, want := s.boots(), "b/trial a/fallback b/trial a/fallback b/trial"; got != want {
-		t.Errorf("boots on record: %s, want %s", got, want)
+		t.Fatalf("boots on record: %s, want %s", got, want)
 	}
 	if len(s.Problems) > 0 || s.Boots[4].Number != 5 || s.Slots[0].Name != "a" || s.Slots[0].Version != "2026.11.1" {
 		t.Errorf("problems %q, slots %+v, boots %+v; want no problems, the version of slot a, and five boots", s.Problems, s.Slots, s.Boots)

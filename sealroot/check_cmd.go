@@ -130,7 +130,7 @@ func (c *command) giveUp(ctx context.Context, t target, list []slots.Slot, l boo
 	}
 	err := c.leave(ctx, t, l, t.MarkBad, false)
 	if reboot {
-		err = errors.Join(err, c.reboot(ctx))
+		err = errors.Join(err, c.reboot(ctx, t))
 	}
 	return err
 }

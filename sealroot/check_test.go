@@ -93,6 +93,28 @@ func TestDeadline(t *testing.T) {
 	}
 }
 
+// TestRestartKeepsTheReport: a command that ends the boot may come before the
+// unit that keeps its report.
+func TestRestartKeepsTheReport(t *testing.T) {
+	earlier := []byte(`{"schema":1,"boot_id":"00000000-0000-4000-8000-000000000000","ended":"device missing"}`)
+	w := world{report: running(nil), list: pair(), trial: true, checks: map[string]string{"10-net": "exit 1"}, log: bootlog.Record{Reports: []json.RawMessage{earlier}}}
+	for _, args := range []string{"deadline", "check", "check --no-reboot", "mark-bad --reboot", "rollback --reboot"} {
+		_, _, stderr, o := w.outcome(t, strings.Fields(args)...)
+		kept, err := boots.List(o.env.State)
+		if err != nil || len(kept) != 2*o.reboots || o.reboots > 0 && (string(kept[0].Text) != string(earlier) || kept[1].BootID != thisBoot) {
+			t.Errorf("%s: %d restarts, kept %v, %v, %s; want the earlier boot and this one when it restarts", args, o.reboots, kept, err, stderr)
+		}
+	}
+	w.before = func(env Env) {
+		if err := os.WriteFile(filepath.Join(env.State, ".sealroot"), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if code, stdout, _, o := w.outcome(t, "deadline"); code != exitOK || o.reboots != 1 || !strings.Contains(stdout, "the report of this boot is not kept") {
+		t.Errorf("a report that cannot be kept: exit status %d, %d restarts, %q; want 0, a restart, and word of it", code, o.reboots, stdout)
+	}
+}
+
 func TestRebootAfterMarkBad(t *testing.T) {
 	for _, args := range []string{"mark-bad --reboot", "rollback --reboot"} {
 		if code, _, _, o := (world{report: running(nil), list: pair()}).outcome(t, strings.Fields(args)...); code != 0 || o.reboots != 1 {

@@ -17,9 +17,8 @@ import (
 // record keeps the report of this boot on the state partition, after those of
 // boots that ended before they reached it, which are in the boot log until
 // then. Only what was kept is taken from the log.
-//
-// crash point: between the two a report is in both places; one boot is kept
-// once, and the next boot takes it from the log.
+// A report that a power cut left in both places is kept once, and the next boot
+// takes it from the log.
 func record(c *command) action {
 	return func(ctx context.Context, _ []string) error {
 		text, err := c.readReport()
@@ -39,40 +38,58 @@ func record(c *command) action {
 		if json.Unmarshal(text, &r) != nil {
 			r = report.Report{} // boots.Record says what is wrong with it
 		}
-		// A log that cannot be read does not keep this report from being kept.
-		m, earlier, logErr := c.fromLog(r)
-		if m != nil {
-			defer m.Close()
+		m, err := c.env.Open(Where{Report: r, Write: true})
+		if err != nil {
+			// A log that cannot be read does not keep this report from being kept.
+			return errors.Join(boots.Record(c.env.State, text), err)
 		}
-		if err := boots.Record(c.env.State, append(slices.Clone(earlier), text)...); err != nil {
-			return errors.Join(err, logErr)
+		defer m.Close()
+		earlier, err := c.keepReports(m, text)
+		if err != nil {
+			return err
 		}
-		if logErr == nil && len(earlier) > 0 {
-			logErr = m.UpdateRecord(func(now bootlog.Record) (bootlog.Record, error) {
-				now.Reports = slices.DeleteFunc(slices.Clone(now.Reports), func(text json.RawMessage) bool {
-					return slices.ContainsFunc(earlier, func(kept []byte) bool { return bytes.Equal(kept, text) })
-				})
-				return now, nil
-			})
-		}
-		if logErr != nil {
-			return logErr
-		}
-		c.say("kept the report of this boot, and %d of earlier ones", len(earlier))
+		c.say("kept the report of this boot, and %d of earlier ones", earlier)
 		return nil
 	}
 }
 
-// fromLog reads the reports in the boot log.
-func (c *command) fromLog(r report.Report) (m Machine, reports [][]byte, err error) {
-	if m, err = c.env.Open(Where{Report: r, Write: true}); err != nil {
-		return nil, nil, err
-	}
-	log, err := m.Record()
+// keepReports keeps the report of this boot after those in the boot log, and
+// says how many those were. The lock is held.
+func (c *command) keepReports(m Machine, text []byte) (earlier int, err error) {
+	log, logErr := m.Record()
+	var reports [][]byte
 	for _, text := range log.Reports {
 		if boots.Valid(text) {
 			reports = append(reports, text)
 		}
 	}
-	return m, reports, err
+	if err := boots.Record(c.env.State, append(slices.Clone(reports), text)...); err != nil {
+		return 0, errors.Join(err, logErr)
+	}
+	if logErr != nil || len(reports) == 0 {
+		return len(reports), logErr
+	}
+	// crash point: a report in both places
+	return len(reports), m.UpdateRecord(func(now bootlog.Record) (bootlog.Record, error) {
+		now.Reports = slices.DeleteFunc(slices.Clone(now.Reports), func(text json.RawMessage) bool {
+			return slices.ContainsFunc(reports, func(kept []byte) bool { return bytes.Equal(kept, text) })
+		})
+		return now, nil
+	})
+}
+
+// keepBeforeRestart keeps the report of a boot that a command ends, perhaps
+// before sealroot-record.service has come to it. What goes wrong is told and
+// does not hold up the restart.
+func (c *command) keepBeforeRestart(m Machine) {
+	text, err := c.readReport()
+	if err == nil {
+		if _, err = os.Stat(c.env.State); errors.Is(err, fs.ErrNotExist) {
+			return
+		}
+		_, err = c.keepReports(m, text)
+	}
+	if err != nil {
+		c.say("the report of this boot is not kept: %v", err)
+	}
 }

@@ -14,8 +14,9 @@ import (
 // target is what a command that changes slots acts on.
 type target struct {
 	bootset.Machine
-	boot  bootset.Boot
-	close func()
+	machine Machine
+	boot    bootset.Boot
+	close   func()
 }
 
 // diskFlags are the flags of commands that also work on a disk which no machine
@@ -63,6 +64,7 @@ func (c *command) changing(ctx context.Context, d diskFlags) (target, error) {
 		return target{}, err
 	}
 	t := target{
+		machine: m,
 		boot: bootset.Boot{
 			Running: w.Report.Slot.Name, Loaded: c.loaded(m), Trial: w.Report.Slot.Trial, Degraded: w.Report.Degraded,
 		},
@@ -265,12 +267,13 @@ func (c *command) leave(ctx context.Context, t target, l bootset.Leave, do func(
 		return err
 	}
 	if reboot {
-		return c.reboot(ctx)
+		return c.reboot(ctx, t)
 	}
 	return nil
 }
 
-func (c *command) reboot(ctx context.Context) error {
+func (c *command) reboot(ctx context.Context, t target) error {
+	c.keepBeforeRestart(t.machine)
 	c.say("restarting")
 	return c.env.Reboot(ctx)
 }
