@@ -90,8 +90,12 @@ func TestBrokenImageFallsBack(t *testing.T) {
 		{"wrong_signature", func(t *testing.T, d *Disk) {
 			// One digit of the signed root hash.
 			sig := d.Read(t, "root-b-verity-sig", 0, 4096)
-			at := bytes.Index(sig, []byte(`"rootHash"`)) + len(`"rootHash"`)
-			at += bytes.IndexByte(sig[at:], '"') + 1
+			const key = `"rootHash":"`
+			at := bytes.Index(sig, []byte(key))
+			if at < 0 {
+				t.Fatalf("the signature partition has no %s: %.100q", key, sig)
+			}
+			at += len(key)
 			digit := byte('0')
 			if sig[at] == '0' {
 				digit = '1'

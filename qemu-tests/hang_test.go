@@ -60,7 +60,7 @@ func TestSilentGuest(t *testing.T) {
 	if vm.emulatorHung() {
 		t.Error("a running kernel counts as a hung emulator")
 	}
-	vm.WaitReady(time.Second)
+	vm.WaitReady(commandTime)
 
 	if err := vm.guest.Monitor("stop", nil); err != nil {
 		t.Fatal(err)

@@ -28,7 +28,7 @@ const (
 const (
 	bootTime    = 4 * time.Minute // from power on to a login
 	probeTime   = 4 * time.Minute // from power on to the probe
-	commandTime = 2 * time.Minute
+	commandTime = 4 * time.Minute
 )
 
 // Machine is a computer that a test owns: what is in it stays from boot to boot.
@@ -210,7 +210,7 @@ func (vm *VM) WaitReady(timeout time.Duration) {
 // PowerOff shuts the guest down in order and waits until it is off.
 func (vm *VM) PowerOff() {
 	vm.t.Helper()
-	vm.TryRun("poweroff")
+	vm.post("poweroff")
 	vm.WaitPowerOff(commandTime)
 }
 
@@ -229,7 +229,15 @@ func (vm *VM) WaitPowerOff(timeout time.Duration) {
 // Reboot restarts the guest in order; WaitReady or Expect follow.
 func (vm *VM) Reboot() {
 	vm.t.Helper()
-	vm.TryRun("reboot")
+	vm.post("reboot")
+}
+
+// post sends a command that ends the boot, perhaps before it is answered.
+func (vm *VM) post(command string) {
+	vm.t.Helper()
+	if err := vm.guest.Post(command, commandTime); err != nil {
+		vm.t.Fatal(err)
+	}
 }
 
 // Reset presses the reset button.

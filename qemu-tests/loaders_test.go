@@ -161,6 +161,9 @@ func TestLoadersDeadKernel(t *testing.T) {
 				tc.image.B, tc.image.Edit = &SlotB{}, oneTry
 				disk := tc.image.Build(t)
 				kernel := disk.GetESP(t, tc.kernelB)
+				if len(kernel) == 0 {
+					t.Fatalf("%s is empty", tc.kernelB)
+				}
 				spoil(kernel)
 				disk.PutESP(t, tc.kernelB, kernel)
 				vm := NewMachine(t, tc.firmware, disk).WithTPM().Boot()

@@ -22,7 +22,7 @@ func TestOtherTPMAsksForRecoveryKey(t *testing.T) {
 	before := disk.Slot(t, "a")
 
 	vm = m.WithTPM().Boot()
-	vm.Expect(`recovery key`, probeTime)
+	vm.Expect(`type the recovery key`, probeTime)
 	vm.Send("not-the-key\r")
 	vm.Expect(`does not open`, commandTime)
 	vm.Send(key + "\r")

@@ -46,7 +46,7 @@ func (d *demo) powerOn(name string) (*guest, error) {
 // powerOff shuts the machine down in order.
 func (d *demo) powerOff() error {
 	g := d.guest
-	if _, err := g.run("systemctl poweroff"); err != nil {
+	if err := g.Post("systemctl poweroff", commandTime); err != nil {
 		return err
 	}
 	if err := g.Wait(commandTime); err != nil {

@@ -107,7 +107,7 @@ func (d *demo) trial() (string, error) {
 	if err := g.tell("sealroot try b"); err != nil {
 		return "", err
 	}
-	if _, err := g.run("systemctl reboot"); err != nil {
+	if err := g.Post("systemctl reboot", commandTime); err != nil {
 		return "", err
 	}
 	if err := g.WaitReady(bootTime); err != nil {

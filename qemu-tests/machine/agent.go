@@ -102,39 +102,66 @@ func (a *agent) wait(deadline <-chan time.Time, done func() bool) error {
 	}
 }
 
-// waitReady waits until the agent of a boot that no call has used is ready.
+// waitReady waits until the agent of a boot that no call has used answers. That
+// it was ready once is not enough: it may be that of a boot which is over
+// already, and what it is sent is lost.
 func (a *agent) waitReady(timeout time.Duration) error {
-	err := a.wait(time.After(timeout), func() bool { return a.bootID != a.seen })
-	if err != nil {
-		return fmt.Errorf("the agent is not ready after %s: %w", timeout, err)
+	deadline := time.After(timeout)
+	for {
+		var boot string
+		err := a.wait(deadline, func() bool { boot = a.bootID; return boot != a.seen })
+		var id int
+		if err == nil {
+			// The empty line ends what a boot before may have left half read.
+			id, err = a.send("", "\n")
+		}
+		answered := false
+		if err == nil {
+			err = a.wait(deadline, func() bool {
+				if _, answered = a.answers[id]; answered {
+					a.seen = boot
+				}
+				return answered || a.bootID != boot
+			})
+		}
+		if err != nil {
+			return fmt.Errorf("the agent is not ready after %s: %w", timeout, err)
+		}
+		if answered {
+			return nil
+		}
 	}
+}
+
+// send sends one command, after what comes before it, and returns its number.
+func (a *agent) send(command, before string) (id int, err error) {
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.seen = a.bootID
-	return nil
+	id = a.next
+	a.next++
+	a.mu.Unlock()
+	_, err = fmt.Fprintf(a.w, "%s%d %s\n", before, id, base64.StdEncoding.EncodeToString([]byte(command)))
+	return id, err
+}
+
+// post sends one command whose answer nobody waits for. The first call after a
+// start waits for the agent.
+func (a *agent) post(command string, deadline <-chan time.Time) (id int, err error) {
+	err = a.wait(deadline, func() bool { a.seen = a.bootID; return a.bootID != "" })
+	if err == nil {
+		id, err = a.send(command, "")
+	}
+	if err != nil {
+		return 0, fmt.Errorf("cannot run %q in the guest: %w", command, err)
+	}
+	return id, nil
 }
 
 // run runs one command. The first call after a start waits for the agent.
 func (a *agent) run(command string, timeout time.Duration) (answer, error) {
 	deadline := time.After(timeout)
-	var id int
-	err := a.wait(deadline, func() bool {
-		if a.bootID == "" {
-			return false
-		}
-		a.seen = a.bootID
-		if id == 0 {
-			id = a.next
-			a.next++
-		}
-		return true
-	})
+	id, err := a.post(command, deadline)
 	if err != nil {
-		return answer{}, fmt.Errorf("cannot run %q in the guest: %w", command, err)
-	}
-	line := fmt.Sprintf("%d %s\n", id, base64.StdEncoding.EncodeToString([]byte(command)))
-	if _, err := io.WriteString(a.w, line); err != nil {
-		return answer{}, fmt.Errorf("cannot run %q in the guest: %w", command, err)
+		return answer{}, err
 	}
 	var got answer
 	err = a.wait(deadline, func() (ok bool) { got, ok = a.answers[id]; return ok })

@@ -13,6 +13,7 @@ exec </dev/ttyS1 >/dev/ttyS1
 stty raw -echo
 echo "ready $(cat /proc/sys/kernel/random/boot_id)"
 while read -r id command; do
+	[ -n "$id" ] || continue
 	printf %s "$command" | base64 -d >/run/sealroot-test-command
 	sh /run/sealroot-test-command >/run/sealroot-test-output 2>&1 </dev/null
 	echo "$id $? $(base64 -w 0 </run/sealroot-test-output)"

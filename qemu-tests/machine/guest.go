@@ -13,6 +13,10 @@ import (
 	"time"
 )
 
+// patience is for QEMU and the software TPM themselves, on a host whose disk may
+// be busy for a minute and more.
+const patience = 3 * time.Minute
+
 // Guest is a running machine.
 type Guest struct {
 	qemu    *process
@@ -107,7 +111,7 @@ func (g *Guest) query(command string, arguments map[string]any) (json.RawMessage
 		return nil, fmt.Errorf("cannot encode %s: %w", command, err)
 	}
 	conn := g.conns[2]
-	conn.SetDeadline(time.Now().Add(30 * time.Second))
+	conn.SetDeadline(time.Now().Add(patience))
 	if _, err := conn.Write(append(line, '\n')); err != nil {
 		return nil, g.monitorError(command, err)
 	}
@@ -163,7 +167,14 @@ func (g *Guest) Run(command string, timeout time.Duration) (output string, statu
 	return string(got.output), got.status, nil
 }
 
-// WaitReady waits until the guest has started (again) and its agent is there.
+// Post sends a command that ends the boot: its answer may not come any more, and
+// is not waited for. It waits for the agent when the guest is still starting.
+func (g *Guest) Post(command string, timeout time.Duration) error {
+	_, err := g.agent.post(command, time.After(timeout))
+	return err
+}
+
+// WaitReady waits until the guest has started (again) and its agent answers.
 func (g *Guest) WaitReady(timeout time.Duration) error { return g.agent.waitReady(timeout) }
 
 // Wait waits until the machine has switched itself off. Its error wraps

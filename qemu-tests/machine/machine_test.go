@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"io"
@@ -72,6 +73,39 @@ func TestAgentRun(t *testing.T) {
 	guest.Close()
 	if err := a.waitReady(time.Minute); !errors.Is(err, ErrEnded) {
 		t.Errorf("after the end: %v, want ErrEnded", err)
+	}
+}
+
+// The agent of a boot that was over before anybody asked for it takes nothing.
+func TestAgentOfABootThatIsOver(t *testing.T) {
+	ours, guest := net.Pipe()
+	defer guest.Close()
+	a := newAgent(ours)
+	go a.readFrom(ours)
+	requests := make(chan string, 3)
+	go func() {
+		lines := bufio.NewScanner(guest)
+		io.WriteString(guest, "ready first\n")
+		for range 2 { // an empty line, and what the first agent does not answer any more
+			lines.Scan()
+			requests <- lines.Text()
+		}
+		io.WriteString(guest, "ready second\n")
+		lines.Scan()
+		lines.Scan()
+		requests <- lines.Text()
+		io.WriteString(guest, "2 0\n")
+	}()
+	if err := a.waitReady(time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []string{"", "1 ", "2 "} {
+		if got := <-requests; got != want {
+			t.Errorf("request %d is %q, want %q", i, got, want)
+		}
+	}
+	if err := a.waitReady(time.Millisecond); !errors.Is(err, ErrAgent) {
+		t.Errorf("ready without another boot: %v, want ErrAgent", err)
 	}
 }
 

@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -32,7 +33,7 @@ func startTPM(dir string) (*softwareTPM, error) {
 		t.remove()
 		return nil, err
 	}
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
 		if _, err := os.Stat(t.socket); err == nil {
 			return t, nil
 		}
@@ -46,7 +47,7 @@ func startTPM(dir string) (*softwareTPM, error) {
 
 // stop waits for the TPM to write its state and end, as it does after QEMU's end.
 func (t *softwareTPM) stop() {
-	if t.process.wait(5*time.Second) != nil {
+	if errors.Is(t.process.wait(patience), ErrStillRunning) {
 		t.process.kill()
 	}
 	t.remove()
