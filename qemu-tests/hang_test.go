@@ -48,14 +48,18 @@ func TestSilentGuest(t *testing.T) {
 	m.Config.Cmdline = "console=ttyS0 sysrq_always_enabled"
 	vm := m.Boot()
 	vm.Expect(`probe: up`, probeTime)
-	s := vm.guest.Examine()
-	if !s.KernelAnswers || !s.AnswerExpected {
-		t.Errorf("a running kernel: %+v, want that it answers", s)
-	}
-	for _, want := range []string{"task:init", "RIP=", "sysrq: Show backtrace"} {
-		if !strings.Contains(s.Text, want) {
-			t.Errorf("no %q in what a running kernel says:\n%s", want, s.Text)
+	var s machine.Silence
+	missing := "everything"
+	for n := 0; n < 3 && missing != ""; n++ { // a busy host may cut an answer short
+		s, missing = vm.guest.Examine(), ""
+		for _, want := range []string{"task:init", "RIP=", "sysrq: Show backtrace"} {
+			if !strings.Contains(s.Text, want) {
+				missing = want
+			}
 		}
+	}
+	if !s.KernelAnswers || !s.AnswerExpected || missing != "" {
+		t.Errorf("a running kernel: answers %t, expected to %t, no %q in what it says:\n%s", s.KernelAnswers, s.AnswerExpected, missing, s.Text)
 	}
 	if vm.emulatorHung() {
 		t.Error("a running kernel counts as a hung emulator")

@@ -36,6 +36,7 @@ func status(t *testing.T, vm *VM) (s statusForm) {
 	if err := json.Unmarshal([]byte(text), &s); err != nil {
 		t.Fatalf("sealroot status --json: %v\n%s", err, text)
 	}
+	fits(t, "status", text)
 	return s
 }
 

@@ -82,7 +82,9 @@ func TestInstallTrialCommitReplicate(t *testing.T) {
 					Version string `json:"version"`
 				} `json:"data"`
 			}
-			if text := vm.Run("sealroot verify --json"); json.Unmarshal([]byte(text), &result) != nil || len(result.Data) != 2 {
+			text := vm.Run("sealroot verify --json")
+			fits(t, "result", text)
+			if json.Unmarshal([]byte(text), &result) != nil || len(result.Data) != 2 {
 				t.Fatalf("sealroot verify says %s", text)
 			}
 			for _, d := range result.Data {

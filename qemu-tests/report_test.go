@@ -2,19 +2,33 @@ package qemutests
 
 import (
 	"encoding/json"
+	"path/filepath"
 	"strings"
+	"testing"
 
 	"sealroot/init/report"
+	"sealroot/sealroot/schematest"
 )
 
 // Report returns the boot report of the running guest.
 func (vm *VM) Report() report.Report {
 	vm.t.Helper()
 	var r report.Report
-	if err := json.Unmarshal([]byte(vm.Run("cat "+report.Path)), &r); err != nil {
+	text := vm.Run("cat " + report.Path)
+	if err := json.Unmarshal([]byte(text), &r); err != nil {
 		vm.t.Fatalf("%s: %v", report.Path, err)
 	}
+	fits(vm.t, "boot", text)
 	return r
+}
+
+// fits holds JSON of a guest to a schema in docs/.
+func fits(t *testing.T, schema, text string) {
+	t.Helper()
+	want := readFile(t, filepath.Join(rootDir, "docs", schema+".schema.json"))
+	for _, problem := range schematest.Check(want, []byte(text)) {
+		t.Errorf("%s.schema.json: %s", schema, problem)
+	}
 }
 
 // UpIn waits until the probe runs in the given slot, next after what was

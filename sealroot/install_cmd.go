@@ -239,7 +239,7 @@ func verifySlots(c *command) action {
 				}
 			}
 		}
-		var held []verified
+		held := []verified{}
 		var errs []error
 		for _, slot := range words {
 			if _, ok := slots.Find(list, slot); !ok {

@@ -20,6 +20,7 @@ import (
 
 	"sealroot/init/report"
 	"sealroot/sealroot/install"
+	"sealroot/sealroot/schematest"
 	"sealroot/slots"
 	"sealroot/slots/manifest"
 )
@@ -114,7 +115,21 @@ func TestInstallCommands(t *testing.T) {
 			if code != c.code || !strings.Contains(stderr, c.want) {
 				t.Errorf("exit status %d, %q; want %d with %q", code, stderr, c.code, c.want)
 			}
+			_, stdout, _ := onBlank(t, context.Background(), strings.NewReader(""), append(c.args, "--json")...)
+			fitsResult(t, stdout)
 		})
+	}
+}
+
+// fitsResult holds what --json printed to docs/result.schema.json.
+func fitsResult(t *testing.T, stdout string) {
+	t.Helper()
+	schema, err := os.ReadFile("../docs/result.schema.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, problem := range schematest.Check(schema, []byte(stdout)) {
+		t.Error(problem)
 	}
 }
 
@@ -132,6 +147,7 @@ func TestVerifyJSON(t *testing.T) {
 	if err := json.Unmarshal([]byte(stdout), &got); err != nil {
 		t.Fatalf("%v: %s", err, stdout)
 	}
+	fitsResult(t, stdout)
 	if code != exitBad || got.Schema != 1 || got.OK || len(got.Data) != 2 {
 		t.Fatalf("exit status %d, %s", code, stdout)
 	}

@@ -201,6 +201,9 @@ func (g *Guest) release() {
 		conn.Close()
 	}
 	if g.tpm != nil {
+		if g.qemu == nil {
+			g.tpm.process.kill() // nobody has ever used it
+		}
 		g.tpm.stop()
 	}
 }

@@ -47,7 +47,7 @@ func startTPM(dir string) (*softwareTPM, error) {
 
 // stop waits for the TPM to write its state and end, as it does after QEMU's end.
 func (t *softwareTPM) stop() {
-	if errors.Is(t.process.wait(patience), ErrStillRunning) {
+	if errors.Is(t.process.wait(time.Minute), ErrStillRunning) {
 		t.process.kill()
 	}
 	t.remove()

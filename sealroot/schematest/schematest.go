@@ -1,5 +1,5 @@
 // Package schematest checks JSON against the JSON schemas in docs/, for tests.
-// It knows the few words that those use: type, const, enum, required,
+// It knows the few words that those use: type, const, enum, required, pattern,
 // properties, items, minimum, maximum, and $ref into $defs; any other word that
 // would decide something is an error, and so is a member that no schema lists,
 // so that the documents list all there is.
@@ -9,6 +9,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -79,6 +80,11 @@ func (c *checker) word(at, word string, want, v any) {
 	case "enum":
 		if !slices.Contains(want.([]any), v) {
 			c.say(at, "%v is not one of %v", v, want)
+		}
+	case "pattern":
+		text, ok := v.(string)
+		if matches, err := regexp.MatchString(want.(string), text); ok && (err != nil || !matches) {
+			c.say(at, "%q does not match %v", text, want)
 		}
 	case "minimum", "maximum":
 		n, ok := v.(float64)

@@ -9,7 +9,7 @@ const schema = `{
 	"title": "t", "type": "object", "required": ["a"],
 	"properties": {
 		"a": {"const": 1}, "b": {"type": ["string", "null"], "enum": ["x", null]}, "c": {"type": "array", "items": {"$ref": "#/$defs/n"}},
-		"any": {"type": "object"}, "bad": {"pattern": "x"}, "lost": {"$ref": "#/$defs/m"}
+		"any": {"type": "object"}, "bad": {"format": "x"}, "hex": {"pattern": "^[0-9a-f]+$"}, "lost": {"$ref": "#/$defs/m"}
 	},
 	"$defs": {"n": {"type": "integer", "minimum": 0, "maximum": 2}}
 }`
@@ -27,7 +27,9 @@ func TestCheck(t *testing.T) {
 		{"too_small", `{"a": 1, "c": [-1]}`, "minimum"},
 		{"too_large", `{"a": 1, "c": [3]}`, "maximum"},
 		{"not_listed", `{"a": 1, "z": 1}`, "z is not listed"},
-		{"unknown_word", `{"a": 1, "bad": "x"}`, "unknown word pattern"},
+		{"unknown_word", `{"a": 1, "bad": "x"}`, "unknown word format"},
+		{"pattern_fits", `{"a": 1, "hex": "0af"}`, ""},
+		{"wrong_pattern", `{"a": 1, "hex": "0AF"}`, "does not match"},
 		{"unknown_ref", `{"a": 1, "lost": 1}`, "no #/$defs/m"},
 		{"no_json", `{`, "value:"},
 		{"two_values", `{"a": 1} {}`, "more than one"},
