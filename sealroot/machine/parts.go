@@ -265,42 +265,6 @@ func (f bootFolder) Write(slot string, file install.BootFile, content io.Reader)
 	return to.Sync()
 }
 
-// dropLeftover deletes what a power cut left of a write. A cut in an exchange
-// can leave both names with the same blocks; deleting one would free the
-// other's.
-func dropLeftover(temp, path string) error {
-	left, err := os.Open(temp)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer left.Close()
-	now, err := os.Open(path)
-	if err == nil {
-		defer now.Close()
-		if sameBlocks(left, now) {
-			return fmt.Errorf("cannot delete %s, which a power cut left: %w", temp, errSharedFile)
-		}
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return os.Remove(temp)
-}
-
-// fibmap is FIBMAP of linux/fs.h: which block of the device holds a block of
-// the file; here always the first.
-const fibmap = 1
-
-// sameBlocks says that two files begin in the same block. A file system that
-// does not tell has no two files of the same blocks.
-func sameBlocks(a, b *os.File) bool {
-	x, errA := unix.IoctlGetInt(int(a.Fd()), fibmap)
-	y, errB := unix.IoctlGetInt(int(b.Fd()), fibmap)
-	return errA == nil && errB == nil && x != 0 && x == y
-}
-
 // Publish exchanges each new file with the one that the slot has, and deletes
 // the old ones once that is durable. A cut
 //
@@ -313,15 +277,8 @@ func (f bootFolder) Publish(slot string, files []install.BootFile) error {
 		if err != nil {
 			return err
 		}
-		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
-			err = os.Rename(temp, path)
-			if err != nil {
-				return err
-			}
-			continue
-		}
-		if err := unix.Renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE); err != nil {
-			return fmt.Errorf("cannot exchange %s: %w", path, err)
+		if err := exchange(temp, path); err != nil {
+			return err
 		}
 	}
 	if err := syncFS(f.dir); err != nil {
@@ -337,7 +294,7 @@ func (f bootFolder) Publish(slot string, files []install.BootFile) error {
 			old = append(old, path)
 		}
 		for _, name := range old {
-			if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			if err := removeIfThere(name); err != nil {
 				return err
 			}
 		}

@@ -2,7 +2,6 @@ package machine
 
 import (
 	"errors"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -89,18 +88,13 @@ func (l loaderDefault) SetDefault(slot string) error { return l.loader.SetDefaul
 // when the firmware has forgotten the variable.
 type loaderConf struct{ dir espDir }
 
-// maxConf bounds what is read of it.
-const maxConf = 64 << 10
-
 // Name names the file.
 func (loaderConf) Name() string { return esp.LoaderConf }
 
 // IsDefault reads the file.
 func (l loaderConf) IsDefault(slot string) (right bool, err error) {
-	err = l.dir.With(false, func(dir string) error {
-		conf, err := readConf(filepath.Join(dir, esp.LoaderConf))
-		_, changed := efi.ConfDefault(conf, slot)
-		right = !changed
+	err = l.dir.With(false, func(dir string) (err error) {
+		right, err = live.LoaderConf(dir).IsDefault(slot)
 		return err
 	})
 	return right && err == nil, err
@@ -109,43 +103,8 @@ func (l loaderConf) IsDefault(slot string) (right bool, err error) {
 // SetDefault replaces the file. A power cut leaves the old one or the new one.
 func (l loaderConf) SetDefault(slot string) error {
 	return l.dir.With(true, func(dir string) error {
-		path := filepath.Join(dir, esp.LoaderConf)
-		conf, err := readConf(path)
-		if err != nil {
-			return err
-		}
-		conf, _ = efi.ConfDefault(conf, slot)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			return err
-		}
-		f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
-		if err != nil {
-			return err
-		}
-		_, err = f.WriteString(conf)
-		if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-			return err
-		}
-		// crash point: loader.conf is the old one
-		if err := os.Rename(path+".new", path); err != nil {
-			return err
-		}
-		return syncFS(dir)
+		return errors.Join(live.LoaderConf(dir).SetDefault(slot), syncFS(dir))
 	})
-}
-
-// readConf is "" for a file that is not there.
-func readConf(path string) (string, error) {
-	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return "", nil
-	}
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxConf))
-	return string(b), err
 }
 
 // places are all that name a default, for the loader of the configuration. What

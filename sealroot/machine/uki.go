@@ -2,13 +2,10 @@ package machine
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
-
-	"golang.org/x/sys/unix"
 
 	"sealroot/slots/efi"
 	"sealroot/slots/esp"
@@ -18,10 +15,6 @@ import (
 type espDir interface {
 	With(write bool, use func(dir string) error) error
 }
-
-// errSharedFile: the leftover of an exchange may share blocks with the file that
-// is started; deleting it would free them.
-var errSharedFile = errors.New("the EFI system partition needs fsck.vfat")
 
 // fallbackFile is EFI/BOOT/BOOTX64.EFI, what firmware without boot entries
 // starts: a copy of the committed slot's unified kernel image.
@@ -75,9 +68,7 @@ func sameImage(image, fallback string) (bool, error) {
 }
 
 // SetDefault exchanges the file for a copy of the slot's image: written beside
-// it, synced, read back, exchanged by renameat2(RENAME_EXCHANGE, vfat has it
-// since Linux 6.0), synced, and the old one deleted. A plain rename would free
-// the old file's blocks in the same breath, and FAT has no journal. A cut
+// it, synced, read back, exchanged, synced, and the old one deleted. A cut
 //
 //	while writing:      leaves a part of the new file; it is deleted next time
 //	in the exchange:    leaves both names as they were or exchanged, as they are
@@ -93,55 +84,22 @@ func (f fallbackFile) SetDefault(slot string) error {
 	})
 }
 
-func replaceFallback(dir, slot string) (err error) {
+func replaceFallback(dir, slot string) error {
 	fallback, temp := filepath.Join(dir, esp.Fallback), filepath.Join(dir, esp.FallbackTemp)
-	if err := removeLeftover(temp, fallback); err != nil {
+	if err := dropLeftover(temp, fallback); err != nil {
 		return err
 	}
 	if err := copyVerified(filepath.Join(dir, esp.UKI(slot)), temp); err != nil {
+		return errors.Join(err, removeIfThere(temp))
+	}
+	if err := exchange(temp, fallback); err != nil {
 		return errors.Join(err, os.Remove(temp))
-	}
-	if _, err := os.Lstat(fallback); errors.Is(err, fs.ErrNotExist) {
-		if err := os.Rename(temp, fallback); err != nil {
-			return err
-		}
-		return syncFS(dir)
-	}
-	if err := unix.Renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, fallback, unix.RENAME_EXCHANGE); err != nil {
-		return errors.Join(fmt.Errorf("cannot exchange %s: %w", esp.Fallback, err), os.Remove(temp))
 	}
 	if err := syncFS(dir); err != nil {
 		return err
 	}
-	if err := os.Remove(temp); err != nil {
+	if err := removeIfThere(temp); err != nil {
 		return err
 	}
 	return syncFS(dir)
-}
-
-// removeLeftover deletes what a power cut left. Its content is never that of
-// the file that is started, unless both names came to point to the same blocks.
-func removeLeftover(temp, fallback string) error {
-	left, err := os.Open(temp)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer left.Close()
-	now, err := os.Open(fallback)
-	if err == nil {
-		defer now.Close()
-		same, err := sameContent(left, now)
-		if err != nil {
-			return err
-		}
-		if same {
-			return fmt.Errorf("cannot delete %s, which a power cut left: %w", esp.FallbackTemp, errSharedFile)
-		}
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return os.Remove(temp)
 }

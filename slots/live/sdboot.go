@@ -5,10 +5,6 @@ package live
 import (
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
-	"os"
-	"path/filepath"
 
 	"sealroot/slots"
 	"sealroot/slots/bls"
@@ -17,20 +13,13 @@ import (
 )
 
 // openBLS keeps the slots in the names of their kernel images.
-func (d *Disk) openBLS(esp ESP, vars efi.Vars) (slots.Store, error) {
-	list, err := d.Table.Slots()
-	if err != nil {
-		return nil, err
-	}
-	s := blsStore{esp: esp}
-	for _, slot := range list {
-		s.slots = append(s.slots, slot.Name)
-	}
+func openBLS(esp ESP, vars efi.Vars, names []string) slots.Store {
+	s := blsStore{esp: esp, slots: names}
 	if vars != nil {
 		// without the variable the names still say enough
 		s.counted.Slot, s.counted.Counter, _ = efi.BootCounted(vars)
 	}
-	return s, nil
+	return s
 }
 
 // blsStore mounts the ESP for one operation, and for writing only when there is
@@ -97,60 +86,22 @@ func (s systemdBoot) Arm(slot string) error {
 	return s.LoaderHint.Arm(slot)
 }
 
-// maxConf bounds what is read of loader.conf.
-const maxConf = 64 << 10
-
 // SetDefault sets the slot that is loaded without a one-shot.
 func (s systemdBoot) SetDefault(slot string) error {
 	return errors.Join(s.LoaderHint.SetDefault(slot), s.setConf(slot))
 }
 
 func (s systemdBoot) setConf(slot string) error {
-	conf, changed := "", false
-	err := s.esp.With(false, func(dir string) error {
-		old, err := readConf(filepath.Join(dir, espnames.LoaderConf))
-		conf, changed = efi.ConfDefault(old, slot)
+	right := false
+	err := s.esp.With(false, func(dir string) (err error) {
+		right, err = LoaderConf(dir).IsDefault(slot)
 		return err
 	})
-	if err == nil && changed {
-		err = s.esp.With(true, func(dir string) error {
-			return replaceFile(filepath.Join(dir, espnames.LoaderConf), conf)
-		})
+	if err == nil && !right {
+		err = s.esp.With(true, func(dir string) error { return LoaderConf(dir).SetDefault(slot) })
 	}
 	if err != nil {
 		return fmt.Errorf("cannot set the default in %s: %w", espnames.LoaderConf, err)
 	}
 	return nil
-}
-
-func readConf(path string) (string, error) {
-	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return "", nil
-	}
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxConf))
-	return string(b), err
-}
-
-// replaceFile exchanges a file's content; a power cut leaves the old one or the
-// new one.
-func replaceFile(path, content string) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	temp := path + ".new"
-	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
-	if err != nil {
-		return err
-	}
-	_, err = io.WriteString(f, content)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	// crash point: loader.conf is the old one
-	return os.Rename(temp, path)
 }

@@ -14,14 +14,13 @@ import (
 
 // openOtherStore opens the stores beside gpt.
 func (d *Disk) openOtherStore(c Choice, esp ESP, vars efi.Vars) (slots.Store, error) {
-	if c.Store == StoreBLS {
-		return d.openBLS(esp, vars)
-	}
 	names, err := d.slotNames()
 	if err != nil {
 		return nil, err
 	}
 	switch c.Store {
+	case StoreBLS:
+		return openBLS(esp, vars, names), nil
 	case StoreDarch:
 		return grubStore{esp, grubenv.Darch, names}, nil
 	case StoreRAUC:
