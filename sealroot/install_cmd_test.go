@@ -3,15 +3,9 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"io"
-	"math/big"
 	"os"
 	"path/filepath"
 	"strings"
@@ -23,6 +17,7 @@ import (
 	"sealroot/sealroot/schematest"
 	"sealroot/slots"
 	"sealroot/slots/manifest"
+	"sealroot/verity/signature/signaturetest"
 )
 
 // blank is a machine whose slots hold nothing but zeros.
@@ -53,18 +48,8 @@ func (noESP) With(bool, func(install.Folder) error) error { return errors.New("n
 // certificates is a folder with one certificate.
 func certificates(t *testing.T) string {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1)}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
 	dir := t.TempDir()
-	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	if err := os.WriteFile(filepath.Join(dir, "image.crt"), text, 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "image.crt"), signaturetest.New(t).PEM(), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	return dir

@@ -10,18 +10,19 @@ import (
 	"sealroot/sealroot/bootset"
 	"sealroot/slots"
 	"sealroot/slots/manifest"
+	"sealroot/verity/signature/signaturetest"
 )
 
 // fixture is a machine that runs slot a, and what can be installed on it.
 type fixture struct {
-	keys     keyring
+	keys     signaturetest.Signer
 	old, new testSet // in slot a; to be installed
 	other    testSet // in slot b
 }
 
 func newFixture(t testing.TB) fixture {
 	t.Helper()
-	k := newKeyring(t)
+	k := signaturetest.New(t)
 	return fixture{k, newSet(t, k, 1, "1"), newSet(t, k, 2, "2"), newSet(t, k, 3, "0.9")}
 }
 

@@ -16,13 +16,14 @@ import (
 	"sealroot/slots/manifest"
 	"sealroot/verity/signature"
 	"sealroot/verity/signature/sign"
+	"sealroot/verity/signature/signaturetest"
 )
 
 // What is wrong with a set, or would be wrong on this machine, is found before
 // anything changes.
 func TestInstallRefuses(t *testing.T) {
 	f := newFixture(t)
-	stranger := newKeyring(t)
+	stranger := signaturetest.New(t)
 	resealed := func(change func(*testSet)) func(testing.TB) Source {
 		s := f.new.clone()
 		change(&s)
@@ -55,7 +56,7 @@ func TestInstallRefuses(t *testing.T) {
 		}, want: signature.ErrBadSignature},
 		{name: "signature_of_another_image", source: resealed(func(s *testSet) { s.files["verity-sig"] = f.other.files["verity-sig"] }), want: ErrSet, text: "the manifest says"},
 		{name: "signature_by_a_stranger", source: resealed(func(s *testSet) {
-			sig, err := sign.RootHash(s.manifest.RootHash, stranger.cert, stranger.key)
+			sig, err := sign.RootHash(s.manifest.RootHash, stranger.Cert, stranger.Key)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -259,7 +260,7 @@ func TestKernelStays(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w := &world{slots: c.list, first: c.first}
-			m := w.machine(newKeyring(t))
+			m := w.machine(signaturetest.New(t))
 			r := Running{Boot: bootset.Boot{Running: c.running, Loaded: c.loaded}, WasCommitted: true, KernelDead: c.dead}
 			if err := m.begin(t.Context(), r, c.target); !errors.Is(err, c.err) || (err == nil) != (c.err == nil) {
 				t.Errorf("got error %v, want %v", err, c.err)
@@ -274,7 +275,7 @@ func TestKernelStays(t *testing.T) {
 // What cannot be read is set anew, with the kernel that runs.
 func TestDamagedDefaultIsMended(t *testing.T) {
 	w := &world{slots: []slots.Slot{{Name: "a", Priority: 1, Successful: true}, {Name: "b"}}, first: "?", firstErr: errCut}
-	m := w.machine(newKeyring(t))
+	m := w.machine(signaturetest.New(t))
 	r := Running{Boot: bootset.Boot{Running: "a", Loaded: "a"}, WasCommitted: true}
 	if err := m.begin(t.Context(), r, "b"); err != nil || w.first != "a" || w.firstErr != nil {
 		t.Errorf("begin() = %v, the default is %s (%v)", err, w.first, w.firstErr)

@@ -3,22 +3,15 @@ package install
 import (
 	"archive/tar"
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/sha256"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"maps"
-	"math/big"
 	mathrand "math/rand/v2"
 	"slices"
 	"testing"
-	"time"
 
 	"sealroot/sealroot/bootset"
 	"sealroot/slots"
@@ -26,6 +19,7 @@ import (
 	"sealroot/verity"
 	"sealroot/verity/signature"
 	"sealroot/verity/signature/sign"
+	"sealroot/verity/signature/signaturetest"
 )
 
 const (
@@ -33,35 +27,6 @@ const (
 	rootSize   = rootBlocks * 4096
 	slack      = 64 << 10
 )
-
-// keyring is a signer and its certificate.
-type keyring struct {
-	cert   *x509.Certificate
-	parsed *signature.Certificate
-	key    *ecdsa.PrivateKey
-}
-
-func newKeyring(t testing.TB) keyring {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "image key"}, NotAfter: time.Now().Add(time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	parsed, err := signature.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return keyring{cert, parsed, key}
-}
 
 // bytesOf are the same random bytes for the same seed.
 func bytesOf(seed uint64, n int) []byte {
@@ -88,7 +53,7 @@ type testSet struct {
 	files    map[string][]byte
 }
 
-func newSet(t testing.TB, k keyring, seed uint64, version string) testSet {
+func newSet(t testing.TB, k signaturetest.Signer, seed uint64, version string) testSet {
 	t.Helper()
 	root := bytesOf(seed, rootSize)
 	params, err := verity.NewParams(rootSize, bytesOf(seed+100, 32), [16]byte{byte(seed)})
@@ -101,7 +66,7 @@ func newSet(t testing.TB, k keyring, seed uint64, version string) testSet {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sig, err := sign.RootHash(hash, k.cert, k.key)
+	sig, err := sign.RootHash(hash, k.Cert, k.Key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,7 +82,7 @@ func newSet(t testing.TB, k keyring, seed uint64, version string) testSet {
 }
 
 // seal makes the manifest of the files, and signs it.
-func (s *testSet) seal(t testing.TB, k keyring) {
+func (s *testSet) seal(t testing.TB, k signaturetest.Signer) {
 	t.Helper()
 	s.manifest.Parts = nil
 	for _, n := range manifest.Names() {
@@ -129,7 +94,7 @@ func (s *testSet) seal(t testing.TB, k keyring) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	message, err := manifest.Sign(text, k.cert, k.key)
+	message, err := manifest.Sign(text, k.Cert, k.Key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -428,10 +393,10 @@ func (f folder) Publish(slot string, files []BootFile) error {
 	return nil
 }
 
-func (w *world) machine(k keyring) Machine {
+func (w *world) machine(k signaturetest.Signer) Machine {
 	return Machine{
 		Machine: bootset.Machine{Store: w, Loader: w, Log: w, HoldsImage: func(string) error { return nil }},
-		Disk:    w, ESP: w, Certs: []*signature.Certificate{k.parsed},
+		Disk:    w, ESP: w, Certs: []*signature.Certificate{k.Parsed},
 		Say: func(string, ...any) {}, Progress: Quiet{},
 	}
 }

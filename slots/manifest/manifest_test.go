@@ -2,24 +2,18 @@ package manifest
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/sha256"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"errors"
-	"math/big"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
-	"time"
 
 	"sealroot/verity/signature"
 	"sealroot/verity/signature/sign"
+	"sealroot/verity/signature/signaturetest"
 )
 
 func example() Manifest {
@@ -133,46 +127,15 @@ func TestEncodeRefusesWhatParseRefuses(t *testing.T) {
 	}
 }
 
-type signer struct {
-	cert   *x509.Certificate
-	parsed *signature.Certificate
-	key    *ecdsa.PrivateKey
-}
-
-func newSigner(t testing.TB) signer {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(7), Subject: pkix.Name{CommonName: "image key"},
-		NotBefore: time.Unix(0, 0), NotAfter: time.Now().Add(time.Hour),
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	parsed, err := signature.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return signer{cert, parsed, key}
-}
-
 func TestOpen(t *testing.T) {
-	s, other := newSigner(t), newSigner(t)
+	s, other := signaturetest.New(t), signaturetest.New(t)
 	text := []byte(encoded(t, example()))
-	message, err := Sign(text, s.cert, s.key)
+	message, err := Sign(text, s.Cert, s.Key)
 	if err != nil {
 		t.Fatal(err)
 	}
-	trusted := []*signature.Certificate{s.parsed}
-	rootHash, err := sign.RootHash(example().RootHash, s.cert, s.key)
+	trusted := []*signature.Certificate{s.Parsed}
+	rootHash, err := sign.RootHash(example().RootHash, s.Cert, s.Key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -189,7 +152,7 @@ func TestOpen(t *testing.T) {
 		{"good", text, message, trusted, nil},
 		{"changed", bytes.Replace(text, []byte(`"security_version": 3`), []byte(`"security_version": 4`), 1), message, trusted, signature.ErrBadSignature},
 		{"space_added", append(bytes.Clone(text), ' '), message, trusted, signature.ErrBadSignature},
-		{"signed_by_somebody_else", text, message, []*signature.Certificate{other.parsed}, signature.ErrBadSignature},
+		{"signed_by_somebody_else", text, message, []*signature.Certificate{other.Parsed}, signature.ErrBadSignature},
 		{"nobody_is_trusted", text, message, nil, signature.ErrUnknownSigner},
 		{"no_signature", text, nil, trusted, signature.ErrFormat},
 		{"signature_of_a_root_hash", text, overHash.PKCS7, trusted, signature.ErrBadSignature},
@@ -199,7 +162,7 @@ func TestOpen(t *testing.T) {
 			if !errors.Is(err, c.want) {
 				t.Fatalf("got error %v, want %v", err, c.want)
 			}
-			if c.want == nil && (by != s.parsed || !reflect.DeepEqual(m, example())) {
+			if c.want == nil && (by != s.Parsed || !reflect.DeepEqual(m, example())) {
 				t.Errorf("got %+v by %v", m, by.Subject)
 			}
 			if c.want != nil && !reflect.DeepEqual(m, Manifest{}) {
@@ -207,19 +170,19 @@ func TestOpen(t *testing.T) {
 			}
 		})
 	}
-	if _, err := Sign([]byte("{}"), s.cert, s.key); !errors.Is(err, ErrFormat) {
+	if _, err := Sign([]byte("{}"), s.Cert, s.Key); !errors.Is(err, ErrFormat) {
 		t.Errorf("Sign({}): got error %v, want %v", err, ErrFormat)
 	}
-	if _, err := Sign(text, other.cert, s.key); !errors.Is(err, signature.ErrBadSignature) {
+	if _, err := Sign(text, other.Cert, s.Key); !errors.Is(err, signature.ErrBadSignature) {
 		t.Errorf("Sign() with another's key: got error %v, want %v", err, signature.ErrBadSignature)
 	}
 }
 
 // openssl is the judge of manifest.sig.
 func TestOpensslVerifies(t *testing.T) {
-	s := newSigner(t)
+	s := signaturetest.New(t)
 	text := []byte(encoded(t, example()))
-	message, err := Sign(text, s.cert, s.key)
+	message, err := Sign(text, s.Cert, s.Key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -233,7 +196,7 @@ func TestOpensslVerifies(t *testing.T) {
 	}
 	verify := func(content []byte) error {
 		return exec.Command("openssl", "cms", "-verify", "-binary", "-inform", "DER", "-in", file("sig", message),
-			"-content", file("text", content), "-certfile", file("crt.der", s.cert.Raw), "-noverify", "-certsout", "/dev/null", "-out", "/dev/null").Run()
+			"-content", file("text", content), "-certfile", file("crt.der", s.Cert.Raw), "-noverify", "-certsout", "/dev/null", "-out", "/dev/null").Run()
 	}
 	if err := verify(text); err != nil {
 		t.Errorf("openssl refuses the signature: %v", err)

@@ -9,11 +9,9 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
-	"math/big"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,6 +23,7 @@ import (
 
 	"sealroot/verity/signature"
 	"sealroot/verity/signature/sign"
+	"sealroot/verity/signature/signaturetest"
 )
 
 // signer is a certificate with its key, and both as files for openssl.
@@ -38,32 +37,14 @@ type signer struct {
 // newSigner makes a self-signed certificate that is valid until end.
 func newSigner(t testing.TB, key crypto.Signer, serial int64, end time.Time) signer {
 	t.Helper()
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(serial),
-		Subject:      pkix.Name{CommonName: "sealroot test image key"},
-		NotBefore:    time.Date(2001, 1, 1, 0, 0, 0, 0, time.UTC),
-		NotAfter:     end,
-		SubjectKeyId: []byte{1, 2, 3, 4},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
+	of := signaturetest.Of(t, key, serial, end)
 	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	parsed, err := signature.ParseCertificate(der)
-	if err != nil && !errors.Is(err, signature.ErrWeak) && !errors.Is(err, signature.ErrCertificate) {
-		t.Fatal(err)
-	}
-	s := signer{cert, parsed, key, filepath.Join(dir, "crt"), filepath.Join(dir, "key")}
-	write(t, s.certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	s := signer{of.Cert, of.Parsed, key, filepath.Join(dir, "crt"), filepath.Join(dir, "key")}
+	write(t, s.certFile, of.PEM())
 	write(t, s.keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}))
 	return s
 }
