@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -83,7 +84,7 @@ func Open(boot report.Report, locked bool) (*Machine, error) {
 		esp: live.ESP{Disk: disk, Mounter: mounter{mount.Kernel{}, locked}, Dir: espMount},
 	}
 	if !locked {
-		m.esp.Dir = fmt.Sprintf("%s-%d", espMount, os.Getpid())
+		m.esp.Dir = readerMount(os.Getpid())
 		m.release = func() error {
 			if err := os.Remove(m.esp.Dir); !errors.Is(err, fs.ErrNotExist) {
 				return err
@@ -162,11 +163,11 @@ func startedFrom(vars efi.Vars) string {
 	return ""
 }
 
-// mounter gets along with mounts of the ESP that are there already: one of ours
-// left at the same place by a command that was killed, one of the system for
-// writing, beside which Linux makes no read-only one, and a read-only one of a
-// command that reads meanwhile, which a writer waits for. Only who holds the lock
-// may undo a mount that it has not made.
+// mounter gets along with mounts of the ESP that are there already: those of
+// commands that were killed, at the same place or at a reader's own, one of the
+// system for writing, beside which Linux makes no read-only one, and a read-only
+// one of a command that reads meanwhile, which a writer waits for. Only who holds
+// the lock may undo a mount that it has not made.
 type mounter struct {
 	mount.Mounter
 	locked bool
@@ -181,7 +182,7 @@ const (
 // Mount mounts p.
 func (m mounter) Mount(p mount.Point) error {
 	err := m.Mounter.Mount(p)
-	if errors.Is(err, unix.EBUSY) && m.locked && m.Unmount(p.Where) == nil {
+	if errors.Is(err, unix.EBUSY) && m.locked && m.undoDead(p.Where) {
 		err = m.Mounter.Mount(p)
 	}
 	for waited := time.Duration(0); errors.Is(err, unix.EBUSY) && p.Flags&unix.MS_RDONLY == 0 && waited < readerTime; waited += readerPoll {
@@ -197,6 +198,28 @@ func (m mounter) Mount(p mount.Point) error {
 	}
 	return err
 }
+
+// undoDead unmounts what commands that live no more have left: at where, which
+// only who holds the lock uses, and at the places of readers (readerMount).
+func (m mounter) undoDead(where string) (undone bool) {
+	undone = m.Unmount(where) == nil
+	places, err := filepath.Glob(where + "-*")
+	if err != nil {
+		return undone
+	}
+	for _, place := range places {
+		pid, err := strconv.Atoi(place[len(where)+1:])
+		if err != nil || pid < 1 || !errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
+			continue
+		}
+		undone = m.Unmount(place) == nil || undone
+		_ = os.Remove(place) // an empty folder in /run that stays hurts nobody
+	}
+	return undone
+}
+
+// readerMount is where a reader mounts the ESP.
+func readerMount(pid int) string { return espMount + "-" + strconv.Itoa(pid) }
 
 func (m *Machine) log() live.BootLog { return live.BootLog{Disk: m.disk, BootID: m.boot.BootID} }
 

@@ -2,6 +2,7 @@ package machine
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -176,6 +177,61 @@ func TestMounter(t *testing.T) {
 				t.Errorf("got %s, want %s", got, c.want)
 			}
 		})
+	}
+}
+
+// left are the mounts of killed readers, which keep others from mounting.
+type left struct {
+	mount.Mounter // nil: nothing else is called
+	at            []string
+}
+
+func (l *left) Mount(mount.Point) error {
+	if len(l.at) > 0 {
+		return unix.EBUSY
+	}
+	return nil
+}
+
+func (l *left) Unmount(where string) error {
+	i := slices.Index(l.at, where)
+	if i < 0 {
+		return unix.EINVAL
+	}
+	l.at = slices.Delete(l.at, i, i+1)
+	return nil
+}
+
+// A writer is not held up by a reader that was killed; one that lives is left
+// alone.
+func TestMountOfADeadReader(t *testing.T) {
+	dead := exec.Command("true")
+	if err := dead.Run(); err != nil {
+		t.Fatal(err)
+	}
+	where := filepath.Join(t.TempDir(), "esp")
+	place := func(pid int) string {
+		path := fmt.Sprintf("%s-%d", where, pid)
+		if err := os.Mkdir(path, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	lives, died := place(os.Getpid()), place(dead.Process.Pid)
+	table := &left{at: []string{died}}
+	if err := (mounter{table, true}).Mount(mount.Point{Where: where}); err != nil {
+		t.Errorf("beside a dead reader: %v", err)
+	}
+	if _, err := os.Stat(died); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the dead reader's folder: got error %v, want that it is gone", err)
+	}
+	table.at = []string{lives}
+	if (mounter{table, true}).undoDead(where) || len(table.at) != 1 {
+		t.Error("the mount of a reader that lives was undone")
+	}
+	table.at = []string{place(dead.Process.Pid)}
+	if err := (mounter{table, false}).Mount(mount.Point{Where: where, Flags: unix.MS_RDONLY}); !errors.Is(err, unix.EBUSY) {
+		t.Errorf("without the lock: got error %v, want %v", err, unix.EBUSY)
 	}
 }
 
