@@ -58,64 +58,80 @@ func readFile(t *testing.T, path string) []byte {
 }
 
 // An image is installed beside the running one, booted on trial, committed, and
-// copied to the other slot; then both slots hold it.
+// copied to the other slot; then both slots hold it. (TestLoadersInstall has the
+// other boot loaders and stores.)
 func TestInstallTrialCommitReplicate(t *testing.T) {
 	t.Parallel()
 	for _, tc := range installs {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			disk := tc.image.Build(t)
-			m := NewMachine(t, tc.firmware, disk).WithTPM().withParts(t, readFile(t, tc.image.next(t).Parts(t)))
-			vm := m.Boot()
-			vm.UpIn("a")
-			vm.Run("sealroot install /dev/vdb")
-			vm.Reboot()
-			if r := vm.UpIn("b"); r.Root.ImageVersion != "2.next" || r.Slot.Loaded != "b" || !r.Slot.Trial {
-				t.Errorf("version %s, slot %+v: want 2.next on trial in b, by its own kernel", r.Root.ImageVersion, r.Slot)
-			}
-			vm.Run("sealroot commit")
-			vm.Run("sealroot replicate")
-			var result struct {
-				Data []struct {
-					Slot    string `json:"slot"`
-					OK      bool   `json:"ok"`
-					Version string `json:"version"`
-				} `json:"data"`
-			}
-			text := vm.Run("sealroot verify --json")
-			fits(t, "result", text)
-			if json.Unmarshal([]byte(text), &result) != nil || len(result.Data) != 2 {
-				t.Fatalf("sealroot verify says %s", text)
-			}
-			for _, d := range result.Data {
-				if !d.OK || d.Version != "2.next" {
-					t.Errorf("sealroot verify: %+v, want version 2.next in both slots", d)
-				}
-			}
-			if out, status := vm.TryRun("sealroot replicate --json"); status != 0 || !strings.Contains(out, `"already": true`) {
-				t.Errorf("a second replicate: exit status %d: %s", status, out)
-			}
-			vm.Reboot()
-			if r := vm.UpIn("b"); r.Slot.Reason != "committed" {
-				t.Errorf("slot %+v, want b committed", r.Slot)
-			}
-			// The copy starts too.
-			vm.Run("sealroot try a")
-			vm.Reboot()
-			if r := vm.UpIn("a"); r.Root.ImageVersion != "2.next" {
-				t.Errorf("slot a has version %s, want 2.next", r.Root.ImageVersion)
-			}
-			vm.PowerOff()
-			disk.CheckTable(t)
-			for _, slot := range []string{"a", "b"} {
-				disk.CheckVerity(t, slot)
-			}
-			if a, b := disk.rootHash(t, "a"), disk.rootHash(t, "b"); a != b {
-				t.Errorf("slot a has root hash %s, b %s", a, b)
-			}
-			checkESP(t, disk)
+			vm, disk := installNext(t, tc.firmware, tc.image)
+			vm.copyAndBack(disk)
 		})
 	}
+}
+
+// installNext installs version 2.next into the empty slot b, boots it on trial
+// and commits it.
+func installNext(t *testing.T, firmware machine.Firmware, image Image) (*VM, *Disk) {
+	t.Helper()
+	disk := image.Build(t)
+	vm := NewMachine(t, firmware, disk).WithTPM().withParts(t, readFile(t, image.next(t).Parts(t))).Boot()
+	vm.UpIn("a")
+	vm.Run("sealroot install /dev/vdb")
+	vm.Reboot()
+	if r := vm.UpIn("b"); r.Root.ImageVersion != "2.next" || r.Slot.Loaded != "b" || !r.Slot.Trial {
+		t.Errorf("version %s, slot %+v: want 2.next on trial in b, by its own kernel", r.Root.ImageVersion, r.Slot)
+	}
+	vm.Run("sealroot commit")
+	return vm, disk
+}
+
+// copyAndBack makes slot a a copy of slot b, which was just committed, and boots
+// both.
+func (vm *VM) copyAndBack(disk *Disk) {
+	t := vm.t
+	t.Helper()
+	vm.Run("sealroot replicate")
+	var result struct {
+		Data []struct {
+			Slot    string `json:"slot"`
+			OK      bool   `json:"ok"`
+			Version string `json:"version"`
+		} `json:"data"`
+	}
+	text := vm.Run("sealroot verify --json")
+	fits(t, "result", text)
+	if json.Unmarshal([]byte(text), &result) != nil || len(result.Data) != 2 {
+		t.Fatalf("sealroot verify says %s", text)
+	}
+	for _, d := range result.Data {
+		if !d.OK || d.Version != "2.next" {
+			t.Errorf("sealroot verify: %+v, want version 2.next in both slots", d)
+		}
+	}
+	if out, status := vm.TryRun("sealroot replicate --json"); status != 0 || !strings.Contains(out, `"already": true`) {
+		t.Errorf("a second replicate: exit status %d: %s", status, out)
+	}
+	vm.Reboot()
+	if r := vm.UpIn("b"); r.Slot.Reason != "committed" {
+		t.Errorf("slot %+v, want b committed", r.Slot)
+	}
+	// The copy starts too.
+	vm.Run("sealroot try a")
+	vm.Reboot()
+	if r := vm.UpIn("a"); r.Root.ImageVersion != "2.next" {
+		t.Errorf("slot a has version %s, want 2.next", r.Root.ImageVersion)
+	}
+	vm.PowerOff()
+	disk.CheckTable(t)
+	for _, slot := range []string{"a", "b"} {
+		disk.CheckVerity(t, slot)
+	}
+	if a, b := disk.rootHash(t, "a"), disk.rootHash(t, "b"); a != b {
+		t.Errorf("slot a has root hash %s, b %s", a, b)
+	}
+	checkESP(t, disk)
 }
 
 // checkESP lets fsck.vfat judge the EFI system partition of a disk that was

@@ -120,6 +120,29 @@ func TestLoadersKeepCommittedTrial(t *testing.T) {
 	}
 }
 
+// Every loader with every store starts what was installed, and its copy.
+// (TestInstallTrialCommitReplicate has GRUB on BIOS and BootNext, with the store
+// gpt.)
+func TestLoadersInstall(t *testing.T) {
+	t.Parallel()
+	for _, tc := range everyLoader {
+		if tc.image.Store != "bls" && !soaking() {
+			continue // that store has names of its own for what is installed
+		}
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			vm, disk := installNext(t, tc.firmware, tc.image)
+			if soaking() {
+				vm.copyAndBack(disk)
+				return
+			}
+			vm.PowerOff()
+			checkESP(t, disk)
+			disk.CheckVerity(t, "b")
+		})
+	}
+}
+
 // grubPCRs is what EFI GRUB has measured, its commands and the files it read; ""
 // with other loaders. A secret sealed to it must open by one-shot and default.
 func (vm *VM) grubPCRs(image Image) string {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sort"
 	"time"
 )
 
@@ -387,7 +388,7 @@ func (o Observed) inTurn() int {
 	if len(good) > 0 {
 		turn = good
 	}
-	slices.SortStableFunc(turn, func(i, j int) int { return o.Slots[j].Priority - o.Slots[i].Priority })
+	sort.SliceStable(turn, func(i, j int) bool { return o.Slots[turn[i]].Priority > o.Slots[turn[j]].Priority })
 	return turn[max(o.Pauses, 0)%len(turn)]
 }
 

@@ -3,7 +3,7 @@ package bls
 import (
 	"cmp"
 	"math"
-	"slices"
+	"sort"
 
 	"sealroot/slots"
 	"sealroot/slots/esp"
@@ -43,14 +43,12 @@ func sortFiles(names []string) (files map[string]file, surplus []file) {
 			all = append(all, file{markOf(c), slot, n})
 		}
 	}
-	slices.SortFunc(all, func(a, b file) int {
+	sort.Slice(all, func(i, j int) bool {
+		a, b := all[i], all[j]
 		if a.counted != b.counted {
-			if a.counted {
-				return -1
-			}
-			return 1
+			return a.counted
 		}
-		return cmp.Or(cmp.Compare(a.left, b.left), cmp.Compare(b.done, a.done), cmp.Compare(a.name, b.name))
+		return cmp.Or(cmp.Compare(a.left, b.left), cmp.Compare(b.done, a.done), cmp.Compare(a.name, b.name)) < 0
 	})
 	files = map[string]file{}
 	for _, f := range all {

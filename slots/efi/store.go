@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+	"sort"
 
 	"sealroot/slots"
 	"sealroot/slots/esp"
@@ -90,8 +91,9 @@ func (s Store) Save(want []slots.Slot) error {
 func (s Store) forgotten() []slots.Slot {
 	f, place := s.onDisk(), s.places()
 	rank := slices.Clone(s.Names)
-	slices.SortStableFunc(rank, func(a, b string) int {
-		return cmp.Or(place(a)-place(b), yes(slices.Contains(f.started, b))-yes(slices.Contains(f.started, a)))
+	sort.SliceStable(rank, func(i, j int) bool {
+		a, b := rank[i], rank[j]
+		return cmp.Or(place(a)-place(b), yes(slices.Contains(f.started, b))-yes(slices.Contains(f.started, a))) < 0
 	})
 	var out []slots.Slot
 	for _, name := range s.Names {

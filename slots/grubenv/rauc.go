@@ -2,6 +2,7 @@ package grubenv
 
 import (
 	"slices"
+	"sort"
 	"strings"
 
 	"sealroot/slots"
@@ -39,7 +40,7 @@ func raucState(s slots.Slot) raucFlags {
 
 func projectRAUC(list []slots.Slot) rauc {
 	sorted := slices.Clone(list)
-	slices.SortStableFunc(sorted, func(a, b slots.Slot) int { return b.Priority - a.Priority })
+	sort.SliceStable(sorted, func(i, j int) bool { return sorted[i].Priority > sorted[j].Priority })
 	r := rauc{flags: map[string]raucFlags{}}
 	for _, s := range sorted {
 		r.order = append(r.order, s.Name)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sort"
 	"strings"
 	"unicode/utf8"
 )
@@ -64,7 +65,7 @@ func Names(entries []string) ([]Bind, []Problem) {
 		byTarget[to] = name
 		binds = append(binds, Bind{Name: name, To: to, Upper: to == "/etc"})
 	}
-	slices.SortFunc(binds, func(a, b Bind) int { return cmp.Compare(a.To, b.To) })
+	sort.Slice(binds, func(i, j int) bool { return binds[i].To < binds[j].To })
 	return binds, problems
 }
 
@@ -95,9 +96,12 @@ func inOrder(entries []string) []string {
 		}
 		return 1
 	}
-	return slices.SortedFunc(slices.Values(entries), func(a, b string) int {
-		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a, b))
+	sorted := slices.Clone(entries)
+	sort.Slice(sorted, func(i, j int) bool {
+		a, b := sorted[i], sorted[j]
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a, b)) < 0
 	})
+	return sorted
 }
 
 func neverBound(name string) bool {

@@ -2,11 +2,11 @@ package luks2
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
+	"sort"
 )
 
 // FreeKeyslot returns the lowest keyslot that is not in use.
@@ -77,7 +77,7 @@ func (h *Header) freeArea(size uint64) (span, error) {
 	for _, k := range h.meta.keyslots {
 		used = append(used, k.area)
 	}
-	slices.SortFunc(used, func(a, b span) int { return cmp.Compare(a.offset, b.offset) })
+	sort.Slice(used, func(i, j int) bool { return used[i].offset < used[j].offset })
 	offset := 2 * h.hdrSize
 	for _, u := range used {
 		if u.offset >= offset+size {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sort"
 	"time"
 )
 
@@ -76,7 +77,7 @@ func (l *Log) record(e Event, digests map[Bank][]byte) ([]byte, error) {
 	for bank, digest := range digests {
 		r.Digests = append(r.Digests, logDigest{HashAlg: string(bank), Digest: hex.EncodeToString(digest)})
 	}
-	slices.SortFunc(r.Digests, func(a, b logDigest) int { return len(a.Digest) - len(b.Digest) })
+	sort.Slice(r.Digests, func(i, j int) bool { return len(r.Digests[i].Digest) < len(r.Digests[j].Digest) })
 	data, err := json.Marshal(r)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrLog, err)
