@@ -217,6 +217,27 @@ func TestInfo(t *testing.T) {
 	}
 }
 
+// What a loader may have left in the variables is read in bounds, or not at all.
+func FuzzInfo(f *testing.F) {
+	f.Add([]byte{1}, encodeText("11"))
+	f.Add([]byte{2, 0}, encodeText("0FC63DAF-8483-4772-8E79-3D69D8477DE4"))
+	f.Add([]byte(nil), []byte{0x00, 0xd8, 0x00})
+	f.Fuzz(func(t *testing.T, flag, text []byte) {
+		m := &memory{vars: map[string][]byte{
+			"SecureBoot-" + Global: flag, "StubPcrKernelImage-" + Systemd: text, "LoaderDevicePartUUID-" + Systemd: text,
+		}}
+		if on, err := SecureBoot(m); on && (err != nil || flag[0] != 1) {
+			t.Errorf("%x: Secure Boot on, %v", flag, err)
+		}
+		if s, err := StubPCR(m); err != nil && s != "" || len(s) > 3*len(text) {
+			t.Errorf("%x: PCR %q, %v", text, s, err)
+		}
+		if id, err := LoaderPartition(m); err != nil && !id.IsZero() {
+			t.Errorf("%x: partition %s, %v", text, id, err)
+		}
+	})
+}
+
 func FuzzParseLoadOption(f *testing.F) {
 	b, err := hex.DecodeString(golden)
 	if err != nil {

@@ -123,6 +123,34 @@ func TestConfDefault(t *testing.T) {
 	}
 }
 
+// Whatever loader.conf held, it has one default then, and is left alone.
+func FuzzConfDefault(f *testing.F) {
+	for _, conf := range []string{"", "default a", "default x\ndefault\ty\n", "timeout 0\r\ndefault x\r\n", "\x00\xff\n\n"} {
+		f.Add(conf, "b")
+	}
+	f.Fuzz(func(t *testing.T, conf, slot string) {
+		if len(slot) != 1 || slot[0] < 'a' || slot[0] > 'z' {
+			return
+		}
+		out, changed := ConfDefault(conf, slot)
+		if changed == (out == conf) {
+			t.Fatalf("changed %t: %q becomes %q", changed, conf, out)
+		}
+		if again, changed := ConfDefault(out, slot); changed || again != out {
+			t.Fatalf("%q becomes %q, then %q", conf, out, again)
+		}
+		defaults := 0
+		for line := range strings.Lines(out) {
+			if words := strings.Fields(line); len(words) > 0 && words[0] == "default" {
+				defaults++
+			}
+		}
+		if defaults != 1 {
+			t.Fatalf("%q has %d defaults", out, defaults)
+		}
+	})
+}
+
 func TestLoadedSlot(t *testing.T) {
 	const image, selected = "LoaderImageIdentifier", "LoaderEntrySelected"
 	for _, tc := range []struct {
