@@ -41,7 +41,7 @@ func losetup8(t *testing.T, path, column string) string {
 
 func gone(t *testing.T, path string) {
 	t.Helper()
-	for range 100 {
+	for range 1000 {
 		if losetup8(t, path, "BACK-FILE") == "" {
 			return
 		}

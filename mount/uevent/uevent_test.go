@@ -85,7 +85,7 @@ func TestListen(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	poked := false
 	err = WaitFor(ctx, "the event of /dev/zero", l, func(events []Event) (bool, error) {
@@ -124,7 +124,7 @@ func TestNextEndsWithItsContextAndNoOther(t *testing.T) {
 		t.Errorf("got %v, want %v", err, reason)
 	}
 	// The deadline of the call before does not hold for this one.
-	ctx2, cancel2 := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx2, cancel2 := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel2()
 	poke(t, "change")
 	if _, err := l.Next(ctx2); err != nil {
@@ -173,7 +173,11 @@ func TestWaitFor(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+			limit := time.Minute
+			if tt.err == ErrTimeout {
+				limit = 50 * time.Millisecond
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), limit)
 			defer cancel()
 			err := WaitFor(ctx, "the boot disk", tt.src, tt.check)
 			if !errors.Is(err, tt.err) {

@@ -64,7 +64,7 @@ func TestTransientCodes(t *testing.T) {
 		if _, err := stuck.Unseal(ctx, token, nil, nil); !errors.Is(err, tpm.ErrBusy) {
 			t.Errorf("%v for ever: got %v, want ErrBusy", rc, err)
 		}
-		if d := time.Since(begin); d > 3*time.Second {
+		if d := time.Since(begin); d > 30*time.Second {
 			t.Errorf("%v for ever: took %v with a deadline of 0.1 s", rc, d)
 		}
 	}

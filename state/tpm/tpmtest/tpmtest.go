@@ -64,7 +64,7 @@ func (m *Machine) PowerOn() {
 	if err := m.cmd.Start(); err != nil {
 		m.tb.Fatalf("cannot run swtpm (Debian package swtpm): %v", err)
 	}
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		if c, err := net.Dial("unix", m.socket()); err == nil {
 			c.Close()
 			return
