@@ -4,6 +4,7 @@ package qemutests
 
 import (
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 )
@@ -51,4 +52,25 @@ func TestKillDuringInstall(t *testing.T) {
 			disk.CheckVerity(t, "b")
 		})
 	}
+}
+
+// A disk of one slot, which nothing counts: it boots, and cannot be put on trial.
+func TestLoadersFixed(t *testing.T) {
+	t.Parallel()
+	disk := Image{Store: "fixed"}.Build(t)
+	vm := NewMachine(t, BIOS, disk).WithTPM().Boot()
+	for range 2 {
+		if r := vm.UpIn("a"); r.Slot.Reason != "committed" || len(r.Failures) > 0 {
+			t.Errorf("slot %+v, failures %q: want a committed, without failures", r.Slot, failuresText(r))
+		}
+		if text := vm.Run("sealroot status"); !strings.Contains(text, "fixed") {
+			t.Errorf("sealroot status does not name the store:\n%s", text)
+		}
+		if out, status := vm.TryRun("sealroot try b"); status == 0 {
+			t.Errorf("a slot that is not there goes on trial: %s", out)
+		}
+		vm.Reboot()
+	}
+	vm.UpIn("a")
+	vm.PowerOff()
 }
