@@ -88,10 +88,10 @@ func TestHealth(t *testing.T) {
 	vm := NewMachine(t, BIOS, disk).WithTPM().WithDisk(other.Path).Boot()
 
 	// Slot b comes up on trial; the second check fails, and the machine restarts.
+	// (What is waited for are lines of PID 1: the kernel writes each of them as a
+	// whole, while it may put its own into the middle of anybody else's.)
 	vm.Expect(`slot b: starting /sbin/init`, bootTime)
-	vm.Expect(`20-database: table users is missing`, bootTime)
-	vm.Expect(`slot b: health check failed: 20-database: exit status 3: table users is missing: not bootable any more; the next boot is for slot a`, commandTime)
-	vm.Expect(`slot a: starting /sbin/init`, bootTime)
+	vm.Expect(`slot a: starting /sbin/init`, 2*bootTime)
 	vm.WaitReady(bootTime)
 	checkSystemd(t, vm)
 	s := status(t, vm)
@@ -116,8 +116,7 @@ func TestHealth(t *testing.T) {
 		`printf '[Timer]\nOnBootSec=\nOnBootSec=1s\n' >/etc/systemd/system/sealroot-deadline.timer.d/zz-hurry.conf; sync`)
 	vm.Reboot()
 	vm.Expect(`slot b: starting /sbin/init`, bootTime)
-	vm.Expect(`slot b: no commit: within 45m0s of the boot: not bootable any more; the next boot is for slot a`, bootTime)
-	vm.Expect(`slot a: starting /sbin/init`, bootTime)
+	vm.Expect(`slot a: starting /sbin/init`, 2*bootTime)
 	vm.WaitReady(bootTime)
 	checkSystemd(t, vm)
 	s = status(t, vm)
@@ -135,8 +134,11 @@ func TestHealth(t *testing.T) {
 	vm.Expect(`slot b: starting /sbin/init`, bootTime)
 	vm.WaitReady(bootTime)
 	checkSystemd(t, vm)
-	vm.Expect(`2 checks: all good`, commandTime)
-	vm.Expect(`slot b: committed`, commandTime)
+	for unit, want := range map[string]string{"check": "2 checks: all good", "commit": "slot b: committed"} {
+		if text := vm.Run("journalctl -b -o cat --no-pager -u sealroot-" + unit + ".service"); !strings.Contains(text, want) {
+			t.Errorf("sealroot-%s.service said %q, want %q in it", unit, text, want)
+		}
+	}
 	s = status(t, vm)
 	if state, failure := s.slotB(); state != "committed" || failure != "" {
 		t.Errorf("slot b is %q, %q; want it committed without a failure", state, failure)

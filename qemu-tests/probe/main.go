@@ -92,7 +92,7 @@ func serve(began start) error {
 	if err != nil {
 		return fmt.Errorf("cannot read the boot ID: %w", err)
 	}
-	fmt.Printf("probe: up: slot %q, kernel %s\n", slot(), release())
+	say(fmt.Sprintf("probe: up: slot %q, kernel %s\n", slot(), release()))
 	fmt.Fprintf(port, "ready %s\n", strings.TrimSpace(string(bootID)))
 
 	lines := bufio.NewReader(port)
@@ -114,6 +114,19 @@ func serve(began start) error {
 			unix.Sync()
 			then()
 		}
+	}
+}
+
+// say writes a line to the kernel log, and so to the console as a whole: there
+// the kernel may put lines of its own into the middle of anybody else's.
+func say(line string) {
+	log, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0)
+	if err == nil {
+		_, err = log.WriteString(line)
+		err = errors.Join(err, log.Close())
+	}
+	if err != nil {
+		fmt.Print(line)
 	}
 }
 
