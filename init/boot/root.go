@@ -185,6 +185,9 @@ func (b *boot) openVerity(slot string, rootHash []byte) (dm.Device, error) {
 		}
 		return dm.Device{}, environmentError(slots.IOError, "cannot open slot %s: %w", slot, err)
 	}
+	if policy := b.cfg.Root.OnCorruption; policy != string(dm.CorruptionEIO) && !device.ErrorsToo {
+		b.sys.Log.Info("root: %s on a block that does not match; this kernel does not know it for one that cannot be read", policy)
+	}
 	return device, nil
 }
 

@@ -29,6 +29,9 @@ type Device struct {
 	Name         string
 	Path         string // e.g. /dev/dm-0
 	Major, Minor uint32
+	// ErrorsToo: a verity device answers a read that fails as it answers
+	// corruption. It is false with CorruptionEIO, where both are EIO anyway.
+	ErrorsToo bool
 }
 
 // DevNo is the device as a table line names it, e.g. "254:0".
@@ -46,16 +49,24 @@ func New() Control {
 	return Control{kernel: ioctls{}, dev: "/dev", sleep: time.Sleep}
 }
 
-// Verity opens a dm-verity device, read-only.
+// Verity opens a dm-verity device, read-only. Beside t.OnCorruption the kernel
+// is asked to treat a read that fails in the same way; one that cannot (before
+// 6.12) is asked without, and Device.ErrorsToo tells.
 func (c Control) Verity(name, uuid string, t VerityTarget) (Device, error) {
 	table, err := t.table()
 	if err != nil {
 		return Device{}, fmt.Errorf("cannot open verity device %s: %w", name, err)
 	}
-	d, err := c.create(name, uuid, devmapper.ReadOnlyFlag, table)
+	tables := []devmapper.Table{table}
+	strict, more := t.withErrors(table)
+	if more {
+		tables = []devmapper.Table{strict, table}
+	}
+	d, used, err := c.create(name, uuid, devmapper.ReadOnlyFlag, tables...)
 	if err != nil {
 		return Device{}, fmt.Errorf("cannot open verity device %s: %w", name, err)
 	}
+	d.ErrorsToo = more && used == 0
 	return d, nil
 }
 
@@ -68,36 +79,47 @@ func (c Control) Crypt(name, uuid string, t CryptTarget, keyDescription string) 
 	if err != nil {
 		return Device{}, fmt.Errorf("cannot open crypt device %s: %w", name, err)
 	}
-	d, err := c.create(name, uuid, 0, table)
+	d, _, err := c.create(name, uuid, 0, table)
 	if err != nil {
 		return Device{}, fmt.Errorf("cannot open crypt device %s: %w", name, err)
 	}
 	return d, nil
 }
 
-// create makes the device and loads its table; a device that cannot be used is
-// removed again.
-func (c Control) create(name, uuid string, flags uint32, table devmapper.Table) (Device, error) {
+// create makes the device and loads the first of the tables that the kernel
+// takes, and says which; a device that cannot be used is removed again.
+func (c Control) create(name, uuid string, flags uint32, tables ...devmapper.Table) (d Device, used int, err error) {
 	if err := checkName(name, uuid); err != nil {
-		return Device{}, err
+		return Device{}, 0, err
 	}
 	if err := c.kernel.Create(name, uuid); err != nil {
 		if errors.Is(err, unix.EBUSY) {
 			err = fmt.Errorf("%w: %w", ErrExists, err)
 		}
-		return Device{}, err
+		return Device{}, 0, err
 	}
-	d, err := c.activate(name, flags, table)
+	if used, err = c.load(name, flags, tables); err == nil {
+		d, err = c.activate(name)
+	}
 	if err != nil {
-		return Device{}, errors.Join(err, c.Remove(name))
+		return Device{}, 0, errors.Join(err, c.Remove(name))
 	}
-	return d, nil
+	return d, used, nil
 }
 
-func (c Control) activate(name string, flags uint32, table devmapper.Table) (Device, error) {
-	if err := c.kernel.Load(name, flags, table); err != nil {
-		return Device{}, err
+// load tries the tables in order. EINVAL is what a target says of an option that
+// it does not know. Its version does not tell: restart_on_error came in Linux
+// 6.12 within version 1.10.0 of verity.
+func (c Control) load(name string, flags uint32, tables []devmapper.Table) (used int, err error) {
+	for used = range tables {
+		if err = c.kernel.Load(name, flags, tables[used]); !errors.Is(err, unix.EINVAL) {
+			break
+		}
 	}
+	return used, err
+}
+
+func (c Control) activate(name string) (Device, error) {
 	if err := c.kernel.Resume(name); err != nil {
 		return Device{}, err
 	}

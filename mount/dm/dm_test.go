@@ -21,6 +21,8 @@ type fake struct {
 	table devmapper.Table
 	fail  map[string]error // by operation
 	busy  int              // how often Remove says EBUSY first
+	// unknown are options of verity that this kernel does not have.
+	unknown []string
 }
 
 func (f *fake) step(op, format string, args ...any) error {
@@ -30,6 +32,13 @@ func (f *fake) step(op, format string, args ...any) error {
 
 func (f *fake) Create(name, uuid string) error { return f.step("create", "%s %s", name, uuid) }
 func (f *fake) Load(name string, flags uint32, table devmapper.Table) error {
+	if v, ok := table.(devmapper.VerityTable); ok {
+		for _, word := range v.Params {
+			if slices.Contains(f.unknown, word) {
+				return unix.EINVAL
+			}
+		}
+	}
 	f.table = table
 	return f.step("load", "%s %d", name, flags)
 }
@@ -81,7 +90,7 @@ func TestVerity(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := (Device{Name: "sealroot-root", Path: filepath.Join(c.dev, "dm-3"), Major: 253, Minor: 3}); d != want {
+	if want := (Device{Name: "sealroot-root", Path: filepath.Join(c.dev, "dm-3"), Major: 253, Minor: 3, ErrorsToo: true}); d != want {
 		t.Errorf("got %+v, want %+v", d, want)
 	}
 	want := []string{"create sealroot-root CRYPT-VERITY-x", "load sealroot-root 1", "resume sealroot-root", "info sealroot-root"}
@@ -95,10 +104,48 @@ func TestVerity(t *testing.T) {
 		Length: 1 << 20, HashType: 1, DataDevice: "254:2", HashDevice: "254:3",
 		DataBlockSize: 4096, HashBlockSize: 4096, NumDataBlocks: 256, HashStartBlock: 1,
 		Algorithm: "sha256", Digest: strings.Repeat("ab", 32), Salt: "0102",
-		Params: []string{"1", "panic_on_corruption"},
+		Params: []string{"2", "panic_on_corruption", "panic_on_error"},
 	}
 	if !reflect.DeepEqual(f.table, wantTable) {
 		t.Errorf("table\ngot:  %+v\nwant: %+v", f.table, wantTable)
+	}
+}
+
+// The kernel is given what it knows of the policy, never one that ignores.
+func TestVerityOnCorruption(t *testing.T) {
+	both := []string{"restart_on_error", "panic_on_error"}
+	for _, tt := range []struct {
+		policy    OnCorruption
+		unknown   []string // to the kernel
+		want      []string
+		errorsToo bool
+	}{
+		{CorruptionEIO, nil, nil, false},
+		{CorruptionRestart, nil, []string{"2", "restart_on_corruption", "restart_on_error"}, true},
+		{CorruptionRestart, both, []string{"1", "restart_on_corruption"}, false},
+		{CorruptionPanic, nil, []string{"2", "panic_on_corruption", "panic_on_error"}, true},
+		{CorruptionPanic, both, []string{"1", "panic_on_corruption"}, false},
+	} {
+		f := &fake{unknown: tt.unknown}
+		c, _ := control(t, f, true)
+		v := goodVerity()
+		v.OnCorruption = tt.policy
+		d, err := c.Verity("x", "", v)
+		if err != nil || d.ErrorsToo != tt.errorsToo {
+			t.Errorf("%s without %q: got %+v, %v, want ErrorsToo %v", tt.policy, tt.unknown, d, err, tt.errorsToo)
+			continue
+		}
+		if got := f.table.(devmapper.VerityTable).Params; !slices.Equal(got, tt.want) {
+			t.Errorf("%s without %q: got options %q, want %q", tt.policy, tt.unknown, got, tt.want)
+		}
+	}
+	// A kernel that does not know the policy itself gets no device without it.
+	f := &fake{unknown: append(both, "restart_on_corruption")}
+	c, _ := control(t, f, true)
+	v := goodVerity()
+	v.OnCorruption = CorruptionRestart
+	if d, err := c.Verity("x", "", v); !errors.Is(err, unix.EINVAL) || d != (Device{}) || f.steps[len(f.steps)-1] != "remove x" {
+		t.Errorf("got %+v, %v after %q, want %v and the device removed", d, err, f.steps, unix.EINVAL)
 	}
 }
 

@@ -3,6 +3,8 @@ package dm
 import (
 	"encoding/hex"
 	"fmt"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/anatol/devmapper.go"
@@ -54,15 +56,28 @@ func (t VerityTarget) table() (devmapper.VerityTable, error) {
 		Digest:         hex.EncodeToString(t.RootHash),
 		Salt:           salt,
 	}
-	// The optional words come after their number.
 	switch t.OnCorruption {
 	case CorruptionRestart:
-		table.Params = []string{"1", "restart_on_corruption"}
+		table.Params = options("restart_on_corruption")
 	case CorruptionPanic:
-		table.Params = []string{"1", "panic_on_corruption"}
+		table.Params = options("panic_on_corruption")
 	}
 	return table, nil
 }
+
+// withErrors is table with the option that has the kernel answer a read that
+// fails as it answers corruption; false when there is none to add.
+func (t VerityTarget) withErrors(table devmapper.VerityTable) (devmapper.VerityTable, bool) {
+	word := map[OnCorruption]string{CorruptionRestart: "restart_on_error", CorruptionPanic: "panic_on_error"}[t.OnCorruption]
+	if word == "" {
+		return table, false
+	}
+	table.Params = options(append(slices.Clone(table.Params[1:]), word)...)
+	return table, true
+}
+
+// options are a target's optional words, behind their number.
+func options(words ...string) []string { return append([]string{strconv.Itoa(len(words))}, words...) }
 
 // validate refuses what could turn into another table: the line is text, and
 // every field of ours in it has a closed form.
