@@ -123,7 +123,7 @@ func builder(t *testing.T) (*Builder, SlotInput) {
 		}
 		return path
 	}
-	for _, m := range []string{"dm_verity", "squashfs", "overlay", "loop", "dm_crypt", "ext4", "vfat"} {
+	for _, m := range []string{"dm_verity", "squashfs", "erofs", "overlay", "loop", "dm_crypt", "ext4", "vfat"} {
 		dep += "kernel/" + m + ".ko:\n"
 		write("lib/modules/"+release+"/kernel/"+m+".ko", "module "+m)
 	}
@@ -301,27 +301,63 @@ func checkSlot(t *testing.T, b *Builder, disk, slot string) {
 }
 
 func TestEqualInputsGiveEqualRootHashes(t *testing.T) {
+	for _, fs := range []string{squashfs, erofs} {
+		t.Run(fs, func(t *testing.T) {
+			b, in := builder(t)
+			in.Config.Root.Filesystem = fs
+			first, err := b.buildParts(t.Context(), in, filepath.Join(t.TempDir(), "1"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			// The programs would give the root directory the present second.
+			time.Sleep(1100 * time.Millisecond)
+			second, err := b.buildParts(t.Context(), in, filepath.Join(t.TempDir(), "2"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(first.rootHash, second.rootHash) || !bytes.Equal(first.initrd, second.initrd) {
+				t.Errorf("root hashes %x and %x differ, or initramfs do", first.rootHash, second.rootHash)
+			}
+			in.Config.Version = "2"
+			third, err := b.buildParts(t.Context(), in, filepath.Join(t.TempDir(), "3"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if bytes.Equal(first.rootHash, third.rootHash) {
+				t.Error("another version has the same root hash")
+			}
+		})
+	}
+}
+
+// fsck.erofs and dump.erofs judge an erofs root.
+func TestErofsRoot(t *testing.T) {
 	b, in := builder(t)
-	first, err := b.buildParts(t.Context(), in, filepath.Join(t.TempDir(), "1"))
+	in.Config.Root.Filesystem = erofs
+	p, err := b.buildParts(t.Context(), in, t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	// sqfstar would give the root directory the present second.
-	time.Sleep(1100 * time.Millisecond)
-	second, err := b.buildParts(t.Context(), in, filepath.Join(t.TempDir(), "2"))
-	if err != nil {
-		t.Fatal(err)
+	image := p.path("root")
+	run(t, "fsck.erofs", "--extract", image)
+	for path, want := range map[string][]string{
+		"/bin/ping":           {"regular file", "Uid: 7 ", "Gid: 8 ", "Access: 0750/rwxr-x---", "Links: 2", "Xattr size: 32", "1970-01-01 00:16:40"},
+		"/dev/null":           {"char dev"},
+		"/lib":                {"symlink file"},
+		"/usr/lib/modules":    {"directory"},
+		"/etc/machine-id":     {"Size: 0 "},
+		"/usr/lib/os-release": {"regular file"},
+	} {
+		text := run(t, "dump.erofs", "--path="+path, image)
+		for _, w := range want {
+			if !strings.Contains(text, w) {
+				t.Errorf("%s: dump.erofs does not say %q:\n%s", path, w, text)
+			}
+		}
 	}
-	if !bytes.Equal(first.rootHash, second.rootHash) || !bytes.Equal(first.initrd, second.initrd) {
-		t.Errorf("root hashes %x and %x differ, or initramfs do", first.rootHash, second.rootHash)
-	}
-	in.Config.Version = "2"
-	third, err := b.buildParts(t.Context(), in, filepath.Join(t.TempDir(), "3"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if bytes.Equal(first.rootHash, third.rootHash) {
-		t.Error("another version has the same root hash")
+	work, err := os.ReadDir(filepath.Dir(p.dir))
+	if err != nil || len(work) != 1 {
+		t.Errorf("beside the set there is %v, %v: the unpacked root stayed", work, err)
 	}
 }
 
@@ -370,7 +406,6 @@ func TestDiskRefuses(t *testing.T) {
 		name   string
 		change func(*Builder, *Options)
 	}{
-		{"erofs", func(_ *Builder, o *Options) { o.A.Config.Root.Filesystem = "erofs" }},
 		{"signed_policy_without_key", func(b *Builder, _ *Options) { b.Signing.PCRKey = nil }},
 		{"two_loaders", func(_ *Builder, o *Options) { withB(o, Good).Boot.Loader = config.LoaderSystemdBoot }},
 		{"two_stores", func(_ *Builder, o *Options) { withB(o, Good).Boot.Store = config.StoreBLS }},

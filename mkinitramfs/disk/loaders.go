@@ -113,8 +113,9 @@ func (l loader) place(disk *os.File, bios partition) error {
 }
 
 // require checks that the tools and files of other projects are there.
-func (b *Builder) require(l config.Loader, disk bool) error {
-	programs := []string{"sqfstar"}
+func (b *Builder) require(in SlotInput, disk bool) error {
+	l := in.Config.Boot.Loader
+	programs := imagePrograms(filesystemOf(in))
 	var data []tools.DataFile
 	if disk {
 		programs = append(programs, "mkfs.vfat", "mcopy", "mke2fs")

@@ -140,7 +140,7 @@ func (b *Builder) tarParts(ctx context.Context, p parts, to io.Writer) error {
 		}
 		info, err := f.Stat()
 		if err == nil {
-			err = add(fileOf(name), info.Size(), f)
+			err = add(p.file(name), info.Size(), f)
 		}
 		if err := errors.Join(err, f.Close()); err != nil {
 			return err

@@ -54,13 +54,10 @@ func (b *Builder) check(o Options) error {
 
 // checkInput is check for what one slot holds.
 func (b *Builder) checkInput(in SlotInput, disk bool) error {
-	if fs := in.Config.Root.Filesystem; fs != "" && fs != "squashfs" {
-		return fmt.Errorf("cannot make a root image of type %s, only squashfs: %w", fs, ErrOptions)
-	}
 	if in.Config.State.TPM2.Policy != "" && in.Config.State.TPM2.Policy != "pcrs" && b.Signing.PCRKey == nil {
 		return fmt.Errorf("cannot sign PCR 11 for policy %s: no pcr.key in %s: %w", in.Config.State.TPM2.Policy, b.Signing.Dir, ErrOptions)
 	}
-	return b.require(in.Config.Boot.Loader, disk)
+	return b.require(in, disk)
 }
 
 // plan makes all that is to be written.

@@ -66,7 +66,7 @@ func (b *Builder) describe(in SlotInput, p *parts) error {
 		if err != nil {
 			return err
 		}
-		part.Name, part.File = name, fileOf(name)
+		part.Name, part.File = name, p.file(name)
 		m.Parts = append(m.Parts, part)
 	}
 	var err error

@@ -1,7 +1,6 @@
 package disk
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
 	"crypto"
@@ -9,16 +8,13 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 
 	"sealroot/init/config"
 	"sealroot/mkinitramfs/initramfs"
 	"sealroot/mkinitramfs/keys"
-	"sealroot/mkinitramfs/modules"
 	"sealroot/mkinitramfs/uki"
 	"sealroot/slots/manifest"
 	"sealroot/verity"
@@ -53,7 +49,8 @@ type Signing struct {
 // in a folder of their own, and what the disk needs to know of them. No file
 // knows its slot.
 type parts struct {
-	dir       string // holds the files, named as fileOf has it
+	dir       string // holds the files, named as file has it
+	fs        string // of the root image
 	release   string // kernel release
 	rootSize  int64  // bytes
 	params    verity.Params
@@ -68,13 +65,13 @@ type parts struct {
 }
 
 // path is where a part is.
-func (p parts) path(name manifest.Name) string { return filepath.Join(p.dir, fileOf(name)) }
+func (p parts) path(name manifest.Name) string { return filepath.Join(p.dir, p.file(name)) }
 
-// fileOf is the name of a part's file in a set.
-func fileOf(name manifest.Name) string {
+// file is the name of a part's file in a set.
+func (p parts) file(name manifest.Name) string {
 	switch name {
 	case manifest.Root:
-		return "root.squashfs"
+		return "root." + p.fs
 	case manifest.Verity:
 		return "root.verity"
 	case manifest.Signature:
@@ -121,7 +118,7 @@ func LoadSigning(dir string, secure *uki.SecureBoot) (Signing, error) {
 // buildParts makes everything of one version in dir: the set in a folder of its
 // own, beside what is needed on the way.
 func (b *Builder) buildParts(ctx context.Context, in SlotInput, dir string) (parts, error) {
-	p := parts{dir: filepath.Join(dir, "set"), release: in.KernelVersion}
+	p := parts{dir: filepath.Join(dir, "set"), fs: filesystemOf(in), release: in.KernelVersion}
 	if err := os.MkdirAll(p.dir, 0o700); err != nil {
 		return parts{}, fmt.Errorf("cannot make work directory: %w", err)
 	}
@@ -190,74 +187,11 @@ func (b *Builder) stampOf(rootfs, dir string) (from string, stamp int64, err err
 	return from, stamp, err
 }
 
-// errReaderGone tells the filter that nobody reads its output any more.
-var errReaderGone = errors.New("the program that makes the image has ended")
-
-// rootImage streams the root through the filter into sqfstar.
-func (b *Builder) rootImage(ctx context.Context, in SlotInput, p *parts, dir string) error {
-	edit := rootEdit{
-		release: p.release, needModules: in.RootModules, extra: in.Extra, now: b.Time,
-		osRelease: map[string]string{
-			"IMAGE_ID":                  strconv.Quote(in.Config.Name),
-			"IMAGE_VERSION":             strconv.Quote(in.Config.Version),
-			"SEALROOT_SECURITY_VERSION": strconv.Itoa(in.Config.SecurityVersion),
-		},
-	}
-	if in.ModulesDir == "" {
-		edit.keepModules = modulesDir(in, dir)
-	} else if in.RootModules {
-		tree, err := modules.Open(ctx, in.ModulesDir, p.release, b.depmod)
-		if err != nil {
-			return err
-		}
-		edit.addModules = tree
-	}
-	from, newest, err := b.stampOf(in.Rootfs, dir)
-	if err != nil {
-		return err
-	}
-	source, err := openRoot(from)
-	if err != nil {
-		return err
-	}
-	defer source.Close()
-	r, w := io.Pipe()
-	image, fed := whileWriting(w, in.Config.Boot.Watchdog)
-	done := make(chan error, 1)
-	go func() {
-		text, err := filterRoot(tar.NewReader(source), tar.NewWriter(image), edit)
-		p.osRelease = text
-		w.CloseWithError(err)
-		done <- err
-	}()
-	// sqfstar gives the root directory the present time; only this variable,
-	// which bounds all time stamps, keeps it out of the image.
-	run := b.Tools.WithEnv("SOURCE_DATE_EPOCH=" + strconv.FormatInt(newest, 10))
-	runErr := run.Run(ctx, r, "sqfstar", "-comp", "zstd", "-b", "128K", "-reproducible",
-		"-root-mode", "0755", "-root-uid", "0", "-root-gid", "0",
-		"-exit-on-error", "-no-progress", "-quiet", p.path(manifest.Root))
-	_ = r.CloseWithError(errReaderGone)
-	// When the filter failed by itself, that is the cause of sqfstar's error.
-	err, unfed := <-done, fed()
-	if err != nil && !errors.Is(err, errReaderGone) {
-		return err
-	}
-	if err := errors.Join(runErr, unfed); err != nil {
-		return err
-	}
-	info, err := os.Stat(p.path(manifest.Root))
-	if err != nil {
-		return fmt.Errorf("cannot read root image: %w", err)
-	}
-	p.rootSize = info.Size()
-	return nil
-}
-
 // protect makes the hash tree and signs its root.
 func (b *Builder) protect(in SlotInput, p *parts) error {
 	// Salt and UUID follow from the version, so that equal inputs give equal
 	// root hashes; nothing needs them to be unpredictable.
-	seed := fmt.Sprintf("sealroot image %q %q %d %q", in.Config.Name, in.Config.Version, in.Config.SecurityVersion, p.release)
+	seed := seedOf(in, p.release)
 	salt, id := sha256.Sum256([]byte("salt: "+seed)), sha256.Sum256([]byte("uuid: "+seed))
 	params, err := verity.NewParams(p.rootSize, salt[:], uuidFrom([16]byte(id[:16])))
 	if err != nil {
@@ -281,6 +215,11 @@ func (b *Builder) protect(in SlotInput, p *parts) error {
 		return err
 	}
 	return writePart(p.path(manifest.Signature), p.signature)
+}
+
+// seedOf is what the random-looking values of a version follow from.
+func seedOf(in SlotInput, release string) string {
+	return fmt.Sprintf("sealroot image %q %q %d %q", in.Config.Name, in.Config.Version, in.Config.SecurityVersion, release)
 }
 
 // initrd makes the initramfs.

@@ -31,6 +31,9 @@ func Table() []Tool {
 	return []Tool{
 		{"depmod", "kmod", "29", "module dependencies, when the kernel package has no modules.dep"},
 		{"sqfstar", "squashfs-tools", "4.5", "root image from a tar stream, without root rights"},
+		{"mkfs.erofs", "erofs-utils", "1.5", "root image, with root.filesystem erofs"},
+		{"fakeroot", "fakeroot", "1.29", "owners and devices of an erofs image, without root rights"},
+		{"bsdtar", "libarchive-tools", "3.6", "unpacks the root for an erofs image"},
 		{"mkfs.vfat", "dosfstools", "4.2", "file system of the EFI system partition"},
 		{"mcopy", "mtools", "4.0.33", "files on the EFI system partition, without mounting it"},
 		{"mke2fs", "e2fsprogs", "1.47", "file system of the state partition"},
@@ -134,7 +137,7 @@ func (r Runner) Run(ctx context.Context, stdin io.Reader, name string, args ...s
 	var out bytes.Buffer
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &out, &out
-	// Only who calls sqfstar knows what it should make of this.
+	// Only who makes a root image knows what it should make of this.
 	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "SOURCE_DATE_EPOCH=") })
 	cmd.Env = append(cmd.Env, r.Env...)
 	if err := cmd.Run(); err != nil {

@@ -1,0 +1,124 @@
+package disk
+
+import (
+	"archive/tar"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"sealroot/mkinitramfs/modules"
+	"sealroot/slots/guid"
+	"sealroot/slots/manifest"
+)
+
+// The file systems of root images.
+const (
+	squashfs = "squashfs"
+	erofs    = "erofs"
+)
+
+func filesystemOf(in SlotInput) string {
+	if fs := in.Config.Root.Filesystem; fs != "" {
+		return fs
+	}
+	return squashfs
+}
+
+// imagePrograms are the helper programs that make a root image.
+func imagePrograms(fs string) []string {
+	if fs == erofs {
+		return []string{"mkfs.erofs", "fakeroot", "bsdtar"}
+	}
+	return []string{"sqfstar"}
+}
+
+// errReaderGone tells the filter that nobody reads its output any more.
+var errReaderGone = errors.New("the program that makes the image has ended")
+
+// rootImage streams the root through the filter into what makes the image.
+func (b *Builder) rootImage(ctx context.Context, in SlotInput, p *parts, dir string) error {
+	edit := rootEdit{
+		release: p.release, needModules: in.RootModules, extra: in.Extra, now: b.Time,
+		osRelease: map[string]string{
+			"IMAGE_ID":                  strconv.Quote(in.Config.Name),
+			"IMAGE_VERSION":             strconv.Quote(in.Config.Version),
+			"SEALROOT_SECURITY_VERSION": strconv.Itoa(in.Config.SecurityVersion),
+		},
+	}
+	if in.ModulesDir == "" {
+		edit.keepModules = modulesDir(in, dir)
+	} else if in.RootModules {
+		tree, err := modules.Open(ctx, in.ModulesDir, p.release, b.depmod)
+		if err != nil {
+			return err
+		}
+		edit.addModules = tree
+	}
+	from, newest, err := b.stampOf(in.Rootfs, dir)
+	if err != nil {
+		return err
+	}
+	source, err := openRoot(from)
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	r, w := io.Pipe()
+	image, fed := whileWriting(w, in.Config.Boot.Watchdog)
+	done := make(chan error, 1)
+	go func() {
+		text, err := filterRoot(tar.NewReader(source), tar.NewWriter(image), edit)
+		p.osRelease = text
+		w.CloseWithError(err)
+		done <- err
+	}()
+	runErr := b.makeImage(ctx, r, in, p, newest, dir)
+	_ = r.CloseWithError(errReaderGone)
+	// When the filter failed by itself, that is the cause of the program's error.
+	err, unfed := <-done, fed()
+	if err != nil && !errors.Is(err, errReaderGone) {
+		return err
+	}
+	if err := errors.Join(runErr, unfed); err != nil {
+		return err
+	}
+	info, err := os.Stat(p.path(manifest.Root))
+	if err != nil {
+		return fmt.Errorf("cannot read root image: %w", err)
+	}
+	p.rootSize = info.Size()
+	return nil
+}
+
+// makeImage makes the file system out of a tar. Its time stamps are at most
+// newest, in Unix time: both programs give the root directory the present one
+// and take this variable as the bound of all.
+func (b *Builder) makeImage(ctx context.Context, r io.Reader, in SlotInput, p *parts, newest int64, dir string) error {
+	run := b.Tools.WithEnv("SOURCE_DATE_EPOCH=" + strconv.FormatInt(newest, 10))
+	if p.fs == squashfs {
+		return run.Run(ctx, r, "sqfstar", "-comp", "zstd", "-b", "128K", "-reproducible",
+			"-root-mode", "0755", "-root-uid", "0", "-root-gid", "0",
+			"-exit-on-error", "-no-progress", "-quiet", p.path(manifest.Root))
+	}
+	// mkfs.erofs reads a folder; only from version 1.7 on it reads a tar, which
+	// Debian 12 does not have. fakeroot remembers owners and devices that an
+	// ordinary user cannot make. It loses the type of a file whose extended
+	// attributes are set before its owner, as GNU tar does.
+	id := sha256.Sum256([]byte("erofs: " + seedOf(in, p.release)))
+	return run.Run(ctx, r, "fakeroot", "--", "sh", "-c", erofsScript, "sh",
+		filepath.Join(dir, "root"), p.path(manifest.Root), guid.GUID(uuidFrom([16]byte(id[:16]))).String())
+}
+
+// erofsScript unpacks the tar on stdin into $1, which it makes, and puts the
+// image into $2, with UUID $3. Blocks have 4096 bytes, as mkfs.erofs makes them.
+const erofsScript = `set -eu
+PATH=$PATH:/usr/sbin:/sbin
+mkdir -m 0755 "$1"
+bsdtar -x -p -f - -C "$1" --numeric-owner --same-owner
+mkfs.erofs -zlz4hc -U"$3" "$2" "$1" >&2
+rm -rf "$1"`
