@@ -52,8 +52,8 @@ func Build(data io.ReaderAt, p Params, hash io.WriterAt) (rootHash []byte, err e
 	return below, nil
 }
 
-// Format writes a whole hash device: superblock and tree. The result is byte
-// for byte that of `veritysetup format` with the same salt and UUID.
+// Format writes a whole hash device: superblock and tree, without parity. The
+// result is byte for byte that of `veritysetup format` with the same salt and UUID.
 func Format(data io.ReaderAt, p Params, hash io.WriterAt) (rootHash []byte, err error) {
 	sb, err := p.Superblock()
 	if err != nil {

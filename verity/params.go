@@ -4,7 +4,7 @@
 // a tree come from the disk, and only a root hash that somebody signed
 // (package signature) makes them mean anything.
 //
-// Of this package, PID 1 uses superblock.go, params.go and target.go.
+// Of this package, PID 1 uses superblock.go, params.go, fec.go and target.go.
 package verity
 
 import (
@@ -77,29 +77,44 @@ type Params struct {
 	HashStart     uint64 // where the tree begins, in hash blocks; 1 behind a superblock
 	Salt          []byte // at most MaxSalt bytes, hashed before each block
 	UUID          [16]byte
+	// FECRoots is how many bytes of Reed-Solomon parity 255 bytes hold, and with
+	// them how much can be repaired; 0 when there is none behind the tree.
+	FECRoots int
 }
 
 // NewParams returns the parameters of a tree over dataSize bytes as sealroot's
-// images have it: SHA-256, blocks of 4096 bytes, the superblock in front of the
-// tree. An error is ErrParams: dataSize is not a multiple of 4096.
+// images have it by default: SHA-256, blocks of 4096 bytes, the superblock in
+// front of the tree. An error is that of ForData.
 func NewParams(dataSize int64, salt []byte, uuid [16]byte) (Params, error) {
-	const blockSize = 4096
-	if dataSize <= 0 || dataSize%blockSize != 0 {
-		return Params{}, fmt.Errorf("%w: data of %d bytes is not whole blocks of %d", ErrParams, dataSize, blockSize)
+	return Params{
+		Algorithm: SHA256, DataBlockSize: 4096, HashBlockSize: 4096, HashStart: 1, Salt: salt, UUID: uuid,
+	}.ForData(dataSize)
+}
+
+// ForData returns the parameters for dataSize bytes of data. The error is that
+// of Validate; ErrParams when dataSize is not a number of whole blocks.
+func (p Params) ForData(dataSize int64) (Params, error) {
+	if p.DataBlockSize <= 0 || dataSize <= 0 || dataSize%int64(p.DataBlockSize) != 0 {
+		return Params{}, fmt.Errorf("%w: data of %d bytes is not whole blocks of %d", ErrParams, dataSize, p.DataBlockSize)
 	}
-	p := Params{
-		Algorithm:     SHA256,
-		DataBlockSize: blockSize,
-		HashBlockSize: blockSize,
-		DataBlocks:    uint64(dataSize / blockSize),
-		HashStart:     1,
-		Salt:          salt,
-		UUID:          uuid,
-	}
+	p.DataBlocks = uint64(dataSize / int64(p.DataBlockSize))
 	if err := p.Validate(); err != nil {
 		return Params{}, err
 	}
 	return p, nil
+}
+
+// Behind returns the parameters of a hash device whose superblock lies at a byte
+// of it that is no longer the first. ErrParams: no hash block begins there.
+func (p Params) Behind(offset int64) (Params, error) {
+	if err := p.Validate(); err != nil {
+		return Params{}, err
+	}
+	if offset < 0 || offset%int64(p.HashBlockSize) != 0 {
+		return Params{}, fmt.Errorf("%w: no block of %d begins at byte %d", ErrParams, p.HashBlockSize, offset)
+	}
+	p.HashStart += uint64(offset) / uint64(p.HashBlockSize)
+	return p, p.Validate()
 }
 
 // Validate checks the parameters by themselves: ErrAlgorithm or ErrParams.
@@ -124,6 +139,17 @@ func (p Params) Validate() error {
 	if len(p.Salt) > MaxSalt {
 		return fmt.Errorf("%w: salt of %d bytes", ErrParams, len(p.Salt))
 	}
+	return p.validateFEC()
+}
+
+// Blocks checks what the kernel demands of block sizes beside Validate: at least
+// a sector of the device, at most a page of memory. ErrParams.
+func (p Params) Blocks(sector, page int) error {
+	for _, size := range []int{p.DataBlockSize, p.HashBlockSize} {
+		if size < sector || size > page {
+			return fmt.Errorf("%w: block size %d, this machine takes %d to %d", ErrParams, size, sector, page)
+		}
+	}
 	return nil
 }
 
@@ -138,6 +164,9 @@ func (p Params) Fits(dataDevice, hashDevice int64) error {
 	}
 	if p.HashSize() > hashDevice {
 		return fmt.Errorf("%w: hash tree ends at byte %d on a device of %d", ErrParams, p.HashSize(), hashDevice)
+	}
+	if p.AreaSize() > hashDevice {
+		return fmt.Errorf("%w: parity ends at byte %d on a device of %d", ErrParams, p.AreaSize(), hashDevice)
 	}
 	return nil
 }

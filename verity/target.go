@@ -36,6 +36,7 @@ type Target struct {
 	Algorithm     Algorithm
 	RootHash      []byte
 	Salt          []byte
+	FEC           FEC      // zero: none
 	Options       []string // optional parameters of the table
 }
 
@@ -65,6 +66,7 @@ func (p Params) Table(dataDev, hashDev string, rootHash []byte, policy OnCorrupt
 		Algorithm:     p.Algorithm,
 		RootHash:      bytes.Clone(rootHash),
 		Salt:          bytes.Clone(p.Salt),
+		FEC:           p.FEC(),
 	}
 	switch policy {
 	case EIO: // what the kernel does without an option
@@ -74,6 +76,10 @@ func (p Params) Table(dataDev, hashDev string, rootHash []byte, policy OnCorrupt
 		t.Options = []string{"panic_on_corruption"}
 	default:
 		return Target{}, fmt.Errorf("%w: policy %.20q on corruption", ErrParams, string(policy))
+	}
+	if f := t.FEC; f.Roots > 0 {
+		t.Options = append(t.Options, "use_fec_from_device", hashDev, "fec_roots", strconv.Itoa(f.Roots),
+			"fec_blocks", strconv.FormatUint(f.Blocks, 10), "fec_start", strconv.FormatUint(f.Start, 10))
 	}
 	return t, nil
 }

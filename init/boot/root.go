@@ -158,18 +158,20 @@ func (b *boot) openVerity(slot string, rootHash []byte) (dm.Device, error) {
 	if err != nil {
 		return dm.Device{}, err
 	}
-	tree, err := b.slotPartition(gpt.VerityLabel(slot))
-	if err != nil {
-		return dm.Device{}, err
+	// Where the tree lies is the configuration's to say, never the disk's.
+	tree, at := data, b.cfg.Root.Verity.TreeAt()
+	room := min(at, data.Size)
+	if at == 0 {
+		room = data.Size
+		if tree, err = b.slotPartition(gpt.VerityLabel(slot)); err != nil {
+			return dm.Device{}, err
+		}
 	}
-	head, err := readHead(tree, verity.SuperblockSize)
+	head, err := readPart(tree, at, verity.SuperblockSize)
 	if err != nil {
 		return dm.Device{}, imageError(slots.Verity, "cannot read the superblock of slot %s: %w", slot, err)
 	}
-	params, err := verity.ParseSuperblock(head)
-	if err == nil {
-		err = params.Fits(data.Size, tree.Size)
-	}
+	params, err := b.verityParams(slot, head, at, room, tree.Size)
 	if err != nil {
 		return dm.Device{}, imageError(slots.Verity, "cannot use the superblock of slot %s: %w", slot, err)
 	}
@@ -180,6 +182,9 @@ func (b *boot) openVerity(slot string, rootHash []byte) (dm.Device, error) {
 	uuid := fmt.Sprintf("CRYPT-VERITY-%x-%s", params.UUID, dmRoot)
 	device, err := b.sys.Verity.Verity(dmRoot, uuid, verityTarget(target))
 	if err != nil {
+		if params.FECRoots > 0 && errors.Is(err, unix.EINVAL) {
+			err = fmt.Errorf("%w (root.verity.fec_roots needs a kernel with DM_VERITY_FEC)", err)
+		}
 		if errors.Is(err, dm.ErrTarget) || errors.Is(err, unix.EINVAL) {
 			return dm.Device{}, imageError(slots.Verity, "cannot open slot %s: %w", slot, err)
 		}
@@ -189,6 +194,32 @@ func (b *boot) openVerity(slot string, rootHash []byte) (dm.Device, error) {
 		b.sys.Log.Info("root: %s on a block that does not match; this kernel does not know it for one that cannot be read", policy)
 	}
 	return device, nil
+}
+
+// verityParams checks what a superblock at byte at of the tree's device claims
+// against that device's size and the room for data. Parity is used where the
+// device has room for it; an image that was made without is only not repaired.
+func (b *boot) verityParams(slot string, superblock []byte, at, room, size int64) (verity.Params, error) {
+	params, err := verity.ParseSuperblock(superblock)
+	if err == nil {
+		params, err = params.Behind(at)
+	}
+	if err == nil {
+		err = params.Blocks(b.disk.Block.SectorSize, os.Getpagesize())
+	}
+	if err == nil {
+		err = params.Fits(room, size)
+	}
+	if err != nil {
+		return verity.Params{}, err
+	}
+	repaired := params
+	repaired.FECRoots = b.cfg.Root.Verity.FECRoots
+	if err := repaired.Fits(room, size); err != nil {
+		b.sys.Log.Warn("slot %s is not repaired: %v", slot, err)
+		return params, nil
+	}
+	return repaired, nil
 }
 
 func verityTarget(t verity.Target) dm.VerityTarget {
@@ -206,6 +237,7 @@ func verityTarget(t verity.Target) dm.VerityTarget {
 		DataBlockSize: uint32(t.DataBlockSize), HashBlockSize: uint32(t.HashBlockSize),
 		DataBlocks: t.DataBlocks, HashStart: t.HashStart, Algorithm: string(t.Algorithm),
 		RootHash: t.RootHash, Salt: t.Salt, OnCorruption: policy,
+		FEC: dm.VerityFEC(t.FEC),
 	}
 }
 
@@ -281,7 +313,17 @@ func (b *boot) dropRoot() {
 // readHead reads the beginning of a partition. A partition that cannot be read
 // is the disk's fault, not the image's.
 func readHead(p blockdev.Partition, limit int64) ([]byte, error) {
-	text, err := readBounded(p.Node, min(limit, p.Size))
+	return readPart(p, 0, min(limit, p.Size))
+}
+
+// readPart is readHead for size bytes from byte at on, or as many as there are.
+func readPart(p blockdev.Partition, at, size int64) ([]byte, error) {
+	f, err := os.Open(p.Node)
+	if err != nil {
+		return nil, &rawReadError{err}
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.NewSectionReader(f, at, size))
 	if err != nil {
 		return nil, &rawReadError{err}
 	}

@@ -88,7 +88,25 @@ type Root struct {
 	Source       string `json:"source"`        // verity (default, and the only one this version boots)
 	Filesystem   string `json:"filesystem"`    // squashfs (default) | erofs
 	OnCorruption string `json:"on_corruption"` // eio (default) | restart | panic; as verity.OnCorruption
+	Verity       Verity `json:"verity"`
 }
+
+// Verity says how an image's hash tree is made, and where it lies. Hash and block
+// sizes are the builder's: on the disk the superblock names them, and PID 1
+// takes each that is legal.
+type Verity struct {
+	Hash          string `json:"hash,omitempty"`            // sha256 (default) | sha512
+	DataBlockSize int    `json:"data_block_size,omitempty"` // bytes, default 4096
+	HashBlockSize int    `json:"hash_block_size,omitempty"` // bytes, default 4096
+	// TreeAtMiB is 0 for a tree in a partition of its own; else where in the
+	// root's partition, behind the image, its superblock lies.
+	TreeAtMiB int `json:"tree_at_mib,omitempty"`
+	// FECRoots is how many parity bytes 255 bytes get, 2 to 24; 0 for none.
+	FECRoots int `json:"fec_roots,omitempty"`
+}
+
+// TreeAt is TreeAtMiB in bytes.
+func (v Verity) TreeAt() int64 { return int64(v.TreeAtMiB) << 20 }
 
 // Trust names certificates and what the command line may say.
 type Trust struct {

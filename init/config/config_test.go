@@ -75,6 +75,15 @@ func TestValidate(t *testing.T) {
 		{"loader_unknown", func(c *Config) { c.Boot.Loader = "lilo" }, []string{"boot.loader"}},
 		{"store_unknown", func(c *Config) { c.Boot.Store = "uboot" }, []string{"boot.store"}},
 		{"store_with_unknown_loader", func(c *Config) { c.Boot.Store, c.Boot.Loader = StoreBLS, "lilo" }, []string{"boot.loader"}},
+		{"sha512_and_parity", func(c *Config) {
+			c.Root.Verity.Hash, c.Root.Verity.FECRoots, c.Root.Verity.TreeAtMiB = "sha512", 2, 512
+		}, nil},
+		{"sha1", func(c *Config) { c.Root.Verity.Hash = "sha1" }, []string{"root.verity.hash"}},
+		{"odd_block_sizes", func(c *Config) { c.Root.Verity.DataBlockSize, c.Root.Verity.HashBlockSize = 4095, 8192 },
+			[]string{"root.verity.data_block_size", "root.verity.hash_block_size"}},
+		{"tree_before_the_partition", func(c *Config) { c.Root.Verity.TreeAtMiB = -1 }, []string{"root.verity.tree_at_mib"}},
+		{"one_root", func(c *Config) { c.Root.Verity.FECRoots = 1 }, []string{"root.verity.fec_roots"}},
+		{"parity_over_two_sizes", func(c *Config) { c.Root.Verity.FECRoots, c.Root.Verity.HashBlockSize = 2, 1024 }, []string{"root.verity.fec_roots"}},
 		{"tries_16", func(c *Config) { c.Boot.Tries = 16 }, []string{"boot.tries"}},
 		{"deadline_short", func(c *Config) { c.Boot.CommitDeadline = Duration(time.Second) }, []string{"boot.commit_deadline"}},
 		{"darch_counts_to_10", func(c *Config) { c.Boot.Tries, c.Boot.Store = 11, StoreGrubenvDarch }, []string{"boot.store", "boot.tries"}},

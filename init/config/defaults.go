@@ -21,6 +21,12 @@ func (c Config) WithDefaults() Config {
 	set(&c.Root.Source, "verity")
 	set(&c.Root.Filesystem, "squashfs")
 	set(&c.Root.OnCorruption, "eio")
+	set(&c.Root.Verity.Hash, "sha256")
+	for _, size := range []*int{&c.Root.Verity.DataBlockSize, &c.Root.Verity.HashBlockSize} {
+		if *size == 0 {
+			*size = 4096
+		}
+	}
 	set(&c.Trust.Cmdline, "ignore")
 	set(&c.Etc, EtcOverlay)
 	set(&c.State.Fsck, "no")

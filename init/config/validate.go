@@ -89,6 +89,7 @@ func (v *validator) root(c *Config) {
 		v.add("root.on_corruption", "use eio, or set boot.recount: true",
 			"%s without boot.recount would restart a damaged committed slot for ever", r.OnCorruption)
 	}
+	v.verity(r.Verity)
 	if len(c.Trust.Root) == 0 {
 		v.add("trust.root", "name the certificate that `mkinitramfs keys` made", "no certificate: no root could ever be verified")
 	}
@@ -105,6 +106,28 @@ func (v *validator) root(c *Config) {
 	v.oneOf("trust.cmdline", c.Trust.Cmdline, []string{"ignore"}, []string{"measured"})
 	v.notYet("trust.rollback_floor", c.Trust.RollbackFloor, "leave it out")
 	v.notYet("layers", len(c.Layers) > 0, "leave it out")
+}
+
+func (v *validator) verity(t Verity) {
+	v.oneOf("root.verity.hash", t.Hash, []string{"sha256", "sha512"}, nil)
+	for _, size := range []struct {
+		key   string
+		bytes int
+	}{{"data_block_size", t.DataBlockSize}, {"hash_block_size", t.HashBlockSize}} {
+		// 4096 is the page size of x86-64, and the kernel takes no more.
+		if size.bytes < 512 || size.bytes > 4096 || size.bytes&(size.bytes-1) != 0 {
+			v.add("root.verity."+size.key, "choose 512, 1024, 2048 or 4096", "%d is no block size", size.bytes)
+		}
+	}
+	if t.TreeAtMiB < 0 || t.TreeAtMiB > 1<<20 {
+		v.add("root.verity.tree_at_mib", "choose 1 to 1048576, at least the size of the image", "%d is out of range", t.TreeAtMiB)
+	}
+	if t.FECRoots != 0 && (t.FECRoots < 2 || t.FECRoots > 24) {
+		v.add("root.verity.fec_roots", "choose 2 to 24", "%d is out of range", t.FECRoots)
+	}
+	if t.FECRoots != 0 && t.DataBlockSize != t.HashBlockSize {
+		v.add("root.verity.fec_roots", "leave it out, or make the block sizes equal", "the kernel repairs only where data and hash blocks have one size")
+	}
 }
 
 func (v *validator) modules(c *Config) {

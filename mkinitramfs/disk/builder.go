@@ -143,10 +143,15 @@ func (b *Builder) assemble(ctx context.Context, disk *os.File, parts []partition
 // placeSets copies root image, hash tree and signature of each slot.
 func placeSets(disk *os.File, at map[string]partition, sets []set) error {
 	for _, s := range sets {
-		for _, c := range []struct{ label, path string }{
-			{gpt.RootLabel(s.name), s.parts.path(manifest.Root)}, {gpt.VerityLabel(s.name), s.parts.path(manifest.Verity)},
-		} {
-			if err := copyFile(disk, at[c.label], c.path); err != nil {
+		root, tree := at[gpt.RootLabel(s.name)], at[gpt.VerityLabel(s.name)]
+		if offset := s.in.Config.Root.Verity.TreeAt(); offset > 0 {
+			root, tree = root.split(offset)
+		}
+		for _, c := range []struct {
+			to   partition
+			path string
+		}{{root, s.parts.path(manifest.Root)}, {tree, s.parts.path(manifest.Verity)}} {
+			if err := copyFile(disk, c.to, c.path); err != nil {
 				return fmt.Errorf("slot %s: %w", s.name, err)
 			}
 		}

@@ -123,8 +123,9 @@ func builder(t *testing.T) (*Builder, SlotInput) {
 		}
 		return path
 	}
-	for _, m := range []string{"dm_verity", "squashfs", "erofs", "overlay", "loop", "dm_crypt", "ext4", "vfat"} {
-		dep += "kernel/" + m + ".ko:\n"
+	for _, m := range []string{"reed_solomon", "dm_verity", "squashfs", "erofs", "overlay", "loop", "dm_crypt", "ext4", "vfat"} {
+		needs := map[string]string{"dm_verity": " kernel/reed_solomon.ko"}[m]
+		dep += "kernel/" + m + ".ko:" + needs + "\n"
 		write("lib/modules/"+release+"/kernel/"+m+".ko", "module "+m)
 	}
 	write("lib/modules/"+release+"/modules.dep", dep)
@@ -409,6 +410,7 @@ func TestDiskRefuses(t *testing.T) {
 		{"signed_policy_without_key", func(b *Builder, _ *Options) { b.Signing.PCRKey = nil }},
 		{"two_loaders", func(_ *Builder, o *Options) { withB(o, Good).Boot.Loader = config.LoaderSystemdBoot }},
 		{"two_stores", func(_ *Builder, o *Options) { withB(o, Good).Boot.Store = config.StoreBLS }},
+		{"tree_at_two_places", func(_ *Builder, o *Options) { withB(o, Good).Root.Verity.TreeAtMiB = 100 }},
 		{"two_slots_of_which_one_is_fixed", func(_ *Builder, o *Options) {
 			o.A.Config.Boot.Store = config.StoreFixed
 			withB(o, Good)

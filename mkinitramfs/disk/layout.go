@@ -30,6 +30,7 @@ type Sizes struct {
 // needs is what the images need, in bytes.
 type needs struct {
 	root   int64 // largest root image
+	treeAt int64 // where the tree lies in the root's partition; 0: in its own
 	verity func(root int64) int64
 	esp    int64 // files on the ESP for one slot
 	shared int64 // files on the ESP for no slot
@@ -41,15 +42,27 @@ type partition struct {
 	start, size int64 // bytes
 }
 
+// split returns the partition up to byte at of it, and the rest.
+func (p partition) split(at int64) (front, rest partition) {
+	front, rest = p, p
+	front.size = at
+	rest.start, rest.size = p.start+at, p.size-at
+	return front, rest
+}
+
 // layout decides where every partition lies, and how large the disk is.
 func layout(sizes Sizes, need needs, slots []string) (parts []partition, disk int64, err error) {
 	rootSize := sizes.Root
-	if rootSize == 0 {
-		// Half as much again, for the images of years of updates.
-		rootSize = roundUp(need.root*3/2, 16*mib)
+	least, more := need.root, roundUp(need.root*3/2, 16*mib) // half as much again, for the images of years of updates
+	if need.treeAt > 0 {
+		least = need.treeAt + need.verity(need.treeAt)
+		more = roundUp(least, alignment)
 	}
-	if rootSize < need.root || rootSize%alignment != 0 {
-		return nil, 0, fmt.Errorf("cannot give a root slot %d bytes: the image has %d, and a slot is a multiple of 1 MiB: %w", rootSize, need.root, ErrSize)
+	if rootSize == 0 {
+		rootSize = more
+	}
+	if rootSize < least || rootSize%alignment != 0 {
+		return nil, 0, fmt.Errorf("cannot give a root slot %d bytes: it needs %d, and a slot is a multiple of 1 MiB: %w", rootSize, least, ErrSize)
 	}
 	espSize := sizes.ESP
 	if espSize == 0 {
@@ -80,7 +93,9 @@ func layout(sizes Sizes, need needs, slots []string) (parts []partition, disk in
 	add(gpt.LabelESP, gpt.TypeESP, espSize)
 	for _, s := range slots {
 		add(gpt.RootLabel(s), gpt.TypeRoot, rootSize)
-		add(gpt.VerityLabel(s), gpt.TypeVerity, roundUp(need.verity(rootSize), alignment))
+		if need.treeAt == 0 {
+			add(gpt.VerityLabel(s), gpt.TypeVerity, roundUp(need.verity(rootSize), alignment))
+		}
 		add(gpt.SigLabel(s), gpt.TypeSig, mib)
 	}
 	add(gpt.LabelLog, gpt.TypeLog, mib)

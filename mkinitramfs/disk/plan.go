@@ -43,6 +43,9 @@ func (b *Builder) check(o Options) error {
 		return fmt.Errorf("cannot build a disk with loader %s and store %s in slot a, %s and %s in slot b: a disk has one of each: %w",
 			one.Loader, one.Store, two.Loader, two.Store, ErrOptions)
 	}
+	if x, y := o.A.Config.Root.Verity.TreeAtMiB, o.B.Config.Root.Verity.TreeAtMiB; x != y {
+		return fmt.Errorf("cannot build a disk with root.verity.tree_at_mib %d in slot a, %d in slot b: the kernel of each slot must find the tree of the other: %w", x, y, ErrOptions)
+	}
 	switch {
 	case one.Store == config.StoreFixed:
 		return fmt.Errorf("cannot fill slot b: a disk with boot.store fixed has one slot: %w", ErrOptions)
@@ -135,11 +138,15 @@ func (p *plan) count() error {
 		p.needs.root, p.needs.esp = max(p.needs.root, s.parts.rootSize), max(p.needs.esp, size)
 		maps.Copy(p.files, files)
 	}
-	params := p.sets[0].parts.params
+	p.needs.treeAt = p.sets[0].in.Config.Root.Verity.TreeAt()
 	p.needs.verity = func(root int64) int64 {
-		v := params
-		v.DataBlocks = uint64(root / int64(v.DataBlockSize))
-		return v.HashSize()
+		size := int64(0)
+		for _, s := range p.sets {
+			v := s.parts.params
+			v.DataBlocks = uint64(root / int64(v.DataBlockSize))
+			size = max(size, v.AreaSize())
+		}
+		return size
 	}
 	return nil
 }

@@ -193,9 +193,16 @@ func (b *Builder) protect(in SlotInput, p *parts) error {
 	// root hashes; nothing needs them to be unpredictable.
 	seed := seedOf(in, p.release)
 	salt, id := sha256.Sum256([]byte("salt: "+seed)), sha256.Sum256([]byte("uuid: "+seed))
-	params, err := verity.NewParams(p.rootSize, salt[:], uuidFrom([16]byte(id[:16])))
+	v := in.Config.Root.Verity
+	params, err := verity.Params{
+		Algorithm: verity.Algorithm(v.Hash), DataBlockSize: v.DataBlockSize, HashBlockSize: v.HashBlockSize,
+		HashStart: 1, Salt: salt[:], UUID: uuidFrom([16]byte(id[:16])), FECRoots: v.FECRoots,
+	}.ForData(p.rootSize)
 	if err != nil {
 		return err
+	}
+	if at := v.TreeAt(); at != 0 && p.rootSize > at {
+		return fmt.Errorf("cannot put the hash tree behind the root image: it has %d bytes, root.verity.tree_at_mib says %d: %w", p.rootSize, at, ErrSize)
 	}
 	data, err := os.Open(p.path(manifest.Root))
 	if err != nil {
@@ -208,6 +215,9 @@ func (b *Builder) protect(in SlotInput, p *parts) error {
 	}
 	p.params = params
 	p.rootHash, err = verity.Format(data, params, hash)
+	if err == nil && params.FECRoots > 0 {
+		err = verity.BuildFEC(data, hash, params, hash)
+	}
 	if err := errors.Join(err, hash.Close()); err != nil {
 		return fmt.Errorf("cannot write hash tree: %w", err)
 	}

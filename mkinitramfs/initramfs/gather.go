@@ -58,6 +58,9 @@ func Gather(ctx context.Context, s Sources) (Input, error) {
 	if err := tree.CheckWatchdog(s.Config, in.Modules); err != nil {
 		return Input{}, err
 	}
+	if err := tree.CheckFEC(s.Config); err != nil {
+		return Input{}, err
+	}
 	in.ReadModule = tree.ReadModule
 	in.Config = s.Config
 	return in, nil

@@ -33,6 +33,14 @@ type VerityTarget struct {
 	RootHash      []byte
 	Salt          []byte // may be empty
 	OnCorruption  OnCorruption
+	FEC           VerityFEC // zero: nothing is repaired
+}
+
+// VerityFEC is parity on the hash device.
+type VerityFEC struct {
+	Roots  int    // 2 to 24, 0 for none
+	Blocks uint64 // data and hash blocks that it covers
+	Start  uint64 // its first block
 }
 
 func (t VerityTarget) table() (devmapper.VerityTable, error) {
@@ -56,11 +64,19 @@ func (t VerityTarget) table() (devmapper.VerityTable, error) {
 		Digest:         hex.EncodeToString(t.RootHash),
 		Salt:           salt,
 	}
+	var words []string
 	switch t.OnCorruption {
 	case CorruptionRestart:
-		table.Params = options("restart_on_corruption")
+		words = []string{"restart_on_corruption"}
 	case CorruptionPanic:
-		table.Params = options("panic_on_corruption")
+		words = []string{"panic_on_corruption"}
+	}
+	if f := t.FEC; f.Roots > 0 {
+		words = append(words, "use_fec_from_device", t.HashDevice, "fec_roots", strconv.Itoa(f.Roots),
+			"fec_blocks", strconv.FormatUint(f.Blocks, 10), "fec_start", strconv.FormatUint(f.Start, 10))
+	}
+	if len(words) > 0 {
+		table.Params = options(words...)
 	}
 	return table, nil
 }
@@ -68,9 +84,12 @@ func (t VerityTarget) table() (devmapper.VerityTable, error) {
 // withErrors is table with the option that has the kernel answer a read that
 // fails as it answers corruption; false when there is none to add.
 func (t VerityTarget) withErrors(table devmapper.VerityTable) (devmapper.VerityTable, bool) {
-	word := map[OnCorruption]string{CorruptionRestart: "restart_on_error", CorruptionPanic: "panic_on_error"}[t.OnCorruption]
-	if word == "" {
+	word := "panic_on_error"
+	switch t.OnCorruption {
+	case CorruptionEIO:
 		return table, false
+	case CorruptionRestart:
+		word = "restart_on_error"
 	}
 	table.Params = options(append(slices.Clone(table.Params[1:]), word)...)
 	return table, true
@@ -98,6 +117,8 @@ func (t VerityTarget) validate() error {
 		return fmt.Errorf("%w: %d data blocks", ErrTarget, t.DataBlocks)
 	case t.HashStart > 1<<40:
 		return fmt.Errorf("%w: tree at hash block %d", ErrTarget, t.HashStart)
+	case t.FEC != VerityFEC{} && (t.FEC.Roots < 2 || t.FEC.Roots > 24 || t.FEC.Blocks <= t.DataBlocks || t.FEC.Start <= t.HashStart):
+		return fmt.Errorf("%w: parity %+v", ErrTarget, t.FEC)
 	}
 	switch t.OnCorruption {
 	case CorruptionEIO, CorruptionRestart, CorruptionPanic:

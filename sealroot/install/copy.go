@@ -73,7 +73,11 @@ func (m Machine) Copy(ctx context.Context, r Running, o CopyOptions) (Copied, er
 		return done, err
 	}
 	defer to.close()
-	if err := fits(im.params, to.root.Size(), to.verity.Size()); err != nil {
+	params, err := im.params.OfArea(m.areaSize(im, from.verity.Size()))
+	if err == nil {
+		err = fits(params, to.root.Size(), to.verity.Size())
+	}
+	if err != nil {
 		return done, err
 	}
 	files, err := m.checkBootFiles(r.Running, target, im)
@@ -154,7 +158,7 @@ func (m Machine) copyImage(ctx context.Context, from, to slotParts, im image) er
 		from, to Partition
 		size     int64
 	}{
-		{"copy hash tree", from.verity, to.verity, im.params.HashSize()},
+		{"copy hash tree", from.verity, to.verity, m.areaSize(im, from.verity.Size())},
 		{"copy root image", from.root, to.root, im.params.DataSize()},
 	} {
 		m.Progress.Step(c.name, c.size)
@@ -170,6 +174,16 @@ func (m Machine) copyImage(ctx context.Context, from, to slotParts, im image) er
 		return err
 	}
 	return to.reread()
+}
+
+// areaSize is what is copied of a hash device of size bytes: the parity too, where
+// there is room for it. The superblock does not tell whether there is any.
+func (m Machine) areaSize(im image, size int64) int64 {
+	p := im.params
+	if p.FECRoots = m.FECRoots; p.Validate() != nil || p.AreaSize() > size {
+		return im.params.HashSize()
+	}
+	return p.AreaSize()
 }
 
 // signatureText is the signature partition's content without the padding.

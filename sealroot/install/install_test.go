@@ -101,6 +101,33 @@ func TestInstall(t *testing.T) {
 	}
 }
 
+// Parity behind the tree is installed and copied with it.
+func TestParity(t *testing.T) {
+	f := newFixture(t)
+	f.new.withParity(t, f.keys, 3)
+	w := f.world(starts()[0])
+	if err := errors.Join(f.install(t, w), f.installed(w)); err != nil {
+		t.Fatal(err)
+	}
+	w.slots = []slots.Slot{{Name: "a", Priority: 1, Successful: true}, {Name: "b", Priority: 2, Successful: true}}
+	r := f.running()
+	r.Running, r.Loaded = "b", "b"
+	m := w.machine(f.keys)
+	m.FECRoots = 3
+	if _, err := m.Copy(context.Background(), r, CopyOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.whole("a", f.new); err != nil {
+		t.Error(err)
+	}
+	// one block less is neither tree nor parity
+	f.new.files["verity"] = f.new.files["verity"][:len(f.new.files["verity"])-4096]
+	f.new.seal(t, f.keys)
+	if err := f.install(t, f.world(starts()[0])); !errors.Is(err, ErrSet) {
+		t.Errorf("parity that is cut off: got error %v, want %v", err, ErrSet)
+	}
+}
+
 // The power is cut before every write: the machine starts a whole slot, the
 // running one is untouched, and the next install just works.
 func TestInstallCutAtEveryWrite(t *testing.T) {

@@ -137,8 +137,12 @@ func checkTree(p verity.Params, m manifest.Manifest, rootPartition, verityPartit
 	switch {
 	case len(m.RootHash) != p.Algorithm.Size():
 		return fmt.Errorf("the root hash has %d bytes, the tree is %s: %w", len(m.RootHash), p.Algorithm, ErrSet)
-	case p.DataSize() != root.Size || p.HashSize() != tree.Size:
-		return fmt.Errorf("the tree covers %d bytes and has %d, the parts have %d and %d: %w", p.DataSize(), p.HashSize(), root.Size, tree.Size, ErrSet)
+	case p.DataSize() != root.Size:
+		return fmt.Errorf("the tree covers %d bytes, the root image has %d: %w", p.DataSize(), root.Size, ErrSet)
+	}
+	p, err := p.OfArea(tree.Size)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrSet, err)
 	}
 	return fits(p, rootPartition, verityPartition)
 }
@@ -147,8 +151,8 @@ func fits(p verity.Params, rootPartition, verityPartition int64) error {
 	if p.DataSize() > rootPartition {
 		return fmt.Errorf("the root image has %d bytes, the slot's partition %d: %w", p.DataSize(), rootPartition, ErrRoom)
 	}
-	if p.HashSize() > verityPartition {
-		return fmt.Errorf("the hash tree has %d bytes, the slot's partition %d: %w", p.HashSize(), verityPartition, ErrRoom)
+	if p.AreaSize() > verityPartition {
+		return fmt.Errorf("the hash tree has %d bytes, with parity %d, the slot has room for %d: %w", p.HashSize(), p.AreaSize(), verityPartition, ErrRoom)
 	}
 	return nil
 }

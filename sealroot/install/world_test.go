@@ -101,6 +101,23 @@ func (s *testSet) seal(t testing.TB, k signaturetest.Signer) {
 	s.files[manifest.File], s.files[manifest.SignatureFile] = text, message
 }
 
+// withParity adds parity to the tree.
+func (s *testSet) withParity(t testing.TB, k keyring, roots int) {
+	t.Helper()
+	p, err := verity.ReadSuperblock(bytes.NewReader(s.files["verity"]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.FECRoots = roots
+	area := make(buffer, p.AreaSize())
+	copy(area, s.files["verity"])
+	if err := verity.BuildFEC(bytes.NewReader(s.files["root"]), bytes.NewReader(area), p, &area); err != nil {
+		t.Fatal(err)
+	}
+	s.files["verity"] = area
+	s.seal(t, k)
+}
+
 func (s testSet) clone() testSet {
 	c := testSet{s.manifest, map[string][]byte{}}
 	c.manifest.Parts = slices.Clone(s.manifest.Parts)

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sealroot/init/cmdline"
+	"sealroot/init/config"
 	"sealroot/init/report"
 	"sealroot/mount"
 	"sealroot/mount/blockdev"
@@ -52,6 +53,7 @@ type Machine struct {
 	choice  live.Choice
 	refill  int // tries that a commit gives, with boot.recount
 	tries   int // boot.tries; 0 without a configuration
+	verity  config.Verity
 	esp     live.ESP
 	vars    efi.Vars // nil for a disk that is not this machine's
 	offline bool     // opened by OpenDisk
@@ -80,7 +82,7 @@ func Open(boot report.Report, locked bool) (*Machine, error) {
 		return nil, err
 	}
 	m := &Machine{
-		disk: disk, boot: boot, vars: vars, choice: chosen(c, boot, firmware{noEFI == nil, noVars == nil}), refill: refill(c), tries: tries(c),
+		disk: disk, boot: boot, vars: vars, choice: chosen(c, boot, firmware{noEFI == nil, noVars == nil}), refill: refill(c), tries: tries(c), verity: c.Root.Verity,
 		esp: live.ESP{Disk: disk, Mounter: mounter{mount.Kernel{}, locked}, Dir: espMount},
 	}
 	if !locked {

@@ -29,30 +29,50 @@ func (m *Machine) Install(changed func(place, slot string)) (install.Machine, er
 	if err != nil {
 		return install.Machine{}, err
 	}
-	return install.Machine{Machine: b, Disk: m, ESP: bootESP{m.esp, m.choice}}, nil
+	return install.Machine{Machine: b, Disk: m, ESP: bootESP{m.esp, m.choice}, FECRoots: m.verity.FECRoots}, nil
 }
 
-// OpenPart opens a partition of a slot.
+// OpenPart opens a partition of a slot, or the part of one that holds image or
+// hash tree where they share it.
 func (m *Machine) OpenPart(slot string, part manifest.Name, write bool) (install.Partition, error) {
-	label := gpt.RootLabel(slot)
-	switch part {
-	case manifest.Verity:
+	label, at := gpt.RootLabel(slot), m.verity.TreeAt()
+	switch {
+	case part == manifest.Verity && at == 0:
 		label = gpt.VerityLabel(slot)
-	case manifest.Signature:
+	case part == manifest.Signature:
 		label = gpt.SigLabel(slot)
 	}
 	p, err := m.disk.Partition(label)
 	if err != nil {
 		return nil, err
 	}
+	if at == 0 || part == manifest.Signature {
+		return openNode(p.Node, write)
+	}
+	if part == manifest.Root {
+		d, err := openNode(p.Node, write)
+		if err != nil {
+			return nil, err
+		}
+		return newWindow(d, 0, at)
+	}
+	// The claim is that of the image: a second one would be refused.
+	d, err := blockdev.Open(p.Node, write)
+	if err != nil {
+		return nil, err
+	}
+	return newWindow(d, at, d.Size())
+}
+
+func openNode(node string, write bool) (install.Partition, error) {
 	if !write {
-		d, err := blockdev.Open(p.Node, false)
+		d, err := blockdev.Open(node, false)
 		if err != nil {
 			return nil, err // not a nil *blockdev.Device inside an interface
 		}
 		return d, nil
 	}
-	return claim(p.Node)
+	return claim(node)
 }
 
 // claimed is a device that nothing else has in use while it is open: whatever a
