@@ -33,7 +33,7 @@ demo: ## a Debian root becomes an A/B image and boots, step by step; FIRMWARE=bi
 run: ## boot DISK=disk.img with a login on the terminal; TPM=1 UEFI=1|secure (Ctrl-A X leaves)
 	@DISK='$(DISK)' TPM='$(TPM)' UEFI='$(UEFI)' scripts/run
 
-bench: build ## guest time from /init to the real init, and sizes
+bench: build ## guest time from /init to the real init, sizes, hash trees beside veritysetup
 	@scripts/bench
 
 fuzz: ## every fuzz target for FUZZTIME=20s

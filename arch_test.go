@@ -78,7 +78,7 @@ var allowed = map[string][]string{
 	"init":        {"init/boot", "mount"},
 	"mkinitramfs": {"init/config", "slots", "verity", "state/tpm/pcrsig", "mount/kmod"},
 	"sealroot":    {"init/report", "init/config", "init/cmdline", "slots", "verity", "mount", "state"},
-	"qemu-tests":  {"init/report", "slots", "state/luks2", "state/tpm"},
+	"qemu-tests":  {"init/report", "slots", "state/luks2", "state/tpm", "verity"},
 }
 
 func TestImportDirections(t *testing.T) {

@@ -20,12 +20,21 @@ func BuildFEC(data, hash io.ReaderAt, p Params, parity io.WriterAt) error {
 	return forEach(uint64((stretch+chunk-1)/chunk), p, func(w *worker, i uint64) error {
 		at := int64(i) * chunk
 		in := w.data[:min(chunk, stretch-at)]
-		out := make([]byte, len(in)*p.FECRoots)
+		planes := make([][]byte, p.FECRoots)
+		for j := range planes {
+			planes[j] = make([]byte, len(in))
+		}
 		for k := range int64(fecWord - p.FECRoots) {
 			if err := p.readCovered(data, hash, in, at+k*stretch); err != nil {
 				return err
 			}
-			encode(table, p.FECRoots, in, out)
+			encode(table, in, planes)
+		}
+		out := make([]byte, 0, len(in)*p.FECRoots)
+		for n := range in {
+			for _, plane := range planes {
+				out = append(out, plane[n])
+			}
 		}
 		_, err := parity.WriteAt(out, p.HashSize()+at*int64(p.FECRoots))
 		if err != nil {
@@ -79,24 +88,31 @@ func (p Params) readCovered(data, hash io.ReaderAt, b []byte, off int64) error {
 	return nil
 }
 
-// encode adds one byte to the code word of each position: out holds roots bytes
-// of each, the remainder so far, highest coefficient first.
-func encode(table *[256][maxFECRoots]byte, roots int, in, out []byte) {
-	for i, d := range in {
-		word := out[i*roots : i*roots+roots]
-		row := table[d^word[0]][:roots]
-		last := len(word) - 1
-		for j := range last {
-			word[j] = word[j+1] ^ row[j]
+// encode adds a byte to the code word of each position: planes[j] holds the j-th
+// coefficient of the remainders so far, the highest first. in is used up.
+func encode(table [][256]byte, in []byte, planes [][]byte) {
+	for n, r := range planes[0][:len(in)] {
+		in[n] ^= r // what leaves the remainder
+	}
+	for j := range planes {
+		row, to := &table[j], planes[j][:len(in)]
+		if j == len(planes)-1 {
+			for n, v := range in {
+				to[n] = row[v]
+			}
+			return
 		}
-		word[last] = row[last]
+		from := planes[j+1][:len(in)]
+		for n, v := range in {
+			to[n] = from[n] ^ row[v]
+		}
 	}
 }
 
-// fecTable is, for each value of the byte that leaves the remainder, that byte
-// times the generator polynomial, whose roots are the first powers of 2 in
-// GF(256) modulo x⁸+x⁴+x³+x²+1.
-func fecTable(roots int) *[256][maxFECRoots]byte {
+// fecTable is, for each coefficient of the generator polynomial behind its
+// highest one, that coefficient times every value. The polynomial's roots are the
+// first powers of 2 in GF(256) modulo x⁸+x⁴+x³+x²+1.
+func fecTable(roots int) [][256]byte {
 	generator := []byte{1} // highest coefficient first
 	root := byte(1)
 	for range roots {
@@ -106,10 +122,10 @@ func fecTable(roots int) *[256][maxFECRoots]byte {
 		}
 		generator, root = next, gfMul(root, 2)
 	}
-	table := new([256][maxFECRoots]byte)
-	for v := range table {
-		for j := range roots {
-			table[v][j] = gfMul(byte(v), generator[j+1])
+	table := make([][256]byte, roots)
+	for j := range table {
+		for v := range table[j] {
+			table[j][v] = gfMul(byte(v), generator[j+1])
 		}
 	}
 	return table

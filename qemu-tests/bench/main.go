@@ -90,7 +90,10 @@ func (b *bench) run() error {
 		return err
 	}
 	fmt.Println("(*) the TPM is a program of the host: while it works, real time passes, so this row does not repeat exactly.")
-	return b.sizes(verity, floor)
+	if err := b.sizes(verity, floor); err != nil {
+		return err
+	}
+	return b.trees()
 }
 
 // row measures a machine and prints its row. The figure is the least of the
