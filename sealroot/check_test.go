@@ -30,25 +30,38 @@ func TestCheck(t *testing.T) {
 		state   slots.State // of slot b afterwards
 		reboots int
 		reason  string // of slot b's failure on record
+		eager   string
 	}{
-		{"no_checks", pair(), nil, "check", 0, "0 checks: all good", slots.Trial, 0, ""},
-		{"good", pair(), map[string]string{"10-net": "echo fine"}, "check", 0, "10-net: fine\nsealroot: 1 check: all good", slots.Trial, 0, ""},
-		{"good_and_commit", pair(), map[string]string{"10-net": ""}, "check --commit", 0, "slot b: committed", slots.Committed, 0, ""},
-		{"not_a_check", pair(), map[string]string{"net.sh": bad}, "check", 0, "net.sh is not run: its name", slots.Trial, 0, ""},
+		{"no_checks", pair(), nil, "check", 0, "0 checks: all good", slots.Trial, 0, "", ""},
+		{"good", pair(), map[string]string{"10-net": "echo fine"}, "check", 0, "10-net: fine\nsealroot: 1 check: all good", slots.Trial, 0, "", ""},
+		{"good_and_commit", pair(), map[string]string{"10-net": ""}, "check --commit", 0, "slot b: committed", slots.Committed, 0, "", ""},
+		{"not_a_check", pair(), map[string]string{"net.sh": bad}, "check", 0, "net.sh is not run: its name", slots.Trial, 0, "", ""},
 		{"bad_on_trial", pair(), map[string]string{"10-net": "", "20-db": bad}, "check", 6,
-			"slot b: health check failed: 20-db: exit status 3: no answer: not bootable any more; the next boot is for slot a", slots.Unbootable, 1, "20-db: exit status 3: no answer"},
-		{"bad_and_commit", pair(), map[string]string{"20-db": bad}, "check --commit", 6, "not bootable any more", slots.Unbootable, 1, "20-db: exit status 3: no answer"},
-		{"bad_without_reboot", pair(), map[string]string{"20-db": bad}, "check --no-reboot", 6, "not bootable any more", slots.Unbootable, 0, "20-db: exit status 3: no answer"},
-		{"bad_with_the_last_try", spent, map[string]string{"20-db": bad}, "check", 6, "not bootable any more", slots.Unbootable, 1, "20-db: exit status 3: no answer"},
-		{"too_slow", pair(), map[string]string{"20-db": "sleep 60"}, "check --timeout 200ms", 6, "time limit of 200ms", slots.Unbootable, 1, "20-db: time limit of 200ms"},
-		{"bad_and_nowhere_to_go", onlyTrial, map[string]string{"20-db": bad}, "check", 6, "no other slot could be booted instead, the machine stays", slots.Trial, 0, ""},
-		{"bad_when_committed", goodPair(), map[string]string{"20-db": bad}, "check", 6, "slot b is committed and stays", slots.Committed, 0, ""},
-		{"bad_when_committed_and_lower", goodPair(), map[string]string{"20-db": bad}, "check --lower", 6, "last choice now; the next boot is for slot a", slots.Committed, 0, "20-db: exit status 3: no answer"},
+			"slot b: health check failed: 20-db: exit status 3: no answer: not bootable any more; the next boot is for slot a", slots.Unbootable, 1, "20-db: exit status 3: no answer", ""},
+		{"bad_and_commit", pair(), map[string]string{"20-db": bad}, "check --commit", 6, "not bootable any more", slots.Unbootable, 1, "20-db: exit status 3: no answer", ""},
+		{"bad_without_reboot", pair(), map[string]string{"20-db": bad}, "check --no-reboot", 6, "not bootable any more", slots.Unbootable, 0, "20-db: exit status 3: no answer", ""},
+		{"bad_with_the_last_try", spent, map[string]string{"20-db": bad}, "check", 6, "not bootable any more", slots.Unbootable, 1, "20-db: exit status 3: no answer", ""},
+		{"too_slow", pair(), map[string]string{"20-db": "sleep 60"}, "check --timeout 200ms", 6, "time limit of 200ms", slots.Unbootable, 1, "20-db: time limit of 200ms", ""},
+		{"bad_and_nowhere_to_go", onlyTrial, map[string]string{"20-db": bad}, "check", 6, "no other slot could be booted instead, the machine stays", slots.Trial, 0, "", ""},
+		{"bad_when_committed", goodPair(), map[string]string{"20-db": bad}, "check", 6, "slot b is committed and stays", slots.Committed, 0, "", ""},
+		{"bad_when_committed_and_lower", goodPair(), map[string]string{"20-db": bad}, "check --lower", 6, "last choice now; the next boot is for slot a", slots.Committed, 0, "20-db: exit status 3: no answer", ""},
 		{"unit_failed", pair(), map[string]string{"10-net": "exit 1"}, "check --failed my-app.service", 6,
-			"health check failed: my-app.service: reported by another program: not bootable", slots.Unbootable, 1, "my-app.service: reported by another program"},
+			"health check failed: my-app.service: reported by another program: not bootable", slots.Unbootable, 1, "my-app.service: reported by another program", ""},
+		{"image", pair(), map[string]string{"10-net": ""}, "check --commit", 0, "image: 1 MiB read", slots.Committed, 0, "", "image"},
+		{"image_after_a_bad_check", pair(), map[string]string{"20-db": bad}, "check", 6, "not bootable any more", slots.Unbootable, 1, "20-db: exit status 3: no answer", "image"},
+		// read(2) of this file at 0 fails with EIO, as dm-verity does
+		{"bad_image", pair(), nil, "check --commit", 6, "not bootable any more; the next boot is for slot a", slots.Unbootable, 1,
+			"image: a block does not match the hash tree, or cannot be read: at byte 0 of /proc/self/mem", "/proc/self/mem"},
+		{"no_image", pair(), nil, "check --commit", 1, "", slots.Trial, 0, "", "/nonexistent"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			w := world{report: running(nil), list: c.list, checks: c.checks}
+			if c.eager == "image" {
+				c.eager = filepath.Join(t.TempDir(), "image")
+				if err := os.WriteFile(c.eager, make([]byte, 1<<20), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			w := world{report: running(nil), list: c.list, checks: c.checks, eager: c.eager}
 			code, stdout, stderr, o := w.outcome(t, strings.Fields(c.args)...)
 			if code != c.code || !strings.Contains(stdout, c.stdout) {
 				t.Errorf("exit status %d, %q, %q; want %d, %q", code, stdout, stderr, c.code, c.stdout)

@@ -87,6 +87,7 @@ type Env struct {
 	Lock     string   // file that commands which write lock
 	State    string   // where the state partition is mounted
 	Trial    string   // file that is there when this boot is on trial
+	Eager    string   // file that names the device of the root when all of it is to be read
 	Checks   []string // folders of health checks, the one that wins first
 	Version  string
 	Open     func(Where) (Machine, error)
@@ -108,6 +109,7 @@ func main() {
 		Lock:     "/run/sealroot/lock",
 		State:    boots.State,
 		Trial:    "/run/sealroot/trial",
+		Eager:    "/run/sealroot/eager-check",
 		Checks:   []string{"/etc/sealroot/checks.d", "/usr/lib/sealroot/checks.d"},
 		Version:  version,
 		Open:     open,

@@ -68,6 +68,7 @@ type world struct {
 	log      bootlog.Record
 	trial    bool              // the file that says so is there
 	checks   map[string]string // scripts
+	eager    string            // device to be read as a whole
 	before   func(Env)         // changes what is there
 }
 
@@ -106,6 +107,7 @@ func (w world) outcome(t *testing.T, args ...string) (code int, stdout, stderr s
 		UID: w.uid, Stdin: strings.NewReader(w.typed), Terminal: w.terminal, Version: "v1",
 		Report: filepath.Join(dir, "boot.json"), Key: filepath.Join(dir, "recovery.key"), Lock: filepath.Join(dir, "run/lock"),
 		State: filepath.Join(dir, "state"), Trial: filepath.Join(dir, "trial"), Checks: []string{filepath.Join(dir, "checks.d")},
+		Eager: filepath.Join(dir, "eager-check"),
 	}
 	put := func(path, text string, mode os.FileMode) {
 		t.Helper()
@@ -128,6 +130,9 @@ func (w world) outcome(t *testing.T, args ...string) (code int, stdout, stderr s
 	}
 	if w.trial {
 		put(env.Trial, "", 0o644)
+	}
+	if w.eager != "" {
+		put(env.Eager, w.eager+"\n", 0o644)
 	}
 	for name, text := range w.checks {
 		put(filepath.Join(env.Checks[0], name), "#!/bin/sh\n"+text+"\n", 0o755)

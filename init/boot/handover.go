@@ -45,6 +45,8 @@ const (
 	// as a condition.
 	trialMark    = runDir + "/trial"
 	fellBackMark = runDir + "/fell-back"
+	// eagerMark names the device of the root, which sealroot check is to read.
+	eagerMark = runDir + "/eager-check"
 	// deadlineDropIn gives the timer of the commit deadline its time.
 	deadlineDropIn = "/run/systemd/system/sealroot-deadline.timer.d/deadline.conf"
 )
@@ -88,6 +90,13 @@ func (b *boot) leaveMarks() error {
 	}
 	if !b.report.Slot.Trial {
 		return nil
+	}
+	for _, m := range b.report.Mounts {
+		if b.cfg.Boot.EagerCheck && m.Where == "/" {
+			if err := writeFile(eagerMark, []byte(m.What+"\n")); err != nil {
+				return err
+			}
+		}
 	}
 	deadline := time.Duration(b.cfg.Boot.CommitDeadline)
 	b.report.CommitDeadlineSeconds = int(deadline / time.Second)

@@ -57,7 +57,10 @@ type Boot struct {
 	// CommitDeadline is how long a system on trial may run uncommitted; 10
 	// seconds to 24 hours, default 10m.
 	CommitDeadline Duration `json:"commit_deadline,omitempty"`
-	Watchdog       Watchdog `json:"watchdog"`
+	// EagerCheck has a slot on trial read as a whole, through dm-verity, before
+	// it is committed.
+	EagerCheck bool     `json:"eager_check,omitempty"`
+	Watchdog   Watchdog `json:"watchdog"`
 }
 
 // Loader is the program that loads the kernel.

@@ -1,0 +1,68 @@
+package checks
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// ImageName is the name that a Failure of Image has.
+const ImageName = "image"
+
+// errUnread: dm-verity answers a block that does not match as a disk answers one
+// that it cannot read; the kernel log says which it was.
+var errUnread = errors.New("a block does not match the hash tree, or cannot be read")
+
+// Image reads a whole device, the root behind dm-verity, so that every block of
+// it is compared with the hash tree, at idle I/O priority: nothing else waits
+// for it. A block that cannot be had is a *Failure. add is told of the bytes read.
+func Image(ctx context.Context, device string, add func(int64)) error {
+	done := make(chan error, 1)
+	go func() {
+		// The thread ends with the goroutine, and its priority with it.
+		runtime.LockOSThread()
+		done <- readIdle(ctx, device, add)
+	}()
+	return <-done
+}
+
+// The idle class of ioprio_set(2), which x/sys does not name.
+const (
+	ioprioWhoProcess = 1
+	ioprioIdle       = 3 << 13
+)
+
+func readIdle(ctx context.Context, device string, add func(int64)) error {
+	if _, _, errno := unix.Syscall(unix.SYS_IOPRIO_SET, ioprioWhoProcess, 0, ioprioIdle); errno != 0 {
+		return fmt.Errorf("cannot lower the I/O priority: %w", errno)
+	}
+	f, err := os.OpenFile(device, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	buf := make([]byte, 1<<20)
+	for at := int64(0); ; {
+		if ctx.Err() != nil {
+			return fmt.Errorf("cannot finish check %s: %w", ImageName, context.Cause(ctx))
+		}
+		n, err := f.ReadAt(buf, at)
+		at += int64(n)
+		add(int64(n))
+		// What was read is not needed twice.
+		_ = unix.Fadvise(int(f.Fd()), 0, at, unix.FADV_DONTNEED)
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case errors.Is(err, unix.EIO):
+			return &Failure{Name: ImageName, Why: errUnread, Last: fmt.Sprintf("at byte %d of %s", at, device)}
+		case err != nil:
+			return fmt.Errorf("cannot read the root: %w", err)
+		}
+	}
+}
