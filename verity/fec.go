@@ -41,18 +41,13 @@ func (p Params) FEC() FEC {
 	return FEC{Roots: p.FECRoots, Blocks: p.DataBlocks + tree, Start: p.HashStart + tree}
 }
 
-// stretch is how many bytes of a stretch there are.
-func (p Params) stretch() int64 {
-	of := uint64(fecWord - p.FECRoots)
-	return int64((p.FEC().Blocks+of-1)/of) * int64(p.DataBlockSize)
-}
-
 // FECSize is the size of the parity in bytes.
 func (p Params) FECSize() int64 {
 	if p.FECRoots == 0 {
 		return 0
 	}
-	return p.stretch() * int64(p.FECRoots)
+	stretches := uint64(fecWord - p.FECRoots)
+	return int64((p.FEC().Blocks+stretches-1)/stretches) * int64(p.DataBlockSize) * int64(p.FECRoots)
 }
 
 // AreaSize is the room that superblock, tree and parity need on the hash

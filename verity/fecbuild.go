@@ -15,7 +15,7 @@ func BuildFEC(data, hash io.ReaderAt, p Params, parity io.WriterAt) error {
 		return fmt.Errorf("%w: no parity is asked for", ErrParams)
 	}
 	const chunk = 32 << 10 // positions at a time
-	stretch := p.stretch()
+	stretch := p.FECSize() / int64(p.FECRoots)
 	table := fecTable(p.FECRoots)
 	return forEach(uint64((stretch+chunk-1)/chunk), p, func(w *worker, i uint64) error {
 		at := int64(i) * chunk

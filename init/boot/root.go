@@ -180,7 +180,7 @@ func (b *boot) openVerity(slot string, rootHash []byte) (dm.Device, error) {
 		return dm.Device{}, imageError(slots.Verity, "cannot use the superblock of slot %s: %w", slot, err)
 	}
 	uuid := fmt.Sprintf("CRYPT-VERITY-%x-%s", params.UUID, dmRoot)
-	device, err := b.sys.Verity.Verity(dmRoot, uuid, verityTarget(target))
+	device, err := b.sys.Verity.Verity(dmRoot, uuid, b.verityTarget(target))
 	if err != nil {
 		if params.FECRoots > 0 && errors.Is(err, unix.EINVAL) {
 			err = fmt.Errorf("%w (root.verity.fec_roots needs a kernel with DM_VERITY_FEC)", err)
@@ -222,21 +222,12 @@ func (b *boot) verityParams(slot string, superblock []byte, at, room, size int64
 	return repaired, nil
 }
 
-func verityTarget(t verity.Target) dm.VerityTarget {
-	policy := dm.CorruptionEIO
-	for _, o := range t.Options {
-		switch o {
-		case "restart_on_corruption":
-			policy = dm.CorruptionRestart
-		case "panic_on_corruption":
-			policy = dm.CorruptionPanic
-		}
-	}
+func (b *boot) verityTarget(t verity.Target) dm.VerityTarget {
 	return dm.VerityTarget{
 		DataDevice: t.DataDev, HashDevice: t.HashDev,
 		DataBlockSize: uint32(t.DataBlockSize), HashBlockSize: uint32(t.HashBlockSize),
 		DataBlocks: t.DataBlocks, HashStart: t.HashStart, Algorithm: string(t.Algorithm),
-		RootHash: t.RootHash, Salt: t.Salt, OnCorruption: policy,
+		RootHash: t.RootHash, Salt: t.Salt, OnCorruption: dm.OnCorruption(b.cfg.Root.OnCorruption),
 		FEC: dm.VerityFEC(t.FEC),
 	}
 }
@@ -323,11 +314,12 @@ func readPart(p blockdev.Partition, at, size int64) ([]byte, error) {
 		return nil, &rawReadError{err}
 	}
 	defer f.Close()
-	text, err := io.ReadAll(io.NewSectionReader(f, at, size))
-	if err != nil {
+	text := make([]byte, size)
+	n, err := f.ReadAt(text, at)
+	if err != nil && err != io.EOF {
 		return nil, &rawReadError{err}
 	}
-	return text, nil
+	return text[:n], nil
 }
 
 // readIn reads a file inside a root, following no link out of it.

@@ -53,20 +53,22 @@ func New() Control {
 // is asked to treat a read that fails in the same way; one that cannot (before
 // 6.12) is asked without, and Device.ErrorsToo tells.
 func (c Control) Verity(name, uuid string, t VerityTarget) (Device, error) {
-	table, err := t.table()
-	if err != nil {
-		return Device{}, fmt.Errorf("cannot open verity device %s: %w", name, err)
+	var tables []devmapper.Table
+	for _, errorsToo := range []bool{true, false} {
+		table, err := t.table(errorsToo)
+		if err != nil {
+			return Device{}, fmt.Errorf("cannot open verity device %s: %w", name, err)
+		}
+		tables = append(tables, table)
 	}
-	tables := []devmapper.Table{table}
-	strict, more := t.withErrors(table)
-	if more {
-		tables = []devmapper.Table{strict, table}
+	if t.OnCorruption == CorruptionEIO {
+		tables = tables[1:] // they are the same
 	}
 	d, used, err := c.create(name, uuid, devmapper.ReadOnlyFlag, tables...)
 	if err != nil {
 		return Device{}, fmt.Errorf("cannot open verity device %s: %w", name, err)
 	}
-	d.ErrorsToo = more && used == 0
+	d.ErrorsToo = used < len(tables)-1
 	return d, nil
 }
 

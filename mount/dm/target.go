@@ -3,7 +3,6 @@ package dm
 import (
 	"encoding/hex"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -43,7 +42,9 @@ type VerityFEC struct {
 	Start  uint64 // its first block
 }
 
-func (t VerityTarget) table() (devmapper.VerityTable, error) {
+// table is the table of the target. errorsToo adds the option that has the
+// kernel answer a read that fails as it answers corruption.
+func (t VerityTarget) table(errorsToo bool) (devmapper.VerityTable, error) {
 	if err := t.validate(); err != nil {
 		return devmapper.VerityTable{}, err
 	}
@@ -65,38 +66,21 @@ func (t VerityTarget) table() (devmapper.VerityTable, error) {
 		Salt:           salt,
 	}
 	var words []string
-	switch t.OnCorruption {
-	case CorruptionRestart:
-		words = []string{"restart_on_corruption"}
-	case CorruptionPanic:
-		words = []string{"panic_on_corruption"}
+	if t.OnCorruption != CorruptionEIO {
+		words = []string{string(t.OnCorruption) + "_on_corruption"}
+		if errorsToo {
+			words = append(words, string(t.OnCorruption)+"_on_error")
+		}
 	}
 	if f := t.FEC; f.Roots > 0 {
 		words = append(words, "use_fec_from_device", t.HashDevice, "fec_roots", strconv.Itoa(f.Roots),
 			"fec_blocks", strconv.FormatUint(f.Blocks, 10), "fec_start", strconv.FormatUint(f.Start, 10))
 	}
-	if len(words) > 0 {
-		table.Params = options(words...)
+	if len(words) > 0 { // they come behind their number
+		table.Params = append([]string{strconv.Itoa(len(words))}, words...)
 	}
 	return table, nil
 }
-
-// withErrors is table with the option that has the kernel answer a read that
-// fails as it answers corruption; false when there is none to add.
-func (t VerityTarget) withErrors(table devmapper.VerityTable) (devmapper.VerityTable, bool) {
-	word := "panic_on_error"
-	switch t.OnCorruption {
-	case CorruptionEIO:
-		return table, false
-	case CorruptionRestart:
-		word = "restart_on_error"
-	}
-	table.Params = options(append(slices.Clone(table.Params[1:]), word)...)
-	return table, true
-}
-
-// options are a target's optional words, behind their number.
-func options(words ...string) []string { return append([]string{strconv.Itoa(len(words))}, words...) }
 
 // validate refuses what could turn into another table: the line is text, and
 // every field of ours in it has a closed form.
