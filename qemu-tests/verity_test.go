@@ -202,5 +202,11 @@ func TestVerityRepairs(t *testing.T) {
 	if r := vm.UpIn("b"); r.FellBack == nil || r.FellBack.From != "a" || r.FellBack.Class != "image" {
 		t.Errorf("without parity: fell back %+v, want from a, class image", r.FellBack)
 	}
+	// A copy of slot b brings image, tree and parity, each to its place.
+	vm.Run("sealroot repair a")
+	vm.Run("sealroot verify a")
 	vm.PowerOff()
+	if got, want := disk.Read(t, "root-a", at, p.AreaSize()), disk.Read(t, "root-b", at, p.AreaSize()); !bytes.Equal(got, want) {
+		t.Error("tree and parity of the copy differ from slot b's")
+	}
 }

@@ -82,6 +82,11 @@ func TestFECEqualsVeritysetup(t *testing.T) {
 			if err := judge("one byte", broken, device[p.HashSize():]); err != nil {
 				t.Errorf("veritysetup does not repair a flipped byte by our parity: %v", err)
 			}
+			lost := bytes.Clone(data)
+			clear(lost[len(lost)-p.DataBlockSize:])
+			if err := judge("one block", lost, device[p.HashSize():]); err != nil {
+				t.Errorf("veritysetup does not repair a lost block by our parity: %v", err)
+			}
 			if err := judge("red control", broken, make([]byte, p.FECSize())); err == nil {
 				t.Error("red control: veritysetup repairs without parity")
 			}
