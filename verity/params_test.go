@@ -169,5 +169,12 @@ func FuzzSuperblock(f *testing.F) {
 		if p.TreeSize() < 0 || p.HashSize() < 0 || p.DataSize() <= 0 {
 			t.Fatalf("sizes overflow: %+v", p)
 		}
+		behind, err := p.Behind(1 << 60)
+		if err != nil {
+			return // it does not begin at a block of 64 KiB or less, or lies beyond all devices
+		}
+		if behind.FECRoots = 24; behind.Validate() == nil && behind.AreaSize() < behind.HashSize() {
+			t.Fatalf("sizes overflow: %+v", behind)
+		}
 	})
 }
