@@ -102,7 +102,7 @@ func (s *testSet) seal(t testing.TB, k signaturetest.Signer) {
 }
 
 // withParity adds parity to the tree.
-func (s *testSet) withParity(t testing.TB, k keyring, roots int) {
+func (s *testSet) withParity(t testing.TB, k signaturetest.Signer, roots int) {
 	t.Helper()
 	p, err := verity.ReadSuperblock(bytes.NewReader(s.files["verity"]))
 	if err != nil {
