@@ -38,17 +38,14 @@ type boot struct {
 
 	cfg *config.Config
 	// cfgText is what cfg was read from.
-	cfgText []byte
-	cmd     cmdline.CommandLine
-	certs   []*signature.Certificate
-	loader  *kmod.Loader
-	events  *uevent.Listener
-	fw      firmware
-	tpm     measurer
-	disk    *live.Disk
-	// bootPartition is the UUID that the disk was found by; "" when it was the
-	// only candidate.
-	bootPartition string
+	cfgText       []byte
+	cmd           cmdline.CommandLine
+	certs         []*signature.Certificate
+	loader        *kmod.Loader
+	events        *uevent.Listener
+	fw            firmware
+	tpm           measurer
+	disk          *live.Disk
 	slots         slotState
 	kernelRelease string
 	volume        openedState

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sealroot/init/config"
+	"sealroot/init/report"
 	"sealroot/mount"
 	"sealroot/mount/kmod"
 	"sealroot/mount/uevent"
@@ -94,8 +95,10 @@ func (b *boot) findDisk(ctx context.Context) error {
 		}
 		return environmentError(slots.DeviceMissing, "%w", err)
 	}
-	b.bootPartition = want
-	b.report.Disk.Device, b.report.Disk.GUID, b.report.Disk.FoundBy = b.disk.Block.Node, b.disk.Table.Disk.String(), "loader"
+	b.renewGUIDs()
+	b.report.Disk = report.Disk{
+		Device: b.disk.Block.Node, GUID: b.disk.Table.Disk.String(), FoundBy: "loader", BootPartition: b.disk.LoadedFrom(),
+	}
 	if want == "" {
 		b.report.Disk.FoundBy = "only-candidate"
 	}
@@ -104,10 +107,25 @@ func (b *boot) findDisk(ctx context.Context) error {
 	return nil
 }
 
+// renewGUIDs gives a disk that starts for the first time GUIDs of its own, so that
+// the medium it was copied from is no second candidate at later boots. Nothing
+// depends on it: a disk that cannot be written keeps those it was built with.
+func (b *boot) renewGUIDs() {
+	if b.cfg.Boot.NewGUIDs != config.NewGUIDsFirstBoot {
+		return
+	}
+	renewed, err := b.disk.Renew(b.sys.Rand)
+	if err != nil {
+		b.warn("cannot give the disk new GUIDs: %v", err)
+	} else if renewed {
+		b.sys.Log.Info("first boot of %s: it and its partitions have new GUIDs", b.disk.Block.Node)
+	}
+}
+
 // sameDisk looks once more before the state is touched: a copy of the boot disk
 // may have appeared since, and must not be taken for it.
 func (b *boot) sameDisk() error {
-	again, err := live.Find("/sys", "/dev", b.bootPartition)
+	again, err := live.Find("/sys", "/dev", b.disk.LoadedFrom())
 	if err == nil && again.Block.DevNo() != b.disk.Block.DevNo() {
 		err = fmt.Errorf("the boot disk was %s and is now %s: %w", b.disk.Block.Node, again.Block.Node, live.ErrAmbiguous)
 	}

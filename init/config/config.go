@@ -61,7 +61,17 @@ type Boot struct {
 	// it is committed.
 	EagerCheck bool     `json:"eager_check,omitempty"`
 	Watchdog   Watchdog `json:"watchdog"`
+	// NewGUIDs is NewGUIDsFirstBoot or NewGUIDsNever: whether the first boot of a
+	// disk gives it and its partitions new random GUIDs. Default: first-boot,
+	// never where something rests on them.
+	NewGUIDs string `json:"new_guids,omitempty"`
 }
+
+// The values of Boot.NewGUIDs.
+const (
+	NewGUIDsFirstBoot = "first-boot"
+	NewGUIDsNever     = "never"
+)
 
 // Loader is the program that loads the kernel.
 type Loader string

@@ -96,6 +96,7 @@ func TestValidate(t *testing.T) {
 		{"restart_without_recount", func(c *Config) { c.Root.OnCorruption = "restart" }, []string{"root.on_corruption"}},
 		{"panic_without_recount", func(c *Config) { c.Root.OnCorruption = "panic" }, []string{"root.on_corruption"}},
 		{"ignore_corruption", func(c *Config) { c.Root.OnCorruption = "ignore" }, []string{"root.on_corruption"}},
+		{"new_guids_unknown", func(c *Config) { c.Boot.NewGUIDs = "always" }, []string{"boot.new_guids"}},
 		{"no_certificate", func(c *Config) { c.Trust.Root = nil }, []string{"trust.root"}},
 		{"certificate_twice", func(c *Config) { c.Trust.Root = []string{"a.crt", "a.crt"} }, []string{"trust.root[1]"}},
 		{"key_as_certificate", func(c *Config) { c.Trust.Root = []string{"image.key"} }, []string{"trust.root[0]"}},
@@ -119,7 +120,7 @@ func TestStoresAndLoaders(t *testing.T) {
 	}
 	for store, good := range legal {
 		for _, loader := range loaders {
-			c := Config{Boot: Boot{Loader: loader, Store: store, Tries: 3, CommitDeadline: Duration(time.Minute)}}
+			c := Config{Boot: Boot{Loader: loader, Store: store, Tries: 3, CommitDeadline: Duration(time.Minute), NewGUIDs: NewGUIDsNever}}
 			var v validator
 			v.boot(&c)
 			if ok := len(v.problems) == 0; ok != slices.Contains(good, loader) {
@@ -251,6 +252,34 @@ func TestRefusalByName(t *testing.T) {
 	const want = "root.source: ostree is not supported by this version; supported: verity"
 	if err := c.Validate(); err == nil || err.Error() != want {
 		t.Errorf("Validate = %v; want %s", err, want)
+	}
+}
+
+// New GUIDs are the default where nothing rests on the old ones.
+func TestNewGUIDs(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		c    Config
+		want string
+	}{
+		{"nothing_rests_on_them", Config{}, NewGUIDsFirstBoot},
+		{"switched_off", Config{Boot: Boot{NewGUIDs: NewGUIDsNever}}, NewGUIDsNever},
+		{"pcr_7", Config{State: State{TPM2: TPM2{Policy: PolicyPCRs, PCRs: []int{7}}}}, NewGUIDsFirstBoot},
+		{"pcr_of_grubs_commands", Config{State: State{TPM2: TPM2{Policy: PolicyPCRs, PCRs: []int{4, 8}}}}, NewGUIDsNever},
+		{"pcr_of_the_partition_table", Config{State: State{TPM2: TPM2{Policy: PolicyPCRs, PCRs: []int{5}}}}, NewGUIDsNever},
+	} {
+		if got := tt.c.WithDefaults(); got.Boot.NewGUIDs != tt.want {
+			t.Errorf("%s: got %q, want %q", tt.name, got.Boot.NewGUIDs, tt.want)
+		} else if got.Boot.NewGUIDs = NewGUIDsFirstBoot; (got.restsOnGUIDs() == "") != (tt.want == NewGUIDsFirstBoot || tt.name == "switched_off") {
+			t.Errorf("%s: first-boot rests on %q", tt.name, got.restsOnGUIDs())
+		}
+	}
+	var v validator
+	v.boot(&Config{Boot: Boot{Loader: LoaderGRUB, Store: StoreGPT, Tries: 3, CommitDeadline: Duration(time.Minute), NewGUIDs: NewGUIDsFirstBoot},
+		State: State{TPM2: TPM2{PCRs: []int{8}}}})
+	var p *Problem
+	if len(v.problems) != 1 || !errors.As(v.problems[0], &p) || p.Path != "boot.new_guids" || !strings.Contains(p.Reason, "PCR 8") {
+		t.Errorf("first-boot with PCR 8: got %v, want a problem of boot.new_guids", v.problems)
 	}
 }
 

@@ -15,6 +15,12 @@ func (c Config) WithDefaults() Config {
 	if c.Boot.Tries == 0 {
 		c.Boot.Tries = 3
 	}
+	if c.Boot.NewGUIDs == "" {
+		c.Boot.NewGUIDs = NewGUIDsFirstBoot
+		if c.restsOnGUIDs() != "" {
+			c.Boot.NewGUIDs = NewGUIDsNever
+		}
+	}
 	if c.Boot.CommitDeadline == 0 {
 		c.Boot.CommitDeadline = Duration(10 * time.Minute)
 	}
@@ -49,6 +55,19 @@ func (c Config) WithDefaults() Config {
 		}
 	}
 	return c
+}
+
+// restsOnGUIDs says what of the configuration ties the machine to the GUIDs that
+// its disk has when the state is made; "" for nothing.
+func (c Config) restsOnGUIDs() string {
+	for _, pcr := range c.State.TPM2.PCRs {
+		// 1: boot entries; 5: the partition table; 8: GRUB's commands, among them
+		// sealroot.disk=; 9: the command line again, by the kernel.
+		if pcr == 1 || pcr == 5 || pcr == 8 || pcr == 9 {
+			return fmt.Sprintf("state.tpm2.pcrs names PCR %d, which may hold them", pcr)
+		}
+	}
+	return ""
 }
 
 // set gives *v the value def when it has none.

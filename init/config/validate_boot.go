@@ -22,6 +22,10 @@ func (v *validator) boot(c *Config) {
 	if b.Recount && b.Store == StoreFixed {
 		v.add("boot.recount", "leave it out, or choose another boot.store", "boot.store fixed counts nothing")
 	}
+	v.oneOf("boot.new_guids", b.NewGUIDs, []string{NewGUIDsFirstBoot, NewGUIDsNever}, nil)
+	if why := c.restsOnGUIDs(); why != "" && b.NewGUIDs == NewGUIDsFirstBoot {
+		v.add("boot.new_guids", "use never", "the first boot would change GUIDs that the next one needs: %s", why)
+	}
 	v.watchdog(b.Watchdog)
 }
 

@@ -47,6 +47,9 @@ type Disk struct {
 	Device  string `json:"device"` // e.g. /dev/vda
 	GUID    string `json:"guid"`
 	FoundBy string `json:"found_by"` // loader (partition UUID given by the loader) or only-candidate
+	// BootPartition is the UUID that the partition named by the loader has: in the
+	// first boot of a disk the loader named another one, see boot.new_guids.
+	BootPartition string `json:"boot_partition,omitempty"`
 }
 
 // Slot is the slot that runs.

@@ -39,7 +39,7 @@ func firstState(hasB bool, state SlotState, tries int) ([]slots.Slot, error) {
 
 // kept is the first state of the slots in the form of the store.
 type kept struct {
-	attr     map[string]gpt.Attributes // slot → bits of its root partition
+	attr     map[string]gpt.Attributes // partition label → its bits
 	counters map[string]esp.Counter    // slot → counter in the name of its UKI
 	files    map[string]content        // on the ESP
 }
@@ -61,11 +61,14 @@ func keep(boot config.Boot, list []slots.Slot) (kept, error) {
 			list[i].Tries = boot.Tries // as a commit leaves it
 		}
 	}
+	if boot.NewGUIDs == config.NewGUIDsFirstBoot {
+		k.attr[gpt.LabelLog] = gpt.Unused
+	}
 	switch boot.Store {
 	case config.StoreGPT:
 		var none gpt.Attributes
 		for _, s := range list {
-			k.attr[s.Name] = none.WithSlot(s.Priority, s.Tries, s.Successful)
+			k.attr[gpt.RootLabel(s.Name)] = none.WithSlot(s.Priority, s.Tries, s.Successful)
 		}
 	case config.StoreBLS:
 		counters, text, err := bls.Initial(list)

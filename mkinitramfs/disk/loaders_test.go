@@ -111,6 +111,21 @@ func TestRecountedSlotBeginsWithTries(t *testing.T) {
 	}
 }
 
+// The boot log's partition says whether the first boot is to give new GUIDs.
+func TestDiskThatNothingBootedFrom(t *testing.T) {
+	b, in := builder(t)
+	for choice, want := range map[string]gpt.Attributes{config.NewGUIDsFirstBoot: gpt.Unused, config.NewGUIDsNever: 0} {
+		in.Config.Boot.NewGUIDs = choice
+		out := filepath.Join(t.TempDir(), "disk.img")
+		if err := b.Disk(t.Context(), Options{A: in, Output: out, Sizes: Sizes{State: 64 * mib}}); err != nil {
+			t.Fatal(err)
+		}
+		if _, p := part(t, out, gpt.LabelLog); p.Attributes != want {
+			t.Errorf("%s: attributes of the boot log are %v, want %v", choice, p.Attributes, want)
+		}
+	}
+}
+
 // The stores read back from a new disk what was to stand there.
 func TestFirstStateAsTheStoresReadIt(t *testing.T) {
 	for _, state := range []SlotState{Good, Trial, Off} {

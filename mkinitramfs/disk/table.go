@@ -42,15 +42,15 @@ func writeTable(disk gpt.Device, size int64, parts []partition, attr map[string]
 
 // attributesOf collects the attributes by partition label. Nobody is to mount
 // a partition of a slot for writing, an empty one included.
-func attributesOf(parts []partition, ofSlots map[string]gpt.Attributes) map[string]gpt.Attributes {
+func attributesOf(parts []partition, first map[string]gpt.Attributes) map[string]gpt.Attributes {
 	attr := map[string]gpt.Attributes{}
 	for _, p := range parts {
 		if strings.HasPrefix(p.label, gpt.RootLabel("")) {
 			attr[p.label] = gpt.ReadOnly
 		}
 	}
-	for slot, a := range ofSlots {
-		attr[gpt.RootLabel(slot)] |= a
+	for label, a := range first {
+		attr[label] |= a
 	}
 	return attr
 }

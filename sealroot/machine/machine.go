@@ -67,7 +67,11 @@ type Machine struct {
 // that the caller holds the lock of the commands that write.
 func Open(boot report.Report, locked bool) (*Machine, error) {
 	vars := efivarfs.Dir(efiVars)
-	disk, err := live.Find("/sys", "/dev", startedFrom(vars))
+	from := boot.Disk.BootPartition // the loader may have known an older UUID
+	if from == "" {
+		from = startedFrom(vars)
+	}
+	disk, err := live.Find("/sys", "/dev", from)
 	if err != nil {
 		return nil, err
 	}

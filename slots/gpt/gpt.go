@@ -65,8 +65,11 @@ type Table struct {
 	// That is what a power cut between the two writes leaves.
 	Differ bool
 
-	raw    []byte // the entries as read, with whatever we do not know
-	layout layout
+	raw []byte // the entries as read, with whatever we do not know
+	// unchecked are the UUIDs in the place of a primary copy that is damaged, by
+	// number; see ByLoader.
+	unchecked []guid.GUID
+	layout    layout
 }
 
 // layout is where the copies are, and the geometry of the entries.

@@ -94,10 +94,27 @@ func Read(r io.ReaderAt, size int64, sectorSize int) (*Table, error) {
 		Partitions: good.parts, PrimaryBad: primaryErr, BackupBad: backupErr,
 		raw: good.raw, layout: l,
 	}
+	if primary == nil {
+		t.unchecked = uncheckedUUIDs(r, sectorSize)
+	}
 	if primary != nil && backup != nil {
 		t.Differ = primary.disk != backup.disk || !bytes.Equal(primary.raw, backup.raw)
 	}
 	return t, nil
+}
+
+// uncheckedUUIDs are the UUIDs of the entries where a primary copy that is damaged
+// has them as a rule; nil when they cannot be read.
+func uncheckedUUIDs(r io.ReaderAt, sectorSize int) []guid.GUID {
+	raw := make([]byte, newEntries*minEntrySize)
+	if readFull(r, raw, 2*int64(sectorSize)) != nil {
+		return nil
+	}
+	out := make([]guid.GUID, newEntries)
+	for i := range out {
+		out[i] = guid.GUID(raw[i*minEntrySize+16:])
+	}
+	return out
 }
 
 // placeCopies says where a copy derived from the good one belongs, and that

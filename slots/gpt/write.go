@@ -125,10 +125,14 @@ func (t *Table) WriteAttributes(d Device, bits map[int]Attributes) error {
 		if !ok {
 			continue
 		}
-		p.Attributes = p.Attributes&^slotBits | b&slotBits
-		binary.LittleEndian.PutUint64(t.entry(p.Number)[48:], uint64(p.Attributes))
+		t.setAttributes(p, p.Attributes&^slotBits|b&slotBits)
 	}
 	return t.writeCopies(d)
+}
+
+func (t *Table) setAttributes(p *Partition, a Attributes) {
+	p.Attributes = a
+	binary.LittleEndian.PutUint64(t.entry(p.Number)[48:], uint64(a))
 }
 
 func (t *Table) healthy() bool { return t.PrimaryBad == nil && t.BackupBad == nil && !t.Differ }

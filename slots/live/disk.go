@@ -28,6 +28,8 @@ var (
 type Disk struct {
 	Block blockdev.Disk
 	Table *gpt.Table
+	// From is the number of the partition that the loader named; 0: none did.
+	From int
 }
 
 // Find looks at the partition tables of all disks and picks the boot disk: the
@@ -49,7 +51,8 @@ func Find(sys, dev, partUUID string) (*Disk, error) {
 	for _, d := range found {
 		nodes = append(nodes, d.Block.Node)
 	}
-	return nil, fmt.Errorf("cannot choose between %s: remove the copy: %w", strings.Join(nodes, " and "), ErrAmbiguous)
+	return nil, fmt.Errorf("cannot choose between %s: remove the one that is a copy (or give it GUIDs of its own: sgdisk -G): %w",
+		strings.Join(nodes, " and "), ErrAmbiguous)
 }
 
 func candidates(sys, dev, partUUID string) ([]*Disk, error) {
@@ -72,7 +75,7 @@ func candidates(sys, dev, partUUID string) ([]*Disk, error) {
 	var found []*Disk
 	for _, block := range disks {
 		if table := tables[block.Name]; table != nil {
-			if d := (&Disk{block, table}); d.matches(partUUID) {
+			if d := (&Disk{Block: block, Table: table}); d.matches(partUUID) {
 				found = append(found, d)
 			}
 		}
@@ -110,8 +113,20 @@ func (d *Disk) matches(partUUID string) bool {
 	if err != nil {
 		return false
 	}
-	_, err = d.Table.ByUUID(want)
+	p, err := d.Table.ByLoader(want)
+	d.From = p.Number
 	return err == nil
+}
+
+// LoadedFrom is the UUID that the partition named by the loader has now; "" when
+// none was named.
+func (d *Disk) LoadedFrom() string {
+	for _, p := range d.Table.Partitions {
+		if p.Number == d.From {
+			return p.UUID.String()
+		}
+	}
+	return ""
 }
 
 // Partition is the partition of that label, as the kernel shows it. That the
