@@ -49,6 +49,12 @@ func (b *boot) degrade(cause error) error {
 	b.report.Degraded = true
 	b.giveBack() // a degraded system cannot be committed, and the slot is not to blame
 	b.report.State.Unlocked = "degraded"
+	return b.volatileState("degraded")
+}
+
+// volatileState puts a file system in memory where the volume would be. source is
+// the name that it has in the list of mounts.
+func (b *boot) volatileState(source string) error {
 	if b.volume.outer == nil {
 		fs := mount.Filesystem{Type: "tmpfs", Source: "state", Options: []string{"mode=0755"}, Attr: volumeAttr}
 		if err := b.mountIn(fs, mount.Place{Root: newRoot, Path: "state"}); err != nil {
@@ -58,7 +64,7 @@ func (b *boot) degrade(cause error) error {
 			return stateError(slots.StateDamaged, "cannot mount a volatile state: %w", err)
 		}
 	}
-	fs := mount.Filesystem{Type: "tmpfs", Source: "degraded", Options: []string{"mode=0755"}, Attr: volumeAttr}
+	fs := mount.Filesystem{Type: "tmpfs", Source: source, Options: []string{"mode=0755"}, Attr: volumeAttr}
 	if err := b.mountIn(fs, mount.Place{Root: stateDir, Path: state.MountDir}); err != nil {
 		return stateError(slots.StateDamaged, "cannot mount a volatile state: %w", err)
 	}

@@ -210,7 +210,7 @@ func TestFixedStoreIsQuiet(t *testing.T) {
 	b, _ := testBoot(&person{}, config.State{})
 	log := &fakeStore{}
 	list := []slots.Slot{{Name: "a", Priority: 1, Tries: 3, Successful: true}}
-	b.slots.store, b.slots.log = fixed.Store{Name: "a"}, log
+	b.slots.store, b.slots.log = fixed.Store{Names: []string{"a"}}, log
 	b.slots.observed = slots.Observed{Slots: list, LogReadable: true, Refill: 3}
 	slot, _, err := b.chooseSlot(t.Context())
 	if slot != "a" || err != nil || len(b.report.Warnings) > 0 || len(b.slots.observed.Took) > 0 {

@@ -40,6 +40,9 @@ func (b *boot) openRoot(ctx context.Context) error {
 	if b.certs, err = signature.LoadCertificates(os.DirFS(certificatesDir)); err != nil {
 		return fmt.Errorf("cannot read the certificates: %w", err)
 	}
+	if err := b.discover(); err != nil {
+		return err
+	}
 	for {
 		slot, foreign, err := b.chooseSlot(ctx)
 		if err != nil {

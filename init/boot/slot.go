@@ -11,6 +11,7 @@ import (
 	"sealroot/slots/bootlog"
 	"sealroot/slots/efi"
 	"sealroot/slots/fixed"
+	"sealroot/slots/gpt"
 	"sealroot/slots/live"
 )
 
@@ -88,6 +89,9 @@ func (b *boot) observe(ctx context.Context) error {
 	if err != nil {
 		b.warn("cannot find out whose kernel runs: %v", err)
 	}
+	if b.discoverable() {
+		loaded = efi.Loaded{} // no file is a slot's own, and nobody takes hints
+	}
 	kept, err := b.keepers(ctx, loaded)
 	if err != nil {
 		return environmentError(slots.IOError, "%w", err)
@@ -137,6 +141,9 @@ func (b *boot) readLog() {
 	l := live.BootLog{Disk: b.disk, BootID: b.report.BootID}
 	s.log = l
 	known, err := l.Load()
+	if b.discoverable() && errors.Is(err, gpt.ErrNotFound) {
+		return // made by others, who know no boot log
+	}
 	if err != nil {
 		s.observed.LogReadable = false
 		b.warn("cannot read the boot log: %v", err)

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sealroot/init/config"
 	"sealroot/mount"
 	"sealroot/mount/kmod"
 	"sealroot/slots"
@@ -44,6 +45,10 @@ const markName = ".sealroot-provisioned"
 func (b *boot) openState(ctx context.Context) error {
 	if err := b.sameDisk(); err != nil {
 		return err
+	}
+	if b.cfg.State.Create == config.CreateNone {
+		b.report.State.Unlocked = config.CreateNone
+		return b.volatileState(config.CreateNone)
 	}
 	if err := b.loader.LoadGroup(ctx, kmod.GroupState); err != nil {
 		b.warn("%v", err)

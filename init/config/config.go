@@ -98,11 +98,22 @@ const (
 
 // Root says what kind of root a slot holds.
 type Root struct {
-	Source       string `json:"source"`        // verity (default, and the only one this version boots)
-	Filesystem   string `json:"filesystem"`    // squashfs (default) | erofs
+	Source     string `json:"source"`     // verity (default, and the only one this version boots)
+	Filesystem string `json:"filesystem"` // squashfs (default) | erofs
+	// Partitions is PartitionsLabels (default) or PartitionsDiscoverable: how the
+	// partitions of a slot are found on the boot disk.
+	Partitions   string `json:"partitions,omitempty"`
 	OnCorruption string `json:"on_corruption"` // eio (default) | restart | panic; as verity.OnCorruption
 	Verity       Verity `json:"verity"`
 }
+
+// The values of Root.Partitions.
+const (
+	PartitionsLabels = "labels" // root-a, root-a-verity, root-a-verity-sig
+	// PartitionsDiscoverable: by UUIDs that are halves of the root hash, as
+	// systemd-repart and mkosi make disks.
+	PartitionsDiscoverable = "discoverable"
+)
 
 // Verity says how an image's hash tree is made, and where it lies. Hash and block
 // sizes are the builder's: on the disk the superblock names them, and PID 1
@@ -133,7 +144,7 @@ type Trust struct {
 
 // State describes the encrypted volume on the state partition.
 type State struct {
-	Create string `json:"create"` // first-boot | never
+	Create string `json:"create"` // first-boot | never | none: everything is in memory
 	// Unlock lists the accepted means, tried in the order given: UnlockTPM2,
 	// UnlockRecoveryKey, UnlockPassphrase.
 	Unlock []string `json:"unlock"`
@@ -161,6 +172,7 @@ const (
 
 	CreateFirstBoot = "first-boot"
 	CreateNever     = "never"
+	CreateNone      = "none"
 
 	RecoveryShow  = "show"
 	RecoveryLater = "later"

@@ -96,6 +96,21 @@ func TestValidate(t *testing.T) {
 		{"restart_without_recount", func(c *Config) { c.Root.OnCorruption = "restart" }, []string{"root.on_corruption"}},
 		{"panic_without_recount", func(c *Config) { c.Root.OnCorruption = "panic" }, []string{"root.on_corruption"}},
 		{"ignore_corruption", func(c *Config) { c.Root.OnCorruption = "ignore" }, []string{"root.on_corruption"}},
+		{"discoverable_with_gpt", func(c *Config) { c.Root.Partitions = PartitionsDiscoverable }, []string{"root.partitions"}},
+		{"discoverable", func(c *Config) { c.Root.Partitions, c.Boot.Store = PartitionsDiscoverable, StoreFixed }, nil},
+		{"discoverable_with_new_guids", func(c *Config) {
+			c.Root.Partitions, c.Boot.Store, c.Boot.NewGUIDs = PartitionsDiscoverable, StoreFixed, NewGUIDsFirstBoot
+		}, []string{"boot.new_guids"}},
+		{"discoverable_with_grub", func(c *Config) {
+			*c = goodGRUB()
+			c.Root.Partitions, c.Boot.Store = PartitionsDiscoverable, StoreFixed
+		}, []string{"root.partitions"}},
+		{"partitions_unknown", func(c *Config) { c.Root.Partitions = "guess" }, []string{"root.partitions"}},
+		{"stateless", func(c *Config) { c.State = State{Create: CreateNone} }, nil},
+		{"stateless_with_what_needs_state", func(c *Config) {
+			c.State.Create, c.State.OnFailure = CreateNone, []string{FailureHalt}
+			c.Binds.Unencrypted = []string{"/home"}
+		}, []string{"state.unlock", "state.recovery", "state.on_failure", "binds.unencrypted"}},
 		{"new_guids_unknown", func(c *Config) { c.Boot.NewGUIDs = "always" }, []string{"boot.new_guids"}},
 		{"no_certificate", func(c *Config) { c.Trust.Root = nil }, []string{"trust.root"}},
 		{"certificate_twice", func(c *Config) { c.Trust.Root = []string{"a.crt", "a.crt"} }, []string{"trust.root[1]"}},

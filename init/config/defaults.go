@@ -25,6 +25,7 @@ func (c Config) WithDefaults() Config {
 		c.Boot.CommitDeadline = Duration(10 * time.Minute)
 	}
 	set(&c.Root.Source, "verity")
+	set(&c.Root.Partitions, PartitionsLabels)
 	set(&c.Root.Filesystem, "squashfs")
 	set(&c.Root.OnCorruption, "eio")
 	set(&c.Root.Verity.Hash, "sha256")
@@ -40,6 +41,10 @@ func (c Config) WithDefaults() Config {
 	set(&c.State.AutoResize, "off")
 	if c.State.TPM2.signed() {
 		set(&c.State.TPM2.PublicKey, "pcr.pub")
+	}
+	if c.State.Create == CreateNone {
+		set(&c.State.Recovery, RecoveryNone)
+		return c // nothing to open, so nothing that could fail
 	}
 	if c.Build == Development {
 		def := RecoveryNone
@@ -60,6 +65,9 @@ func (c Config) WithDefaults() Config {
 // restsOnGUIDs says what of the configuration ties the machine to the GUIDs that
 // its disk has when the state is made; "" for nothing.
 func (c Config) restsOnGUIDs() string {
+	if c.Root.Partitions == PartitionsDiscoverable {
+		return "root.partitions discoverable pairs partitions by them"
+	}
 	for _, pcr := range c.State.TPM2.PCRs {
 		// 1: boot entries; 5: the partition table; 8: GRUB's commands, among them
 		// sealroot.disk=; 9: the command line again, by the kernel.

@@ -9,8 +9,10 @@ import (
 
 func (v *validator) state(c *Config) {
 	s := c.State
-	v.oneOf("state.create", s.Create, []string{CreateFirstBoot, CreateNever}, nil)
-	if len(s.Unlock) == 0 {
+	v.oneOf("state.create", s.Create, []string{CreateFirstBoot, CreateNever, CreateNone}, nil)
+	if s.Create == CreateNone {
+		v.stateless(c)
+	} else if len(s.Unlock) == 0 {
 		v.add("state.unlock", "choose from tpm2, recovery-key and passphrase", "missing")
 	}
 	v.list("state.unlock", s.Unlock, []string{UnlockTPM2, UnlockRecoveryKey, UnlockPassphrase})
@@ -37,6 +39,24 @@ func (v *validator) state(c *Config) {
 	v.oneOf("etc", string(c.Etc), []string{string(EtcOverlay), string(EtcVolatile), string(EtcReadOnly)}, nil)
 }
 
+// stateless refuses what only a volume could honour.
+func (v *validator) stateless(c *Config) {
+	for _, k := range []struct {
+		path string
+		set  bool
+	}{
+		{"state.unlock", len(c.State.Unlock) > 0},
+		{"state.recovery", c.State.Recovery != RecoveryNone},
+		{"state.on_failure", len(c.State.OnFailure) > 0},
+		{"binds.unencrypted", len(c.Binds.Unencrypted) > 0},
+		{"binds.extra", len(c.Binds.Extra) > 0},
+	} {
+		if k.set {
+			v.add(k.path, "leave it out", "set, but state.create is none: everything is in memory")
+		}
+	}
+}
+
 func (v *validator) recovery(c *Config) {
 	s := c.State
 	choices := []string{RecoveryShow, RecoveryLater, RecoveryNone}
@@ -45,6 +65,9 @@ func (v *validator) recovery(c *Config) {
 		return
 	}
 	v.oneOf("state.recovery", s.Recovery, choices, []string{"escrow"})
+	if s.Create == CreateNone {
+		return // see stateless
+	}
 	enrols := s.Recovery == RecoveryShow || s.Recovery == RecoveryLater
 	if enrols && !s.can(UnlockRecoveryKey) {
 		v.add("state.recovery", "add recovery-key to state.unlock, or use none",

@@ -47,6 +47,9 @@ func chosen(c config.Config, boot report.Report, fw firmware) live.Choice {
 	if choice.Loader != live.LoaderGRUB && fw.efi && !fw.vars {
 		choice.Direct = false // it was loaded from the disk, and nobody can say so
 	}
+	if c.Root.Partitions == config.PartitionsDiscoverable {
+		choice.Direct = true // no file on the ESP is a slot's own
+	}
 	return choice
 }
 

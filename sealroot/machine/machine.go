@@ -85,6 +85,11 @@ func Open(boot report.Report, locked bool) (*Machine, error) {
 	if err != nil {
 		return nil, err
 	}
+	if c.Root.Partitions == config.PartitionsDiscoverable {
+		if _, err := disk.Discover(c.Version, rootHashOf); err != nil {
+			return nil, err
+		}
+	}
 	m := &Machine{
 		disk: disk, boot: boot, vars: vars, choice: chosen(c, boot, firmware{noEFI == nil, noVars == nil}), refill: refill(c), tries: tries(c), verity: c.Root.Verity,
 		esp: live.ESP{Disk: disk, Mounter: mounter{mount.Kernel{}, locked}, Dir: espMount},
@@ -99,6 +104,17 @@ func Open(boot report.Report, locked bool) (*Machine, error) {
 		}
 	}
 	return m, nil
+}
+
+// rootHashOf reads the root hash that a signature partition names.
+func rootHashOf(part blockdev.Partition) ([]byte, error) {
+	d, err := blockdev.Open(part.Node, false)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	sig, err := signature.Read(d)
+	return sig.RootHash, err
 }
 
 // Loaded is the slot whose kernel runs, as far as that can be found out: PID 1

@@ -180,6 +180,8 @@ func unlocked(s report.State) string {
 		text = "unlocked with a passphrase"
 	case "created":
 		return "created in this boot" + size(s)
+	case "none":
+		return "none: everything is in memory, as the configuration has it"
 	case "degraded":
 		return "NOT OPEN: this boot is degraded"
 	default:

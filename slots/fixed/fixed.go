@@ -13,14 +13,19 @@ import (
 // ErrFixed: the state of the slot cannot change.
 var ErrFixed = errors.New("the slot is fixed by the configuration")
 
-// Store is the one slot, committed.
-type Store struct{ Name string }
+// Store is the slots, all committed: the first is booted, the others stand in
+// for it. A disk of ours has one.
+type Store struct{ Names []string }
 
 var _ slots.Store = Store{}
 
-// Load returns the slot.
+// Load returns the slots.
 func (s Store) Load() ([]slots.Slot, error) {
-	return []slots.Slot{{Name: s.Name, Priority: 1, Successful: true}}, nil
+	var list []slots.Slot
+	for i, name := range s.Names {
+		list = append(list, slots.Slot{Name: name, Priority: len(s.Names) - i, Successful: true})
+	}
+	return list, nil
 }
 
 // Save accepts what is so already; ErrFixed for everything else.

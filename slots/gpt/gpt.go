@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 
 	"sealroot/slots/guid"
 )
@@ -26,7 +25,7 @@ var (
 	ErrBounds = errors.New("out of bounds")
 	// ErrNotFound: there is no such partition.
 	ErrNotFound = errors.New("no such partition")
-	// ErrAmbiguous: more than one partition has the name asked for.
+	// ErrAmbiguous: more than one partition is what was asked for.
 	ErrAmbiguous = errors.New("more than one partition of that name")
 	// ErrName: the name does not fit into 36 UTF-16 units.
 	ErrName = errors.New("partition name too long")
@@ -92,29 +91,26 @@ func (t *Table) Size(p Partition) int64 {
 // ByName finds a partition by its label: ErrNotFound, or ErrAmbiguous when
 // several have it, since the choice would be an attacker's or an accident's.
 func (t *Table) ByName(name string) (Partition, error) {
-	var found []Partition
-	for _, p := range t.Partitions {
-		if p.Name == name {
-			found = append(found, p)
+	return t.only(name, func(p Partition) bool { return p.Name == name })
+}
+
+func (t *Table) only(what string, is func(Partition) bool) (Partition, error) {
+	at, n := 0, 0
+	for i, p := range t.Partitions {
+		if is(p) {
+			at, n = i, n+1
 		}
 	}
-	switch len(found) {
+	switch n {
 	case 0:
-		return Partition{}, fmt.Errorf("cannot find partition %q: %w", name, ErrNotFound)
+		return Partition{}, fmt.Errorf("cannot find partition %q: %w", what, ErrNotFound)
 	case 1:
-		return found[0], nil
+		return t.Partitions[at], nil
 	}
-	return Partition{}, fmt.Errorf("cannot choose partition %q: %w", name, ErrAmbiguous)
+	return Partition{}, fmt.Errorf("cannot choose partition %q: %w", what, ErrAmbiguous)
 }
 
 // ByUUID finds a partition by its own UUID, with the errors of ByName.
 func (t *Table) ByUUID(u guid.GUID) (Partition, error) {
-	i := slices.IndexFunc(t.Partitions, func(p Partition) bool { return p.UUID == u })
-	if i < 0 {
-		return Partition{}, fmt.Errorf("cannot find partition %s: %w", u, ErrNotFound)
-	}
-	if slices.ContainsFunc(t.Partitions[i+1:], func(p Partition) bool { return p.UUID == u }) {
-		return Partition{}, fmt.Errorf("cannot choose partition %s: %w", u, ErrAmbiguous)
-	}
-	return t.Partitions[i], nil
+	return t.only(u.String(), func(p Partition) bool { return p.UUID == u })
 }

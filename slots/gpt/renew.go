@@ -2,7 +2,6 @@ package gpt
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"slices"
 
@@ -50,13 +49,8 @@ func (t *Table) Renew(d Device, random io.Reader) error {
 func (t *Table) ByLoader(u guid.GUID) (Partition, error) {
 	p, err := t.ByUUID(u)
 	i := slices.Index(t.unchecked, u)
-	if !errors.Is(err, ErrNotFound) || i < 0 || slices.Contains(t.unchecked[i+1:], u) {
-		return p, err
+	if errors.Is(err, ErrNotFound) && i >= 0 && !u.IsZero() {
+		return t.only(u.String(), func(p Partition) bool { return p.Number == i+1 })
 	}
-	for _, p := range t.Partitions {
-		if p.Number == i+1 {
-			return p, nil
-		}
-	}
-	return Partition{}, fmt.Errorf("cannot find partition %s: %w", u, ErrNotFound)
+	return p, err
 }

@@ -50,6 +50,10 @@ func Random(r io.Reader) (GUID, error) {
 	return g.swap(), nil
 }
 
+// FromText is the GUID whose text, without its dashes, is the bytes in hexadecimal:
+// how the Discoverable Partitions Specification reads one out of a root hash.
+func FromText(b [16]byte) GUID { return GUID(b).swap() }
+
 // String is the 36-character form in lower case.
 func (g GUID) String() string {
 	b := g.swap()

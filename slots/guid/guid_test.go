@@ -22,6 +22,17 @@ func TestBytesOfTheSystemPartition(t *testing.T) {
 	}
 }
 
+func TestFromText(t *testing.T) {
+	// the first half of a root hash, as systemd-repart names the data partition
+	b, err := hex.DecodeString("88dd5b56abc1f4dba6572aff28f74b13")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := FromText([16]byte(b)).String(), "88dd5b56-abc1-f4db-a657-2aff28f74b13"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
 func TestBadText(t *testing.T) {
 	for _, s := range []string{"", "c12a7328", "c12a7328-f81f-11d2-ba4b-00a0c93ec93g", "c12a7328xf81f-11d2-ba4b-00a0c93ec93b"} {
 		if g, err := Parse(s); !errors.Is(err, ErrFormat) || !g.IsZero() {

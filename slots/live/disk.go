@@ -30,6 +30,8 @@ type Disk struct {
 	Table *gpt.Table
 	// From is the number of the partition that the loader named; 0: none did.
 	From int
+
+	found []gpt.Set // by Discover; nil: partitions are found by their labels
 }
 
 // Find looks at the partition tables of all disks and picks the boot disk: the
@@ -88,8 +90,8 @@ func candidates(sys, dev, partUUID string) ([]*Disk, error) {
 // good is an error of the machine, never of a slot's image.
 func (d *Disk) settled() error {
 	for _, p := range d.Table.Partitions {
-		if part, ok := d.Block.Partition(p.Number); !ok || part.Start != d.Table.Offset(p) || part.Size != d.Table.Size(p) {
-			return fmt.Errorf("the kernel does not show partition %d (%s) of %s as the table has it: %w", p.Number, p.Name, d.Block.Node, ErrNoDisk)
+		if _, err := d.shown(p); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -129,20 +131,13 @@ func (d *Disk) LoadedFrom() string {
 	return ""
 }
 
-// Partition is the partition of that label, as the kernel shows it. That the
-// kernel and this program read the same table is checked: they may have met
-// different copies of it.
+// Partition is the partition of that label, as the kernel shows it.
 func (d *Disk) Partition(label string) (blockdev.Partition, error) {
-	entry, err := d.Table.ByName(label)
+	entry, err := d.entry(label)
 	if err != nil {
 		return blockdev.Partition{}, fmt.Errorf("cannot find partition %s on %s: %w", label, d.Block.Node, err)
 	}
-	part, ok := d.Block.Partition(entry.Number)
-	if !ok || part.Start != d.Table.Offset(entry) || part.Size != d.Table.Size(entry) {
-		return blockdev.Partition{}, fmt.Errorf("cannot use partition %s on %s: the kernel sees another partition table: %w",
-			label, d.Block.Node, ErrNoDisk)
-	}
-	return part, nil
+	return d.shown(entry)
 }
 
 // lockTime is how long writers of the partition table may keep us waiting.

@@ -2,10 +2,10 @@ package live
 
 import (
 	"context"
-	"errors"
 	"io"
 
 	"sealroot/mount/blockdev"
+	"sealroot/slots/gpt"
 )
 
 // Renew gives the disk and its partitions new GUIDs, when it is still as it was
@@ -19,15 +19,13 @@ func (d *Disk) Renew(random io.Reader) (renewed bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	defer func() { err = errors.Join(err, dev.Close()) }()
+	defer dev.Close() // which gives up the lock; Renew has synced
 	ctx, cancel := context.WithTimeout(context.Background(), lockTime)
 	defer cancel()
-	unlock, err := dev.Lock(ctx)
-	if err != nil {
+	if _, err := dev.Lock(ctx); err != nil {
 		return false, err
 	}
-	defer func() { err = errors.Join(err, unlock()) }()
-	table, err := readTable(d.Block)
+	table, err := gpt.Read(dev, dev.Size(), dev.SectorSize())
 	if err != nil || !table.Fresh() {
 		return false, err
 	}

@@ -33,13 +33,23 @@ func (d *Disk) openOtherStore(c Choice, esp ESP, vars efi.Vars) (slots.Store, er
 		}
 		return efi.Store{Entries: entries, Names: names, Tries: c.Refill, Files: files}, err
 	case StoreFixed:
-		return fixed.Store{Name: names[0]}, nil
+		if d.found == nil {
+			names = names[:1] // a disk of ours has one slot then
+		}
+		return fixed.Store{Names: names}, nil
 	}
 	return nil, ErrUnsupported
 }
 
 // slotNames are the names of the slots that the disk has, in their order.
 func (d *Disk) slotNames() ([]string, error) {
+	if d.found != nil {
+		var names []string
+		for i := range d.found {
+			names = append(names, slotName(i))
+		}
+		return names, nil
+	}
 	list, err := d.Table.Slots()
 	if err == nil && len(list) == 0 {
 		err = slots.ErrNoSlot

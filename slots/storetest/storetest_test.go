@@ -57,7 +57,7 @@ func gptImage(t *testing.T, sectorSize int) []byte {
 // fixedMedium has nothing to write to.
 type fixedMedium struct{}
 
-func (fixedMedium) Open() slots.Store { return fixed.Store{Name: "a"} }
+func (fixedMedium) Open() slots.Store { return fixed.Store{Names: []string{"a"}} }
 func (fixedMedium) Writes() int       { return 0 }
 func (fixedMedium) Foreign() string   { return "" }
 
@@ -94,7 +94,7 @@ func TestSlotsStores(t *testing.T) {
 }
 
 func TestFixedSaysSo(t *testing.T) {
-	err := fixed.Store{Name: "a"}.Save([]slots.Slot{{Name: "a", Priority: 2, Successful: true}})
+	err := fixed.Store{Names: []string{"a"}}.Save([]slots.Slot{{Name: "a", Priority: 2, Successful: true}})
 	if !errors.Is(err, fixed.ErrFixed) {
 		t.Errorf("got %v, want ErrFixed", err)
 	}

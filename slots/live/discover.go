@@ -1,0 +1,66 @@
+package live
+
+import (
+	"fmt"
+
+	"sealroot/mount/blockdev"
+	"sealroot/slots"
+	"sealroot/slots/gpt"
+)
+
+// Discover finds the slots of a disk that systemd-repart or mkosi made, where
+// partitions belong together by their UUIDs, see gpt.Table.Discover. From then on
+// the labels of slots "a", "b" and so on mean what was found, whatever the
+// partitions' own labels are.
+//
+// rootHash reads the root hash that a signature partition names. Those that it
+// cannot read are returned in skipped. slots.ErrNoSlot when no signature has its
+// partitions.
+func (d *Disk) Discover(version string, rootHash func(blockdev.Partition) ([]byte, error)) (skipped []error, err error) {
+	d.found = d.Table.Discover(version, func(sig *gpt.Partition) []byte {
+		part, err := d.shown(*sig)
+		var hash []byte
+		if err == nil {
+			hash, err = rootHash(part)
+		}
+		if err != nil {
+			skipped = append(skipped, fmt.Errorf("cannot use the signature in %s: %w", part.Node, err))
+		}
+		return hash
+	})
+	if d.found == nil {
+		err = fmt.Errorf("cannot find a root on %s: no signature partition names a root hash whose halves are the UUIDs of a root and of its hash tree: %w",
+			d.Block.Node, slots.ErrNoSlot)
+	}
+	return skipped, err
+}
+
+// slotName is the name of a set that was discovered, by its place.
+func slotName(i int) string { return string(rune('a' + i)) }
+
+// entry is the partition of that label in the table.
+func (d *Disk) entry(label string) (gpt.Partition, error) {
+	for i, set := range d.found {
+		switch name := slotName(i); label {
+		case gpt.RootLabel(name):
+			return *set.Root, nil
+		case gpt.VerityLabel(name):
+			return *set.Verity, nil
+		case gpt.SigLabel(name):
+			return *set.Sig, nil
+		}
+	}
+	return d.Table.ByName(label)
+}
+
+// shown is a partition of the table as the kernel shows it. That the kernel and
+// this program read the same table is checked: they may have met different copies
+// of it.
+func (d *Disk) shown(entry gpt.Partition) (blockdev.Partition, error) {
+	part, ok := d.Block.Partition(entry.Number)
+	if !ok || part.Start != d.Table.Offset(entry) || part.Size != d.Table.Size(entry) {
+		return part, fmt.Errorf("the kernel does not show partition %d (%s) of %s as the table has it: %w",
+			entry.Number, entry.Name, d.Block.Node, ErrNoDisk)
+	}
+	return part, nil
+}
