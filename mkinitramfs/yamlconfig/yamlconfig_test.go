@@ -78,7 +78,7 @@ func TestErrors(t *testing.T) {
 		{"key_of_another_section", "etc: overlay", "policy: pcrs", []string{"x.yaml: line 27: policy: unknown key; did you mean state.tpm2.policy?"}},
 		{"key_in_capitals", "etc: overlay", "Etc: overlay", []string{"x.yaml: line 27: Etc: unknown key; did you mean etc?"}},
 		{"key_of_nobody", "  filesystem: squashfs", "  compression: zstd",
-			[]string{"x.yaml: line 13: root.compression: unknown key; known here: filesystem, on_corruption, source, verity"}},
+			[]string{"x.yaml: line 13: root.compression: unknown key; known here: filesystem, on_corruption, partitions, source, verity"}},
 		{"key_twice", "  tries: 3", "  tries: 3\n  loader: grub", []string{"x.yaml: line 10: boot.loader: given twice, first on line 7"}},
 		{"kernel", "etc: overlay", "kernel: {release: x}", []string{"x.yaml: line 27: kernel: filled in by mkinitramfs; leave it out"}},
 		{"tries_0", "tries: 3", "tries: 0", []string{"x.yaml: line 9: boot.tries: must be more than zero; leave the key out to get its default"}},
@@ -100,7 +100,7 @@ func TestErrors(t *testing.T) {
 		{"entry_of_a_list", "[virtio, nvme, usb, ahci]", "\n  - virtio\n  - floppy",
 			[]string{`x.yaml: line 32: modules.sets[1]: "floppy" is unknown; choose virtio, nvme, usb, ahci, tpm or watchdog`}},
 		{"missing_key_points_at_its_section", "  create: first-boot\n", "",
-			[]string{"x.yaml: line 18: state.create: missing; choose first-boot or never"}},
+			[]string{"x.yaml: line 18: state.create: missing; choose first-boot, never or none"}},
 		{"several_at_once", "loader: uki\n  store: gpt", "loader: grub\n  store: bls", []string{
 			"x.yaml: line 8: boot.store: bls does not go with boot.loader grub: it is the names of the files that systemd-boot counts in; use gpt, or boot.loader: systemd-boot",
 			"x.yaml: line 22: state.tpm2.policy: signed-pcr11+7 needs a UKI: GRUB measures nothing into PCR 11; use boot.loader: uki, or policy pcrs",
