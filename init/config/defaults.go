@@ -17,7 +17,10 @@ func (c Config) WithDefaults() Config {
 	}
 	if c.Boot.NewGUIDs == "" {
 		c.Boot.NewGUIDs = NewGUIDsFirstBoot
-		if c.restsOnGUIDs() != "" {
+		// PCR 4 counts attempts to boot: firmware that has made itself an entry for
+		// the disk may try that once in vain.
+		t := c.State.TPM2
+		if c.restsOnGUIDs() != "" || t.Policy == PolicySignedPCR11And4 || slices.Contains(t.PCRs, 4) {
 			c.Boot.NewGUIDs = NewGUIDsNever
 		}
 	}
