@@ -147,7 +147,7 @@ type State struct {
 	Create string `json:"create"` // first-boot | never | none: everything is in memory
 	// Unlock lists the accepted means, tried in the order given: UnlockTPM2,
 	// UnlockRecoveryKey, UnlockPassphrase.
-	Unlock []string `json:"unlock"`
+	Unlock []string `json:"unlock,omitempty"`
 	TPM2   TPM2     `json:"tpm2"`
 	// Recovery is show | escrow | later | none. A production build must say it;
 	// a development build that does not gets later or, without tpm2 and

@@ -270,6 +270,20 @@ func TestRefusalByName(t *testing.T) {
 	}
 }
 
+// What the builder writes of an image without state, PID 1 reads.
+func TestStatelessRoundTrip(t *testing.T) {
+	c := goodUKI()
+	c.State = State{Create: CreateNone}
+	c = c.WithDefaults()
+	text, err := c.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Parse(text); err != nil || !reflect.DeepEqual(*got, c) {
+		t.Errorf("got %+v, %v, want %+v", got, err, c)
+	}
+}
+
 // New GUIDs are the default where nothing rests on the old ones.
 func TestNewGUIDs(t *testing.T) {
 	for _, tt := range []struct {
