@@ -113,7 +113,7 @@ func (b *boot) leaveMarks() error {
 // noteTold remembers in the boot log that this fallback was told, so that later
 // boots do not tell it again.
 func (b *boot) noteTold() {
-	if f := b.slots.fellBack; f != nil {
+	if f := b.slots.fellBack; f != nil && b.slots.log != nil {
 		if err := b.slots.log.Record(slots.LogChange{Told: slots.Told(*f)}); err != nil {
 			b.warn("cannot remember in the boot log that a fallback was told: %v", err)
 		}

@@ -142,7 +142,8 @@ func (b *boot) readLog() {
 	s.log = l
 	known, err := l.Load()
 	if b.discoverable() && errors.Is(err, gpt.ErrNotFound) {
-		return // made by others, who know no boot log
+		s.log = nil // made by others, who know no boot log
+		return
 	}
 	if err != nil {
 		s.observed.LogReadable = false
