@@ -98,6 +98,9 @@ func TestValidate(t *testing.T) {
 		{"ignore_corruption", func(c *Config) { c.Root.OnCorruption = "ignore" }, []string{"root.on_corruption"}},
 		{"discoverable_with_gpt", func(c *Config) { c.Root.Partitions = PartitionsDiscoverable }, []string{"root.partitions"}},
 		{"discoverable", func(c *Config) { c.Root.Partitions, c.Boot.Store = PartitionsDiscoverable, StoreFixed }, nil},
+		{"discoverable_with_tree_behind_the_data", func(c *Config) {
+			c.Root.Partitions, c.Boot.Store, c.Root.Verity.TreeAtMiB = PartitionsDiscoverable, StoreFixed, 64
+		}, []string{"root.partitions"}},
 		{"discoverable_with_new_guids", func(c *Config) {
 			c.Root.Partitions, c.Boot.Store, c.Boot.NewGUIDs = PartitionsDiscoverable, StoreFixed, NewGUIDsFirstBoot
 		}, []string{"boot.new_guids"}},

@@ -87,6 +87,9 @@ func (v *validator) root(c *Config) {
 	if r.Partitions == PartitionsDiscoverable && c.Boot.Store != StoreFixed {
 		v.add("root.partitions", "use boot.store: fixed, or labels", "discoverable has no slots that boot.store %s could count", c.Boot.Store)
 	}
+	if r.Partitions == PartitionsDiscoverable && r.Verity.TreeAtMiB != 0 {
+		v.add("root.partitions", "leave root.verity.tree_at_mib out, or use labels", "discoverable finds the hash tree in a partition of its own")
+	}
 	if r.Partitions == PartitionsDiscoverable && c.Boot.Loader == LoaderGRUB {
 		v.add("root.partitions", "use boot.loader: uki or systemd-boot", "discoverable is for disks of systemd-repart and mkosi, and boot.loader grub for those of `mkinitramfs disk`")
 	}

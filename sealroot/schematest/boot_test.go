@@ -14,7 +14,7 @@ func whole() report.Report {
 	failure := report.Failure{Stage: "root", Slot: "b", Class: "image", Error: "a block does not match"}
 	return report.Report{
 		Schema: report.Schema, BootID: "id", Program: "v1", Name: "kiosk", Version: "1", Build: "production", BootPath: "uki",
-		Disk: report.Disk{Device: "/dev/vda", GUID: "guid", FoundBy: "loader"},
+		Disk: report.Disk{Device: "/dev/vda", GUID: "guid", FoundBy: "loader", BootPartition: "guid"},
 		Slot: report.Slot{Name: "a", Loaded: "?", Reason: "fallback", Trial: true, Priority: 15, Successful: true, TriesBefore: 15, TriesAfter: 14},
 		Root: report.Root{
 			RootHash: strings.Repeat("0a", 32), HashSource: "signature partition", Certificate: "CN=x", Filesystem: "squashfs",
