@@ -17,14 +17,13 @@ import (
 	"sealroot/mount/uevent"
 	"sealroot/slots"
 	"sealroot/state/tpm"
+	"sealroot/state/tpm/pcrsig"
 )
 
-// PCRs that this program extends. Numbers and meanings are systemd's
-// (conventions §5c.7).
+// PCRs that this program extends, beside trust.measure_pcr.
 const (
-	pcrKernel = 11 // the stub's measurement of the UKI, then the phase words
-	pcrRoot   = 13 // role, root hash and security version of what is mounted
-	pcrVolume = 15 // identity of the volume that was unlocked
+	pcrKernel = pcrsig.PCRKernel
+	pcrVolume = pcrsig.PCRVolume
 )
 
 // tpmDeadline is how long a configured TPM may take to appear.
@@ -77,7 +76,7 @@ func (b *boot) openTPM(ctx context.Context) error {
 		return nil
 	}
 	if b.fw.Stub {
-		b.measure(ctx, tpm.Event{PCR: pcrKernel, Data: []byte("enter-initrd"), Text: "enter-initrd", Type: "phase"})
+		b.measure(ctx, tpm.Event{PCR: pcrKernel, Data: []byte(pcrsig.PhaseEnterInitrd), Text: pcrsig.PhaseEnterInitrd, Type: "phase"})
 	}
 	return nil
 }
@@ -126,8 +125,20 @@ func (b *boot) measureLog() *tpm.Log {
 	if err != nil {
 		return nil
 	}
-	b.tpm.log = &tpm.Log{W: f, BootID: strings.ReplaceAll(b.report.BootID, "-", ""), Now: sinceBoot}
+	b.tpm.log = &tpm.Log{W: f, BootID: strings.ReplaceAll(b.report.BootID, "-", ""), Now: sinceBoot, Incomplete: incomplete(f)}
 	return b.tpm.log
+}
+
+// incomplete sets or clears the sticky bit, by which systemd's tools tell a log
+// that lacks a measurement.
+func incomplete(f *os.File) func(bool) error {
+	return func(on bool) error {
+		mode := os.FileMode(0o600)
+		if on {
+			mode |= os.ModeSticky
+		}
+		return f.Chmod(mode)
+	}
 }
 
 func sinceBoot() time.Duration {
@@ -138,20 +149,14 @@ func sinceBoot() time.Duration {
 	return time.Duration(ts.Nano())
 }
 
-// rootEvent is what PCR 13 gets for the root: the same for either slot, so that
-// an image has one value.
-func rootEvent(role string, rootHash []byte, securityVersion int) tpm.Event {
-	text := fmt.Sprintf("sealroot:%s:%s:%d", role, hex.EncodeToString(rootHash), securityVersion)
-	return tpm.Event{PCR: pcrRoot, Data: []byte(text), Text: text}
-}
-
 // measureRoot measures the root finally chosen, before any secret is released.
 func (b *boot) measureRoot(ctx context.Context) error {
 	hash, err := hex.DecodeString(b.report.Root.RootHash)
 	if err != nil {
 		return fmt.Errorf("cannot measure root hash %q: %w", b.report.Root.RootHash, err)
 	}
-	b.measure(ctx, rootEvent("root", hash, b.report.Root.SecurityVersion))
+	text := pcrsig.RootEvent(pcrsig.RoleRoot, hash, b.report.Root.SecurityVersion)
+	b.measure(ctx, tpm.Event{PCR: b.cfg.Trust.MeasurePCR, Data: []byte(text), Text: text})
 	return nil
 }
 
@@ -173,7 +178,7 @@ func (b *boot) capOrStop(ctx context.Context) error {
 		return nil
 	}
 	if b.fw.Stub {
-		b.measure(ctx, tpm.Event{PCR: pcrKernel, Data: []byte("leave-initrd"), Text: "leave-initrd", Type: "phase"})
+		b.measure(ctx, tpm.Event{PCR: pcrKernel, Data: []byte(pcrsig.PhaseLeaveInitrd), Text: pcrsig.PhaseLeaveInitrd, Type: "phase"})
 	}
 	if err := b.extendCap(ctx); err != nil && b.sealsState() {
 		return environmentError(slots.TPM, "cannot close the TPM: %w", err)
@@ -201,7 +206,7 @@ func (b *boot) lateTPM(ctx context.Context) error {
 func (b *boot) extendCap(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, tpmTime)
 	defer cancel()
-	done, err := b.tpm.dev.Cap(ctx, pcrKernel, pcrVolume)
+	done, err := b.tpm.dev.Cap(ctx, b.measureLog(), pcrKernel, pcrVolume)
 	b.report.TPM.Capped = done.PCRs
 	if err == nil {
 		b.tpm.capped = true

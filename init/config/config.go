@@ -136,10 +136,15 @@ func (v Verity) TreeAt() int64 { return int64(v.TreeAtMiB) << 20 }
 type Trust struct {
 	// Root and Layer are certificate file names: in YAML relative to the YAML
 	// file, in JSON the base name below /etc/verity.d/<role>/.
-	Root          []string `json:"root"`
-	Layer         []string `json:"layer,omitempty"`
-	Cmdline       string   `json:"cmdline,omitempty"` // ignore (default) | measured
-	RollbackFloor bool     `json:"rollback_floor,omitempty"`
+	Root    []string `json:"root"`
+	Layer   []string `json:"layer,omitempty"`
+	Cmdline string   `json:"cmdline,omitempty"` // ignore (default) | measured
+	// RollbackFloor refuses roots whose security version is below the floor that
+	// the TPM keeps.
+	RollbackFloor bool `json:"rollback_floor,omitempty"`
+	// MeasurePCR is the PCR for role, root hash and security version of the root
+	// that runs: 13 by default, or 8, 12 or 14 where nobody else uses them.
+	MeasurePCR int `json:"measure_pcr,omitempty"`
 }
 
 // State describes the encrypted volume on the state partition.

@@ -38,6 +38,9 @@ func (c Config) WithDefaults() Config {
 		}
 	}
 	set(&c.Trust.Cmdline, "ignore")
+	if c.Trust.MeasurePCR == 0 {
+		c.Trust.MeasurePCR = DefaultMeasurePCR
+	}
 	set(&c.Etc, EtcOverlay)
 	set(&c.State.Fsck, "no")
 	set(&c.State.Filesystem, "ext4")
@@ -80,6 +83,10 @@ func (c Config) restsOnGUIDs() string {
 	}
 	return ""
 }
+
+// DefaultMeasurePCR is the PCR in which systemd has system extensions: what is
+// mounted beside or below the root.
+const DefaultMeasurePCR = 13
 
 // set gives *v the value def when it has none.
 func set[T ~string](v *T, def T) {

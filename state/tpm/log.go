@@ -25,25 +25,64 @@ type Log struct {
 	W      io.Writer
 	BootID string               // 32 hex digits, as sd_id128 prints a boot ID
 	Now    func() time.Duration // time since boot (CLOCK_BOOTTIME)
+	// Incomplete marks the log while a PCR may be ahead of it, as systemd does
+	// with the sticky bit of the file; nil when there is nothing to mark.
+	Incomplete func(bool) error
+}
+
+// begin marks the log before a PCR is extended.
+func (l *Log) begin() error {
+	if l == nil || l.Incomplete == nil {
+		return nil
+	}
+	return l.Incomplete(true)
+}
+
+// end appends the record of an extend and takes the mark away again. Errors are
+// ErrLog; the mark stays then.
+func (l *Log) end(e Event, digests map[Bank][]byte) error {
+	if l == nil {
+		return nil
+	}
+	record, err := l.record(e, digests)
+	if err != nil {
+		return err
+	}
+	if _, err = l.W.Write(record); err == nil && l.Incomplete != nil {
+		err = l.Incomplete(false)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: PCR %d: %w", ErrLog, e.PCR, err)
+	}
+	return nil
+}
+
+// endWord is end for a word whose digests the TPM has computed itself.
+func (l *Log) endWord(pcr int, word string, banks []Bank) error {
+	digests := make(map[Bank][]byte, len(banks))
+	for _, bank := range banks {
+		var err error
+		if digests[bank], err = bank.Digest([]byte(word)); err != nil {
+			return err
+		}
+	}
+	return l.end(Event{PCR: pcr, Text: word, Type: "phase"}, digests)
 }
 
 // Measure extends every active bank with the digest of e.Data and appends a
 // record to log (nil: none). When only the record fails the error is an ErrLog:
 // the PCR has its new value.
 func (t *TPM) Measure(ctx context.Context, e Event, log *Log) error {
+	marked := log.begin()
 	digests, err := t.extend(ctx, e.PCR, e.Data)
 	if err != nil {
 		return err
 	}
-	if log == nil {
-		return nil
-	}
-	record, err := log.record(e, digests)
-	if err != nil {
+	if err := log.end(e, digests); err != nil {
 		return err
 	}
-	if _, err := log.W.Write(record); err != nil {
-		return fmt.Errorf("%w: PCR %d: %w", ErrLog, e.PCR, err)
+	if marked != nil {
+		return fmt.Errorf("%w: PCR %d: %w", ErrLog, e.PCR, marked)
 	}
 	return nil
 }

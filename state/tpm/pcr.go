@@ -180,9 +180,6 @@ func selection(bank Bank, pcrs []int) (tpm2.TPMLPCRSelection, error) {
 	}}}, nil
 }
 
-// WordCapped is what Cap measures.
-const WordCapped = "sealroot-capped"
-
 // Capped says what Cap has done.
 type Capped struct {
 	PCRs    []int    // PCRs that were extended in every active bank
@@ -190,22 +187,26 @@ type Capped struct {
 	Unknown []uint16 // TPM_ALG_IDs of further active banks, extended too
 }
 
-// Cap extends each of pcrs, in every active bank, with WordCapped, so that no
-// policy over one of them can be met again before the next reset. It is meant
+// Cap extends each of pcrs, in every active bank, with pcrsig.WordCapped, so that
+// no policy over one of them can be met again before the next reset. It is meant
 // for every way out of the initramfs, errors included: it may be called again,
 // goes on with the other PCRs when one fails, and falls back to TPM2_PCR_Event,
 // with which the TPM itself computes the digests, for banks that this program
-// does not know or cannot list. What was done is returned beside an error.
-func (t *TPM) Cap(ctx context.Context, pcrs ...int) (Capped, error) {
+// does not know or cannot list. What was done is returned beside an error. The
+// extends are recorded in log (nil: none); that a record cannot be written is no
+// error.
+func (t *TPM) Cap(ctx context.Context, log *Log, pcrs ...int) (Capped, error) {
 	b := t.bind(ctx)
 	banks, unknown, listErr := b.banks()
 	done := Capped{Banks: banks, Unknown: unknown}
 	var errs []error
 	for _, pcr := range pcrs {
-		var err error
-		if listErr != nil || len(unknown) > 0 {
-			err = b.event(pcr)
-		} else if err = t.Extend(ctx, pcr, []byte(WordCapped)); err != nil {
+		_ = log.begin()
+		err := listErr
+		if err == nil && len(unknown) == 0 {
+			err = t.Extend(ctx, pcr, []byte(pcrsig.WordCapped))
+		}
+		if err != nil || len(unknown) > 0 {
 			err = b.event(pcr)
 		}
 		if err != nil {
@@ -213,6 +214,9 @@ func (t *TPM) Cap(ctx context.Context, pcrs ...int) (Capped, error) {
 			continue
 		}
 		done.PCRs = append(done.PCRs, pcr)
+		if listErr == nil { // else the log stays marked: nobody knows which banks there are
+			_ = log.endWord(pcr, pcrsig.WordCapped, banks)
+		}
 	}
 	return done, errors.Join(errs...)
 }
@@ -222,7 +226,7 @@ func (b bound) event(pcr int) error {
 	if err != nil {
 		return err
 	}
-	cmd := tpm2.PCREvent{PCRHandle: handle, EventData: tpm2.TPM2BEvent{Buffer: []byte(WordCapped)}}
+	cmd := tpm2.PCREvent{PCRHandle: handle, EventData: tpm2.TPM2BEvent{Buffer: []byte(pcrsig.WordCapped)}}
 	if _, err := cmd.Execute(b); err != nil {
 		return fmt.Errorf("cannot cap PCR %d: %w", pcr, classify(err))
 	}

@@ -107,7 +107,7 @@ func TestSealNeverTakesSHA1ByItself(t *testing.T) {
 func TestCapDoesAll(t *testing.T) {
 	m, chip := machine(t)
 	before := toolPCR(m, pcrsig.SHA1, 15)
-	done, err := chip.Cap(t.Context(), 11, 99, 15)
+	done, err := chip.Cap(t.Context(), nil, 11, 99, 15)
 	if !errors.Is(err, pcrsig.ErrPCR) || !slices.Equal(done.PCRs, []int{11, 15}) || !slices.Equal(done.Banks, pcrsig.Banks()) {
 		t.Errorf("got %+v, %v, want PCRs 11 and 15 capped in spite of 99", done, err)
 	}
@@ -132,12 +132,12 @@ func (r refusing) Send(ctx context.Context, command []byte) ([]byte, error) {
 // Where extending or listing banks fails, Cap leaves the same values behind.
 func TestCapFallsBack(t *testing.T) {
 	want := tpmtest.Start(t)
-	if _, err := tpm.New(want).Cap(t.Context(), 11, 15); err != nil {
+	if _, err := tpm.New(want).Cap(t.Context(), nil, 11, 15); err != nil {
 		t.Fatal(err)
 	}
 	for _, cc := range []tpm2.TPMCC{tpm2.TPMCCPCRExtend, tpm2.TPMCCGetCapability} {
 		m := tpmtest.Start(t)
-		done, err := tpm.New(refusing{Machine: m, cc: cc}).Cap(t.Context(), 11, 15)
+		done, err := tpm.New(refusing{Machine: m, cc: cc}).Cap(t.Context(), nil, 11, 15)
 		if err != nil || !slices.Equal(done.PCRs, []int{11, 15}) {
 			t.Errorf("command %#x fails: got %+v, %v", uint32(cc), done, err)
 		}

@@ -205,7 +205,7 @@ func TestUnsealAfterCap(t *testing.T) {
 			token := seal(t, chip, tpm.Policy{Bank: bank, PCRs: []int{7, 15}, SignedPCRs: []int{11}, PublicKey: pub}, secret, nil)
 			unseal(t, chip, token, sign(t, key), nil, secret, nil)
 			for range 2 {
-				if done, err := chip.Cap(t.Context(), pcr); err != nil || len(done.PCRs) != 1 || len(done.Banks) != 4 {
+				if done, err := chip.Cap(t.Context(), nil, pcr); err != nil || len(done.PCRs) != 1 || len(done.Banks) != 4 {
 					t.Fatalf("Cap: got %+v, %v", done, err)
 				}
 				unseal(t, chip, token, sign(t, key), nil, secret, tpm.ErrPCRsChanged)

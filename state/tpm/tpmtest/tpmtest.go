@@ -21,9 +21,10 @@ import (
 
 // Machine is a TPM with its persistent state. It implements tpm.Transport.
 type Machine struct {
-	tb  testing.TB
-	dir string
-	cmd *exec.Cmd
+	tb    testing.TB
+	dir   string // sockets
+	state string // persistent state
+	cmd   *exec.Cmd
 
 	mu    sync.Mutex
 	trace [][]byte
@@ -36,10 +37,27 @@ func Start(tb testing.TB) *Machine {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	m := &Machine{tb: tb, dir: dir}
+	m := &Machine{tb: tb, dir: dir, state: dir}
 	tb.Cleanup(func() {
 		m.PowerOff()
 		os.RemoveAll(dir)
+	})
+	m.PowerOn()
+	return m
+}
+
+// StartAt runs the TPM whose state is in dir, as another program left it; stop it
+// with PowerOff before that program uses it again.
+func StartAt(tb testing.TB, dir string) *Machine {
+	tb.Helper()
+	sockets, err := os.MkdirTemp("", "swtpm")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	m := &Machine{tb: tb, dir: sockets, state: dir}
+	tb.Cleanup(func() {
+		m.PowerOff()
+		os.RemoveAll(sockets)
 	})
 	m.PowerOn()
 	return m
@@ -50,7 +68,7 @@ func StartWithBanks(tb testing.TB, banks string) *Machine {
 	tb.Helper()
 	m := Start(tb)
 	m.PowerOff()
-	m.run("swtpm_setup", "--tpm2", "--tpmstate", m.dir, "--pcr-banks", banks, "--overwrite")
+	m.run("swtpm_setup", "--tpm2", "--tpmstate", m.state, "--pcr-banks", banks, "--overwrite")
 	m.PowerOn()
 	return m
 }
@@ -58,7 +76,7 @@ func StartWithBanks(tb testing.TB, banks string) *Machine {
 // PowerOn starts the TPM with the state it had: PCRs are reset.
 func (m *Machine) PowerOn() {
 	m.tb.Helper()
-	m.cmd = exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+m.dir,
+	m.cmd = exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+m.state,
 		"--server", "type=unixio,path="+m.socket(), "--ctrl", "type=unixio,path="+m.socket()+".ctrl",
 		"--flags", "startup-clear")
 	if err := m.cmd.Start(); err != nil {
