@@ -31,7 +31,7 @@ const (
 	KernelNeverReached Reason = "kernel-never-reached-init"
 	NoCommit           Reason = "no-commit"
 	HealthCheck        Reason = "health-check"   // the name of the check is the detail
-	RollbackFloor      Reason = "rollback-floor" // for trust.rollback_floor, which no program sets yet
+	RollbackFloor      Reason = "rollback-floor" // the image is below trust.rollback_floor
 	Manual             Reason = "marked-by-hand"
 	IOError            Reason = "io-error"
 	DeviceMissing      Reason = "device-missing"

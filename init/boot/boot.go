@@ -38,13 +38,15 @@ type boot struct {
 
 	cfg *config.Config
 	// cfgText is what cfg was read from.
-	cfgText       []byte
-	cmd           cmdline.CommandLine
-	certs         []*signature.Certificate
-	loader        *kmod.Loader
-	events        *uevent.Listener
-	fw            firmware
-	tpm           measurer
+	cfgText []byte
+	cmd     cmdline.CommandLine
+	certs   []*signature.Certificate
+	loader  *kmod.Loader
+	events  *uevent.Listener
+	fw      firmware
+	tpm     measurer
+	// rollback is set with trust.rollback_floor only.
+	rollback      rollback
 	disk          *live.Disk
 	slots         slotState
 	kernelRelease string

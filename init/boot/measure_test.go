@@ -35,6 +35,7 @@ func measuring(t *testing.T, transport tpm.Transport, unlock ...string) *boot {
 	t.Helper()
 	c := config.Config{
 		State: config.State{Unlock: unlock, TPM2: config.TPM2{Policy: config.PolicyPCRs, WithoutMeasuredBoot: config.AcceptTheft}},
+		Trust: config.Trust{RollbackFloor: true},
 	}.WithDefaults()
 	sys := &System{
 		Log: NewLog(io.Discard), Now: time.Now,
@@ -114,5 +115,74 @@ func TestMeasureRootGoesWhereTheConfigurationSays(t *testing.T) {
 			}
 		}
 		b.capAndRelease(t.Context())
+	}
+}
+
+// The floor decides before anything is unsealed, and a floor that is not known
+// keeps the TPM from unlocking.
+func TestRollbackFloor(t *testing.T) {
+	m := tpmtest.Start(t)
+	if err := tpm.New(m).Extend(t.Context(), 7, []byte("firmware")); err != nil {
+		t.Fatal(err)
+	}
+	fresh := func() *boot {
+		b := measuring(t, m, config.UnlockTPM2)
+		if err := b.openTPM(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		b.readFloor(t.Context())
+		return b
+	}
+	b := fresh()
+	if b.report.Floor == nil || b.report.Floor.Known || !errors.Is(b.floorLost(), tpm.ErrUnpinned) {
+		t.Errorf("new TPM: floor %+v, %v, want none known", b.report.Floor, b.floorLost())
+	}
+	if err := b.makeFloor(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.raiseFloor(t.Context(), 3); err != nil {
+		t.Fatal(err)
+	}
+	b = fresh()
+	if err := b.floorLost(); err != nil || b.rollback.floor != 3 {
+		t.Errorf("floor %d, %v, want 3", b.rollback.floor, err)
+	}
+	if err := b.makeFloor(t.Context()); err != nil || fresh().rollback.floor != 3 {
+		t.Errorf("a new volume made the floor %d, %v, want 3 as before", fresh().rollback.floor, err)
+	}
+	for version, ok := range map[int]bool{0: false, 2: false, 3: true, 4: true} {
+		err := b.aboveFloor("a", version)
+		class, reason := classOf(err)
+		if (err == nil) != ok || err != nil && (class != slots.ImageFailure || reason != slots.RollbackFloor) {
+			t.Errorf("security version %d: %v (%s, %s), want ok %v", version, err, class, reason, ok)
+		}
+		b.cfg.Trust.RollbackFloor = false
+		if err := b.aboveFloor("a", version); err != nil {
+			t.Errorf("control, without a floor: security version %d: %v", version, err)
+		}
+		b.cfg.Trust.RollbackFloor = true
+	}
+	for version, ok := range map[int]bool{2: false, 3: true} {
+		b.cfg.SecurityVersion, b.fw.Stub = version, true
+		err := b.kernelAboveFloor("a")
+		class, reason := classOf(err)
+		if (err == nil) != ok || err != nil && (class != slots.EnvironmentFailure || reason != slots.WrongKernel) {
+			t.Errorf("kernel image of security version %d: %v (%s, %s), want ok %v", version, err, class, reason, ok)
+		}
+		b.fw.Stub = false // nobody vouches for the initramfs: it may say what it likes
+		if err := b.kernelAboveFloor("a"); err != nil {
+			t.Errorf("no kernel image: %v", err)
+		}
+	}
+	m.MustRun("", "tpm2_nvundefine", "0x1c05ea2", "-C", "o")
+	b = fresh()
+	if err := b.aboveFloor("a", 0); err != nil {
+		t.Errorf("an unknown floor refuses a slot: %v", err)
+	}
+	if err := b.floorLost(); !errors.Is(err, errNoFloor) {
+		t.Errorf("after the index was taken away: %v, want errNoFloor", err)
+	}
+	if key := b.unlockByTPM(t.Context(), nil); key != nil || len(b.report.State.Attempts) != 1 || !strings.Contains(b.report.State.Attempts[0], "rollback floor") {
+		t.Errorf("attempts %q, want one that tells of the floor", b.report.State.Attempts)
 	}
 }

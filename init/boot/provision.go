@@ -53,6 +53,9 @@ func (b *boot) firstBoot(ctx context.Context) error {
 			if err != nil {
 				return nil, err
 			}
+			if err := b.makeFloor(ctx); err != nil {
+				return nil, err
+			}
 			h, recovery, err = b.enrollRecovery(ctx, h, key)
 			return h, err
 		},
@@ -132,25 +135,14 @@ func (b *boot) enrollTPM(ctx context.Context, h *luks2.Header, key []byte) (*luk
 		return nil, err
 	}
 	b.report.State.Token, b.report.State.Keyslot = tpmKeyslot, tpmKeyslot
-	b.report.TPM.PCRs = token.AllPCRs()
+	b.report.TPM.Policy, b.report.TPM.PCRs = b.cfg.State.TPM2.Policy, token.AllPCRs()
 	return h.AddToken(tpmKeyslot, text)
 }
 
 // provisionPolicy is the configured policy after the checks that it means
 // something on this machine.
 func (b *boot) provisionPolicy(ctx context.Context) (tpm.Policy, error) {
-	c := b.cfg.State.TPM2
-	if err := backed(c, b.fw.path(b.grub())); err != nil {
-		return tpm.Policy{}, err
-	}
-	var public []byte
-	if c.Policy != config.PolicyPCRs {
-		var err error
-		if public, err = readBounded(config.PublicKeyPath, 64<<10); err != nil {
-			return tpm.Policy{}, fmt.Errorf("cannot read the key of the PCR policy: %w", err)
-		}
-	}
-	policy, err := sealPolicy(c, public)
+	policy, err := b.statePolicy()
 	if err != nil {
 		return tpm.Policy{}, err
 	}
@@ -163,8 +155,23 @@ func (b *boot) provisionPolicy(ctx context.Context) (tpm.Policy, error) {
 	if err := b.tpm.dev.Sanity(ctx, policy.Bank, measured...); err != nil {
 		return tpm.Policy{}, err
 	}
-	b.report.TPM.Policy = c.Policy
 	return policy, nil
+}
+
+// statePolicy is the configured policy, if the boot path backs it.
+func (b *boot) statePolicy() (tpm.Policy, error) {
+	c := b.cfg.State.TPM2
+	if err := backed(c, b.fw.path(b.grub())); err != nil {
+		return tpm.Policy{}, err
+	}
+	var public []byte
+	if c.Policy != config.PolicyPCRs {
+		var err error
+		if public, err = readBounded(config.PublicKeyPath, 64<<10); err != nil {
+			return tpm.Policy{}, fmt.Errorf("cannot read the key of the PCR policy: %w", err)
+		}
+	}
+	return sealPolicy(c, public)
 }
 
 // enrollRecovery adds the recovery key as the configuration wants it. The key

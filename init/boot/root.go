@@ -43,6 +43,7 @@ func (b *boot) openRoot(ctx context.Context) error {
 	if err := b.discover(); err != nil {
 		return err
 	}
+	b.readFloor(ctx)
 	for {
 		slot, foreign, err := b.chooseSlot(ctx)
 		if err != nil {
@@ -254,6 +255,12 @@ func (b *boot) checkRoot(ctx context.Context, slot string, foreign bool, r *repo
 	r.ImageID, r.ImageVersion, r.SecurityVersion = rel.ImageID, rel.ImageVersion, rel.SecurityVersion
 	if rel.ImageID != b.cfg.Name {
 		return imageError(slots.WrongImage, "cannot boot slot %s: it holds product %q, this machine is %q", slot, rel.ImageID, b.cfg.Name)
+	}
+	if err := b.aboveFloor(slot, rel.SecurityVersion); err != nil {
+		return err
+	}
+	if err := b.kernelAboveFloor(slot); err != nil {
+		return err
 	}
 	// What the boot needs later is read now: a damaged image should show while
 	// another slot can still be taken.

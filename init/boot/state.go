@@ -60,6 +60,9 @@ func (b *boot) openState(ctx context.Context) error {
 	if err == nil {
 		return nil
 	}
+	if class, _ := classOf(err); class == slots.ImageFailure {
+		return err // the volume is open, and this image must not have it
+	}
 	b.failed("state", "", err)
 	return b.withoutState(err)
 }
@@ -109,6 +112,9 @@ func (b *boot) openVolume(ctx context.Context) error {
 	}
 	if _, err := b.mountVolume(v.Device(), attr); err != nil {
 		return stateError(slots.StateDamaged, "%w", err)
+	}
+	if err := b.keepFloor(ctx); err != nil {
+		return err
 	}
 	b.identify(ctx, v)
 	b.setMarks(ctx, v)

@@ -58,7 +58,11 @@ func (b *boot) unlockByTPM(ctx context.Context, h *luks2.Header) []byte {
 		b.attempt("tpm2: %v", b.tpm.broken)
 		return nil
 	}
-	if err := b.knownVolume(ctx, h.UUID()); err != nil {
+	err := b.floorLost()
+	if err == nil {
+		err = b.knownVolume(ctx, h.UUID())
+	}
+	if err != nil {
 		b.attempt("tpm2: %v", err)
 		return nil
 	}

@@ -120,7 +120,6 @@ func TestValidate(t *testing.T) {
 		{"key_as_certificate", func(c *Config) { c.Trust.Root = []string{"image.key"} }, []string{"trust.root[0]"}},
 		{"layers_by_name", func(c *Config) { c.Layers = []Layer{{Name: "x"}}; c.Trust.Layer = []string{"l.crt"} }, []string{"trust.layer", "layers"}},
 		{"measured_by_name", func(c *Config) { c.Trust.Cmdline = "measured" }, []string{"trust.cmdline"}},
-		{"rollback_floor_by_name", func(c *Config) { c.Trust.RollbackFloor = true }, []string{"trust.rollback_floor"}},
 		{"module_set_unknown", func(c *Config) { c.Modules.Sets = []string{"virtio", "scsi"} }, []string{"modules.sets[1]"}},
 		{"module_as_path", func(c *Config) { c.Modules.Add = []string{"../x", "dm_mod"} }, []string{"modules.add[0]"}},
 		{"etc_unknown", func(c *Config) { c.Etc = "writable" }, []string{"etc"}},

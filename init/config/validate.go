@@ -115,7 +115,7 @@ func (v *validator) root(c *Config) {
 	v.notYet("trust.layer", len(c.Trust.Layer) > 0, "leave it out")
 	v.oneOf("trust.cmdline", c.Trust.Cmdline, []string{"ignore"}, []string{"measured"})
 	v.measurePCR(c)
-	v.notYet("trust.rollback_floor", c.Trust.RollbackFloor, "leave it out")
+	v.rollbackFloor(c)
 	v.notYet("layers", len(c.Layers) > 0, "leave it out")
 }
 

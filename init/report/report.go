@@ -36,7 +36,8 @@ type Report struct {
 	Failures []Failure `json:"failures,omitempty"` // every failure this boot met
 	Mounts   []Mount   `json:"mounts"`
 	TPM      TPM       `json:"tpm"`
-	Watchdog *Watchdog `json:"watchdog,omitempty"` // set when the configuration asks for one and the machine has it
+	Floor    *Floor    `json:"rollback_floor,omitempty"` // set with trust.rollback_floor
+	Watchdog *Watchdog `json:"watchdog,omitempty"`       // set when the configuration asks for one and the machine has it
 	Stages   []Stage   `json:"stages"`
 	Warnings []string  `json:"warnings,omitempty"`
 	Degraded bool      `json:"degraded,omitempty"`
@@ -125,6 +126,14 @@ type TPM struct {
 	Capped  []int    `json:"capped,omitempty"` // PCRs extended so that no second unseal works
 	Policy  string   `json:"policy,omitempty"`
 	PCRs    []int    `json:"pcrs,omitempty"`
+}
+
+// Floor is the rollback floor: images with a lower security version do not boot.
+type Floor struct {
+	Value int `json:"value"`
+	// Known: the TPM has it, and this machine's initramfs wrote it. Without it
+	// the TPM does not unlock the state.
+	Known bool `json:"known"`
 }
 
 // Stage is the time one stage took, in microseconds since /init began.

@@ -38,3 +38,16 @@ func UnsealInClear(ctx context.Context, t *TPM, token Token) error {
 	}.Execute(b)
 	return err
 }
+
+// FloorPolicy returns the write policy of the floor's index.
+func FloorPolicy(t *TPM) ([]byte, error) {
+	rsp, err := tpm2.NVReadPublic{NVIndex: tpm2.TPMHandle(FloorIndex)}.Execute(t.bind(context.Background()))
+	if err != nil {
+		return nil, err
+	}
+	public, err := rsp.NVPublic.Contents()
+	if err != nil {
+		return nil, err
+	}
+	return public.AuthPolicy.Buffer, nil
+}

@@ -73,7 +73,7 @@ func markPublic() tpm2.TPMSNVPublic {
 // not yet written counts as not set. Errors other than the TPM's are ErrMark.
 func (t *TPM) ReadMark(ctx context.Context) (Mark, bool, error) {
 	b := t.bind(ctx)
-	index, public, err := b.markIndex()
+	index, public, err := b.nvIndex(MarkIndex)
 	if err != nil || public == nil {
 		return Mark{}, false, err
 	}
@@ -101,7 +101,7 @@ func (t *TPM) ReadMark(ctx context.Context) (Mark, bool, error) {
 // kind in its place is replaced.
 func (t *TPM) WriteMark(ctx context.Context, m Mark) error {
 	b := t.bind(ctx)
-	index, public, err := b.markIndex()
+	index, public, err := b.nvIndex(MarkIndex)
 	if err != nil {
 		return err
 	}
@@ -119,7 +119,7 @@ func (t *TPM) WriteMark(ctx context.Context, m Mark) error {
 		if _, err := (tpm2.NVDefineSpace{AuthHandle: ownerAuth(), PublicInfo: tpm2.New2B(markPublic())}).Execute(b); err != nil {
 			return fmt.Errorf("cannot define mark: %w", classify(err))
 		}
-		if index, public, err = b.markIndex(); err != nil || public == nil {
+		if index, public, err = b.nvIndex(MarkIndex); err != nil || public == nil {
 			return fmt.Errorf("cannot define mark: %w", errors.Join(err, ErrMark))
 		}
 	}
@@ -137,7 +137,7 @@ func (t *TPM) WriteMark(ctx context.Context, m Mark) error {
 // none.
 func (t *TPM) RemoveMark(ctx context.Context) error {
 	b := t.bind(ctx)
-	index, public, err := b.markIndex()
+	index, public, err := b.nvIndex(MarkIndex)
 	if err != nil || public == nil {
 		return err
 	}
@@ -145,20 +145,4 @@ func (t *TPM) RemoveMark(ctx context.Context) error {
 		return fmt.Errorf("cannot remove mark: %w", classify(err))
 	}
 	return nil
-}
-
-// markIndex returns the index as it is defined; public is nil when it is not.
-func (b bound) markIndex() (tpm2.NamedHandle, *tpm2.TPMSNVPublic, error) {
-	rsp, err := tpm2.NVReadPublic{NVIndex: tpm2.TPMHandle(MarkIndex)}.Execute(b)
-	if errors.Is(err, tpm2.TPMRCHandle) {
-		return tpm2.NamedHandle{}, nil, nil
-	}
-	if err != nil {
-		return tpm2.NamedHandle{}, nil, fmt.Errorf("cannot look for mark: %w", classify(err))
-	}
-	public, err := rsp.NVPublic.Contents()
-	if err != nil {
-		return tpm2.NamedHandle{}, nil, fmt.Errorf("cannot look for mark: %w", err)
-	}
-	return tpm2.NamedHandle{Handle: MarkIndex, Name: rsp.NVName}, public, nil
 }

@@ -1,0 +1,160 @@
+package boot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"sealroot/init/report"
+	"sealroot/mount"
+	"sealroot/slots"
+	"sealroot/state/floor"
+	"sealroot/state/tpm"
+)
+
+// rollback is the rollback floor as this boot found it.
+type rollback struct {
+	floor int
+	// lost is why the floor is not known; nil when it is. The TPM gives no secret
+	// then: a floor that somebody took away must not open the way for an old image.
+	lost error
+}
+
+// errNoFloor goes with the reason why the floor is not known.
+var errNoFloor = errors.New("the rollback floor is not known; the volume is not unlocked without a person")
+
+// readFloor asks the TPM for the floor before any slot is looked at.
+func (b *boot) readFloor(ctx context.Context) {
+	if !b.cfg.Trust.RollbackFloor {
+		return
+	}
+	r := &b.rollback
+	var policy tpm.Policy
+	if policy, r.lost = b.statePolicy(); r.lost == nil {
+		r.lost = b.tpm.broken
+	}
+	if r.lost == nil {
+		ctx, cancel := context.WithTimeout(ctx, tpmTime)
+		defer cancel()
+		r.floor, r.lost = b.tpm.dev.ReadFloor(ctx, policy)
+	}
+	b.report.Floor = &report.Floor{Value: r.floor, Known: r.lost == nil}
+	if r.lost != nil {
+		b.sys.Log.Warn("%v", r.lost) // an ordinary thing where no volume was made yet
+	}
+}
+
+// aboveFloor refuses the verified image of a slot whose security version is below
+// the floor.
+func (b *boot) aboveFloor(slot string, version int) error {
+	if b.cfg.Trust.RollbackFloor && b.rollback.lost == nil && version < b.rollback.floor {
+		return belowFloor(slot, version, b.rollback.floor)
+	}
+	return nil
+}
+
+// kernelAboveFloor refuses to go on under a unified kernel image of an older
+// version, whatever root it is to carry: its kernel is what is old then. The slot's
+// own is asked for.
+func (b *boot) kernelAboveFloor(slot string) error {
+	if b.cfg.Trust.RollbackFloor && b.fw.Stub && b.rollback.lost == nil && b.cfg.SecurityVersion < b.rollback.floor {
+		return environmentError(slots.WrongKernel, "cannot go on with slot %s: the running kernel's image has security version %d, the rollback floor of this machine is %d",
+			slot, b.cfg.SecurityVersion, b.rollback.floor)
+	}
+	return nil
+}
+
+func belowFloor(slot string, version, floor int) error {
+	return imageError(slots.RollbackFloor, "cannot boot slot %s: its security version is %d, the rollback floor of this machine is %d", slot, version, floor)
+}
+
+// floorLost says why the TPM must not open the volume.
+func (b *boot) floorLost() error {
+	if b.cfg.Trust.RollbackFloor && b.rollback.lost != nil {
+		return fmt.Errorf("%w: %w", errNoFloor, b.rollback.lost)
+	}
+	return nil
+}
+
+// makeFloor gives a machine that gets its volume now a floor. One that it has,
+// from a volume before, stays.
+func (b *boot) makeFloor(ctx context.Context) error {
+	if !b.cfg.Trust.RollbackFloor || b.rollback.lost == nil {
+		return nil
+	}
+	return b.raiseFloor(ctx, 0)
+}
+
+// keepFloor raises the floor as the running system asked for, once the volume is
+// open and before the PCRs of the policy are closed. Where the TPM has lost the
+// floor a person has opened the volume, and what is asked for there is the floor.
+func (b *boot) keepFloor(ctx context.Context) error {
+	if !b.cfg.Trust.RollbackFloor {
+		return nil
+	}
+	asked, err := askedFloor()
+	if err != nil {
+		b.warn("the rollback floor asked for is not honoured: %v", err)
+	}
+	running := b.report.Root.SecurityVersion
+	next := floor.Decide(floor.Known{TPM: b.rollback.floor, Lost: b.rollback.lost != nil, Asked: asked, Running: running})
+	switch {
+	case next.Refuse:
+		return belowFloor(b.report.Slot.Name, running, next.Floor)
+	case next.Waits:
+		b.warn("the rollback floor stays at %d: %d was asked for, and slot %s has security version %d", next.Floor, asked, b.report.Slot.Name, running)
+	case next.Write:
+		if err := b.raiseFloor(ctx, next.Floor); err != nil {
+			b.warn("%v", err)
+			return nil
+		}
+		b.sys.Log.Info("the rollback floor is %d now", next.Floor)
+	}
+	return nil
+}
+
+// raiseFloor writes the floor under the policy of the state's key: what may open
+// the volume may raise the floor.
+func (b *boot) raiseFloor(ctx context.Context, to int) error {
+	if b.tpm.dev == nil || b.tpm.broken != nil {
+		return fmt.Errorf("cannot set the rollback floor: %w", b.tpm.broken)
+	}
+	ctx, cancel := context.WithTimeout(ctx, enrolTime)
+	defer cancel()
+	policy, err := b.provisionPolicy(ctx)
+	if err == nil {
+		err = b.tpm.dev.RaiseFloor(ctx, policy, b.signatures(), to)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot set the rollback floor: %w", err)
+	}
+	b.rollback.floor, b.rollback.lost = to, nil
+	b.report.Floor = &report.Floor{Value: to, Known: true}
+	return nil
+}
+
+// askedFloor reads what the running system asked for; 0 when it did not.
+func askedFloor() (int, error) {
+	volume, err := mount.OpenRoot(encryptedDir)
+	if err != nil {
+		return 0, err
+	}
+	defer volume.Close()
+	f, err := mount.OpenBeneath(volume, floor.File, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, mount.Strict)
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, floor.MaxSize+1))
+	if err != nil {
+		return 0, err
+	}
+	return floor.Parse(text)
+}
