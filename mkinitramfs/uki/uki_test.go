@@ -19,6 +19,7 @@ import (
 	"sealroot/mkinitramfs/keys"
 	"sealroot/mkinitramfs/tools"
 	"sealroot/state/tpm/pcrsig"
+	"sealroot/state/tpm/predict"
 )
 
 func testImage(t *testing.T) Image {
@@ -121,7 +122,25 @@ func TestPCR11AsSystemdComputesIt(t *testing.T) {
 	if err != nil {
 		t.Fatalf("systemd-measure: %v", err)
 	}
+	// The same by the finished image, as who predicts the PCRs reads it.
+	image := filepath.Join(dir, "x.efi")
+	if err := Build(t.Context(), tools.New(), im, nil, image, dir); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	read, err := predict.ReadUKI(f)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, bank := range pcrsig.Banks() {
+		again, err := pcrsig.PCR11(bank, read, pcrsig.PhaseEnterInitrd)
+		if want := "11:" + string(bank) + "=" + hex.EncodeToString(again); err != nil || !strings.Contains(string(out), want) {
+			t.Errorf("systemd-measure says\n%sthe finished image gives %s, %v", out, want, err)
+		}
 		pcr, err := pcrsig.PCR11(bank, list, pcrsig.PhaseEnterInitrd)
 		if err != nil {
 			t.Fatal(err)
