@@ -43,6 +43,8 @@ func longOptions(c *command) long {
 // job is one run of such a command.
 type job struct {
 	machine install.Machine
+	opened  Machine
+	report  report.Report
 	running install.Running
 	tries   int
 	close   func()
@@ -80,7 +82,7 @@ func (c *command) openJob(r report.Report, progress bool) (*job, error) {
 	if !ok {
 		return nil, fmt.Errorf("this disk cannot be written as a whole: %w", bootset.ErrRefused)
 	}
-	j := &job{tries: m.Tries(), running: install.Running{
+	j := &job{opened: m, report: r, tries: m.Tries(), running: install.Running{
 		Boot:    bootset.Boot{Running: r.Slot.Name, Loaded: c.loaded(m), Degraded: r.Degraded},
 		Name:    r.Name,
 		Version: r.Root.ImageVersion, RootHash: r.Root.RootHash, SecurityVersion: r.Root.SecurityVersion,
@@ -88,6 +90,9 @@ func (c *command) openJob(r report.Report, progress bool) (*job, error) {
 	}}
 	if j.machine, err = m.Install(func(place, slot string) { c.say("slot %s: %s starts it now", slot, place) }); err != nil {
 		return nil, err
+	}
+	if j.running.Floor, err = c.env.floorNow(r); err != nil {
+		c.say("the rollback floor asked for cannot be read: %v", err)
 	}
 	record, err := m.Record()
 	if err != nil {
@@ -204,7 +209,12 @@ func (c *command) replicate(ctx context.Context, o long, options install.CopyOpt
 	if err != nil {
 		return fmt.Errorf("cannot copy slot %s: %w", j.running.Running, err)
 	}
-	return c.tellSlots(j)
+	list, err := j.machine.Store.Load()
+	if err != nil {
+		return fmt.Errorf("cannot read the slots: %w", err)
+	}
+	c.after(list)
+	return c.raiseFloor(j.opened, j.report, list, false)
 }
 
 // copy makes a slot a copy of the running one.

@@ -89,6 +89,7 @@ type Env struct {
 	Trial    string   // file that is there when this boot is on trial
 	Eager    string   // file that names the device of the root when all of it is to be read
 	Checks   []string // folders of health checks, the one that wins first
+	TPM      string   // the TPM in sysfs
 	Version  string
 	Open     func(Where) (Machine, error)
 	Reboot   func(context.Context) error
@@ -111,6 +112,7 @@ func main() {
 		Trial:    "/run/sealroot/trial",
 		Eager:    "/run/sealroot/eager-check",
 		Checks:   []string{"/etc/sealroot/checks.d", "/usr/lib/sealroot/checks.d"},
+		TPM:      "/sys/class/tpm/tpm0",
 		Version:  version,
 		Open:     open,
 		Reboot:   restart,

@@ -15,6 +15,7 @@ import (
 
 	"sealroot/init/report"
 	"sealroot/sealroot/bootset"
+	"sealroot/sealroot/rollbackfloor"
 	"sealroot/slots"
 	"sealroot/slots/bootlog"
 )
@@ -30,6 +31,7 @@ type fake struct {
 	loaded string // slot whose kernel runs
 	// loadedErr: it cannot be found out
 	loadedErr error
+	level     rollbackfloor.Level // of every other slot
 }
 
 func (f *fake) Load() ([]slots.Slot, error)     { return f.list, f.err }
@@ -61,6 +63,7 @@ type world struct {
 	list     []slots.Slot
 	err      error
 	noSlot   error
+	level    rollbackfloor.Level
 	key      string
 	uid      int
 	terminal bool
@@ -107,7 +110,7 @@ func (w world) outcome(t *testing.T, args ...string) (code int, stdout, stderr s
 		UID: w.uid, Stdin: strings.NewReader(w.typed), Terminal: w.terminal, Version: "v1",
 		Report: filepath.Join(dir, "boot.json"), Key: filepath.Join(dir, "recovery.key"), Lock: filepath.Join(dir, "run/lock"),
 		State: filepath.Join(dir, "state"), Trial: filepath.Join(dir, "trial"), Checks: []string{filepath.Join(dir, "checks.d")},
-		Eager: filepath.Join(dir, "eager-check"),
+		Eager: filepath.Join(dir, "eager-check"), TPM: filepath.Join(dir, "tpm0"),
 	}
 	put := func(path, text string, mode os.FileMode) {
 		t.Helper()
@@ -140,7 +143,7 @@ func (w world) outcome(t *testing.T, args ...string) (code int, stdout, stderr s
 	if err := os.Mkdir(env.State, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	o = &outcome{fake: &fake{list: slices.Clone(w.list), err: w.err, noSlot: w.noSlot, log: w.log}}
+	o = &outcome{fake: &fake{list: slices.Clone(w.list), err: w.err, noSlot: w.noSlot, log: w.log, level: w.level}}
 	env.Open = func(where Where) (Machine, error) {
 		o.where = where
 		return o.fake, w.err

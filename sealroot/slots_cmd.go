@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 
+	"sealroot/init/report"
 	"sealroot/sealroot/bootset"
 	"sealroot/slots"
 )
@@ -16,6 +17,7 @@ type target struct {
 	bootset.Machine
 	machine Machine
 	boot    bootset.Boot
+	report  report.Report // of this machine's boot; zero with --disk
 	close   func()
 }
 
@@ -64,7 +66,7 @@ func (c *command) changing(ctx context.Context, d diskFlags) (target, error) {
 		return target{}, err
 	}
 	t := target{
-		machine: m,
+		machine: m, report: w.Report,
 		boot: bootset.Boot{
 			Running: w.Report.Slot.Name, Loaded: c.loaded(m), Trial: w.Report.Slot.Trial, Degraded: w.Report.Degraded,
 		},
@@ -122,7 +124,11 @@ func (t target) named(words []string, next bool) (string, error) {
 
 func commit(c *command) action {
 	d := c.diskFlags()
+	burn := c.flags.Bool("burn", false, "raise the rollback floor although another slot will not boot any more then")
 	return func(ctx context.Context, words []string) error {
+		if *burn && d.offline() {
+			return fmt.Errorf("%w: --burn is for this machine, not for --disk", errUsage)
+		}
 		if len(words) > 0 && !d.offline() {
 			return fmt.Errorf("%w: only the slot that runs can be committed; a slot is named with --disk", errUsage)
 		}
@@ -140,11 +146,23 @@ func commit(c *command) action {
 				return fmt.Errorf("cannot commit slot %s: %w", t.boot.Running, err)
 			}
 		}
-		return c.commit(t)
+		return c.commit(t, *burn)
 	}
 }
 
-func (c *command) commit(t target) error {
+// commit keeps the slot that runs, and then raises the rollback floor.
+func (c *command) commit(t target, burn bool) error {
+	if err := c.keep(t); err != nil {
+		return err
+	}
+	list, err := t.Store.Load()
+	if err != nil {
+		return fmt.Errorf("cannot read the slots: %w", err)
+	}
+	return c.raiseFloor(t.machine, t.report, list, burn)
+}
+
+func (c *command) keep(t target) error {
 	slot := t.boot.Running
 	c.result.Slot = slot
 	was, err := t.Commit(t.boot)

@@ -4,22 +4,28 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 
 	"sealroot/init/report"
 	"sealroot/sealroot/boots"
 	"sealroot/sealroot/recovery"
+	"sealroot/sealroot/rollbackfloor"
 	statuspkg "sealroot/sealroot/status"
 )
 
 func status(c *command) action {
 	d := c.diskFlags()
-	return func(context.Context, []string) error { return c.status(d) }
+	pcrs := c.flags.Bool("pcrs", false, "compare the machine's PCRs with what the running image gives")
+	return func(context.Context, []string) error { return c.status(d, *pcrs) }
 }
 
-func (c *command) status(d diskFlags) error {
+func (c *command) status(d diskFlags, pcrs bool) error {
 	if err := d.check(); err != nil {
 		return err
+	}
+	if pcrs && d.offline() {
+		return fmt.Errorf("%w: --pcrs is for this machine, not for --disk", errUsage)
 	}
 	in := statuspkg.Input{Disk: *d.path}
 	var r report.Report
@@ -33,6 +39,9 @@ func (c *command) status(d diskFlags) error {
 		}
 		in.KeyKept, in.KeyErr = recovery.Waiting(c.env.Key)
 		in.Boots, in.BootsErr = boots.List(c.env.State)
+		if r.Floor != nil {
+			in.FloorAsked, in.FloorErr = rollbackfloor.Asked(c.env.volume())
+		}
 	}
 	m, err := c.env.Open(Where{Report: r, Disk: *d.path, Store: *d.store})
 	switch {
@@ -46,6 +55,9 @@ func (c *command) status(d diskFlags) error {
 		in.Slots, in.SlotsErr = m.Slots()
 		in.Log, in.LogErr = m.Record()
 		in.Versions, in.VersionsErr = m.Versions()
+		if pcrs {
+			in.PCRs = c.env.comparePCRs(m)
+		}
 		err = m.Close()
 	}
 	s := statuspkg.New(in)

@@ -39,8 +39,8 @@ type verb struct {
 // verbs is the table of commands, in the order of the usage.
 func verbs() []verb {
 	return []verb{
-		{name: "status", args: "[--json] [--disk FILE]", summary: "slots, state, recovery key, what to do", output: own, setup: status},
-		{name: "commit", args: "[--disk FILE SLOT]", summary: "keep the slot that runs", most: 1, output: results, setup: commit},
+		{name: "status", args: "[--json] [--pcrs] [--disk FILE]", summary: "slots, state, recovery key, what to do", output: own, setup: status},
+		{name: "commit", args: "[--burn] [--disk FILE SLOT]", summary: "keep the slot that runs", most: 1, output: results, setup: commit},
 		{name: "try", args: "SLOT [--tries N] [--disk FILE]", summary: "boot another slot on trial, at most N times", least: 1, most: 1, output: results, setup: try},
 		{name: "install", args: "DIR|FILE|- [--slot SLOT]", summary: "write an image into another slot, and put it on trial", least: 1, most: 1, output: results, setup: installImage},
 		{name: "repair", args: "SLOT", summary: "make a slot a verified copy of the one that runs", least: 1, most: 1, output: results, setup: repair},

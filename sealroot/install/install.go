@@ -132,6 +132,8 @@ type Running struct {
 	Version         string
 	RootHash        string // lower-case hex
 	SecurityVersion int
+	// Floor is the rollback floor, in force or asked for; 0 without.
+	Floor int
 	// WasCommitted: the slot was committed when this boot began.
 	WasCommitted bool
 	// KernelDead: the boot log says that the slot's own kernel never came.

@@ -111,6 +111,9 @@ func checkManifest(m manifest.Manifest, r Running, needs []BootFile, force bool)
 	case m.Architecture != manifest.Architecture:
 		return nil, fmt.Errorf("it is for %s, this machine is %s: %w", m.Architecture, manifest.Architecture, ErrSet)
 	}
+	if m.SecurityVersion < r.Floor {
+		return nil, fmt.Errorf("it has security version %d, and the rollback floor of this machine is %d: it would never boot: %w", m.SecurityVersion, r.Floor, bootset.ErrRefused)
+	}
 	for _, f := range needs {
 		if !m.Has(manifest.Name(f)) {
 			return nil, fmt.Errorf("it has no %s, from which this machine starts; build the parts with this machine's boot.loader: %w", f, ErrSet)

@@ -80,6 +80,7 @@ func TestInstallRefuses(t *testing.T) {
 		{name: "tree_too_big", source: f.new.source, world: func(w *world) { w.parts["b/verity"] = w.parts["b/verity"][:8192] }, want: ErrRoom},
 		{name: "no_room_for_the_kernel", source: f.new.source, world: func(w *world) { w.room = 100 << 10 }, want: ErrRoom},
 		{name: "no_partition", source: f.new.source, world: func(w *world) { delete(w.parts, "b/verity") }, want: os.ErrNotExist},
+		{name: "below_the_rollback_floor", source: f.new.source, run: func(r *Running) { r.Floor = 3 }, want: bootset.ErrRefused, text: "rollback floor"},
 		{name: "running_slot", source: f.new.source, opts: Options{Slot: "a"}, want: bootset.ErrRefused, text: "runs now"},
 		{name: "unknown_slot", source: f.new.source, opts: Options{Slot: "c"}, want: bootset.ErrUsage},
 		{name: "too_many_tries", source: f.new.source, opts: Options{Tries: 16}, want: bootset.ErrUsage},

@@ -61,22 +61,12 @@ func (m Machine) Verify(ctx context.Context, slot string) (h Held, err error) {
 // result is zero, without an error, when the slot has no manifest, or only that
 // of another image: then nobody vouches for the files here. Its error is ErrBad.
 func (m Machine) compareBootFiles(slot string, files digests, im image) (manifest.Manifest, error) {
-	var text, message []byte
-	err := m.ESP.With(false, func(dir Folder) (err error) {
-		if text, err = readFile(dir, slot, Manifest); err == nil {
-			message, err = readFile(dir, slot, ManifestSignature)
-		}
-		return err
-	})
-	if err != nil {
-		return manifest.Manifest{}, err
-	}
-	if text == nil {
+	mf, err := m.manifestOf(slot)
+	if errors.Is(err, errNoManifest) {
 		return manifest.Manifest{}, nil
 	}
-	mf, _, err := manifest.Open(text, message, m.Certs)
 	if err != nil {
-		return manifest.Manifest{}, fmt.Errorf("%w: %w", ErrBad, err)
+		return manifest.Manifest{}, err
 	}
 	if hex.EncodeToString(mf.RootHash) != hexOf(im.rootHash) {
 		return manifest.Manifest{}, nil

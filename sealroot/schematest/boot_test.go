@@ -29,6 +29,7 @@ func whole() report.Report {
 		CommitDeadlineSeconds: 600, Ended: "device missing", Failures: []report.Failure{failure},
 		Mounts:   []report.Mount{{What: "/dev/vda3", Where: "/", Type: "squashfs", Options: []string{"ro"}}},
 		TPM:      report.TPM{Present: true, Banks: []string{"sha256"}, Capped: []int{11}, Policy: "pcrs", PCRs: []int{7}},
+		Floor:    &report.Floor{Value: 2, Known: true},
 		Watchdog: &report.Watchdog{Device: "/dev/watchdog0", Identity: "i6300ESB", Seconds: 30, HandedOver: true, NoWayOut: true, Fired: true},
 		Stages:   []report.Stage{{Name: "root", Start: 1, End: 2}}, Warnings: []string{"w"}, Degraded: true,
 	}

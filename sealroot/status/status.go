@@ -51,6 +51,10 @@ type Input struct {
 	// KeyKept: the recovery key is still kept on this machine.
 	KeyKept bool
 	KeyErr  error
+	// FloorAsked is the rollback floor that was asked for.
+	FloorAsked int
+	FloorErr   error
+	PCRs       *PCRs // nil: nobody asked
 }
 
 // Slot is a live slot.
@@ -89,7 +93,9 @@ type Status struct {
 	LastFallback *LastFallback   `json:"last_fallback,omitempty"`
 	Boots        []Boot          `json:"boots"` // the last ones, the oldest first
 	Recovery     Recovery        `json:"recovery,omitempty"`
-	Problems     []string        `json:"problems"` // what could not be read
+	Floor        *Floor          `json:"rollback_floor,omitempty"` // with trust.rollback_floor
+	PCRs         []PCR           `json:"pcrs,omitempty"`           // with --pcrs
+	Problems     []string        `json:"problems"`                 // what could not be read
 	ToDo         []string        `json:"to_do"`
 
 	report *report.Report // nil when there is none
@@ -106,6 +112,8 @@ func New(in Input) Status {
 	s.readSlots(in)
 	s.readBoots(in)
 	s.readRecovery(in)
+	s.readFloor(in)
+	s.readPCRs(in.PCRs)
 	s.readToDo()
 	return s
 }
@@ -213,8 +221,14 @@ func (s *Status) readToDo() {
 	case RecoveryNone:
 		todo("no recovery key is enrolled: when the TPM refuses, the state is lost")
 	}
+	if list := s.differs(); len(list) > 0 {
+		todo(pcrs("what was measured is not what this image gives: PCR ", list))
+	}
 	if len(s.Slots) > 0 {
 		s.committedCopies(todo)
+	}
+	if s.Floor != nil && s.Floor.todo() != "" {
+		todo(s.Floor.todo())
 	}
 }
 

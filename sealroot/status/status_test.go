@@ -1,6 +1,8 @@
 package status
 
 import (
+	"bytes"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,6 +18,8 @@ import (
 	"sealroot/sealroot/schematest"
 	"sealroot/slots"
 	"sealroot/slots/bootlog"
+	"sealroot/state/tpm/pcrsig"
+	"sealroot/state/tpm/predict"
 )
 
 // committed is a machine in its every-day state.
@@ -148,6 +152,17 @@ func situations() map[string]Input {
 	add("trial_with_deadline", Input{Slots: slotsOf(slots.Slot{Priority: 3, Tries: 1}, good), Versions: map[string]string{"b": "2026.10.7", "a": "x"}}, func(r *report.Report) {
 		r.CommitDeadlineSeconds = 600
 	})
+	add("rollback_floor", Input{Slots: slotsOf(good, other), FloorAsked: 2}, func(r *report.Report) {
+		r.Root.SecurityVersion, r.Floor = 2, &report.Floor{Value: 1, Known: true}
+	})
+	add("rollback_floor_behind", Input{Slots: slotsOf(good, other), FloorAsked: 1}, func(r *report.Report) {
+		r.Root.SecurityVersion, r.Floor = 2, &report.Floor{Value: 1, Known: true}
+	})
+	add("rollback_floor_lost", Input{Slots: slotsOf(good, other), FloorErr: fs.ErrPermission}, func(r *report.Report) {
+		r.State.Unlocked, r.Floor = "recovery-key", &report.Floor{}
+	})
+	add("pcrs", Input{Slots: slotsOf(good, other), PCRs: comparedPCRs()}, nil)
+	add("pcrs_unknown", Input{Slots: slotsOf(good, other), PCRs: &PCRs{PredictErr: errDisk, ActualErr: fs.ErrNotExist}}, nil)
 	all["another_disk"] = Input{
 		Disk: "/srv/disk.img", Store: "grubenv-rauc", Loader: "grub", Slots: slotsOf(good, slots.Slot{Priority: 1, Tries: 3}),
 		Versions: map[string]string{"a": "1"}, VersionsErr: errors.New("cannot tell the version of slot b: no manifest"),
@@ -158,6 +173,35 @@ func situations() map[string]Input {
 	all["not_sealroot"] = Input{ReportErr: errors.New("/run/sealroot/boot.json is missing"), Slots: slotsOf(good, other)}
 	all["broken_report"] = Input{Report: []byte(`{"schema":1,`), SlotsErr: errDisk, LogErr: errDisk}
 	return all
+}
+
+// comparedPCRs are those of a machine whose PCR 13 was extended once more in one
+// bank, and where systemd has measured a word.
+func comparedPCRs() *PCRs {
+	banks := []pcrsig.Bank{pcrsig.SHA1, pcrsig.SHA256}
+	values, err := predict.Values(predict.Image{
+		Sections: []pcrsig.Section{{Name: ".linux", Data: []byte("kernel")}}, RootHash: bytes.Repeat([]byte{0x4f}, 32), RootPCR: 13,
+	}, banks)
+	if err != nil {
+		panic(err)
+	}
+	actual := map[pcrsig.Bank]map[int]string{}
+	for _, bank := range banks {
+		actual[bank] = map[int]string{}
+		for _, v := range values {
+			actual[bank][v.PCR] = v.Digests[bank]
+		}
+		now, err := hex.DecodeString(actual[bank][11])
+		if err == nil {
+			now, err = pcrsig.Extend(bank, now, "sysinit")
+		}
+		if err != nil {
+			panic(err)
+		}
+		actual[bank][11] = hex.EncodeToString(now)
+	}
+	actual[pcrsig.SHA1][13] = strings.Repeat("00", 20)
+	return &PCRs{Predicted: values, Actual: actual}
 }
 
 // TestGolden compares with testdata; SEALROOT_UPDATE=1 writes it anew.

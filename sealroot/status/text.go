@@ -37,6 +37,7 @@ func (s Status) Text() string {
 		row("next boot", "%s", s.next())
 	}
 	w.Flush()
+	s.pcrTable(&b)
 	s.slotTable(&b)
 	s.bootTable(&b)
 	if s.report != nil {
@@ -141,6 +142,9 @@ func (s Status) stateRows(row func(name, format string, args ...any)) {
 		row("recovery key", "enrolled, NOT SHOWN YET")
 	default:
 		row("recovery key", "%s", cmp.Or(string(s.Recovery), "unknown"))
+	}
+	if s.Floor != nil {
+		row("rollback floor", "%s", s.Floor.text())
 	}
 	if !r.TPM.Present {
 		row("TPM", "none")
