@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -66,6 +67,8 @@ type SlotB struct {
 	Mode   string // "trial" (the default) or "good"
 	Root   Root   // as in slot a when empty
 	Kernel string // as in slot a when empty
+	// Edit replaces text of the configuration, after that of slot a.
+	Edit []string
 }
 
 // Build returns a copy of the image that belongs to the test.
@@ -87,7 +90,7 @@ func (im Image) whole() Image {
 	im.Root = orDefault(im.Root, Probe)
 	im.Kernel = orDefault(im.Kernel, "6.1")
 	if b := im.B; b != nil {
-		im.B = &SlotB{orDefault(b.Mode, "trial"), orDefault(b.Root, im.Root), orDefault(b.Kernel, im.Kernel)}
+		im.B = &SlotB{orDefault(b.Mode, "trial"), orDefault(b.Root, im.Root), orDefault(b.Kernel, im.Kernel), b.Edit}
 	}
 	return im
 }
@@ -165,8 +168,10 @@ func (im Image) make(t *testing.T, path string) {
 	args := []string{"-o", path}
 	if b := im.B; b != nil {
 		k := kernel(t, b.Kernel)
+		other := im
+		other.Edit = slices.Concat(im.Edit, b.Edit)
 		args = append(args, "--slot-b", b.Mode, "--slot-b-rootfs", rootTar(t, b.Root),
-			"--slot-b-kernel", k.Image, "--slot-b-modules-dir", k.Dir, "--slot-b-config", im.config(t))
+			"--slot-b-kernel", k.Image, "--slot-b-modules-dir", k.Dir, "--slot-b-config", other.config(t))
 	}
 	im.mkinitramfs(t, "disk", args...)
 }
@@ -246,7 +251,7 @@ func (im Image) extraDir(t *testing.T) string {
 	}
 	for name, content := range im.Extra {
 		mode := os.FileMode(0o644)
-		if strings.HasPrefix(content, "#!") {
+		if strings.HasPrefix(content, "#!") || strings.HasPrefix(content, "\x7fELF") {
 			mode = 0o755
 		}
 		writeFile(t, filepath.Join(dir, name), []byte(content), mode)

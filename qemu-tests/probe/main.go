@@ -164,6 +164,20 @@ func run(w io.Writer, began start, words []string) (status int, then func()) {
 			}
 			w.Write(data)
 		}
+	case "hex": // hex FILE: its bytes, whatever they are
+		if len(words) != 2 {
+			err = errors.New("usage: hex FILE")
+			break
+		}
+		var data []byte
+		data, err = os.ReadFile(words[1])
+		fmt.Fprintf(w, "%x", data)
+	case "mount": // mount TYPE DIR
+		if len(words) != 3 {
+			err = errors.New("usage: mount TYPE DIR")
+			break
+		}
+		err = unix.Mount(words[1], words[2], words[1], 0, "")
 	case "ls":
 		var names []string
 		names, err = filepath.Glob(filepath.Join(words[len(words)-1], "*"))
