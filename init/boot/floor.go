@@ -98,7 +98,10 @@ func (b *boot) keepFloor(ctx context.Context) error {
 	}
 	asked, err := askedFloor()
 	if err != nil {
-		b.warn("the rollback floor asked for is not honoured: %v", err)
+		b.warn("the rollback floor asked for is not honoured: %v; remove /state/encrypted/%s to begin anew", err, floor.File)
+		if b.rollback.lost != nil {
+			return nil // what cannot be read must not become a floor of zero
+		}
 	}
 	running := b.report.Root.SecurityVersion
 	next := floor.Decide(floor.Known{TPM: b.rollback.floor, Lost: b.rollback.lost != nil, Asked: asked, Running: running})
