@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"sealroot/mkinitramfs/disk"
+	"sealroot/mkinitramfs/keys"
 	"sealroot/mkinitramfs/tools"
 	"sealroot/mkinitramfs/uki"
 	"sealroot/mkinitramfs/yamlconfig"
@@ -78,6 +79,7 @@ type buildFlags struct {
 	a                                   slotFlags
 	cmdline, extra, keys, out           string
 	init, secureBootKey, secureBootCert string
+	signCommand                         string
 	noRootModules                       bool
 }
 
@@ -90,6 +92,7 @@ func (f *buildFlags) register(fs *flag.FlagSet, out string) {
 	fs.StringVar(&f.init, "init", "", "PID 1 (default: the file init beside this program)")
 	fs.StringVar(&f.secureBootKey, "secureboot-key", "", "key for Secure Boot (default: db.key of the key directory)")
 	fs.StringVar(&f.secureBootCert, "secureboot-cert", "", "certificate for Secure Boot")
+	fs.StringVar(&f.signCommand, "sign-command", "", "program that signs in place of the secret keys, as with an HSM; split at spaces, started without a shell")
 	fs.BoolVar(&f.noRootModules, "no-root-modules", false, "do not put kernel modules into a root that has none")
 }
 
@@ -97,7 +100,7 @@ func (f *buildFlags) register(fs *flag.FlagSet, out string) {
 func required() []string { return []string{"rootfs", "kernel", "config", "keys", "o"} }
 
 // builder makes what the build runs with.
-func (f *buildFlags) builder(stdin io.Reader, stderr io.Writer) (*disk.Builder, error) {
+func (f *buildFlags) builder(ctx context.Context, stdin io.Reader, stderr io.Writer) (*disk.Builder, error) {
 	var secure *uki.SecureBoot
 	if (f.secureBootKey == "") != (f.secureBootCert == "") {
 		return nil, fmt.Errorf("cannot sign for Secure Boot with only one of --secureboot-key and --secureboot-cert")
@@ -105,7 +108,7 @@ func (f *buildFlags) builder(stdin io.Reader, stderr io.Writer) (*disk.Builder, 
 	if f.secureBootKey != "" {
 		secure = &uki.SecureBoot{Key: f.secureBootKey, Cert: f.secureBootCert}
 	}
-	signing, err := disk.LoadSigning(f.keys, secure)
+	signing, err := disk.LoadSigning(ctx, f.keys, secure, keys.ParseCommand(f.signCommand, stderr))
 	if err != nil {
 		return nil, err
 	}
@@ -134,7 +137,7 @@ func partsCommand(ctx context.Context, args []string, stdin io.Reader, stdout, s
 	if err != nil {
 		return err
 	}
-	b, err := f.builder(stdin, stderr)
+	b, err := f.builder(ctx, stdin, stderr)
 	if err != nil {
 		return err
 	}
@@ -172,7 +175,7 @@ func diskCommand(ctx context.Context, args []string, stdin io.Reader, stderr io.
 	if err != nil {
 		return err
 	}
-	b, err := f.builder(stdin, stderr)
+	b, err := f.builder(ctx, stdin, stderr)
 	if err != nil {
 		return err
 	}

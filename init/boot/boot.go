@@ -18,7 +18,6 @@ import (
 	"sealroot/slots"
 	"sealroot/slots/bootlog"
 	"sealroot/slots/live"
-	"sealroot/verity/signature"
 )
 
 // Places that PID 1 uses while it works.
@@ -40,7 +39,6 @@ type boot struct {
 	// cfgText is what cfg was read from.
 	cfgText []byte
 	cmd     cmdline.CommandLine
-	certs   []*signature.Certificate
 	loader  *kmod.Loader
 	events  *uevent.Listener
 	fw      firmware

@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"sealroot/init/config"
 	"sealroot/init/report"
 	"sealroot/mount"
 	"sealroot/slots"
@@ -57,20 +57,15 @@ func (b *boot) leaveTrust() error {
 	if err := writeFile(runConfig, b.cfgText); err != nil {
 		return err
 	}
-	files, err := os.ReadDir(certificatesDir)
-	if err != nil {
-		return err
-	}
-	for _, f := range files {
-		if !strings.HasSuffix(f.Name(), ".crt") {
-			continue
-		}
-		text, err := readBounded(filepath.Join(certificatesDir, f.Name()), 1<<20)
-		if err == nil {
-			err = writeFile(filepath.Join(runCertificates, f.Name()), text)
-		}
-		if err != nil {
-			return err
+	for _, role := range b.cfg.RootRoles() {
+		for _, name := range b.cfg.Trust.Certificates(role) {
+			text, err := readBounded(filepath.Join(config.CertificatesDir, string(role), name), 1<<20)
+			if err == nil {
+				err = writeFile(filepath.Join(runCertificates, name), text)
+			}
+			if err != nil {
+				return err
+			}
 		}
 	}
 	return nil

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sealroot/init/config"
 	"sealroot/init/report"
 	"sealroot/mount"
 	"sealroot/mount/blockdev"
@@ -26,9 +27,6 @@ import (
 // dmRoot is the device-mapper name of the root.
 const dmRoot = "sealroot-root"
 
-// certificatesDir holds the certificates that may sign a root.
-const certificatesDir = "/etc/verity.d/root"
-
 // openRoot decides which slot runs and mounts its verified root. A slot whose
 // image fails is given up and the next one decided on, in the same boot where
 // the running kernel fits it.
@@ -36,8 +34,8 @@ func (b *boot) openRoot(ctx context.Context) error {
 	if err := b.loader.LoadGroup(ctx, kmod.GroupRoot); err != nil {
 		b.warn("%v", err)
 	}
-	var err error
-	if b.certs, err = signature.LoadCertificates(os.DirFS(certificatesDir)); err != nil {
+	// One that cannot be read is no fault of any slot.
+	if _, err := certificatesOf(config.CertificatesDir, b.cfg.RootRoles()); err != nil {
 		return fmt.Errorf("cannot read the certificates: %w", err)
 	}
 	if err := b.discover(); err != nil {
@@ -71,14 +69,12 @@ func (b *boot) openRoot(ctx context.Context) error {
 // running kernel was not loaded for this slot.
 func (b *boot) mountSlot(ctx context.Context, slot string, foreign bool) error {
 	r := report.Root{Filesystem: b.cfg.Root.Filesystem, KernelRelease: b.kernelRelease}
-	hash, signer, err := b.rootHash(slot)
+	root, err := b.rootHash(ctx, slot, foreign)
 	if err != nil {
 		return err
 	}
-	r.RootHash = hex.EncodeToString(hash)
-	r.HashSource = "signature partition"
-	r.Certificate = signer.Subject
-	device, err := b.openVerity(slot, hash)
+	r.RootHash, r.HashSource, r.Certificate = hex.EncodeToString(root.hash), root.source, root.signer
+	device, err := b.openVerity(slot, root.hash)
 	if err != nil {
 		return err
 	}
@@ -94,7 +90,7 @@ func (b *boot) mountSlot(ctx context.Context, slot string, foreign bool) error {
 		return err
 	}
 	b.report.Root = r
-	b.sys.Log.Info("slot %s: %s %s, root hash %.16s…, signed by %s", slot, r.ImageID, r.ImageVersion, r.RootHash, r.Certificate)
+	b.sys.Log.Info("slot %s: %s %s, root hash %.16s…, %s", slot, r.ImageID, r.ImageVersion, r.RootHash, root.by())
 	return nil
 }
 
@@ -120,26 +116,21 @@ func (b *boot) corrupted() bool {
 	return err != nil // without an answer the image is the likelier cause
 }
 
-// rootHash takes the slot's root hash from its signature partition, if one of
-// our certificates vouches for it.
-func (b *boot) rootHash(slot string) ([]byte, *signature.Certificate, error) {
+// rootHash is the slot's root hash, when it is trusted.
+func (b *boot) rootHash(ctx context.Context, slot string, foreign bool) (vouched, error) {
 	part, err := b.slotPartition(gpt.SigLabel(slot))
 	if err != nil {
-		return nil, nil, err
+		return vouched{}, err
 	}
 	text, err := readHead(part, signature.MaxSize)
 	if err != nil {
-		return nil, nil, imageError(slots.Signature, "cannot read the signature of slot %s: %w", slot, err)
+		return vouched{}, imageError(slots.Signature, "cannot read the signature of slot %s: %w", slot, err)
 	}
-	sig, err := signature.Parse(text)
+	root, err := trustedHash(b.cfg, text, config.CertificatesDir)
 	if err != nil {
-		return nil, nil, imageError(slots.Signature, "cannot use the signature of slot %s: %w", slot, err)
+		return vouched{}, b.notVouched(ctx, slot, foreign, err)
 	}
-	hash, signer, err := signature.Verify(sig, b.certs)
-	if err != nil {
-		return nil, nil, imageError(slots.Signature, "cannot trust slot %s: %w", slot, err)
-	}
-	return hash, signer, nil
+	return root, nil
 }
 
 // slotPartition finds a partition of a slot. One that the table does not have

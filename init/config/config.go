@@ -105,6 +105,9 @@ type Root struct {
 	Partitions   string `json:"partitions,omitempty"`
 	OnCorruption string `json:"on_corruption"` // eio (default) | restart | panic; as verity.OnCorruption
 	Verity       Verity `json:"verity"`
+	// Hash ties the initramfs to one root: its root hash in lower-case hex. No
+	// signature is asked then. In YAML also HashEmbed, which mkinitramfs replaces.
+	Hash string `json:"hash,omitempty"`
 }
 
 // The values of Root.Partitions.
@@ -132,12 +135,17 @@ type Verity struct {
 // TreeAt is TreeAtMiB in bytes.
 func (v Verity) TreeAt() int64 { return int64(v.TreeAtMiB) << 20 }
 
+// HashEmbed as Root.Hash means the image that the initramfs is built with.
+const HashEmbed = "embed"
+
 // Trust names certificates and what the command line may say.
 type Trust struct {
-	// Root and Layer are certificate file names: in YAML relative to the YAML
-	// file, in JSON the base name below /etc/verity.d/<role>/.
+	// Root, Layer and Dev are certificate file names, one list for each role: in
+	// YAML relative to the YAML file, in JSON the base name below
+	// /etc/verity.d/<role>/. Those of Dev vouch for roots in development builds.
 	Root    []string `json:"root"`
 	Layer   []string `json:"layer,omitempty"`
+	Dev     []string `json:"dev,omitempty"`
 	Cmdline string   `json:"cmdline,omitempty"` // ignore (default) | measured
 	// RollbackFloor refuses roots whose security version is below the floor that
 	// the TPM keeps.

@@ -118,7 +118,7 @@ func TestValidate(t *testing.T) {
 		{"no_certificate", func(c *Config) { c.Trust.Root = nil }, []string{"trust.root"}},
 		{"certificate_twice", func(c *Config) { c.Trust.Root = []string{"a.crt", "a.crt"} }, []string{"trust.root[1]"}},
 		{"key_as_certificate", func(c *Config) { c.Trust.Root = []string{"image.key"} }, []string{"trust.root[0]"}},
-		{"layers_by_name", func(c *Config) { c.Layers = []Layer{{Name: "x"}}; c.Trust.Layer = []string{"l.crt"} }, []string{"trust.layer", "layers"}},
+		{"layers_by_name", func(c *Config) { c.Layers = []Layer{{Name: "x"}} }, []string{"layers"}},
 		{"measured_by_name", func(c *Config) { c.Trust.Cmdline = "measured" }, []string{"trust.cmdline"}},
 		{"module_set_unknown", func(c *Config) { c.Modules.Sets = []string{"virtio", "scsi"} }, []string{"modules.sets[1]"}},
 		{"module_as_path", func(c *Config) { c.Modules.Add = []string{"../x", "dm_mod"} }, []string{"modules.add[0]"}},

@@ -113,6 +113,7 @@ func (c Config) Embed(kernel Kernel) (Config, error) {
 	c.Kernel = &kernel
 	c.Trust.Root = baseNames(c.Trust.Root)
 	c.Trust.Layer = baseNames(c.Trust.Layer)
+	c.Trust.Dev = baseNames(c.Trust.Dev)
 	if c.State.TPM2.PublicKey != "" {
 		c.State.TPM2.PublicKey = path.Base(c.State.TPM2.PublicKey)
 	}

@@ -16,6 +16,7 @@ func (c *Config) Validate() error {
 	v.identity(c)
 	v.boot(c)
 	v.root(c)
+	v.trust(c)
 	v.state(c)
 	v.policy(c)
 	v.binds(c)
@@ -100,20 +101,6 @@ func (v *validator) root(c *Config) {
 			"%s without boot.recount would restart a damaged committed slot for ever", r.OnCorruption)
 	}
 	v.verity(r.Verity)
-	if len(c.Trust.Root) == 0 {
-		v.add("trust.root", "name the certificate that `mkinitramfs keys` made", "no certificate: no root could ever be verified")
-	}
-	for i, file := range c.Trust.Root {
-		at := fmt.Sprintf("trust.root[%d]", i)
-		if slices.Contains(c.Trust.Root[:i], file) {
-			v.add(at, "", "%.80q is given twice", file)
-		}
-		if !strings.HasSuffix(file, ".crt") || strings.ContainsRune(file, 0) {
-			v.add(at, "give it a name that ends in .crt", "%.80q is not the name of a certificate file", file)
-		}
-	}
-	v.notYet("trust.layer", len(c.Trust.Layer) > 0, "leave it out")
-	v.oneOf("trust.cmdline", c.Trust.Cmdline, []string{"ignore"}, []string{"measured"})
 	v.measurePCR(c)
 	v.rollbackFloor(c)
 	v.notYet("layers", len(c.Layers) > 0, "leave it out")
@@ -153,15 +140,7 @@ func (v *validator) modules(c *Config) {
 // validateEmbedded checks what holds only inside an initramfs.
 func (c *Config) validateEmbedded() error {
 	var v validator
-	for i, name := range c.Trust.Root {
-		at := fmt.Sprintf("trust.root[%d]", i)
-		if strings.ContainsRune(name, '/') {
-			v.add(at, "", "%.80q is not a base name", name)
-		}
-		if slices.Contains(c.Trust.Root[:i], name) {
-			v.add(at, "rename one of the files", "%.80q is given twice", name)
-		}
-	}
+	v.embeddedTrust(c)
 	// A release is at most 64 bytes (uname(2)); it becomes part of a path.
 	if k := c.Kernel; k != nil && (!wordOf(k.Release, 64, letters+"._-+~") || strings.HasPrefix(k.Release, ".")) {
 		v.add("kernel.release", "", "%.80q is not a kernel release", k.Release)

@@ -68,7 +68,7 @@ type Slot struct {
 // Root is the verified root file system.
 type Root struct {
 	RootHash        string `json:"root_hash"`
-	HashSource      string `json:"hash_source"` // e.g. "signature partition, certificate <subject>"
+	HashSource      string `json:"hash_source"` // configuration, or signature partition: by Certificate
 	Certificate     string `json:"certificate,omitempty"`
 	Filesystem      string `json:"filesystem"`
 	ImageID         string `json:"image_id"`

@@ -131,7 +131,7 @@ func builder(t *testing.T) (*Builder, SlotInput) {
 	write("lib/modules/"+release+"/modules.dep", dep)
 	root := write("root.tar", string(tarOf(t, append(mergedRoot(), entry{"sbin/init", strings.Repeat("init ", 100000), 0, ""}))))
 	kernel := write("vmlinuz", string(fakeKernel(release+" (x)\x00")))
-	signing, err := LoadSigning(keyDir, nil)
+	signing, err := LoadSigning(t.Context(), keyDir, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

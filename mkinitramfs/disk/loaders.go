@@ -129,7 +129,7 @@ func (b *Builder) require(in SlotInput, disk bool) error {
 		programs = append(programs, "objcopy")
 		data = append(data, tools.EFIStub)
 		if b.Signing.Secure != nil {
-			programs = append(programs, "sbsign")
+			programs = append(programs, b.Signing.Secure.Programs()...)
 		}
 	}
 	if l == config.LoaderSystemdBoot && disk {

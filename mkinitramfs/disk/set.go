@@ -98,7 +98,7 @@ func (b *Builder) warnOfDates(in initramfs.Input) {
 	if problem := keys.DateProblem(b.Signing.ImageCert, b.Now); problem != "" {
 		fmt.Fprintf(b.Log, "warning: %s of %s %s\n", keys.ImageCert, b.Signing.Dir, problem)
 	}
-	for _, f := range in.Certificates["root"] {
+	for _, f := range in.RootCertificates() {
 		certs, err := signature.ParseCertificates(f.Content)
 		if err != nil {
 			continue // who reads them for use says so
@@ -110,7 +110,7 @@ func (b *Builder) warnOfDates(in initramfs.Input) {
 			}
 			problem := keys.DateProblem(full, b.Now)
 			if problem != "" && !full.Equal(b.Signing.ImageCert) {
-				fmt.Fprintf(b.Log, "warning: %s of trust.root %s\n", f.Name, problem)
+				fmt.Fprintf(b.Log, "warning: the certificate %s of the configuration %s\n", f.Name, problem)
 			}
 		}
 	}

@@ -3,19 +3,17 @@ package disk
 import (
 	"bytes"
 	"context"
-	"crypto"
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 
 	"sealroot/init/config"
 	"sealroot/mkinitramfs/initramfs"
 	"sealroot/mkinitramfs/keys"
-	"sealroot/mkinitramfs/uki"
 	"sealroot/slots/manifest"
 	"sealroot/verity"
 	"sealroot/verity/signature"
@@ -33,16 +31,6 @@ type SlotInput struct {
 	Cmdline       string // further kernel parameters
 	Extra         string // directory of files to add; "" for none
 	RootModules   bool   // the root must hold the kernel's modules
-}
-
-// Signing is what a builder signs with.
-type Signing struct {
-	Dir       string // key directory
-	ImageKey  crypto.Signer
-	ImageCert *x509.Certificate
-	PCRKey    crypto.Signer // nil: no signed PCR policy
-	PCRPublic []byte        // PEM
-	Secure    *uki.SecureBoot
 }
 
 // parts is the boot set of one version: the files of a set (package manifest)
@@ -82,37 +70,6 @@ func (p parts) file(name manifest.Name) string {
 		return "initrd"
 	}
 	return "sealroot.efi"
-}
-
-// LoadSigning reads the keys of a key directory. The PCR key may be missing
-// when no policy is signed; the Secure Boot key may be missing.
-func LoadSigning(dir string, secure *uki.SecureBoot) (Signing, error) {
-	s := Signing{Dir: dir, Secure: secure}
-	var err error
-	if s.ImageKey, err = keys.LoadKey(filepath.Join(dir, keys.ImageKey)); err != nil {
-		return Signing{}, err
-	}
-	if s.ImageCert, err = keys.LoadCertificate(filepath.Join(dir, keys.ImageCert)); err != nil {
-		return Signing{}, err
-	}
-	s.PCRKey, err = keys.LoadKey(filepath.Join(dir, keys.PCRKey))
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return Signing{}, err
-	default:
-		if s.PCRPublic, err = os.ReadFile(filepath.Join(dir, keys.PCRPublic)); err != nil {
-			return Signing{}, fmt.Errorf("cannot read PCR public key: %w", err)
-		}
-	}
-	if s.Secure != nil {
-		return s, nil
-	}
-	db := uki.SecureBoot{Key: filepath.Join(dir, keys.DBKey), Cert: filepath.Join(dir, keys.DBCert)}
-	if _, err := os.Stat(db.Key); err == nil {
-		s.Secure = &db
-	}
-	return s, nil
 }
 
 // buildParts makes everything of one version in dir: the set in a folder of its
@@ -234,8 +191,12 @@ func seedOf(in SlotInput, release string) string {
 
 // initrd makes the initramfs.
 func (b *Builder) initrd(ctx context.Context, in SlotInput, p *parts, dir string) error {
+	cfg, err := tied(in.Config, p.rootHash)
+	if err != nil {
+		return err
+	}
 	input, err := initramfs.Gather(ctx, initramfs.Sources{
-		Config: in.Config, ConfigDir: in.ConfigDir, KeysDir: b.Signing.Dir, Init: b.Init,
+		Config: cfg, ConfigDir: in.ConfigDir, KeysDir: b.Signing.Dir, Init: b.Init,
 		ModulesDir: modulesDir(in, dir), Release: p.release, Depmod: b.depmod,
 	})
 	if err != nil {
@@ -243,8 +204,8 @@ func (b *Builder) initrd(ctx context.Context, in SlotInput, p *parts, dir string
 	}
 	b.warnOfDates(input)
 	if !trusts(input, b.Signing.ImageCert) {
-		return fmt.Errorf("cannot make an image that would not boot: %s of %s is not among trust.root: %w",
-			keys.ImageCert, b.Signing.Dir, initramfs.ErrInput)
+		return fmt.Errorf("cannot make an image that would not boot: %s of %s is not among trust.root%s: %w",
+			keys.ImageCert, b.Signing.Dir, orDev(cfg), initramfs.ErrInput)
 	}
 	records, err := initramfs.Records(input)
 	if err != nil {
@@ -258,9 +219,32 @@ func (b *Builder) initrd(ctx context.Context, in SlotInput, p *parts, dir string
 	return nil
 }
 
+func orDev(c *config.Config) string {
+	if c.Build == config.Development {
+		return " or trust.dev"
+	}
+	return ""
+}
+
+// tied is the configuration with the root hash of the image in it, where it asks
+// for that; one that names another root is refused.
+func tied(c *config.Config, rootHash []byte) (*config.Config, error) {
+	text := hex.EncodeToString(rootHash)
+	switch c.Root.Hash {
+	case "", text:
+		return c, nil
+	case config.HashEmbed:
+		with := *c
+		with.Root.Hash = text
+		return &with, nil
+	}
+	return nil, fmt.Errorf("cannot make an image that would not boot: its root hash is %s, root.hash of the configuration is %s; use root.hash: %s: %w",
+		text, c.Root.Hash, config.HashEmbed, initramfs.ErrInput)
+}
+
 // trusts says whether the initramfs holds the certificate for root images.
 func trusts(in initramfs.Input, cert *x509.Certificate) bool {
-	for _, f := range in.Certificates["root"] {
+	for _, f := range in.RootCertificates() {
 		certs, err := signature.ParseCertificates(f.Content)
 		if err != nil {
 			continue

@@ -27,7 +27,7 @@ type Sources struct {
 
 // Gather reads the parts.
 func Gather(ctx context.Context, s Sources) (Input, error) {
-	in := Input{Certificates: map[string][]File{}}
+	in := Input{Certificates: map[config.Role][]File{}}
 	var err error
 	if in.Init, err = os.ReadFile(s.Init); err != nil {
 		return Input{}, fmt.Errorf("cannot read init: %w", err)
@@ -35,11 +35,10 @@ func Gather(ctx context.Context, s Sources) (Input, error) {
 	if err := checkBuild(in.Init, s.Config); err != nil {
 		return Input{}, err
 	}
-	if err := in.certificates(s, "root", s.Config.Trust.Root); err != nil {
-		return Input{}, err
-	}
-	if err := in.certificates(s, "layer", s.Config.Trust.Layer); err != nil {
-		return Input{}, err
+	for _, role := range config.Roles() {
+		if err := in.certificates(s, role); err != nil {
+			return Input{}, err
+		}
 	}
 	if in.PCRPublic, err = s.pcrPublic(); err != nil {
 		return Input{}, err
@@ -67,8 +66,8 @@ func Gather(ctx context.Context, s Sources) (Input, error) {
 }
 
 // certificates reads the certificates of a role.
-func (in *Input) certificates(s Sources, role string, names []string) error {
-	for _, name := range names {
+func (in *Input) certificates(s Sources, role config.Role) error {
+	for _, name := range s.Config.Trust.Certificates(role) {
 		path, err := s.find(name)
 		if err != nil {
 			return fmt.Errorf("cannot find certificate of trust.%s: %w", role, err)

@@ -23,7 +23,6 @@ import (
 // Places in the archive, as PID 1 knows them.
 const (
 	initPath      = "init"
-	certDir       = "etc/verity.d"
 	pcrPublicPath = "etc/sealroot/pcr-public.pem"
 	releasePath   = "etc/initrd-release"
 )
@@ -52,8 +51,17 @@ type Input struct {
 	Config       *config.Config
 	Modules      modules.List
 	ReadModule   func(file string) ([]byte, error) // see modules.Tree.ReadModule
-	Certificates map[string][]File                 // by role: root, layer, …; PEM
+	Certificates map[config.Role][]File            // PEM
 	PCRPublic    []byte                            // PEM, may be empty
+}
+
+// RootCertificates are the files that vouch for a root.
+func (in Input) RootCertificates() []File {
+	var files []File
+	for _, role := range in.Config.RootRoles() {
+		files = append(files, in.Certificates[role]...)
+	}
+	return files
 }
 
 // Records returns the content of the archive, parents before children.
@@ -62,7 +70,7 @@ func Records(in Input) ([]cpio.Record, error) {
 	if len(in.Init) == 0 {
 		return nil, fmt.Errorf("cannot pack initramfs without init: %w", ErrInput)
 	}
-	if len(in.Certificates["root"]) == 0 {
+	if len(in.RootCertificates()) == 0 {
 		return nil, fmt.Errorf("cannot pack initramfs without a certificate for the root image (trust.root): %w", ErrInput)
 	}
 	kernel := config.Kernel{Release: in.Modules.Release}
@@ -90,9 +98,9 @@ func Records(in Input) ([]cpio.Record, error) {
 	b.file(strings.TrimPrefix(config.Path, "/"), text, 0o644)
 	b.file(strings.TrimPrefix(kmod.ListPath, "/"), list, 0o644)
 	b.file(releasePath, initrdRelease(&cfg), 0o644)
-	for _, role := range []string{"root", "usr", "layer", "dev"} {
+	for _, role := range config.Roles() {
 		for _, f := range in.Certificates[role] {
-			b.file(path.Join(certDir, role, f.Name), f.Content, 0o644)
+			b.file(path.Join(strings.TrimPrefix(config.CertificatesDir, "/"), string(role), f.Name), f.Content, 0o644)
 		}
 	}
 	if len(in.PCRPublic) > 0 {

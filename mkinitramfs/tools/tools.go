@@ -39,6 +39,7 @@ func Table() []Tool {
 		{"mke2fs", "e2fsprogs", "1.47", "file system of the state partition"},
 		{"grub-mkimage", "grub-common", "2.06", "GRUB's core images for BIOS and UEFI"},
 		{"objcopy", "binutils", "2.40", "unified kernel image from systemd's stub"},
+		{"sbverify", "sbsigntool", "0.9.4", "check of a Secure Boot signature that --sign-command made"},
 		{"sbsign", "sbsigntool", "0.9.4", "Secure Boot signature of unified kernel images and systemd-boot"},
 	}
 }

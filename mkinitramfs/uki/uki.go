@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"sealroot/mkinitramfs/keys"
 	"sealroot/mkinitramfs/tools"
 	"sealroot/state/tpm/pcrsig"
 )
@@ -35,7 +36,16 @@ type Image struct {
 
 // SecureBoot says how an image is signed for Secure Boot.
 type SecureBoot struct {
-	Key, Cert string // PEM files
+	Key, Cert string        // PEM files
+	Command   *keys.Command // signs instead of Key when it is not nil
+}
+
+// Programs are those of other projects that Sign runs.
+func (sb SecureBoot) Programs() []string {
+	if sb.Command != nil {
+		return []string{"sbverify"}
+	}
+	return []string{"sbsign"}
 }
 
 // sections lists the PE sections that version 252 of the stub knows. The kernel
@@ -111,6 +121,16 @@ func Build(ctx context.Context, run tools.Runner, im Image, sb *SecureBoot, out,
 
 // Sign signs an EFI program for Secure Boot.
 func (sb SecureBoot) Sign(ctx context.Context, run tools.Runner, in, out string) error {
+	if sb.Command != nil {
+		if err := sb.Command.SignEFI(ctx, in, out); err != nil {
+			return err
+		}
+		// A signature that the firmware refuses must show here.
+		if err := run.Run(ctx, nil, "sbverify", "--cert", sb.Cert, out); err != nil {
+			return fmt.Errorf("cannot use what the sign command made of %s: %w", in, err)
+		}
+		return nil
+	}
 	return run.Run(ctx, nil, "sbsign", "--key", sb.Key, "--cert", sb.Cert, "--output", out, in)
 }
 

@@ -78,7 +78,7 @@ func TestErrors(t *testing.T) {
 		{"key_of_another_section", "etc: overlay", "policy: pcrs", []string{"x.yaml: line 27: policy: unknown key; did you mean state.tpm2.policy?"}},
 		{"key_in_capitals", "etc: overlay", "Etc: overlay", []string{"x.yaml: line 27: Etc: unknown key; did you mean etc?"}},
 		{"key_of_nobody", "  filesystem: squashfs", "  compression: zstd",
-			[]string{"x.yaml: line 13: root.compression: unknown key; known here: filesystem, on_corruption, partitions, source, verity"}},
+			[]string{"x.yaml: line 13: root.compression: unknown key; known here: filesystem, hash, on_corruption, partitions, source, verity"}},
 		{"key_twice", "  tries: 3", "  tries: 3\n  loader: grub", []string{"x.yaml: line 10: boot.loader: given twice, first on line 7"}},
 		{"kernel", "etc: overlay", "kernel: {release: x}", []string{"x.yaml: line 27: kernel: filled in by mkinitramfs; leave it out"}},
 		{"tries_0", "tries: 3", "tries: 0", []string{"x.yaml: line 9: boot.tries: must be more than zero; leave the key out to get its default"}},

@@ -1,0 +1,173 @@
+package boot
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"math/big"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"sealroot/init/config"
+	"sealroot/init/report"
+	"sealroot/slots"
+	"sealroot/verity/signature"
+	"sealroot/verity/signature/sign"
+)
+
+// signerOf is a key with a certificate of this name, expired long ago.
+type signerOf struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+}
+
+func newSigner(t *testing.T, name string) signerOf {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(int64(len(name))), Subject: pkix.Name{CommonName: name},
+		NotBefore: time.Unix(1e9, 0), NotAfter: time.Unix(1e9+1, 0),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return signerOf{cert, key}
+}
+
+// partition is the content of a signature partition over hash.
+func (s signerOf) partition(t *testing.T, hash []byte) []byte {
+	t.Helper()
+	text, err := sign.RootHash(hash, s.cert, s.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(text, make([]byte, 100)...)
+}
+
+// putCertificate adds the certificate of a role to an initramfs in dir.
+func putCertificate(t *testing.T, dir string, role config.Role, s signerOf) {
+	t.Helper()
+	path := filepath.Join(dir, string(role), s.cert.Subject.CommonName+".crt")
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.cert.Raw})
+	if err := os.WriteFile(path, text, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Who vouches for a root, and who does not. Each refusal has its control: the
+// same partition is accepted once its certificate has the right role.
+func TestTrustedHash(t *testing.T) {
+	image, second, layer, dev, stranger := newSigner(t, "image"), newSigner(t, "second"), newSigner(t, "layers"), newSigner(t, "development"), newSigner(t, "stranger")
+	dir := t.TempDir()
+	putCertificate(t, dir, config.RoleRoot, image)
+	putCertificate(t, dir, config.RoleRoot, second)
+	putCertificate(t, dir, config.RoleLayer, layer)
+	putCertificate(t, dir, config.RoleDev, dev)
+	hash, other := bytes.Repeat([]byte{0xa1}, 32), bytes.Repeat([]byte{0xb2}, 32)
+	text := func(h []byte) string { return hex.EncodeToString(h) }
+	production := config.Config{Build: config.Production, Trust: config.Trust{Root: []string{"image.crt"}, Layer: []string{"l.crt"}, Dev: []string{"d.crt"}}}
+	development := production
+	development.Build = config.Development
+	pinned := production
+	pinned.Root.Hash = text(hash)
+	forged := bytes.Replace(image.partition(t, other), []byte(text(other)), []byte(text(hash)), 1)
+
+	for _, tc := range []struct {
+		name      string
+		cfg       config.Config
+		partition []byte
+		source    string
+		err       error
+		says      string // in the error
+	}{
+		{"signed", production, image.partition(t, hash), sourceSignature, nil, ""},
+		{"signed_with_second_certificate", production, second.partition(t, hash), sourceSignature, nil, ""},
+		{"signed_by_stranger", production, stranger.partition(t, hash), "", signature.ErrUnknownSigner, "CN=stranger"},
+		{"layer_certificate", production, layer.partition(t, hash), "", signature.ErrUnknownSigner, `role "layer"`},
+		{"layer_certificate_in_development", development, layer.partition(t, hash), "", signature.ErrUnknownSigner, `role "layer"`},
+		{"development_image_in_production", production, dev.partition(t, hash), "", signature.ErrUnknownSigner, `role "dev"`},
+		{"development_image_in_development", development, dev.partition(t, hash), sourceSignature, nil, ""},
+		{"production_image_in_development", development, image.partition(t, hash), sourceSignature, nil, ""},
+		{"signature_of_another_root", production, forged, "", signature.ErrBadSignature, ""},
+		{"unsigned", production, make([]byte, 4096), "", signature.ErrFormat, "empty"},
+		{"pinned", pinned, image.partition(t, hash), sourceConfiguration, nil, ""},
+		{"pinned_unsigned", pinned, make([]byte, 4096), sourceConfiguration, nil, ""},
+		{"pinned_and_signed_by_stranger", pinned, stranger.partition(t, hash), sourceConfiguration, nil, ""},
+		// The configuration is not overruled by a good signature.
+		{"pinned_and_another_root_well_signed", pinned, image.partition(t, other), "", errOtherRoot, "b2b2"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			got, err := trustedHash(&tc.cfg, tc.partition, dir)
+			if !errors.Is(err, tc.err) || err != nil && !strings.Contains(err.Error(), tc.says) {
+				t.Fatalf("trustedHash = %v, want %v that says %q", err, tc.err, tc.says)
+			}
+			if tc.err != nil {
+				if got.hash != nil {
+					t.Errorf("a hash %x comes with the error", got.hash)
+				}
+				return
+			}
+			if !bytes.Equal(got.hash, hash) || got.source != tc.source {
+				t.Errorf("got %x by %s, want %x by %s", got.hash, got.source, hash, tc.source)
+			}
+		})
+	}
+
+	for role, s := range map[string]signerOf{"stranger": stranger, "layer": layer, "development": dev} {
+		control := t.TempDir()
+		putCertificate(t, control, config.RoleRoot, s)
+		cfg := production
+		if got, err := trustedHash(&cfg, s.partition(t, hash), control); err != nil || !bytes.Equal(got.hash, hash) {
+			t.Errorf("control: %s as a certificate for roots: %v, want its root accepted", role, err)
+		}
+	}
+}
+
+// An initramfs that does not know the signer of another slot's root may be older
+// than the key: that slot's own one is asked before the image is blamed.
+func TestUnknownSignerUnderAnotherSlotsKernel(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		loaded  string
+		foreign bool
+		err     error
+		want    slots.Class
+	}{
+		{"own_kernel", "b", false, signature.ErrUnknownSigner, slots.ImageFailure},
+		{"nobody_says_whose_kernel", "", false, signature.ErrUnknownSigner, slots.ImageFailure},
+		{"kernel_of_a", "a", true, signature.ErrUnknownSigner, slots.EnvironmentFailure},
+		{"kernel_of_a_tied_to_its_root", "a", true, errOtherRoot, slots.EnvironmentFailure},
+		{"tied_to_another_root_than_its_own", "b", false, errOtherRoot, slots.ImageFailure},
+		{"kernel_of_a_and_forged", "a", true, signature.ErrBadSignature, slots.ImageFailure},
+		{"kernel_of_a_and_unsigned", "a", true, signature.ErrFormat, slots.ImageFailure},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			b := &boot{report: &report.Report{}}
+			b.slots.observed.Loaded = tc.loaded
+			class, reason := classOf(b.notVouched(t.Context(), "b", tc.foreign, tc.err))
+			if class != tc.want || (class == slots.EnvironmentFailure) != (reason == slots.WrongKernel) {
+				t.Errorf("class %s, reason %s; want class %s", class, reason, tc.want)
+			}
+		})
+	}
+}

@@ -1,0 +1,110 @@
+package config
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Role is what a certificate may sign. It is also the name of the folder below
+// CertificatesDir that holds the certificates of the role.
+type Role string
+
+// The roles. RoleUsr is for roots that this version does not boot.
+const (
+	RoleRoot  Role = "root"
+	RoleUsr   Role = "usr"
+	RoleLayer Role = "layer"
+	RoleDev   Role = "dev" // roots, in development builds
+)
+
+// CertificatesDir holds a folder for each role in the initramfs.
+const CertificatesDir = "/etc/verity.d"
+
+// Roles lists all roles.
+func Roles() []Role { return []Role{RoleRoot, RoleUsr, RoleLayer, RoleDev} }
+
+// Certificates are the certificate files of a role, as Trust names them.
+func (t Trust) Certificates(r Role) []string {
+	switch r {
+	case RoleRoot:
+		return t.Root
+	case RoleLayer:
+		return t.Layer
+	case RoleDev:
+		return t.Dev
+	}
+	return nil
+}
+
+// RootRoles are the roles whose certificates vouch for a root: never those of
+// layers, and those for development only in a development build.
+func (c *Config) RootRoles() []Role {
+	var roles []Role
+	if len(c.Trust.Root) > 0 {
+		roles = append(roles, RoleRoot)
+	}
+	if c.Build == Development && len(c.Trust.Dev) > 0 {
+		roles = append(roles, RoleDev)
+	}
+	return roles
+}
+
+// trust checks what vouches for a root.
+func (v *validator) trust(c *Config) {
+	t := c.Trust
+	if len(c.RootRoles()) == 0 {
+		v.add("trust.root", "name the certificate that `mkinitramfs keys` made", "no certificate: no root could ever be verified")
+	}
+	for _, role := range Roles() {
+		v.certificates("trust."+string(role), t.Certificates(role))
+	}
+	if c.Build != Development && len(t.Dev) > 0 {
+		v.add("trust.dev", "leave it out, or set build: development", "a %s build accepts no development image", c.Build)
+	}
+	if h := c.Root.Hash; h != "" && h != HashEmbed && !isRootHash(h) {
+		v.add("root.hash", "use "+HashEmbed+", or a root hash of 64 or 128 digits in lower-case hex", "%.140q is no root hash", h)
+	}
+	v.oneOf("trust.cmdline", t.Cmdline, []string{"ignore"}, []string{"measured"})
+}
+
+func (v *validator) certificates(path string, files []string) {
+	for i, file := range files {
+		at := fmt.Sprintf("%s[%d]", path, i)
+		if slices.Contains(files[:i], file) {
+			v.add(at, "", "%.80q is given twice", file)
+		}
+		if !strings.HasSuffix(file, ".crt") || strings.ContainsRune(file, 0) {
+			v.add(at, "give it a name that ends in .crt", "%.80q is not the name of a certificate file", file)
+		}
+	}
+}
+
+// isRootHash accepts a SHA-256 or SHA-512 in lower-case hex.
+func isRootHash(s string) bool {
+	return (len(s) == 64 || len(s) == 128) && strings.Trim(s, "0123456789abcdef") == ""
+}
+
+// embeddedTrust checks the names that certificates have inside an initramfs:
+// those that vouch for a root come to lie in one folder of the running system.
+func (v *validator) embeddedTrust(c *Config) {
+	var ofRoots []string
+	for _, role := range Roles() {
+		files := c.Trust.Certificates(role)
+		for i, name := range files {
+			at := fmt.Sprintf("trust.%s[%d]", role, i)
+			if strings.ContainsRune(name, '/') {
+				v.add(at, "", "%.80q is not a base name", name)
+			}
+			if slices.Contains(files[:i], name) || role == RoleDev && slices.Contains(ofRoots, name) {
+				v.add(at, "rename one of the files", "%.80q is given twice", name)
+			}
+		}
+		if role == RoleRoot {
+			ofRoots = files
+		}
+	}
+	if c.Root.Hash == HashEmbed {
+		v.add("root.hash", "build with the command disk or parts, or give the root hash itself", "no image is built here whose root hash could be embedded")
+	}
+}
