@@ -58,6 +58,8 @@ type Image struct {
 	Tree string
 	// Sealroot is the path of another command sealroot for the running system.
 	Sealroot string
+	// Keys is the name of another key folder than that of all test images.
+	Keys string
 	// B is what slot b holds, nil for an empty slot.
 	B *SlotB
 }
@@ -180,7 +182,7 @@ func (im Image) make(t *testing.T, path string) {
 func (im Image) mkinitramfs(t *testing.T, command string, more ...string) {
 	t.Helper()
 	k := kernel(t, im.Kernel)
-	args := append([]string{command, "--config", im.config(t), "--keys", keysDir(t),
+	args := append([]string{command, "--config", im.config(t), "--keys", keyFolder(t, im.Keys),
 		"--rootfs", rootTar(t, im.Root), "--kernel", k.Image, "--modules-dir", k.Dir,
 		"--extra", im.extraDir(t),
 		// A kernel that hangs answers SysRq with what it is doing (see hang_test.go).
@@ -302,8 +304,19 @@ func probeSources(t *testing.T) []byte {
 // keysDir returns the keys of all test images.
 func keysDir(t *testing.T) string {
 	t.Helper()
+	return keyFolder(t, "")
+}
+
+// keyFolder returns other keys by their name.
+func keyFolder(t *testing.T, name string) string {
+	t.Helper()
 	path := filepath.Join(buildDir, "test-keys")
-	once(t, path, func(path string) { tool(t, filepath.Join(buildDir, "sealroot-mkinitramfs"), "keys", path) })
+	if name != "" {
+		path += "-" + name
+	}
+	once(t, path, func(path string) {
+		tool(t, filepath.Join(buildDir, "sealroot-mkinitramfs"), "keys", "-name", orDefault(name, "sealroot"), path)
+	})
 	return path
 }
 

@@ -50,6 +50,7 @@ type boot struct {
 	kernelRelease string
 	volume        openedState
 	guard         *watchman // nil: no watchdog
+	sysRq         []byte    // the kernel's setting before muteSysRq; nil: untouched
 }
 
 // Run boots the machine. It returns only when this boot came to its end: with

@@ -82,6 +82,11 @@ func TestEveryPolicyIsCapped(t *testing.T) {
 			t.Errorf("sealPolicy(%+v) = %+v, %v; want a capped policy", c, p, err)
 		}
 	}
+	// Without Secure Boot, load options stand in for the command line of a UKI,
+	// and PCR 4 and 11 stay as they were.
+	if p, err := sealPolicy(config.TPM2{Policy: "signed-pcr11+4"}, []byte("key")); err != nil || !slices.Equal(p.PCRs, []int{4, 12}) {
+		t.Errorf("sealPolicy(signed-pcr11+4) = %+v, %v; want PCRs 4 and 12", p, err)
+	}
 	if p, err := sealPolicy(config.TPM2{Policy: "signed-pcr11"}, nil); err == nil {
 		t.Errorf("sealPolicy(signed-pcr11) = %+v, want an error: PCR 11 alone can be replayed", p)
 	}
@@ -126,11 +131,14 @@ type person struct {
 	lines []string
 	saw   strings.Builder
 	keys  int
+
+	flushed int // how often typed-ahead input was dropped
 }
 
 func (p *person) Print(text string)       { p.saw.WriteString(text) }
 func (p *person) PrintSecret(text []byte) { p.saw.Write(text) }
 func (p *person) Clear()                  {}
+func (p *person) Flush()                  { p.flushed++ }
 func (p *person) Close() error            { return nil }
 func (p *person) WaitKey(context.Context, time.Duration) error {
 	if p.keys == 0 {
@@ -215,8 +223,8 @@ func TestPrompt(t *testing.T) {
 			if err != nil || !bytes.Equal(got, key) || b.report.State.Unlocked != tt.method {
 				t.Errorf("unlock() = %v, by %q; want the volume key by %s", err, b.report.State.Unlocked, tt.method)
 			}
-			if wrong := len(tt.lines) - 1; power.slept < time.Duration(wrong)*promptDelay {
-				t.Errorf("%d wrong entries cost only %s", wrong, power.slept)
+			if wrong := len(tt.lines) - 1; power.slept < time.Duration(wrong)*promptDelay || p.flushed != wrong {
+				t.Errorf("%d wrong entries cost only %s, and what was typed ahead is dropped %d times", wrong, power.slept, p.flushed)
 			}
 			if strings.Contains(p.saw.String(), string(recovery)) {
 				t.Error("the console shows what was typed")

@@ -14,6 +14,7 @@ type Console interface {
 	Clear()
 	WaitKey(ctx context.Context, idle time.Duration) error
 	ReadLine(ctx context.Context, idle time.Duration) ([]byte, error)
+	Flush()
 	Close() error
 }
 

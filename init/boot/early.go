@@ -3,6 +3,7 @@ package boot
 import (
 	"fmt"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -39,6 +40,44 @@ func setKernel(name, value string) {
 	_ = os.WriteFile("/proc/sys/kernel/"+name, []byte(value), 0o644)
 }
 
+// mostRefused is how many refused words are told one by one.
+const mostRefused = 16
+
+// tellCommandLine says what of the command line counts for nothing.
+func (b *boot) tellCommandLine() {
+	for i, w := range b.cmd.Refused {
+		if i == mostRefused {
+			b.warn("kernel command line: %d more words are not honoured", len(b.cmd.Refused)-i)
+			break
+		}
+		b.warn("kernel command line: %q is not honoured", w)
+	}
+	if len(b.cmd.Ignored) > 0 {
+		b.sys.Log.Info("kernel command line: not for sealroot: %s", strings.Join(b.cmd.Ignored, " "))
+	}
+}
+
+// sysRqPath says which SysRq keys the kernel obeys.
+const sysRqPath = "/proc/sys/kernel/sysrq"
+
+// muteSysRq turns the SysRq keys off for as long as PID 1 may ask for a key:
+// with one of them the kernel kills what reads the console. The real init gets
+// what the kernel had.
+func (b *boot) muteSysRq() {
+	before, err := readBounded(sysRqPath, 16)
+	if err != nil {
+		return // a kernel without
+	}
+	b.sysRq = before
+	_ = os.WriteFile(sysRqPath, []byte("0"), 0o644)
+}
+
+func (b *boot) restoreSysRq() {
+	if b.sysRq != nil {
+		_ = os.WriteFile(sysRqPath, b.sysRq, 0o644)
+	}
+}
+
 // configure reads the configuration from the initramfs and what the kernel
 // command line may say.
 func (b *boot) configure() error {
@@ -57,8 +96,9 @@ func (b *boot) configure() error {
 		return fmt.Errorf("cannot read the kernel command line: %w", err)
 	}
 	b.cmd = cmdline.Parse(string(line))
-	for _, w := range b.cmd.Refused {
-		b.warn("kernel command line: %q is not honoured", w)
+	b.tellCommandLine()
+	if cfg.Build != config.Development {
+		b.muteSysRq()
 	}
 	b.sys.Log.Info("%s %s (%s build)", cfg.Name, cfg.Version, cfg.Build)
 	if cfg.Build == config.Development {

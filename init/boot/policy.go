@@ -12,6 +12,11 @@ import (
 // errNotBacked: the boot path does not back the configured TPM policy.
 var errNotBacked = errors.New("the TPM policy is not backed by this boot path")
 
+// pcrLoadOptions gets what the stub and systemd-boot add to a UKI from outside:
+// a command line that stands in for its own, which needs Secure Boot off, and
+// credentials. It is zero where nobody does.
+const pcrLoadOptions = 12
+
 // sealPolicy turns the configured policy into the one the volume is sealed
 // under. PCR 15 at zero is part of every literal policy: init extends it before
 // hand-over, so that the booted system cannot unseal again.
@@ -20,7 +25,7 @@ func sealPolicy(c config.TPM2, publicKey []byte) (tpm.Policy, error) {
 	case config.PolicySignedPCR11And7:
 		return tpm.Policy{SignedPCRs: []int{pcrKernel}, PublicKey: publicKey, PCRs: []int{7}}, nil
 	case config.PolicySignedPCR11And4:
-		return tpm.Policy{SignedPCRs: []int{pcrKernel}, PublicKey: publicKey, PCRs: []int{4}}, nil
+		return tpm.Policy{SignedPCRs: []int{pcrKernel}, PublicKey: publicKey, PCRs: []int{4, pcrLoadOptions}}, nil
 	case config.PolicyPCRs:
 		pcrs := slices.Clone(c.PCRs)
 		if !slices.Contains(pcrs, pcrVolume) {

@@ -148,7 +148,7 @@ func (b *boot) provisionPolicy(ctx context.Context) (tpm.Policy, error) {
 	}
 	measured := append([]int(nil), policy.SignedPCRs...)
 	for _, pcr := range policy.PCRs {
-		if pcr != pcrVolume { // at zero on purpose
+		if pcr != pcrVolume && pcr != pcrLoadOptions { // may be zero
 			measured = append(measured, pcr)
 		}
 	}

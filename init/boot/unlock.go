@@ -193,6 +193,8 @@ func (b *boot) prompt(ctx context.Context, h *luks2.Header) ([]byte, error) {
 		c.Print("sealroot: that does not open the volume.\n")
 		b.sys.Power.Sleep(delay)
 		delay = min(2*delay, promptMax)
+		// A key that hangs must not use up the tries of whoever comes next.
+		c.Flush()
 	}
 	return nil, fmt.Errorf("%d wrong entries", promptTries)
 }

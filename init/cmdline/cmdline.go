@@ -122,16 +122,17 @@ func isUUID(s string) bool {
 }
 
 // isDangerous knows the words that make other inits trust another root, stop
-// for a shell or run another program. The kernel takes - and _ for the same.
+// for a shell, say more than they should or run another program. The kernel takes
+// - and _ for the same.
 func isDangerous(name string) bool {
 	name = strings.ReplaceAll(name, "_", "-")
 	switch name {
-	case "init", "rdinit", "roothash", "usrhash", "verity.usrhash",
-		"emergency", "rescue", "single", "debug-shell",
+	case "init", "rdinit", "root", "roothash", "rootimage", "usr", "usrhash", "ostree", "composefs",
+		"emergency", "rescue", "single", "s", "1", "debug", "debug-shell", "break",
 		"systemd.debug-shell", "systemd.break", "systemd.image-policy", "systemd.volatile", "dm-mod.create":
 		return true
 	}
-	for _, prefix := range []string{"sealroot.", "systemd.verity", "rd."} {
+	for _, prefix := range []string{"sealroot.", "systemd.verity", "verity.", "mount.usr", "rd."} {
 		if strings.HasPrefix(name, prefix) {
 			return true
 		}

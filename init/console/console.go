@@ -77,6 +77,15 @@ func (c *Console) add(path string) {
 	c.saved = append(c.saved, saved)
 }
 
+// Flush drops what was typed and not yet read.
+func (c *Console) Flush() {
+	for _, f := range c.ttys {
+		if rc, err := f.SyscallConn(); err == nil {
+			rc.Control(func(fd uintptr) { unix.IoctlSetInt(int(fd), unix.TCFLSH, unix.TCIFLUSH) })
+		}
+	}
+}
+
 // Close restores the settings of the devices and closes them.
 func (c *Console) Close() error {
 	var errs []error

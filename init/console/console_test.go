@@ -41,6 +41,28 @@ func pty(t *testing.T) (root string, person *os.File) {
 	return root, person
 }
 
+// Keys pressed while nobody asks are for nobody.
+func TestFlushDropsWhatWasTypedAhead(t *testing.T) {
+	root, person := pty(t)
+	c, err := Open(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := person.WriteString("ahead\nand more\n"); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(50 * time.Millisecond) // the terminal hands it on in its own time
+	c.Flush()
+	go func() {
+		time.Sleep(50 * time.Millisecond)
+		person.WriteString("asked\n")
+	}()
+	if got, err := c.ReadLine(context.Background(), 5*time.Second); err != nil || string(got) != "asked" {
+		t.Errorf("ReadLine() = %q, %v; want asked", got, err)
+	}
+}
+
 func TestReadLineTakesWhatWasTypedWithoutEcho(t *testing.T) {
 	root, person := pty(t)
 	c, err := Open(root)

@@ -1,0 +1,79 @@
+package qemutests
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+// presses is how many keys are pressed, about, half of them on the keyboard.
+const presses = 2000
+
+// noShell matches what a shell, a login or a dead PID 1 would show.
+const noShell = `(?m)^(\S*[#$>] ?$|sh-\d|bash-\d)|login:|BusyBox|Kernel panic|Attempted to kill init|sysrq: `
+
+// Nobody gets a shell by keys: not at the prompt for the recovery key, and not
+// while a failed boot waits. The machine does what its configuration says.
+func TestTrustNoShell(t *testing.T) {
+	t.Parallel()
+	disk := Image{}.Build(t)
+	m := NewMachine(t, DirectKernel, disk).WithTPM()
+	m.LoadSlot("a")
+	m.Config.Cmdline = "console=tty0 " + plainCmdline // the keyboard is a console, too
+	vm := m.Boot()
+	vm.UpIn("a")
+	key := vm.recoveryKey()
+	sysRq := vm.Run("cat /proc/sys/kernel/sysrq")
+	if sysRq == "0" {
+		t.Error("the real init gets a kernel with SysRq off")
+	}
+	vm.PowerOff()
+
+	vm = m.WithTPM().Boot() // another TPM: the key is asked for
+	for range 3 {
+		vm.Expect(`press Enter: `, probeTime)
+		vm.hammer(presses / 4)
+		vm.Expect(`does not open`, commandTime)
+	}
+	vm.Expect(`press Enter: `, commandTime)
+	vm.Never(noShell)
+	vm.Send(key + "\r")
+	if r := vm.UpIn("a"); r.State.Unlocked != "recovery-key" {
+		t.Errorf("state %+v, want unlocked by recovery-key", r.State)
+	}
+	vm.PowerOff()
+
+	// Nothing to boot: no signature in either slot.
+	disk.Write(t, "root-a-verity-sig", 0, make([]byte, 4096))
+	vm = m.Boot()
+	vm.Expect(`sealroot: (restarting in|every slot failed|waiting)`, probeTime)
+	vm.hammer(presses / 4)
+	vm.Expect(`Linux version`, 2*time.Minute) // by itself
+	vm.Never(noShell)
+	vm.Kill()
+}
+
+// hammer presses keys on the serial console and on the keyboard.
+func (vm *VM) hammer(n int) {
+	vm.t.Helper()
+	chords := []string{"ret", "ctrl-c", "ctrl-d", "ctrl-z", "ctrl-backslash", "esc", "ctrl-alt-delete", "ctrl-alt-f2", "shift-pgup"}
+	for _, letter := range "beijkruivwz" {
+		chords = append(chords, "alt-sysrq-"+string(letter))
+	}
+	serial := []string{"\r", "\x03", "\x04", "\x1a", "\x1c", "\x1b", "\x0f", "\n"}
+	for i := range n / 2 {
+		vm.Send(serial[i%len(serial)])
+		var keys []map[string]string
+		for _, name := range strings.Split(chords[i%len(chords)], "-") {
+			keys = append(keys, map[string]string{"type": "qcode", "data": name})
+		}
+		if err := vm.guest.Monitor("send-key", map[string]any{"keys": keys, "hold-time": 1}); err != nil {
+			vm.t.Fatal(err)
+		}
+	}
+	// A break on the serial line is its SysRq.
+	if err := vm.guest.Monitor("chardev-send-break", map[string]any{"id": "console"}); err != nil {
+		vm.t.Fatal(err)
+	}
+	vm.Send("b\r")
+}
