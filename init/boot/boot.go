@@ -39,6 +39,7 @@ type boot struct {
 	// cfgText is what cfg was read from.
 	cfgText []byte
 	cmd     cmdline.CommandLine
+	cmdText string // what cmd was read from
 	loader  *kmod.Loader
 	events  *uevent.Listener
 	fw      firmware

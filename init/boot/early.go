@@ -95,8 +95,11 @@ func (b *boot) configure() error {
 	if err != nil {
 		return fmt.Errorf("cannot read the kernel command line: %w", err)
 	}
-	b.cmd = cmdline.Parse(string(line))
-	b.tellCommandLine()
+	b.cmdText = string(line)
+	b.cmd = cmdline.Parse(b.cmdText)
+	if cfg.Trust.Cmdline != config.CmdlineMeasured {
+		b.tellCommandLine()
+	}
 	if cfg.Build != config.Development {
 		b.muteSysRq()
 	}

@@ -1,6 +1,7 @@
 package boot
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,8 +18,12 @@ import (
 	"sealroot/slots/live"
 )
 
-// initPath is the real init.
-const initPath = "/sbin/init"
+// defaultInit is the real init.
+const defaultInit = "/sbin/init"
+
+// initPath is the real init, or what the builder's own command line has in place
+// of it.
+func (b *boot) initPath() string { return cmp.Or(b.cmd.Init, defaultInit) }
 
 // initEnv is the environment of the real init. A kernel without an initramfs
 // would give it HOME and TERM; nothing of ours is added.
@@ -155,6 +160,7 @@ func (b *boot) handOver(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("cannot open the new root: %w", err)
 	}
+	initPath := b.initPath()
 	err = mount.CheckInit(root, initPath)
 	root.Close()
 	if err != nil {

@@ -41,6 +41,7 @@ func (b *boot) openRoot(ctx context.Context) error {
 	if err := b.discover(); err != nil {
 		return err
 	}
+	b.honourCommandLine()
 	b.readFloor(ctx)
 	for {
 		slot, foreign, err := b.chooseSlot(ctx)
@@ -126,7 +127,7 @@ func (b *boot) rootHash(ctx context.Context, slot string, foreign bool) (vouched
 	if err != nil {
 		return vouched{}, imageError(slots.Signature, "cannot read the signature of slot %s: %w", slot, err)
 	}
-	root, err := trustedHash(b.cfg, text, config.CertificatesDir)
+	root, err := trustedHash(b.cfg, b.cmd.RootHash, text, config.CertificatesDir)
 	if err != nil {
 		return vouched{}, b.notVouched(ctx, slot, foreign, err)
 	}
@@ -255,7 +256,7 @@ func (b *boot) checkRoot(ctx context.Context, slot string, foreign bool, r *repo
 	}
 	// What the boot needs later is read now: a damaged image should show while
 	// another slot can still be taken.
-	if err := mount.CheckInit(root, initPath); err != nil {
+	if err := mount.CheckInit(root, b.initPath()); err != nil {
 		return imageError(slots.Mount, "cannot use the root of slot %s: %w", slot, err)
 	}
 	for _, dir := range []string{"etc", "home", "state", "var"} {

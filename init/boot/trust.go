@@ -9,18 +9,22 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
+	"sealroot/init/cmdline"
 	"sealroot/init/config"
 	"sealroot/slots"
 	"sealroot/verity/signature"
 )
 
 // Where the root hash of a slot comes from, in the order of trust: the
-// configuration, when it names one, is never overruled; else the slot's signature
-// partition, as far as a certificate for roots vouches for it. Nothing else names
-// one: not the command line, not a superblock.
+// configuration, when it names one, is never overruled, nor is the command line
+// where it is known to be the builder's (honourCommandLine); else the slot's
+// signature partition, as far as a certificate for roots vouches for it. Nothing
+// else names one.
 const (
 	sourceConfiguration = "configuration"
+	sourceCommandLine   = "measured command line"
 	sourceSignature     = "signature partition"
 )
 
@@ -42,20 +46,56 @@ func (v vouched) by() string {
 // errOtherRoot: the initramfs is tied to another root than the slot holds.
 var errOtherRoot = errors.New("this initramfs is made for another root")
 
-// trustedHash is the root hash of a slot with this signature partition. Errors:
-// errOtherRoot, those of signature.Parse and signature.Verify.
-func trustedHash(cfg *config.Config, partition []byte, certificates string) (vouched, error) {
+// errForeignLine: the command line is not the builder's, as far as can be told.
+var errForeignLine = errors.New("the command line is not honoured")
+
+// lineVouched says whether a command line is the one that the builder put into
+// the UKI (nil), else why not. With Secure Boot off anybody's load options stand
+// in for it, and only PCR 12 in the state's policy makes that count.
+func lineVouched(cfg *config.Config, line string, path bootPath) error {
+	policy, _ := sealPolicy(cfg.State.TPM2, nil)
+	switch {
+	case cfg.Kernel == nil || cfg.Kernel.Cmdline == "" || strings.TrimSuffix(line, "\n") != cfg.Kernel.Cmdline:
+		return fmt.Errorf("%w: it is not that of this image", errForeignLine)
+	case path == pathUKISecureBoot, path == pathUKI && slices.Contains(policy.PCRs, pcrLoadOptions):
+		return nil
+	}
+	return fmt.Errorf("%w: Secure Boot is off, and the state is not sealed to PCR 12", errForeignLine)
+}
+
+// honourCommandLine reads the command line once more, as the builder's own, where
+// the configuration wants that and nothing speaks against it.
+func (b *boot) honourCommandLine() {
+	if b.cfg.Trust.Cmdline != config.CmdlineMeasured {
+		return
+	}
+	if err := lineVouched(b.cfg, b.cmdText, b.fw.path(b.grub())); err != nil {
+		b.warn("trust.cmdline: %v", err)
+	} else {
+		b.cmd = cmdline.ParseVouched(b.cmdText)
+	}
+	b.tellCommandLine()
+}
+
+// trustedHash is the root hash of a slot with this signature partition; onLine is
+// that of a vouched command line, "" for none. Errors: errOtherRoot, those of
+// signature.Parse and signature.Verify.
+func trustedHash(cfg *config.Config, onLine string, partition []byte, certificates string) (vouched, error) {
 	sig, err := signature.Parse(partition)
-	if cfg.Root.Hash != "" {
-		want, decodeErr := hex.DecodeString(cfg.Root.Hash)
+	named, source := cfg.Root.Hash, sourceConfiguration
+	if named == "" {
+		named, source = onLine, sourceCommandLine
+	}
+	if named != "" {
+		want, decodeErr := hex.DecodeString(named)
 		if decodeErr != nil {
-			return vouched{}, fmt.Errorf("cannot use root.hash of the configuration: %w", decodeErr)
+			return vouched{}, fmt.Errorf("cannot use the root hash of the %s: %w", source, decodeErr)
 		}
 		// The partition is a hint here: what is really there dm-verity finds out.
 		if err == nil && !bytes.Equal(sig.RootHash, want) {
-			return vouched{}, fmt.Errorf("%w: the slot's is %.16x…, the configuration names %.16x…", errOtherRoot, sig.RootHash[:8], want[:8])
+			return vouched{}, fmt.Errorf("%w: the slot's is %.8x…, the %s names %.8x…", errOtherRoot, sig.RootHash, source, want)
 		}
-		return vouched{hash: want, source: sourceConfiguration}, nil
+		return vouched{hash: want, source: source}, nil
 	}
 	if err != nil {
 		return vouched{}, err

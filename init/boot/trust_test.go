@@ -95,29 +95,33 @@ func TestTrustedHash(t *testing.T) {
 	for _, tc := range []struct {
 		name      string
 		cfg       config.Config
+		onLine    string // root hash of a vouched command line
 		partition []byte
 		source    string
 		err       error
 		says      string // in the error
 	}{
-		{"signed", production, image.partition(t, hash), sourceSignature, nil, ""},
-		{"signed_with_second_certificate", production, second.partition(t, hash), sourceSignature, nil, ""},
-		{"signed_by_stranger", production, stranger.partition(t, hash), "", signature.ErrUnknownSigner, "CN=stranger"},
-		{"layer_certificate", production, layer.partition(t, hash), "", signature.ErrUnknownSigner, `role "layer"`},
-		{"layer_certificate_in_development", development, layer.partition(t, hash), "", signature.ErrUnknownSigner, `role "layer"`},
-		{"development_image_in_production", production, dev.partition(t, hash), "", signature.ErrUnknownSigner, `role "dev"`},
-		{"development_image_in_development", development, dev.partition(t, hash), sourceSignature, nil, ""},
-		{"production_image_in_development", development, image.partition(t, hash), sourceSignature, nil, ""},
-		{"signature_of_another_root", production, forged, "", signature.ErrBadSignature, ""},
-		{"unsigned", production, make([]byte, 4096), "", signature.ErrFormat, "empty"},
-		{"pinned", pinned, image.partition(t, hash), sourceConfiguration, nil, ""},
-		{"pinned_unsigned", pinned, make([]byte, 4096), sourceConfiguration, nil, ""},
-		{"pinned_and_signed_by_stranger", pinned, stranger.partition(t, hash), sourceConfiguration, nil, ""},
+		{"signed", production, "", image.partition(t, hash), sourceSignature, nil, ""},
+		{"signed_with_second_certificate", production, "", second.partition(t, hash), sourceSignature, nil, ""},
+		{"signed_by_stranger", production, "", stranger.partition(t, hash), "", signature.ErrUnknownSigner, "CN=stranger"},
+		{"layer_certificate", production, "", layer.partition(t, hash), "", signature.ErrUnknownSigner, `role "layer"`},
+		{"layer_certificate_in_development", development, "", layer.partition(t, hash), "", signature.ErrUnknownSigner, `role "layer"`},
+		{"development_image_in_production", production, "", dev.partition(t, hash), "", signature.ErrUnknownSigner, `role "dev"`},
+		{"development_image_in_development", development, "", dev.partition(t, hash), sourceSignature, nil, ""},
+		{"production_image_in_development", development, "", image.partition(t, hash), sourceSignature, nil, ""},
+		{"signature_of_another_root", production, "", forged, "", signature.ErrBadSignature, ""},
+		{"unsigned", production, "", make([]byte, 4096), "", signature.ErrFormat, "empty"},
+		{"pinned", pinned, "", image.partition(t, hash), sourceConfiguration, nil, ""},
+		{"pinned_unsigned", pinned, "", make([]byte, 4096), sourceConfiguration, nil, ""},
+		{"pinned_and_signed_by_stranger", pinned, "", stranger.partition(t, hash), sourceConfiguration, nil, ""},
 		// The configuration is not overruled by a good signature.
-		{"pinned_and_another_root_well_signed", pinned, image.partition(t, other), "", errOtherRoot, "b2b2"},
+		{"on_the_vouched_line", production, text(hash), make([]byte, 4096), sourceCommandLine, nil, ""},
+		{"on_the_vouched_line_and_another_root_well_signed", production, text(hash), image.partition(t, other), "", errOtherRoot, "b2b2"},
+		{"configuration_before_the_vouched_line", pinned, text(other), image.partition(t, hash), sourceConfiguration, nil, ""},
+		{"pinned_and_another_root_well_signed", pinned, "", image.partition(t, other), "", errOtherRoot, "b2b2"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			got, err := trustedHash(&tc.cfg, tc.partition, dir)
+			got, err := trustedHash(&tc.cfg, tc.onLine, tc.partition, dir)
 			if !errors.Is(err, tc.err) || err != nil && !strings.Contains(err.Error(), tc.says) {
 				t.Fatalf("trustedHash = %v, want %v that says %q", err, tc.err, tc.says)
 			}
@@ -137,7 +141,7 @@ func TestTrustedHash(t *testing.T) {
 		control := t.TempDir()
 		putCertificate(t, control, config.RoleRoot, s)
 		cfg := production
-		if got, err := trustedHash(&cfg, s.partition(t, hash), control); err != nil || !bytes.Equal(got.hash, hash) {
+		if got, err := trustedHash(&cfg, "", s.partition(t, hash), control); err != nil || !bytes.Equal(got.hash, hash) {
 			t.Errorf("control: %s as a certificate for roots: %v, want its root accepted", role, err)
 		}
 	}
@@ -169,5 +173,63 @@ func TestUnknownSignerUnderAnotherSlotsKernel(t *testing.T) {
 				t.Errorf("class %s, reason %s; want class %s", class, reason, tc.want)
 			}
 		})
+	}
+}
+
+// The command line is the builder's own only when it is that of this image, byte
+// for byte, and the boot path or the policy tells when it is not.
+func TestLineVouched(t *testing.T) {
+	const line = "ro gpt panic=10 init=/usr/bin/other"
+	signed7, signed4 := config.TPM2{Policy: config.PolicySignedPCR11And7}, config.TPM2{Policy: config.PolicySignedPCR11And4}
+	for _, tc := range []struct {
+		name, line string
+		embedded   string
+		tpm        config.TPM2
+		path       bootPath
+		ok         bool
+	}{
+		{"secure_boot", line, line, signed7, pathUKISecureBoot, true},
+		{"with_the_kernels_newline", line + "\n", line, signed7, pathUKISecureBoot, true},
+		{"policy_with_pcr_12", line, line, signed4, pathUKI, true},
+		{"pcr_12_by_name", line, line, config.TPM2{Policy: config.PolicyPCRs, PCRs: []int{4, 12}}, pathUKI, true},
+		{"secure_boot_off", line, line, signed7, pathUKI, false},
+		{"one_more_word", line + " x", line, signed7, pathUKISecureBoot, false},
+		{"one_more_space", line + " ", line, signed7, pathUKISecureBoot, false},
+		{"one_byte", strings.ToUpper(line), line, signed7, pathUKISecureBoot, false},
+		{"nothing_embedded", "", "", signed7, pathUKISecureBoot, false},
+		{"no_uki", line, line, signed4, pathUnmeasured, false},
+		{"grub", line, line, signed4, pathGRUBEFI, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			cfg := &config.Config{State: config.State{TPM2: tc.tpm}, Kernel: &config.Kernel{Cmdline: tc.embedded}}
+			if err := lineVouched(cfg, tc.line, tc.path); (err == nil) != tc.ok || err != nil && !errors.Is(err, errForeignLine) {
+				t.Errorf("lineVouched = %v, want ok %v", err, tc.ok)
+			}
+		})
+	}
+	if err := lineVouched(&config.Config{}, "", pathUKISecureBoot); !errors.Is(err, errForeignLine) {
+		t.Errorf("without a kernel in the configuration: %v", err)
+	}
+}
+
+// A line that is not the builder's changes neither root nor init, and is told.
+func TestHonourCommandLine(t *testing.T) {
+	const line = "ro init=/usr/bin/other"
+	for _, tc := range []struct{ name, cmdline, line, init string }{
+		{"measured", config.CmdlineMeasured, line, "/usr/bin/other"},
+		{"measured_and_foreign", config.CmdlineMeasured, line + " x", defaultInit},
+		{"ignored", "ignore", line, defaultInit},
+	} {
+		b := &boot{report: &report.Report{}, sys: &System{Log: NewLog(&bytes.Buffer{})}, cmdText: tc.line,
+			fw: firmware{EFI: true, Stub: true, SecureBoot: true},
+			cfg: &config.Config{Boot: config.Boot{Loader: config.LoaderUKI},
+				Trust: config.Trust{Cmdline: tc.cmdline}, Kernel: &config.Kernel{Cmdline: line}}}
+		b.honourCommandLine()
+		if got := b.initPath(); got != tc.init {
+			t.Errorf("%s: init %s, want %s", tc.name, got, tc.init)
+		}
+		if told := strings.Contains(strings.Join(b.report.Warnings, "\n"), "not honoured"); told != (tc.name == "measured_and_foreign") {
+			t.Errorf("%s: warnings %q", tc.name, b.report.Warnings)
+		}
 	}
 }

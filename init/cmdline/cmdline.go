@@ -5,6 +5,7 @@ package cmdline
 
 import (
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 )
@@ -26,6 +27,9 @@ type CommandLine struct {
 	DiskUUID string
 	// Quiet asks for warnings only.
 	Quiet bool
+	// RootHash and Init are those of roothash= and init=, "" when not given. Only
+	// ParseVouched sets them.
+	RootHash, Init string
 	// Consoles are the devices of console=, in order and without options:
 	// "ttyS0". The last one is /dev/console.
 	Consoles []string
@@ -38,12 +42,18 @@ type CommandLine struct {
 
 // Parse reads the line and never fails: what cannot be used is in Ignored or
 // Refused. A line that is too long is refused as a whole.
-func Parse(line string) CommandLine {
+func Parse(line string) CommandLine { return parse(line, false) }
+
+// ParseVouched is Parse for a line that is known to be the image builder's own:
+// it honours roothash= and init= as well.
+func ParseVouched(line string) CommandLine { return parse(line, true) }
+
+func parse(line string, vouched bool) CommandLine {
 	if len(line) > maxLength {
 		return CommandLine{Refused: []string{fmt.Sprintf("command line of %d bytes", len(line))}}
 	}
 	var c CommandLine
-	var slots, disks []string
+	var slots, disks, hashes, inits []string
 	for _, w := range split(line) {
 		switch {
 		case w.afterDashes:
@@ -57,6 +67,10 @@ func Parse(line string) CommandLine {
 		case w.name == "panic": // the kernel's, and known
 		case w.name == "console":
 			c.console(w)
+		case vouched && w.name == "roothash":
+			hashes = append(hashes, w.value)
+		case vouched && w.name == "init":
+			inits = append(inits, w.value)
 		case isDangerous(w.name):
 			c.Refused = append(c.Refused, w.printable())
 		default:
@@ -65,6 +79,8 @@ func Parse(line string) CommandLine {
 	}
 	c.Slot = c.one("sealroot.slot", slots, isSlot)
 	c.DiskUUID = c.one("sealroot.disk", disks, isUUID)
+	c.RootHash = c.one("roothash", hashes, isRootHash)
+	c.Init = c.one("init", inits, isProgram)
 	return c
 }
 
@@ -101,6 +117,14 @@ func (c *CommandLine) console(w word) {
 }
 
 func isSlot(s string) bool { return s == "a" || s == "b" || s == "c" }
+
+// isRootHash accepts a SHA-256 or SHA-512 in lower-case hex.
+func isRootHash(s string) bool {
+	return (len(s) == 64 || len(s) == 128) && strings.Trim(s, "0123456789abcdef") == ""
+}
+
+// isProgram accepts a clean absolute path.
+func isProgram(s string) bool { return len(s) > 1 && s[0] == '/' && path.Clean(s) == s }
 
 func isUUID(s string) bool {
 	if len(s) != 36 {

@@ -65,6 +65,9 @@ func FuzzParse(f *testing.F) {
 		if c.Slot != "" && !isSlot(c.Slot) || c.DiskUUID != "" && !isUUID(c.DiskUUID) {
 			t.Fatalf("Parse = %+v", c)
 		}
+		if v := ParseVouched(line); v.RootHash != "" && !isRootHash(v.RootHash) || v.Init != "" && v.Init[0] != '/' || c.RootHash+c.Init != "" {
+			t.Fatalf("Parse = %+v, ParseVouched = %+v", c, v)
+		}
 		for _, console := range c.Consoles {
 			if strings.ContainsAny(console, "/.\x00") || console == "" {
 				t.Fatalf("console %q", console)

@@ -108,3 +108,25 @@ func TestUselessLines(t *testing.T) {
 		}
 	}
 }
+
+// The builder's own line may name root and init; all else is as in any line.
+func TestParseVouched(t *testing.T) {
+	hash := strings.Repeat("ab", 32)
+	for _, tc := range []struct {
+		line string
+		want CommandLine
+	}{
+		{"ro roothash=" + hash + " init=/usr/bin/x", CommandLine{RootHash: hash, Init: "/usr/bin/x", Ignored: []string{"ro"}}},
+		{"roothash=" + strings.ToUpper(hash), CommandLine{Refused: []string{"roothash=" + strings.ToUpper(hash)}}},
+		{"roothash=" + hash + " roothash=" + strings.Repeat("cd", 32), CommandLine{Refused: []string{"roothash=" + hash, "roothash=" + strings.Repeat("cd", 32)}}},
+		{"init=sh", CommandLine{Refused: []string{"init=sh"}}},
+		{"init=/../bin/sh init", CommandLine{Refused: []string{"init=/../bin/sh", "init="}}},
+		{"init=/", CommandLine{Refused: []string{"init=/"}}},
+		{"rdinit=/x rd.break usrhash=" + hash, CommandLine{Refused: []string{"rdinit=/x", "rd.break", "usrhash=" + hash}}},
+		{"-- init=/usr/bin/x", CommandLine{Ignored: []string{"init=/usr/bin/x"}}},
+	} {
+		if got := ParseVouched(tc.line); !reflect.DeepEqual(got, tc.want) {
+			t.Errorf("ParseVouched(%q) = %+v, want %+v", tc.line, got, tc.want)
+		}
+	}
+}

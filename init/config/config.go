@@ -135,6 +135,10 @@ type Verity struct {
 // TreeAt is TreeAtMiB in bytes.
 func (v Verity) TreeAt() int64 { return int64(v.TreeAtMiB) << 20 }
 
+// CmdlineMeasured as Trust.Cmdline honours roothash= and init= of the command
+// line in the UKI.
+const CmdlineMeasured = "measured"
+
 // HashEmbed as Root.Hash means the image that the initramfs is built with.
 const HashEmbed = "embed"
 
@@ -146,7 +150,7 @@ type Trust struct {
 	Root    []string `json:"root"`
 	Layer   []string `json:"layer,omitempty"`
 	Dev     []string `json:"dev,omitempty"`
-	Cmdline string   `json:"cmdline,omitempty"` // ignore (default) | measured
+	Cmdline string   `json:"cmdline,omitempty"` // ignore (default) | CmdlineMeasured
 	// RollbackFloor refuses roots whose security version is below the floor that
 	// the TPM keeps.
 	RollbackFloor bool `json:"rollback_floor,omitempty"`

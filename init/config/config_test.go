@@ -119,7 +119,17 @@ func TestValidate(t *testing.T) {
 		{"certificate_twice", func(c *Config) { c.Trust.Root = []string{"a.crt", "a.crt"} }, []string{"trust.root[1]"}},
 		{"key_as_certificate", func(c *Config) { c.Trust.Root = []string{"image.key"} }, []string{"trust.root[0]"}},
 		{"layers_by_name", func(c *Config) { c.Layers = []Layer{{Name: "x"}} }, []string{"layers"}},
-		{"measured_by_name", func(c *Config) { c.Trust.Cmdline = "measured" }, []string{"trust.cmdline"}},
+		{"measured", func(c *Config) { c.Trust.Cmdline = CmdlineMeasured }, nil},
+		{"measured_with_pcr_12", func(c *Config) {
+			c.Trust.Cmdline = CmdlineMeasured
+			c.State.TPM2 = TPM2{Policy: PolicyPCRs, PCRs: []int{4, 12}}
+		}, nil},
+		{"measured_without_pcr_12", func(c *Config) {
+			c.Trust.Cmdline = CmdlineMeasured
+			c.State.TPM2 = TPM2{Policy: PolicyPCRs, PCRs: []int{4}}
+		}, []string{"trust.cmdline"}},
+		{"measured_under_grub", func(c *Config) { c.Trust.Cmdline, c.Boot.Loader = CmdlineMeasured, LoaderGRUB }, []string{"trust.cmdline", "state.tpm2.policy", "state.tpm2.tpm_without_measured_boot"}},
+		{"cmdline_unknown", func(c *Config) { c.Trust.Cmdline = "obey" }, []string{"trust.cmdline"}},
 		{"module_set_unknown", func(c *Config) { c.Modules.Sets = []string{"virtio", "scsi"} }, []string{"modules.sets[1]"}},
 		{"module_as_path", func(c *Config) { c.Modules.Add = []string{"../x", "dm_mod"} }, []string{"modules.add[0]"}},
 		{"etc_unknown", func(c *Config) { c.Etc = "writable" }, []string{"etc"}},

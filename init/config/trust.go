@@ -65,7 +65,21 @@ func (v *validator) trust(c *Config) {
 	if h := c.Root.Hash; h != "" && h != HashEmbed && !isRootHash(h) {
 		v.add("root.hash", "use "+HashEmbed+", or a root hash of 64 or 128 digits in lower-case hex", "%.140q is no root hash", h)
 	}
-	v.oneOf("trust.cmdline", t.Cmdline, []string{"ignore"}, []string{"measured"})
+	v.oneOf("trust.cmdline", t.Cmdline, []string{"ignore", CmdlineMeasured}, nil)
+	if t.Cmdline == CmdlineMeasured {
+		v.measuredCmdline(c)
+	}
+}
+
+// measuredCmdline: somebody has to vouch for the line.
+func (v *validator) measuredCmdline(c *Config) {
+	switch t := c.State.TPM2; {
+	case c.Boot.Loader == LoaderGRUB:
+		v.add("trust.cmdline", "use ignore, or boot.loader: uki", "GRUB makes the command line out of files that nobody signed")
+	case !t.signed() && !slices.Contains(t.PCRs, 12):
+		v.add("trust.cmdline", "use ignore, or a policy that holds PCR 12: signed-pcr11+4, or signed-pcr11+7 with Secure Boot",
+			"nothing would show that load options replaced the command line")
+	}
 }
 
 func (v *validator) certificates(path string, files []string) {
@@ -106,5 +120,8 @@ func (v *validator) embeddedTrust(c *Config) {
 	}
 	if c.Root.Hash == HashEmbed {
 		v.add("root.hash", "build with the command disk or parts, or give the root hash itself", "no image is built here whose root hash could be embedded")
+	}
+	if c.Trust.Cmdline == CmdlineMeasured && (c.Kernel == nil || c.Kernel.Cmdline == "") {
+		v.add("trust.cmdline", "build with the command disk or parts", "no kernel image is built here whose command line could be embedded")
 	}
 }

@@ -11,9 +11,11 @@ import (
 	"os"
 	"path/filepath"
 
+	"sealroot/init/cmdline"
 	"sealroot/init/config"
 	"sealroot/mkinitramfs/initramfs"
 	"sealroot/mkinitramfs/keys"
+	"sealroot/mkinitramfs/uki"
 	"sealroot/slots/manifest"
 	"sealroot/verity"
 	"sealroot/verity/signature"
@@ -192,6 +194,9 @@ func seedOf(in SlotInput, release string) string {
 // initrd makes the initramfs.
 func (b *Builder) initrd(ctx context.Context, in SlotInput, p *parts, dir string) error {
 	cfg, err := tied(in.Config, p.rootHash)
+	if err == nil {
+		cfg, err = withCmdline(cfg, uki.Cmdline(in.Cmdline), p.rootHash)
+	}
 	if err != nil {
 		return err
 	}
@@ -240,6 +245,22 @@ func tied(c *config.Config, rootHash []byte) (*config.Config, error) {
 	}
 	return nil, fmt.Errorf("cannot make an image that would not boot: its root hash is %s, root.hash of the configuration is %s; use root.hash: %s: %w",
 		text, c.Root.Hash, config.HashEmbed, initramfs.ErrInput)
+}
+
+// withCmdline is the configuration with the command line of the UKI in it, where
+// that is to be honoured; one that names another root is refused.
+func withCmdline(c *config.Config, line string, rootHash []byte) (*config.Config, error) {
+	if c.Trust.Cmdline != config.CmdlineMeasured {
+		return c, nil
+	}
+	read := cmdline.ParseVouched(line)
+	if text := hex.EncodeToString(rootHash); read.RootHash != "" && read.RootHash != text {
+		return nil, fmt.Errorf("cannot make an image that would not boot: its root hash is %s, roothash= of the command line is %s: %w",
+			text, read.RootHash, initramfs.ErrInput)
+	}
+	with := *c
+	with.Kernel = &config.Kernel{Cmdline: line}
+	return &with, nil
 }
 
 // trusts says whether the initramfs holds the certificate for root images.

@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"bytes"
 	"encoding/hex"
 	"errors"
 	"os"
@@ -36,6 +37,20 @@ func TestTied(t *testing.T) {
 				t.Error("the configuration of the other slot was changed too")
 			}
 		})
+	}
+}
+
+func TestWithCmdline(t *testing.T) {
+	measured := config.Config{Trust: config.Trust{Cmdline: config.CmdlineMeasured}}
+	got, err := withCmdline(&measured, "ro roothash="+strings.Repeat("ab", 32), bytes.Repeat([]byte{0xab}, 32))
+	if err != nil || got.Kernel == nil || !strings.HasPrefix(got.Kernel.Cmdline, "ro roothash=abab") || measured.Kernel != nil {
+		t.Errorf("withCmdline = %+v, %v", got, err)
+	}
+	if _, err := withCmdline(&measured, "ro roothash="+strings.Repeat("cd", 32), bytes.Repeat([]byte{0xab}, 32)); !errors.Is(err, initramfs.ErrInput) {
+		t.Errorf("another root on the line: %v, want ErrInput", err)
+	}
+	if got, err := withCmdline(&config.Config{}, "ro", nil); err != nil || got.Kernel != nil {
+		t.Errorf("ignored: %+v, %v", got, err)
 	}
 }
 
