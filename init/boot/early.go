@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -20,8 +21,11 @@ const panicSeconds = "10"
 // there is a System, and its errors go to the console descriptors directly.
 func Early(m mount.Mounter) (*Log, error) {
 	unix.Umask(0)
-	// Ctrl-Alt-Del must not restart the machine in the middle of a write.
+	// Ctrl-Alt-Del must not restart the machine in the middle of a write. It
+	// becomes SIGINT for PID 1 then, on which Go's handler would end the process;
+	// an init without a handler does not get it (kill(2)).
 	unix.Reboot(unix.LINUX_REBOOT_CMD_CAD_OFF)
+	noHandler(unix.SIGINT)
 	if _, err := mount.Early().Mount(m); err != nil {
 		return nil, fmt.Errorf("cannot mount the early file systems: %w", err)
 	}
@@ -33,6 +37,12 @@ func Early(m mount.Mounter) (*Log, error) {
 		return NewLog(os.Stderr), nil
 	}
 	return NewLog(kmsg), nil
+}
+
+// noHandler takes the handler of Go's run time away.
+func noHandler(sig unix.Signal) {
+	var action struct{ handler, flags, restorer, mask uint64 } // include/linux/signal_types.h; all zero: SIG_DFL
+	unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(sig), uintptr(unsafe.Pointer(&action)), 0, unsafe.Sizeof(action.mask), 0, 0)
 }
 
 func setKernel(name, value string) {

@@ -100,8 +100,7 @@ func trustedHash(cfg *config.Config, onLine string, partition []byte, certificat
 	if err != nil {
 		return vouched{}, err
 	}
-	roles := cfg.RootRoles()
-	certs, err := certificatesOf(certificates, roles)
+	certs, err := certificatesOf(certificates, cfg.RootRoles())
 	if err != nil {
 		return vouched{}, err
 	}
@@ -110,7 +109,7 @@ func trustedHash(cfg *config.Config, onLine string, partition []byte, certificat
 		return vouched{hash, sourceSignature, signer.Subject}, nil
 	}
 	if errors.Is(err, signature.ErrUnknownSigner) {
-		err = fmt.Errorf("%w%s", err, otherRole(certificates, sig, roles))
+		err = fmt.Errorf("%w%s", err, otherRole(certificates, sig))
 	}
 	return vouched{}, err
 }
@@ -128,13 +127,10 @@ func certificatesOf(dir string, roles []config.Role) ([]*signature.Certificate, 
 	return all, nil
 }
 
-// otherRole says, behind the words for an unknown signer, that it may sign other
-// things here.
-func otherRole(dir string, sig signature.Signature, roles []config.Role) string {
+// otherRole says, behind the words for a signer that is unknown for roots, that it
+// may sign other things here.
+func otherRole(dir string, sig signature.Signature) string {
 	for _, role := range config.Roles() {
-		if slices.Contains(roles, role) {
-			continue
-		}
 		certs, err := certificatesOf(dir, []config.Role{role})
 		if err != nil {
 			continue
