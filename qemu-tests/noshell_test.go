@@ -17,7 +17,7 @@ const noShell = `(?m)^(\S*[#$>] ?$|sh-\d|bash-\d)|login:|BusyBox|Kernel panic|At
 func TestTrustNoShell(t *testing.T) {
 	t.Parallel()
 	disk := Image{}.Build(t)
-	m := NewMachine(t, DirectKernel, disk).WithTPM()
+	m := NewMachine(t, DirectKernel, disk).WithTPM().Hold()
 	m.LoadSlot("a")
 	m.Config.Cmdline = "console=tty0 " + plainCmdline // the keyboard is a console, too
 	vm := m.Boot()

@@ -24,7 +24,7 @@ func TestTrustSwappedInitramfs(t *testing.T) {
 			return path
 		}
 		own, swapped := uki("own.efi", disk), uki("swapped.efi", theirs)
-		m := NewMachine(t, UEFI, disk).WithTPM()
+		m := NewMachine(t, UEFI, disk).WithTPM().Hold()
 		for _, tc := range []struct {
 			name, uki, options string
 			want               string // state
@@ -59,7 +59,7 @@ func TestTrustSwappedInitramfs(t *testing.T) {
 	t.Run("grub_on_bios", func(t *testing.T) {
 		t.Parallel()
 		disk := Image{}.Build(t)
-		m := NewMachine(t, BIOS, disk).WithTPM()
+		m := NewMachine(t, BIOS, disk).WithTPM().Hold()
 		vm := m.Boot()
 		vm.UpIn("a")
 		if text := vm.Run("sealroot status"); !strings.Contains(text, "accept-theft-by-disk-edit") {

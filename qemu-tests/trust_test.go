@@ -73,7 +73,7 @@ const (
 	lineEnv      = ` GODEBUG=inittrace=1,cpu.all=off GOTRACEBACK=crash GOMAXPROCS=1 PATH=/evil HOME=/evil TERM=evil LD_PRELOAD=/evil.so SHELL=/bin/sh X`
 	lineSystemd  = ` rd.break rd.shell rd.systemd.verity=0 systemd.verity=0 systemd.verity_root_data=/dev/vdb root=/dev/vdb rootfstype=ext4`
 	lineOurs     = ` sealroot.slot=b sealroot.slot=a sealroot.Slot=b sealroot.shell=1 sealroot.disk=/dev/vdb mysealroot.slot=b`
-	lineQuotes   = " x=\"1 sealroot.slot=b roothash=0\" y=a\"b c\"d =z \"\" \tinit=/bin/sh\t \xff\xfe=\x1b[2J \"unbalanced init=/x"
+	lineQuotes   = " x=\"1 sealroot.slot=b z=0\" y=a\"b c\"d =z \"\" \tinit=/bin/sh\t \xff\xfe=\x1b[2J \"unbalanced init=/x"
 	lineTwoKiB   = 1900 // bytes of one word: the kernel keeps 2047 of a line
 	plainCmdline = "console=ttyS0 panic=10"
 )
@@ -85,7 +85,7 @@ const (
 func TestTrustRefused(t *testing.T) {
 	t.Parallel()
 	disk := Image{B: &SlotB{Mode: "good"}}.Build(t)
-	m := NewMachine(t, DirectKernel, disk).WithTPM()
+	m := NewMachine(t, DirectKernel, disk).WithTPM().Hold()
 	m.LoadSlot("a")
 	own, hashA := m.Config.Initrd, disk.rootHash(t, "a")
 

@@ -46,8 +46,9 @@ func noHandler(sig unix.Signal) {
 }
 
 func setKernel(name, value string) {
-	// A kernel without the setting boots as well.
-	_ = os.WriteFile("/proc/sys/kernel/"+name, []byte(value), 0o644)
+	// A kernel without the setting boots as well. printk_devkmsg takes a whole line
+	// only.
+	_ = os.WriteFile("/proc/sys/kernel/"+name, []byte(value+"\n"), 0o644)
 }
 
 // mostRefused is how many refused words are told one by one.
