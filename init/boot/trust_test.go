@@ -5,12 +5,8 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/hex"
-	"encoding/pem"
 	"errors"
-	"math/big"
 	"os"
 	"path/filepath"
 	"strings"
@@ -22,39 +18,23 @@ import (
 	"sealroot/slots"
 	"sealroot/verity/signature"
 	"sealroot/verity/signature/sign"
+	"sealroot/verity/signature/signaturetest"
 )
 
-// signerOf is a key with a certificate of this name, expired long ago.
-type signerOf struct {
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-}
-
-func newSigner(t *testing.T, name string) signerOf {
+// newSigner is a key with a certificate that expired long ago.
+func newSigner(t *testing.T, serial int64) signaturetest.Signer {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(int64(len(name))), Subject: pkix.Name{CommonName: name},
-		NotBefore: time.Unix(1e9, 0), NotAfter: time.Unix(1e9+1, 0),
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return signerOf{cert, key}
+	return signaturetest.Of(t, key, serial, time.Unix(1e9, 0))
 }
 
-// partition is the content of a signature partition over hash.
-func (s signerOf) partition(t *testing.T, hash []byte) []byte {
+// signed is the content of a signature partition over hash.
+func signed(t *testing.T, s signaturetest.Signer, hash []byte) []byte {
 	t.Helper()
-	text, err := sign.RootHash(hash, s.cert, s.key)
+	text, err := sign.RootHash(hash, s.Cert, s.Key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,14 +42,13 @@ func (s signerOf) partition(t *testing.T, hash []byte) []byte {
 }
 
 // putCertificate adds the certificate of a role to an initramfs in dir.
-func putCertificate(t *testing.T, dir string, role config.Role, s signerOf) {
+func putCertificate(t *testing.T, dir string, role config.Role, s signaturetest.Signer) {
 	t.Helper()
-	path := filepath.Join(dir, string(role), s.cert.Subject.CommonName+".crt")
+	path := filepath.Join(dir, string(role), s.Cert.SerialNumber.String()+".crt")
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.cert.Raw})
-	if err := os.WriteFile(path, text, 0o644); err != nil {
+	if err := os.WriteFile(path, s.PEM(), 0o644); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -77,7 +56,7 @@ func putCertificate(t *testing.T, dir string, role config.Role, s signerOf) {
 // Who vouches for a root, and who does not. Each refusal has its control: the
 // same partition is accepted once its certificate has the right role.
 func TestTrustedHash(t *testing.T) {
-	image, second, layer, dev, stranger := newSigner(t, "image"), newSigner(t, "second"), newSigner(t, "layers"), newSigner(t, "development"), newSigner(t, "stranger")
+	image, second, layer, dev, stranger := newSigner(t, 1), newSigner(t, 2), newSigner(t, 3), newSigner(t, 4), newSigner(t, 0x5a5a)
 	dir := t.TempDir()
 	putCertificate(t, dir, config.RoleRoot, image)
 	putCertificate(t, dir, config.RoleRoot, second)
@@ -90,7 +69,7 @@ func TestTrustedHash(t *testing.T) {
 	development.Build = config.Development
 	pinned := production
 	pinned.Root.Hash = text(hash)
-	forged := bytes.Replace(image.partition(t, other), []byte(text(other)), []byte(text(hash)), 1)
+	forged := bytes.Replace(signed(t, image, other), []byte(text(other)), []byte(text(hash)), 1)
 
 	for _, tc := range []struct {
 		name      string
@@ -101,24 +80,24 @@ func TestTrustedHash(t *testing.T) {
 		err       error
 		says      string // in the error
 	}{
-		{"signed", production, "", image.partition(t, hash), sourceSignature, nil, ""},
-		{"signed_with_second_certificate", production, "", second.partition(t, hash), sourceSignature, nil, ""},
-		{"signed_by_stranger", production, "", stranger.partition(t, hash), "", signature.ErrUnknownSigner, "CN=stranger"},
-		{"layer_certificate", production, "", layer.partition(t, hash), "", signature.ErrUnknownSigner, `role "layer"`},
-		{"layer_certificate_in_development", development, "", layer.partition(t, hash), "", signature.ErrUnknownSigner, `role "layer"`},
-		{"development_image_in_production", production, "", dev.partition(t, hash), "", signature.ErrUnknownSigner, `role "dev"`},
-		{"development_image_in_development", development, "", dev.partition(t, hash), sourceSignature, nil, ""},
-		{"production_image_in_development", development, "", image.partition(t, hash), sourceSignature, nil, ""},
+		{"signed", production, "", signed(t, image, hash), sourceSignature, nil, ""},
+		{"signed_with_second_certificate", production, "", signed(t, second, hash), sourceSignature, nil, ""},
+		{"signed_by_stranger", production, "", signed(t, stranger, hash), "", signature.ErrUnknownSigner, "serial 5a5a"},
+		{"layer_certificate", production, "", signed(t, layer, hash), "", signature.ErrUnknownSigner, `role "layer"`},
+		{"layer_certificate_in_development", development, "", signed(t, layer, hash), "", signature.ErrUnknownSigner, `role "layer"`},
+		{"development_image_in_production", production, "", signed(t, dev, hash), "", signature.ErrUnknownSigner, `role "dev"`},
+		{"development_image_in_development", development, "", signed(t, dev, hash), sourceSignature, nil, ""},
+		{"production_image_in_development", development, "", signed(t, image, hash), sourceSignature, nil, ""},
 		{"signature_of_another_root", production, "", forged, "", signature.ErrBadSignature, ""},
 		{"unsigned", production, "", make([]byte, 4096), "", signature.ErrFormat, "empty"},
-		{"pinned", pinned, "", image.partition(t, hash), sourceConfiguration, nil, ""},
+		{"pinned", pinned, "", signed(t, image, hash), sourceConfiguration, nil, ""},
 		{"pinned_unsigned", pinned, "", make([]byte, 4096), sourceConfiguration, nil, ""},
-		{"pinned_and_signed_by_stranger", pinned, "", stranger.partition(t, hash), sourceConfiguration, nil, ""},
+		{"pinned_and_signed_by_stranger", pinned, "", signed(t, stranger, hash), sourceConfiguration, nil, ""},
 		// The configuration is not overruled by a good signature.
 		{"on_the_vouched_line", production, text(hash), make([]byte, 4096), sourceCommandLine, nil, ""},
-		{"on_the_vouched_line_and_another_root_well_signed", production, text(hash), image.partition(t, other), "", errOtherRoot, "b2b2"},
-		{"configuration_before_the_vouched_line", pinned, text(other), image.partition(t, hash), sourceConfiguration, nil, ""},
-		{"pinned_and_another_root_well_signed", pinned, "", image.partition(t, other), "", errOtherRoot, "b2b2"},
+		{"on_the_vouched_line_and_another_root_well_signed", production, text(hash), signed(t, image, other), "", errOtherRoot, "b2b2"},
+		{"configuration_before_the_vouched_line", pinned, text(other), signed(t, image, hash), sourceConfiguration, nil, ""},
+		{"pinned_and_another_root_well_signed", pinned, "", signed(t, image, other), "", errOtherRoot, "b2b2"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			got, err := trustedHash(&tc.cfg, tc.onLine, tc.partition, dir)
@@ -137,11 +116,11 @@ func TestTrustedHash(t *testing.T) {
 		})
 	}
 
-	for role, s := range map[string]signerOf{"stranger": stranger, "layer": layer, "development": dev} {
+	for role, s := range map[string]signaturetest.Signer{"stranger": stranger, "layer": layer, "development": dev} {
 		control := t.TempDir()
 		putCertificate(t, control, config.RoleRoot, s)
 		cfg := production
-		if got, err := trustedHash(&cfg, "", s.partition(t, hash), control); err != nil || !bytes.Equal(got.hash, hash) {
+		if got, err := trustedHash(&cfg, "", signed(t, s, hash), control); err != nil || !bytes.Equal(got.hash, hash) {
 			t.Errorf("control: %s as a certificate for roots: %v, want its root accepted", role, err)
 		}
 	}

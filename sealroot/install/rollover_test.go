@@ -5,6 +5,7 @@ import (
 
 	"sealroot/verity/signature"
 	"sealroot/verity/signature/sign"
+	"sealroot/verity/signature/signaturetest"
 )
 
 // The order in which an image key is exchanged (docs/image-builders.md): an
@@ -12,9 +13,9 @@ import (
 // and not before; one signed by the old key is not taken any more afterwards.
 func TestKeyRollOver(t *testing.T) {
 	f := newFixture(t)
-	replacement := newKeyring(t)
+	replacement := signaturetest.New(t)
 	signedAnew := f.new.clone()
-	sig, err := sign.RootHash(signedAnew.manifest.RootHash, replacement.cert, replacement.key)
+	sig, err := sign.RootHash(signedAnew.manifest.RootHash, replacement.Cert, replacement.Key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -22,23 +23,23 @@ func TestKeyRollOver(t *testing.T) {
 	signedAnew.seal(t, replacement)
 	for _, tc := range []struct {
 		name    string
-		trusted []keyring
+		trusted []signaturetest.Signer
 		set     testSet
 		ok      bool
 	}{
-		{"old_key_before", []keyring{f.keys}, f.new, true},
-		{"new_key_too_early", []keyring{f.keys}, signedAnew, false},
-		{"old_key_during", []keyring{f.keys, replacement}, f.new, true},
-		{"new_key_during", []keyring{f.keys, replacement}, signedAnew, true},
-		{"new_key_after", []keyring{replacement}, signedAnew, true},
-		{"old_key_after", []keyring{replacement}, f.new, false},
+		{"old_key_before", []signaturetest.Signer{f.keys}, f.new, true},
+		{"new_key_too_early", []signaturetest.Signer{f.keys}, signedAnew, false},
+		{"old_key_during", []signaturetest.Signer{f.keys, replacement}, f.new, true},
+		{"new_key_during", []signaturetest.Signer{f.keys, replacement}, signedAnew, true},
+		{"new_key_after", []signaturetest.Signer{replacement}, signedAnew, true},
+		{"old_key_after", []signaturetest.Signer{replacement}, f.new, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			w := f.world(starts()[2])
 			m := w.machine(f.keys)
 			m.Certs = []*signature.Certificate{}
 			for _, k := range tc.trusted {
-				m.Certs = append(m.Certs, k.parsed)
+				m.Certs = append(m.Certs, k.Parsed)
 			}
 			_, err := m.Install(t.Context(), tc.set.source(t), f.running(), Options{Tries: 3})
 			if (err == nil) != tc.ok {
