@@ -11,8 +11,10 @@ func (v *validator) measurePCR(c *Config) {
 	case pcr == DefaultMeasurePCR, pcr == 14:
 	case pcr == 8 && c.Boot.Loader == LoaderGRUB:
 		holds = "GRUB's commands"
-	case pcr == 12 && c.Trust.Cmdline == "measured":
+	case pcr == 12 && c.Trust.Cmdline == CmdlineMeasured:
 		holds = "the command line, which trust.cmdline: measured goes by"
+	case pcr == 12 && c.State.TPM2.Policy == PolicySignedPCR11And4:
+		holds = "the command line, which state.tpm2.policy signed-pcr11+4 goes by"
 	case pcr == 8, pcr == 12:
 	case pcr >= 0 && pcr <= 7:
 		holds = "the firmware's measurements"

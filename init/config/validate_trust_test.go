@@ -43,6 +43,9 @@ func TestMeasurePCR(t *testing.T) {
 			t.Errorf("PCR %d with a UKI: %v", pcr, err)
 		}
 	}
+	check(t, goodUKI, []row{
+		{"load_options", func(c *Config) { c.Trust.MeasurePCR, c.State.TPM2.Policy = 12, PolicySignedPCR11And4 }, []string{"trust.measure_pcr"}},
+	})
 	check(t, goodGRUB, []row{
 		{"grub_commands", func(c *Config) { c.Trust.MeasurePCR = 8 }, []string{"trust.measure_pcr"}},
 		{"shim_without_shim", func(c *Config) { c.Trust.MeasurePCR = 14 }, nil},
