@@ -25,6 +25,7 @@ func TestOtherTPMAsksForRecoveryKey(t *testing.T) {
 	vm.Expect(`type the recovery key`, probeTime)
 	vm.Send("not-the-key\r")
 	vm.Expect(`does not open`, commandTime)
+	vm.Expect(`type the recovery key`, commandTime) // what is typed before it is dropped
 	vm.Send(key + "\r")
 	r := vm.UpIn("a")
 	if r.State.Unlocked != "recovery-key" {
