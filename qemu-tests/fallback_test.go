@@ -183,3 +183,34 @@ func deadKernel(t *testing.T, m *Machine) {
 		t.Errorf("slot a is %+v, want successful", a)
 	}
 }
+
+// After an update to another file system, the old image cannot be mounted by the
+// new initramfs. When the new image goes bad, the old one is not bad for that: it
+// runs under its own initramfs.
+func TestFallBackToAnotherFilesystem(t *testing.T) {
+	t.Parallel()
+	image := Image{}
+	disk := image.Build(t)
+	next := image.next(t)
+	next.Edit = append(next.Edit, "filesystem: squashfs", "filesystem: erofs")
+	m := NewMachine(t, BIOS, disk).WithTPM().withParts(t, readFile(t, next.Parts(t)))
+	vm := m.Boot()
+	vm.UpIn("a")
+	vm.Run("sealroot install /dev/vdb")
+	vm.Reboot()
+	vm.UpIn("b")
+	vm.Run("sealroot commit")
+	vm.PowerOff()
+	disk.Flip(t, "root-b", 1030) // the superblock of the erofs
+	for range 2 {
+		vm = m.Boot()
+		r := vm.UpIn("a")
+		if r.Root.Filesystem != "squashfs" || r.Slot.Loaded != "a" {
+			t.Errorf("root %+v, slot %+v: want a's squashfs, by its own kernel", r.Root, r.Slot)
+		}
+		vm.PowerOff()
+	}
+	if a, b := disk.Slot(t, "a"), disk.Slot(t, "b"); a.Successful != 1 || b.Successful != 1 || b.Priority >= a.Priority {
+		t.Errorf("slot a is %+v, b %+v: want both successful, and b last", a, b)
+	}
+}

@@ -52,7 +52,7 @@ func (b *boot) openRoot(ctx context.Context) error {
 		if err == nil {
 			return nil
 		}
-		err = b.blame(err)
+		err = b.blameInitramfs(ctx, slot, foreign, b.blame(err))
 		failure := b.failed("root", slot, err)
 		b.dropRoot()
 		if failure.Reason == slots.WrongKernel {
@@ -117,6 +117,29 @@ func (b *boot) corrupted() bool {
 	return err != nil // without an answer the image is the likelier cause
 }
 
+// blameInitramfs takes the blame from an image that the initramfs of another slot
+// could not open: that has a configuration of its own, where the hash tree lies,
+// which file system it is, what is its init. Only the slot's own one may say that
+// the image is bad, unless dm-verity has seen it.
+func (b *boot) blameInitramfs(ctx context.Context, slot string, foreign bool, err error) error {
+	class, reason := classOf(err)
+	switch {
+	case class != slots.ImageFailure || reason != slots.Mount && reason != slots.Verity:
+	case errors.Is(err, unix.EIO), reason == slots.Mount && b.corrupted():
+	case b.underForeignInitramfs(ctx, slot, foreign):
+		return environmentError(slots.WrongKernel, "cannot use slot %s under the initramfs of another: %w", slot, err)
+	}
+	return err
+}
+
+// underForeignInitramfs says that the running initramfs is known to be another
+// slot's.
+func (b *boot) underForeignInitramfs(ctx context.Context, slot string, foreign bool) bool {
+	b.compareFallback(ctx)
+	loaded := b.slots.observed.Loaded
+	return foreign || loaded != "" && loaded != slot
+}
+
 // rootHash is the slot's root hash, when it is trusted.
 func (b *boot) rootHash(ctx context.Context, slot string, foreign bool) (vouched, error) {
 	part, err := b.slotPartition(gpt.SigLabel(slot))
@@ -128,6 +151,10 @@ func (b *boot) rootHash(ctx context.Context, slot string, foreign bool) (vouched
 		return vouched{}, imageError(slots.Signature, "cannot read the signature of slot %s: %w", slot, err)
 	}
 	root, err := trustedHash(b.cfg, b.cmd.RootHash, text, config.CertificatesDir)
+	if err == nil && !root.confirmed && b.underForeignInitramfs(ctx, slot, foreign) {
+		// dm-verity would find blocks that do not match, and could not tell why
+		err = fmt.Errorf("%w: the slot's signature partition does not say which", errOtherRoot)
+	}
 	if err != nil {
 		return vouched{}, b.notVouched(ctx, slot, foreign, err)
 	}

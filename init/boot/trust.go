@@ -33,6 +33,8 @@ type vouched struct {
 	hash   []byte
 	source string
 	signer string // subject of the certificate; "" without a signature
+	// confirmed: the slot's signature partition names the same root hash.
+	confirmed bool
 }
 
 // by is who vouches, for the console.
@@ -95,7 +97,7 @@ func trustedHash(cfg *config.Config, onLine string, partition []byte, certificat
 		if err == nil && !bytes.Equal(sig.RootHash, want) {
 			return vouched{}, fmt.Errorf("%w: the slot's is %.8x…, the %s names %.8x…", errOtherRoot, sig.RootHash, source, want)
 		}
-		return vouched{hash: want, source: source}, nil
+		return vouched{hash: want, source: source, confirmed: err == nil}, nil
 	}
 	if err != nil {
 		return vouched{}, err
@@ -106,7 +108,7 @@ func trustedHash(cfg *config.Config, onLine string, partition []byte, certificat
 	}
 	hash, signer, err := signature.Verify(sig, certs)
 	if err == nil {
-		return vouched{hash, sourceSignature, signer.Subject}, nil
+		return vouched{hash, sourceSignature, signer.Subject, true}, nil
 	}
 	if errors.Is(err, signature.ErrUnknownSigner) {
 		err = fmt.Errorf("%w%s", err, otherRole(certificates, sig))
@@ -146,11 +148,9 @@ func otherRole(dir string, sig signature.Signature) string {
 // the running initramfs is another slot's, the slot's own one may know better, as
 // after a change of keys: then the image is not at fault.
 func (b *boot) notVouched(ctx context.Context, slot string, foreign bool, err error) error {
-	if errors.Is(err, signature.ErrUnknownSigner) || errors.Is(err, errOtherRoot) {
-		b.compareFallback(ctx)
-		if loaded := b.slots.observed.Loaded; foreign || loaded != "" && loaded != slot {
-			return environmentError(slots.WrongKernel, "cannot trust slot %s under the initramfs of another: %w", slot, err)
-		}
+	known := !errors.Is(err, signature.ErrUnknownSigner) && !errors.Is(err, errOtherRoot)
+	if !known && b.underForeignInitramfs(ctx, slot, foreign) {
+		return environmentError(slots.WrongKernel, "cannot trust slot %s under the initramfs of another: %w", slot, err)
 	}
 	return imageError(slots.Signature, "cannot trust slot %s: %w", slot, err)
 }

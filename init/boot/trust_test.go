@@ -113,6 +113,9 @@ func TestTrustedHash(t *testing.T) {
 			if !bytes.Equal(got.hash, hash) || got.source != tc.source {
 				t.Errorf("got %x by %s, want %x by %s", got.hash, got.source, hash, tc.source)
 			}
+			if names := !bytes.Equal(tc.partition, make([]byte, 4096)); got.confirmed != names {
+				t.Errorf("confirmed by the signature partition: %t, want %t", got.confirmed, names)
+			}
 		})
 	}
 
