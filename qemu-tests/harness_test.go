@@ -58,6 +58,14 @@ func (m *Machine) WithTPM() *Machine {
 	return m
 }
 
+// oneBank has the TPM keep one bank: each costs the firmware a pass over the
+// kernel image.
+func (m *Machine) oneBank() *Machine {
+	m.t.Helper()
+	tool(m.t, "swtpm_setup", "--tpm2", "--tpmstate", m.Config.TPM, "--pcr-banks", "sha256", "--overwrite")
+	return m
+}
+
 // WithDisk adds a raw disk after the boot disk: /dev/vdb and so on.
 func (m *Machine) WithDisk(path string) *Machine {
 	m.Config.MoreDisks = append(m.Config.MoreDisks, path)

@@ -20,9 +20,7 @@ func TestRollbackFloor(t *testing.T) {
 		Edit: []string{"version: 2026.11.1", "version: 2026.11.1\nsecurity_version: 2", "root: [image.crt]", "root: [image.crt]\n  rollback_floor: true"},
 		B:    &SlotB{Mode: "good", Edit: []string{"security_version: 2", "security_version: 1", "version: 2026.11.1", "version: 2026.10.1"}},
 	}.Build(t)
-	m := NewMachine(t, UEFISecure, disk).WithTPM().Hold()
-	// One bank: each costs the firmware a pass over the kernel image.
-	tool(t, "swtpm_setup", "--tpm2", "--tpmstate", m.Config.TPM, "--pcr-banks", "sha256", "--overwrite")
+	m := NewMachine(t, UEFISecure, disk).WithTPM().Hold().oneBank()
 	vm := m.Boot()
 	if r := vm.UpIn("a"); r.Floor == nil || r.Floor.Value != 0 || !r.Floor.Known || r.Root.SecurityVersion != 2 {
 		t.Errorf("security version %d, floor %+v, want 2, and a floor of 0", r.Root.SecurityVersion, r.Floor)

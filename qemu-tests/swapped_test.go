@@ -24,7 +24,7 @@ func TestTrustSwappedInitramfs(t *testing.T) {
 			return path
 		}
 		own, swapped := uki("own.efi", disk), uki("swapped.efi", theirs)
-		m := NewMachine(t, UEFI, disk).WithTPM().Hold()
+		m := NewMachine(t, UEFI, disk).WithTPM().Hold().oneBank()
 		for _, tc := range []struct {
 			name, uki, options string
 			want               string // state
