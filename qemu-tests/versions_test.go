@@ -86,7 +86,7 @@ func TestVersionsTogether(t *testing.T) {
 func trunkTree(t *testing.T) string {
 	t.Helper()
 	if _, err := runTool("git", "-C", rootDir, "cat-file", "-e", trunk+"^{commit}"); err != nil {
-		t.Skipf("this tree has no history with commit %s to build init from", trunk)
+		t.Fatalf("there is no commit %s to build the older version from: fetch the whole history (git fetch --unshallow), or test in a clone", trunk)
 	}
 	path := filepath.Join(buildDir, "tree-"+trunk)
 	once(t, path, func(path string) {

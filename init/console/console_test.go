@@ -49,11 +49,20 @@ func TestFlushDropsWhatWasTypedAhead(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	if _, err := person.WriteString("ahead\nand more\n"); err != nil {
+	const ahead = "ahead\nand more\n"
+	if _, err := person.WriteString(ahead); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(50 * time.Millisecond) // the terminal hands it on in its own time
+	// The terminal hands it on in its own time.
+	for waiting := 0; waiting < len(ahead); time.Sleep(time.Millisecond) {
+		if waiting, err = unread(c.ttys[0]); err != nil {
+			t.Fatal(err)
+		}
+	}
 	c.Flush()
+	if n, err := unread(c.ttys[0]); n != 0 || err != nil {
+		t.Errorf("after Flush() %d bytes wait, error %v", n, err)
+	}
 	go func() {
 		time.Sleep(50 * time.Millisecond)
 		person.WriteString("asked\n")
@@ -61,6 +70,16 @@ func TestFlushDropsWhatWasTypedAhead(t *testing.T) {
 	if got, err := c.ReadLine(context.Background(), 5*time.Second); err != nil || string(got) != "asked" {
 		t.Errorf("ReadLine() = %q, %v; want asked", got, err)
 	}
+}
+
+// unread is how many bytes wait to be read from a terminal.
+func unread(tty *os.File) (n int, err error) {
+	raw, err := tty.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	controlErr := raw.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
+	return n, errors.Join(err, controlErr)
 }
 
 func TestReadLineTakesWhatWasTypedWithoutEcho(t *testing.T) {
