@@ -52,6 +52,7 @@ func (b *boot) chooseSlot(ctx context.Context) (slot string, foreign bool, err e
 		b.sys.Log.Info("%s", line)
 	}
 	before, _ := slots.Find(s.observed.Slots, d.Slot)
+	b.reachLoader(ctx, d)
 	written := b.apply(d)
 	if errors.Is(written, slots.ErrStore) && d.Spends != "" {
 		// A try that is not on stable storage would be tried for ever; from the
@@ -152,6 +153,14 @@ func (b *boot) readLog() {
 	}
 	s.observed.Armed, s.observed.Failures = known.Armed, known.SlotFailures()
 	s.observed.Pauses, s.observed.Told = known.Pauses, known.Told
+}
+
+// reachLoader loads what the boot loader's settings need, when a decision changes
+// them: a boot of a committed slot begins without.
+func (b *boot) reachLoader(ctx context.Context, d slots.Decision) {
+	if b.slots.hint != nil && (d.Rearm != "" || d.ClearArmed || d.SetDefault != "") {
+		b.loadHints(ctx)
+	}
 }
 
 // apply writes a decision and keeps what was observed in step with it.
@@ -296,6 +305,7 @@ func (b *boot) rebootInto(ctx context.Context, slot string) error {
 	for _, line := range d.Lines {
 		b.sys.Log.Info("%s", line)
 	}
+	b.reachLoader(ctx, d)
 	err := b.apply(d)
 	if d.Slots != nil && !errors.Is(err, slots.ErrStore) {
 		// its try is given back already
