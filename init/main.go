@@ -35,7 +35,8 @@ func main() {
 	boot.Fail(sys, err)
 }
 
-// run turns a panic, which in PID 1 would be a kernel panic, into an error.
+// run turns a panic, which in PID 1 would be a kernel panic, into an error. Those
+// in a stage are boot.Run's own, which counts them; here come those at its ends.
 func run(sys *boot.System) (err error) {
 	defer func() {
 		if p := recover(); p != nil {

@@ -42,6 +42,7 @@ const (
 	TPM           Reason = "tpm"
 	UnlockRefused Reason = "unlock-refused"
 	StateDamaged  Reason = "state-damaged"
+	InternalError Reason = "internal-error" // the slot's own init panicked
 )
 
 // Text is the reason as a person reads it. An unknown code, written by a newer
@@ -72,6 +73,7 @@ var reasonTexts = map[Reason]string{
 	TPM:                "TPM absent or busy",
 	UnlockRefused:      "unlock of the state refused",
 	StateDamaged:       "state damaged",
+	InternalError:      "internal error of its init",
 }
 
 // Failure is why a slot failed the last time.

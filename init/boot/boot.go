@@ -41,7 +41,7 @@ type boot struct {
 	cmd     cmdline.CommandLine
 	cmdText string // what cmd was read from
 	loader  *kmod.Loader
-	events  *uevent.Listener
+	events  uevent.Source
 	fw      firmware
 	tpm     measurer
 	// rollback is set with trust.rollback_floor only.
@@ -61,10 +61,7 @@ func Run(ctx context.Context, sys *System) error {
 	b := newBoot(sys)
 	// The door is closed first, so that no way out can forget it.
 	defer b.capAndRelease(ctx)
-	for _, stage := range []struct {
-		name string
-		run  func(context.Context) error
-	}{
+	return b.through(ctx, []stage{
 		{"configuration", func(context.Context) error { return b.configure() }},
 		{"modules", b.loadModules},
 		{"disk", b.findDisk},
@@ -76,10 +73,20 @@ func Run(ctx context.Context, sys *System) error {
 		{"cap", b.capOrStop},
 		{"report", b.publish},
 		{"handover", b.handOver},
-	} {
+	})
+}
+
+type stage struct {
+	name string
+	run  func(context.Context) error
+}
+
+// through goes through the stages.
+func (b *boot) through(ctx context.Context, list []stage) error {
+	for _, stage := range list {
 		end := b.clock.begin(stage.name)
 		b.watch(stage.name)
-		err := stage.run(ctx)
+		err := guarded(ctx, stage.run)
 		end()
 		if err != nil {
 			return b.watchEnd(b.ended(ctx, stage.name, err))
@@ -91,14 +98,24 @@ func Run(ctx context.Context, sys *System) error {
 // ended records what stopped the boot, so that the next one does not make the
 // same mistake and the running system can tell, and decides how long the machine
 // waits before that.
-func (b *boot) ended(ctx context.Context, stage string, err error) error {
+func (b *boot) ended(ctx context.Context, stage string, err error) (end error) {
+	defer func() {
+		// What the boot failed at may be needed here again.
+		if p := recover(); p != nil {
+			end = &failedBoot{err: fmt.Errorf("%w; and then %w: %v", err, errInternal, p), pause: b.backoff()}
+		}
+	}()
 	if errors.Is(err, errReboot) {
 		b.keepReport(stage, err, false)
 		return fmt.Errorf("%s: %w", stage, err)
 	}
 	err = b.blame(err)
 	class, _ := classOf(err)
-	if slot := b.report.Slot.Name; slot != "" && !errors.Is(err, errHalt) {
+	slot := b.report.Slot.Name
+	if errors.Is(err, errInternal) {
+		slot = b.ownSlot(ctx)
+	}
+	if slot != "" && !errors.Is(err, errHalt) {
 		failure := b.failed(stage, slot, err)
 		if class == slots.ImageFailure {
 			if err := b.giveUp(ctx, failure); err != nil {
@@ -106,7 +123,7 @@ func (b *boot) ended(ctx context.Context, stage string, err error) error {
 			}
 		}
 	}
-	if class != slots.ImageFailure {
+	if class != slots.ImageFailure || slot != b.report.Slot.Name {
 		b.giveBack()
 	}
 	b.keepReport(stage, err, !errors.Is(err, errHalt))

@@ -166,6 +166,7 @@ func (b *boot) loadHints(ctx context.Context) {
 func (b *boot) watchDrivers(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
+	var failed error // of the goroutine; read when it is done
 	load := func(aliases []string) {
 		for _, w := range b.loader.LoadModaliases(ctx, aliases) {
 			b.sys.Log.Warn("%v", w)
@@ -176,20 +177,25 @@ func (b *boot) watchDrivers(ctx context.Context) (stop func()) {
 		if b.loader == nil || b.events == nil {
 			return
 		}
-		if all, err := kmod.Modaliases("/sys"); err == nil {
-			load(all)
-		}
-		for {
-			events, err := b.events.Next(ctx)
-			if err != nil {
-				return
+		failed = guarded(ctx, func(ctx context.Context) error {
+			if all, err := kmod.Modaliases("/sys"); err == nil {
+				load(all)
 			}
-			load(modaliases(events))
-		}
+			for {
+				events, err := b.events.Next(ctx)
+				if err != nil {
+					return nil
+				}
+				load(modaliases(events))
+			}
+		})
 	}()
 	return func() {
 		cancel()
 		<-done
+		if failed != nil {
+			b.warn("cannot load drivers while a person is asked: %v", failed)
+		}
 	}
 }
 

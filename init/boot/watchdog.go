@@ -151,7 +151,13 @@ func (w *watchman) allow(what string, limit time.Duration) {
 
 // feed runs until stop is closed.
 func (w *watchman) feed(stop, done chan struct{}) {
-	defer close(done)
+	defer func() {
+		// Without food the watchdog ends the boot, and better than a panic does.
+		if p := recover(); p != nil {
+			w.log.Error("nobody feeds the watchdog: %v: %v", errInternal, p)
+		}
+		close(done)
+	}()
 	tick := time.NewTicker(w.every)
 	defer tick.Stop()
 	said := false

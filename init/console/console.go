@@ -139,7 +139,10 @@ func (c *Console) keys(ctx context.Context) (<-chan key, func()) {
 	for i, f := range c.ttys {
 		f.SetReadDeadline(time.Time{})
 		go func() {
-			defer func() { done <- struct{}{} }()
+			defer func() {
+				_ = recover() // as after a read error: no more keys from this one
+				done <- struct{}{}
+			}()
 			var buf [1]byte
 			for {
 				n, err := f.Read(buf[:])

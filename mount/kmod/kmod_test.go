@@ -139,6 +139,21 @@ func TestLoadGroupNamesModuleAndReason(t *testing.T) {
 	}
 }
 
+// panicker brings the program down at each module.
+type panicker struct{}
+
+func (panicker) Insert(string) error { panic("a module") }
+
+// Modules are loaded in goroutines, where a panic would be the end of PID 1.
+func TestPanicIsAModuleThatFailed(t *testing.T) {
+	l := NewLoader(sample(), t.TempDir(), panicker{})
+	for range 2 { // the second time no goroutine tries it again
+		if err := l.LoadGroup(t.Context(), GroupRoot); err == nil || !strings.Contains(err.Error(), "cannot load module squashfs: internal error: a module") {
+			t.Errorf("LoadGroup() = %v", err)
+		}
+	}
+}
+
 func TestLoadForDevicesGoesOnUntilNothingIsNew(t *testing.T) {
 	sys, add := sysfs(t, map[string]string{
 		"pci/0000:00:02.0": "pci:v00001AF4d00001001sv00001AF4sd00000002bc01sc00i00",

@@ -126,8 +126,15 @@ func (l *Loader) load(ctx context.Context, i int) error {
 	return m.err
 }
 
-func (l *Loader) loadOnce(ctx context.Context, i int) error {
+func (l *Loader) loadOnce(ctx context.Context, i int) (err error) {
 	desc := l.list.Modules[i]
+	defer func() {
+		// In a goroutine a panic would be the end of the program; and sync.Once
+		// would take the module for a loaded one.
+		if p := recover(); p != nil {
+			err = fmt.Errorf("cannot load module %s: internal error: %v", desc.Name, p)
+		}
+	}()
 	for _, d := range desc.Deps {
 		if err := l.load(ctx, d); err != nil {
 			return fmt.Errorf("cannot load module %s: %w", desc.Name, err)
