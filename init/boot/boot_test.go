@@ -126,6 +126,20 @@ func TestLogLineCannotBeForged(t *testing.T) {
 	}
 }
 
+func TestCleanLine(t *testing.T) {
+	for _, tt := range []struct{ name, text, want string }{
+		{"plain", "slot a: näh", "slot a: näh"},
+		{"control", "a\x1b[2Jb\x7f", "a?[2Jb?"},
+		{"c1", "a\u009b2Jb\u0080", "a?2Jb?"},
+		{"invalid", "a\x9bb", "a\ufffdb"},
+		{"cut_inside_a_letter", strings.Repeat("x", maxKmsg-1) + "ää", strings.Repeat("x", maxKmsg-1) + " …"},
+	} {
+		if got := clean(tt.text); got != tt.want {
+			t.Errorf("%s: clean() = %q, want %q", tt.name, got, tt.want)
+		}
+	}
+}
+
 // person is a console at which somebody types lines.
 type person struct {
 	lines []string

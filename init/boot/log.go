@@ -5,6 +5,7 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"unicode/utf8"
 )
 
 // Log writes lines for a person to the kernel log, where the console, dmesg
@@ -45,20 +46,25 @@ func (l *Log) line(level int, format string, args ...any) {
 	fmt.Fprintf(l.w, "<%d>sealroot: %s\n", level, text)
 }
 
-// clean keeps a record on one line and free of control characters: parts of
-// the text come from disks and from the kernel command line.
+// clean keeps a record on one line, in valid UTF-8 and free of control characters
+// (a terminal also obeys those from U+0080 to U+009F): parts of the text come from
+// disks and from the kernel command line.
 func clean(s string) string {
 	s = strings.Map(func(r rune) rune {
 		switch {
 		case r == '\n':
 			return ' '
-		case r < ' ' || r == 0x7f:
+		case r < ' ' || r >= 0x7f && r < 0xa0:
 			return '?'
 		}
 		return r
 	}, strings.TrimSpace(s))
 	if len(s) > maxKmsg {
-		s = s[:maxKmsg] + " …"
+		n := maxKmsg
+		for !utf8.RuneStart(s[n]) {
+			n--
+		}
+		s = s[:n] + " …"
 	}
 	return s
 }

@@ -38,6 +38,8 @@ const (
 	headerSize = 32
 	maxPayload = half - headerSize
 	maxReport  = 32 << 10
+	maxDetail  = 500 // bytes, as maxReason
+	maxReason  = 64
 	magic      = "SEALRLOG"
 	version    = 1
 	// a higher sequence number than this is not ours and could end the count
@@ -146,7 +148,7 @@ func (r Record) Apply(c slots.LogChange, bootID string) Record {
 			if f.Above == "" && !f.ByHand() {
 				f.Above = m[f.Slot].Above // lowered before; the place is still owed
 			}
-			m[f.Slot] = Failure{f.Reason, f.Class, cut(f.Detail, 500), bootID, f.Above}
+			m[f.Slot] = Failure{f.Reason, f.Class, cut(f.Detail, maxDetail), bootID, f.Above}
 			if slots.ToldOf(r.Told, f.Slot) {
 				r.Told = ""
 			}
@@ -204,21 +206,31 @@ func (r Record) AddReport(report []byte) (Record, error) {
 	return r, nil
 }
 
-// SlotFailures is Failures as the state machine takes them.
+// SlotFailures is Failures as the state machine takes them. Anybody may have
+// written them: texts are cut and free of control characters, and a failure of a
+// class that is not known is left out.
 func (r Record) SlotFailures() map[string]slots.Failure {
 	m := map[string]slots.Failure{}
 	for k, f := range r.Failures {
-		m[k] = slots.Failure{Slot: k, Class: f.Class, Reason: f.Reason, Detail: f.Detail, Above: f.Above}
+		switch f.Class {
+		case slots.ImageFailure, slots.EnvironmentFailure, slots.StateFailure:
+			m[k] = slots.Failure{Slot: k, Class: f.Class, Reason: slots.Reason(oneLine(string(f.Reason), maxReason)), Detail: oneLine(f.Detail, maxDetail), Above: f.Above}
+		}
 	}
 	return m
 }
 
-func cut(s string, n int) string {
-	if len(s) > n {
-		return s[:n]
-	}
-	return s
+// oneLine is the first n bytes of s, without control characters.
+func oneLine(s string, n int) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r >= 0x7f && r < 0xa0 {
+			return '?'
+		}
+		return r
+	}, cut(s, n))
 }
+
+func cut(s string, n int) string { return s[:min(len(s), n)] }
 
 // encode returns header and JSON.
 func encode(r Record, sequence uint64) ([]byte, error) {

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"unicode"
+	"unicode/utf8"
 
 	"sealroot/slots"
 	"sealroot/slots/slotstest"
@@ -108,6 +110,38 @@ func TestToldAndAbove(t *testing.T) {
 				t.Errorf("told %q, above %q; want %q and %q", r.Told, r.SlotFailures()["b"].Above, tt.told, tt.above)
 			}
 		})
+	}
+}
+
+// The log is on the disk, where anybody may have written it.
+func TestFailuresOfOthersAreCutAndCleaned(t *testing.T) {
+	var r Record
+	text := fmt.Sprintf(`{"failures":{
+		"a":{"class":"image","reason":"verity","detail":"block 7: né"},
+		"b":{"class":"state","reason":"\u001b[2J%s","detail":"\u009b2J\n%s"},
+		"c":{"class":"other","reason":"verity"}}}`, strings.Repeat("r", 5000), strings.Repeat("é", 5000))
+	if err := json.Unmarshal([]byte(text), &r); err != nil {
+		t.Fatal(err)
+	}
+	got := r.SlotFailures()
+	if want := (slots.Failure{Slot: "a", Class: slots.ImageFailure, Reason: slots.Verity, Detail: "block 7: né"}); got["a"] != want {
+		t.Errorf("got %+v, want %+v", got["a"], want)
+	}
+	b := got["b"]
+	for _, s := range []string{string(b.Reason), b.Detail} {
+		// two bytes more: a letter that was cut in half became U+FFFD
+		if s == "" || len(s) > maxDetail+2 || !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl) {
+			t.Errorf("%d bytes: %q", len(s), s)
+		}
+	}
+	if len(b.Reason) > maxReason+2 {
+		t.Errorf("a reason of %d bytes", len(b.Reason))
+	}
+	if f, ok := got["c"]; ok {
+		t.Errorf("a failure of an unknown class: %+v", f)
+	}
+	if _, kept := r.Failures["c"]; !kept {
+		t.Error("the record of a newer version is lost")
 	}
 }
 
