@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strings"
@@ -119,12 +120,23 @@ func mkdirs(paths ...string) error {
 	return nil
 }
 
+// maxUnencrypted is how many entries of the unencrypted side are looked at.
+// Anybody may have made more of them than memory holds.
+const maxUnencrypted = 500
+
 // bindAll binds the directories of one side by their names. allow nil means the
 // encrypted side, where every name counts; else only the targets listed.
 func (b *boot) bindAll(side *os.File, sideRoot string, allow []string) error {
-	names, err := directories(side)
+	limit := -1
+	if allow != nil {
+		limit = maxUnencrypted
+	}
+	names, more, err := directories(side, limit)
 	if err != nil {
 		return stateError(slots.StateDamaged, "cannot list %s: %w", sideRoot, err)
+	}
+	if more {
+		b.warn("state: %s has more than %d entries: not all of them were looked at", sideRoot[len(newRoot):], limit)
 	}
 	list, problems := binds.Names(names)
 	if allow != nil {
@@ -238,24 +250,28 @@ func mkdirIn(root, path string) error {
 	return nil
 }
 
-// directories lists the directories directly in dir; links do not count.
-func directories(dir *os.File) ([]string, error) {
+// directories lists the directories directly in dir; links do not count. With a
+// limit above zero it reads so many entries, and tells whether there are more.
+func directories(dir *os.File, limit int) (names []string, more bool, err error) {
 	d, err := openDir(dir.Name()) // a reading position of its own
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	defer d.Close()
-	entries, err := d.ReadDir(-1)
-	if err != nil {
-		return nil, err
+	entries, err := d.ReadDir(limit)
+	if err == nil && limit > 0 {
+		_, next := d.ReadDir(1)
+		more = next == nil
 	}
-	var names []string
+	if err != nil && !errors.Is(err, io.EOF) { // io.EOF: none, with a limit
+		return nil, false, err
+	}
 	for _, e := range entries {
 		if e.IsDir() && e.Name() != state.MountDir {
 			names = append(names, e.Name())
 		}
 	}
-	return names, nil
+	return names, more, nil
 }
 
 // mountIn mounts inside the new root and notes it for the report.
