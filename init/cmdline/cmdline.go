@@ -146,17 +146,19 @@ func isUUID(s string) bool {
 }
 
 // isDangerous knows the words that make other inits trust another root, stop
-// for a shell, say more than they should or run another program. The kernel takes
-// - and _ for the same.
+// for a shell, say more than they should or run another program, or the kernel
+// leave something out, wake another system or obey the keyboard; those the kernel
+// has obeyed by now, and a person should know. It takes - and _ for the same.
 func isDangerous(name string) bool {
 	name = strings.ReplaceAll(name, "_", "-")
 	switch name {
 	case "init", "rdinit", "root", "roothash", "rootimage", "usr", "usrhash", "ostree", "composefs",
 		"emergency", "rescue", "single", "s", "1", "debug", "debug-shell", "break",
-		"systemd.debug-shell", "systemd.break", "systemd.image-policy", "systemd.volatile", "dm-mod.create":
+		"systemd.debug-shell", "systemd.break", "systemd.image-policy", "systemd.volatile", "dm-mod.create",
+		"sysrq-always-enabled", "initcall-blacklist", "resume":
 		return true
 	}
-	for _, prefix := range []string{"sealroot.", "systemd.verity", "verity.", "mount.usr", "rd."} {
+	for _, prefix := range []string{"sealroot.", "systemd.verity", "verity.", "mount.usr", "rd.", "kgdb"} {
 		if strings.HasPrefix(name, prefix) {
 			return true
 		}

@@ -45,6 +45,9 @@ func TestParse(t *testing.T) {
 		{"dangerous", `init=/bin/sh rdinit=/x roothash=00 usrhash=00 systemd.verity=0 systemd.verity_root_data=/dev/sdb rd.break rd.shell emergency rescue debug-shell debug_shell rd.systemd.verity=no`,
 			CommandLine{Refused: []string{"init=/bin/sh", "rdinit=/x", "roothash=00", "usrhash=00", "systemd.verity=0",
 				"systemd.verity_root_data=/dev/sdb", "rd.break", "rd.shell", "emergency", "rescue", "debug-shell", "debug_shell", "rd.systemd.verity=no"}}},
+		{"obeyed_by_the_kernel", "sysrq_always_enabled sysrq-always-enabled=1 kgdboc=ttyS0 kgdboc.kgdboc=kbd kgdbwait initcall_blacklist=tpm_init resume=/dev/sda2 resumed",
+			CommandLine{Refused: []string{"sysrq_always_enabled", "sysrq-always-enabled=1", "kgdboc=ttyS0", "kgdboc.kgdboc=kbd", "kgdbwait",
+				"initcall_blacklist=tpm_init", "resume=/dev/sda2"}, Ignored: []string{"resumed"}}},
 		{"longest", strings.Repeat("a", maxLength), CommandLine{Ignored: []string{strings.Repeat("a", 80) + "..."}}},
 		{"too_long", "sealroot.slot=a " + strings.Repeat("a", maxLength), CommandLine{Refused: []string{"command line of 4112 bytes"}}},
 	} {
