@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strings"
 
 	"sealroot/init/config"
 	"sealroot/mkinitramfs/initramfs"
@@ -90,6 +91,15 @@ func digest(path string) (manifest.Part, error) {
 		return manifest.Part{}, fmt.Errorf("cannot read part: %w", err)
 	}
 	return manifest.Part{Size: n, SHA256: [32]byte(sum.Sum(nil))}, nil
+}
+
+// warnOfDevelopment tells that an image for developers is as good as any other to
+// the TPM of a machine: it knows the key that signs PCR 11, and no builds.
+func (b *Builder) warnOfDevelopment(in SlotInput) {
+	if policy := in.Config.State.TPM2.Policy; in.Config.Build == config.Development && strings.HasPrefix(policy, "signed-") {
+		fmt.Fprintf(b.Log, "warning: development build with policy %s: it opens the state of every machine that is sealed to %s of %s; "+
+			"make keys for development in a folder of their own\n", policy, keys.PCRPublic, b.Signing.Dir)
+	}
 }
 
 // warnOfDates tells about certificates whose time is over or has not come.

@@ -208,6 +208,7 @@ func (b *Builder) initrd(ctx context.Context, in SlotInput, p *parts, dir string
 		return err
 	}
 	b.warnOfDates(input)
+	b.warnOfDevelopment(in)
 	if !trusts(input, b.Signing.ImageCert) {
 		return fmt.Errorf("cannot make an image that would not boot: %s of %s is not among trust.root%s: %w",
 			keys.ImageCert, b.Signing.Dir, orDev(cfg), initramfs.ErrInput)

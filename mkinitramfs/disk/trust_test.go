@@ -85,6 +85,32 @@ func TestDevelopmentCertificate(t *testing.T) {
 	}
 }
 
+// The TPM cannot tell a development build from another one.
+func TestWarnsOfDevelopmentUnderTheKeyOfProduction(t *testing.T) {
+	for _, tt := range []struct {
+		name, policy string
+		build        config.Build
+		warns        bool
+	}{
+		{"development", "signed-pcr11+7", config.Development, true},
+		{"production", "signed-pcr11+7", config.Production, false},
+		{"no_signed_policy", "pcrs", config.Development, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b, in := builder(t)
+			var log bytes.Buffer
+			b.Log = &log
+			in.Config.Build, in.Config.State.TPM2.Policy = tt.build, tt.policy
+			if _, err := b.buildParts(t.Context(), in, t.TempDir()); err != nil {
+				t.Fatal(err)
+			}
+			if got := strings.Contains(log.String(), "warning: development build with policy signed-pcr11+7: it opens the state of every machine"); got != tt.warns {
+				t.Errorf("warns: %v\n%s", got, log.String())
+			}
+		})
+	}
+}
+
 // writeTemp writes a file for a judge to read.
 func writeTemp(t *testing.T, content []byte) string {
 	t.Helper()
