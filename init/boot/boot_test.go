@@ -17,6 +17,7 @@ import (
 	"sealroot/init/config"
 	"sealroot/init/console"
 	"sealroot/init/report"
+	"sealroot/mount/kmod"
 	"sealroot/slots"
 	"sealroot/state/luks2"
 	"sealroot/state/tpm"
@@ -186,6 +187,7 @@ func testBoot(p *person, state config.State) (*boot, *fakePower) {
 		cfg:    &config.Config{State: state},
 		report: &report.Report{},
 		tpm:    measurer{broken: tpm.ErrNoTPM},
+		loader: kmod.NewLoader(kmod.List{}, "/nonexistent", nil),
 	}, power
 }
 

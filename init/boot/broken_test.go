@@ -5,8 +5,22 @@ import (
 	"testing"
 
 	"sealroot/init/config"
+	"sealroot/mount/kmod"
 	"sealroot/slots"
 )
+
+// espModules is what the boot loader's settings are reached by.
+type espModules struct{ inserted []string }
+
+func (m *espModules) Insert(path string) error {
+	m.inserted = append(m.inserted, path)
+	return nil
+}
+
+func (m *espModules) loader(t *testing.T) *kmod.Loader {
+	list := kmod.List{Modules: []kmod.Module{{Name: "vfat", Path: "/vfat.ko", Group: kmod.GroupHint}}}
+	return kmod.NewLoader(list, t.TempDir(), m)
+}
 
 // fullLoader is a loader whose variables cannot be written.
 type fullLoader struct{ err error }
@@ -32,6 +46,8 @@ func TestFullVariablesDoNotEndTheBoot(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			b, _ := testBoot(&person{}, config.State{})
 			store := &fakeStore{list: list}
+			esp := &espModules{}
+			b.loader = esp.loader(t)
 			b.slots.store, b.slots.log, b.slots.hint = store, store, fullLoader{tt.full}
 			b.slots.observed = slots.Observed{Slots: list, LogReadable: true, Loaded: "a", Refill: 3, Hint: slots.HintState{Supported: true}}
 			slot, foreign, err := b.chooseSlot(t.Context())
@@ -40,6 +56,9 @@ func TestFullVariablesDoNotEndTheBoot(t *testing.T) {
 			}
 			if err := b.rebootInto(t.Context(), "b"); !errors.Is(err, tt.want) {
 				t.Fatalf("rebootInto() = %v, want %v", err, tt.want)
+			}
+			if len(esp.inserted) == 0 {
+				t.Error("the one-shot was set before the modules of the ESP were there")
 			}
 			if b, _ := slots.Find(store.list, "b"); b.Tries != 3 {
 				t.Errorf("slot b has %d tries, want 3", b.Tries)
