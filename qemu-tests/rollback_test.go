@@ -100,10 +100,10 @@ func redefineFloor(t *testing.T, state string) {
 	chip := tpmtest.StartAt(t, state)
 	defer chip.PowerOff()
 	zero := filepath.Join(t.TempDir(), "zero")
-	if err := os.WriteFile(zero, []byte("srf1\x00\x00\x00\x00"), 0o600); err != nil {
+	if err := os.WriteFile(zero, append([]byte("srf2"), make([]byte, 36)...), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	chip.MustRun("", "tpm2_nvundefine", index, "-C", "o")
-	chip.MustRun("", "tpm2_nvdefine", index, "-C", "o", "-s", "8", "-g", "sha256", "-a", "ownerwrite|authwrite|authread|no_da")
+	chip.MustRun("", "tpm2_nvdefine", index, "-C", "o", "-s", "40", "-g", "sha256", "-a", "ownerwrite|authwrite|authread|no_da")
 	chip.MustRun("", "tpm2_nvwrite", index, "-C", index, "-i", zero)
 }

@@ -13,7 +13,7 @@ import (
 
 // leveller is a machine that knows the security versions of its slots' images.
 type leveller interface {
-	Level(slot string, r install.Running) (rollbackfloor.Level, error)
+	Level(s slots.Slot, r install.Running) (rollbackfloor.Level, error)
 }
 
 // volume is the root of the encrypted volume.
@@ -43,17 +43,27 @@ func (c *command) raiseFloor(m Machine, r report.Report, list []slots.Slot, burn
 	if err != nil {
 		return fmt.Errorf("cannot raise the rollback floor: %w", err)
 	}
+	running := install.Running{RootHash: r.Root.RootHash, SecurityVersion: r.Root.SecurityVersion}
+	if loaded, err := m.Loaded(); err != nil {
+		return fmt.Errorf("cannot raise the rollback floor: %w", err)
+	} else if loaded != "" && loaded != r.Slot.Name && running.SecurityVersion > now {
+		text := fmt.Sprintf("the kernel that runs is not that of slot %s; restart into that, and commit again", r.Slot.Name)
+		if burn {
+			return fmt.Errorf("cannot raise the rollback floor: %s: %w", text, bootset.ErrRefused)
+		}
+		c.say("the rollback floor stays at %d: %s", now, text)
+		return nil
+	}
 	l, ok := m.(leveller)
 	if !ok {
 		return fmt.Errorf("cannot raise the rollback floor of this disk: %w", bootset.ErrRefused)
 	}
-	running := install.Running{RootHash: r.Root.RootHash, SecurityVersion: r.Root.SecurityVersion}
 	var others []rollbackfloor.Level
 	for _, s := range list {
 		if s.Name == r.Slot.Name || running.SecurityVersion <= now {
 			continue
 		}
-		level, err := l.Level(s.Name, running)
+		level, err := l.Level(s, running)
 		if err != nil {
 			return fmt.Errorf("cannot raise the rollback floor: %w", err)
 		}

@@ -9,14 +9,15 @@ import (
 	"sealroot/init/report"
 	"sealroot/sealroot/install"
 	"sealroot/sealroot/rollbackfloor"
+	"sealroot/slots"
 	"sealroot/state/floor"
 	"sealroot/state/tpm/predict"
 )
 
 // Level is what the other slot of the tests holds.
-func (f *fake) Level(slot string, r install.Running) (rollbackfloor.Level, error) {
+func (f *fake) Level(s slots.Slot, r install.Running) (rollbackfloor.Level, error) {
 	l := f.level
-	l.Slot = slot
+	l.Slot = s.Name
 	return l, f.err
 }
 
@@ -35,6 +36,7 @@ func TestCommitRaisesTheFloor(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		report *report.Report
+		loaded string
 		level  rollbackfloor.Level
 		asked  string // before
 		args   string
@@ -42,19 +44,23 @@ func TestCommitRaisesTheFloor(t *testing.T) {
 		text   string
 		want   string // asked afterwards
 	}{
-		{"every_slot_has_it", withFloor(1, 2), rollbackfloor.Level{Version: 2, Known: true}, "", "commit", 0, "becomes 2 at the next boot", "2\n"},
-		{"held_back", withFloor(1, 2), old, "", "commit", 0, "slot a has security version 1; sealroot replicate frees it", ""},
-		{"burned", withFloor(1, 2), old, "", "commit --burn", 0, "slot a: has security version 1, it will not boot any more", "2\n"},
-		{"asked_before", withFloor(1, 2), old, "2\n", "commit", 0, "committed", "2\n"},
-		{"next_version", withFloor(1, 3), rollbackfloor.Level{Version: 3, Known: true}, "2\n", "commit", 0, "becomes 3", "3\n"},
-		{"by_the_checks", withFloor(1, 2), rollbackfloor.Level{Empty: true}, "", "check --commit", 0, "becomes 2", "2\n"},
-		{"damaged_request", withFloor(1, 2), old, "x", "commit", 1, "not a rollback floor", "x"},
-		{"without_a_floor", running(nil), old, "", "commit", 0, "committed", ""},
-		{"burn_without_a_floor", running(nil), old, "", "commit --burn", 3, "trust.rollback_floor", ""},
-		{"burn_of_another_disk", running(nil), old, "", "commit --burn --disk x.img a", 2, "--burn", ""},
+		{"every_slot_has_it", withFloor(1, 2), "", rollbackfloor.Level{Version: 2, Known: true}, "", "commit", 0, "becomes 2 at the next boot", "2\n"},
+		{"held_back", withFloor(1, 2), "", old, "", "commit", 0, "slot a has security version 1; sealroot replicate frees it", ""},
+		{"burned", withFloor(1, 2), "", old, "", "commit --burn", 0, "slot a: has security version 1, it will not boot any more", "2\n"},
+		{"asked_before", withFloor(1, 2), "", old, "2\n", "commit", 0, "committed", "2\n"},
+		{"next_version", withFloor(1, 3), "", rollbackfloor.Level{Version: 3, Known: true}, "2\n", "commit", 0, "becomes 3", "3\n"},
+		{"its_own_kernel", withFloor(1, 2), "b", rollbackfloor.Level{Empty: true}, "", "commit", 0, "becomes 2", "2\n"},
+		{"kernel_of_the_other_slot", withFloor(1, 2), "a", rollbackfloor.Level{Empty: true}, "", "commit", 0, "stays at 1: the kernel that runs is not that of slot b", ""},
+		{"burned_under_the_kernel_of_the_other_slot", withFloor(1, 2), "a", old, "", "commit --burn", 3, "the kernel that runs is not that of slot b", ""},
+		{"nothing_to_raise_under_the_kernel_of_the_other_slot", withFloor(2, 2), "a", old, "", "commit --burn", 0, "committed", ""},
+		{"by_the_checks", withFloor(1, 2), "", rollbackfloor.Level{Empty: true}, "", "check --commit", 0, "becomes 2", "2\n"},
+		{"damaged_request", withFloor(1, 2), "", old, "x", "commit", 1, "not a rollback floor", "x"},
+		{"without_a_floor", running(nil), "", old, "", "commit", 0, "committed", ""},
+		{"burn_without_a_floor", running(nil), "", old, "", "commit --burn", 3, "trust.rollback_floor", ""},
+		{"burn_of_another_disk", running(nil), "", old, "", "commit --burn --disk x.img a", 2, "--burn", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			w := world{report: c.report, list: pair(), level: c.level}
+			w := world{report: c.report, list: pair(), level: c.level, loaded: c.loaded}
 			var path string
 			w.before = func(e Env) {
 				path = filepath.Join(e.volume(), floor.File)

@@ -63,6 +63,7 @@ type world struct {
 	list     []slots.Slot
 	err      error
 	noSlot   error
+	loaded   string // slot whose kernel runs
 	level    rollbackfloor.Level
 	key      string
 	uid      int
@@ -143,7 +144,7 @@ func (w world) outcome(t *testing.T, args ...string) (code int, stdout, stderr s
 	if err := os.Mkdir(env.State, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	o = &outcome{fake: &fake{list: slices.Clone(w.list), err: w.err, noSlot: w.noSlot, log: w.log, level: w.level}}
+	o = &outcome{fake: &fake{list: slices.Clone(w.list), err: w.err, noSlot: w.noSlot, log: w.log, loaded: w.loaded, level: w.level}}
 	env.Open = func(where Where) (Machine, error) {
 		o.where = where
 		return o.fake, w.err

@@ -1,6 +1,7 @@
 package boot
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -18,7 +19,7 @@ import (
 
 // rollback is the rollback floor as this boot found it.
 type rollback struct {
-	floor int
+	tpm.Floor
 	// lost is why the floor is not known; nil when it is. The TPM gives no secret
 	// then: a floor that somebody took away must not open the way for an old image.
 	lost error
@@ -40,9 +41,9 @@ func (b *boot) readFloor(ctx context.Context) {
 	if r.lost == nil {
 		ctx, cancel := context.WithTimeout(ctx, tpmTime)
 		defer cancel()
-		r.floor, r.lost = b.tpm.dev.ReadFloor(ctx, policy)
+		r.Floor, r.lost = b.tpm.dev.ReadFloor(ctx, policy)
 	}
-	b.report.Floor = &report.Floor{Value: r.floor, Known: r.lost == nil}
+	b.report.Floor = &report.Floor{Value: r.Value, Known: r.lost == nil}
 	if r.lost != nil {
 		b.sys.Log.Warn("%v", r.lost) // an ordinary thing where no volume was made yet
 	}
@@ -51,8 +52,8 @@ func (b *boot) readFloor(ctx context.Context) {
 // aboveFloor refuses the verified image of a slot whose security version is below
 // the floor.
 func (b *boot) aboveFloor(slot string, version int) error {
-	if b.cfg.Trust.RollbackFloor && b.rollback.lost == nil && version < b.rollback.floor {
-		return belowFloor(slot, version, b.rollback.floor)
+	if b.cfg.Trust.RollbackFloor && b.rollback.lost == nil && version < b.rollback.Value {
+		return belowFloor(slot, version, b.rollback.Value)
 	}
 	return nil
 }
@@ -61,11 +62,15 @@ func (b *boot) aboveFloor(slot string, version int) error {
 // version, whatever root it is to carry: its kernel is what is old then. The slot's
 // own is asked for.
 func (b *boot) kernelAboveFloor(slot string) error {
-	if b.cfg.Trust.RollbackFloor && b.fw.Stub && b.rollback.lost == nil && b.cfg.SecurityVersion < b.rollback.floor {
-		return environmentError(slots.WrongKernel, "cannot go on with slot %s: the running kernel's image has security version %d, the rollback floor of this machine is %d",
-			slot, b.cfg.SecurityVersion, b.rollback.floor)
+	if b.cfg.Trust.RollbackFloor && b.fw.Stub && b.rollback.lost == nil && b.cfg.SecurityVersion < b.rollback.Value {
+		return b.kernelBelow(slot, b.rollback.Value)
 	}
 	return nil
+}
+
+func (b *boot) kernelBelow(slot string, floor int) error {
+	return environmentError(slots.WrongKernel, "cannot go on with slot %s: the running kernel's image has security version %d, the rollback floor of this machine is %d",
+		slot, b.cfg.SecurityVersion, floor)
 }
 
 func belowFloor(slot string, version, floor int) error {
@@ -80,21 +85,39 @@ func (b *boot) floorLost() error {
 	return nil
 }
 
-// makeFloor gives a machine that gets its volume now a floor. One that it has,
-// from a volume before, stays.
-func (b *boot) makeFloor(ctx context.Context) error {
-	if !b.cfg.Trust.RollbackFloor || b.rollback.lost == nil {
+// errOtherFloor: the floor says nothing about this volume.
+var errOtherFloor = errors.New("it was written for another volume")
+
+// floorFor compares the floor with the volume whose key was found, by
+// luks2.VolumeKeyID. Anybody who can run a genuine image without this volume gets
+// a genuine floor of zero from it, so one that is another volume's counts as lost.
+func (b *boot) floorFor(keyID []byte) error {
+	r := &b.rollback
+	if b.cfg.Trust.RollbackFloor && r.lost == nil && !bytes.Equal(r.Volume[:], keyID) {
+		r.lost = errOtherFloor
+		b.report.Floor = &report.Floor{Value: r.Value}
+	}
+	return b.floorLost()
+}
+
+// makeFloor gives a machine that gets its volume now a floor of that volume. The
+// height of one that it has, from a volume before, stays.
+func (b *boot) makeFloor(ctx context.Context, keyID []byte) error {
+	if !b.cfg.Trust.RollbackFloor {
 		return nil
 	}
-	return b.raiseFloor(ctx, 0)
+	return b.raiseFloor(ctx, b.rollback.Value, keyID)
 }
 
 // keepFloor raises the floor as the running system asked for, once the volume is
 // open and before the PCRs of the policy are closed. Where the TPM has lost the
 // floor a person has opened the volume, and what is asked for there is the floor.
-func (b *boot) keepFloor(ctx context.Context) error {
+func (b *boot) keepFloor(ctx context.Context, keyID []byte) error {
 	if !b.cfg.Trust.RollbackFloor {
 		return nil
+	}
+	if err := b.floorFor(keyID); err != nil {
+		b.sys.Log.Warn("%v", err)
 	}
 	asked, err := askedFloor()
 	if err != nil {
@@ -103,15 +126,26 @@ func (b *boot) keepFloor(ctx context.Context) error {
 			return nil // what cannot be read must not become a floor of zero
 		}
 	}
-	running := b.report.Root.SecurityVersion
-	next := floor.Decide(floor.Known{TPM: b.rollback.floor, Lost: b.rollback.lost != nil, Asked: asked, Running: running})
+	return b.settleFloor(ctx, asked, keyID)
+}
+
+// settleFloor is keepFloor once it is known what was asked for.
+func (b *boot) settleFloor(ctx context.Context, asked int, keyID []byte) error {
+	slot, root := b.report.Slot.Name, b.report.Root.SecurityVersion
+	running := root
+	if b.fw.Stub {
+		running = min(root, b.cfg.SecurityVersion) // else this kernel would not start the machine again
+	}
+	next := floor.Decide(floor.Known{TPM: b.rollback.Value, Lost: b.rollback.lost != nil, Asked: asked, Running: running})
 	switch {
+	case next.Refuse && root >= next.Floor:
+		return b.kernelBelow(slot, next.Floor)
 	case next.Refuse:
-		return belowFloor(b.report.Slot.Name, running, next.Floor)
+		return belowFloor(slot, root, next.Floor)
 	case next.Waits:
-		b.warn("the rollback floor stays at %d: %d was asked for, and slot %s has security version %d", next.Floor, asked, b.report.Slot.Name, running)
+		b.warn("the rollback floor stays at %d: %d was asked for, and slot %s runs with security version %d", next.Floor, asked, slot, running)
 	case next.Write:
-		if err := b.raiseFloor(ctx, next.Floor); err != nil {
+		if err := b.raiseFloor(ctx, next.Floor, keyID); err != nil {
 			b.warn("%v", err)
 			return nil
 		}
@@ -122,7 +156,8 @@ func (b *boot) keepFloor(ctx context.Context) error {
 
 // raiseFloor writes the floor under the policy of the state's key: what may open
 // the volume may raise the floor.
-func (b *boot) raiseFloor(ctx context.Context, to int) error {
+func (b *boot) raiseFloor(ctx context.Context, to int, keyID []byte) error {
+	want := tpm.Floor{Value: to, Volume: [32]byte(keyID)}
 	if b.tpm.dev == nil || b.tpm.broken != nil {
 		return fmt.Errorf("cannot set the rollback floor: %w", b.tpm.broken)
 	}
@@ -130,12 +165,12 @@ func (b *boot) raiseFloor(ctx context.Context, to int) error {
 	defer cancel()
 	policy, err := b.provisionPolicy(ctx)
 	if err == nil {
-		err = b.tpm.dev.RaiseFloor(ctx, policy, b.signatures(), to)
+		err = b.tpm.dev.RaiseFloor(ctx, policy, b.signatures(), want)
 	}
 	if err != nil {
 		return fmt.Errorf("cannot set the rollback floor: %w", err)
 	}
-	b.rollback.floor, b.rollback.lost = to, nil
+	b.rollback = rollback{Floor: want}
 	b.report.Floor = &report.Floor{Value: to, Known: true}
 	return nil
 }

@@ -1,7 +1,9 @@
 package boot
 
 import (
+	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -13,6 +15,8 @@ import (
 
 	"sealroot/init/config"
 	"sealroot/slots"
+	"sealroot/state"
+	"sealroot/state/luks2"
 	"sealroot/state/tpm"
 	"sealroot/state/tpm/tpmtest"
 )
@@ -125,6 +129,7 @@ func TestRollbackFloor(t *testing.T) {
 	if err := tpm.New(m).Extend(t.Context(), 7, []byte("firmware")); err != nil {
 		t.Fatal(err)
 	}
+	id := bytes.Repeat([]byte{5}, 32)
 	fresh := func() *boot {
 		b := measuring(t, m, config.UnlockTPM2)
 		if err := b.openTPM(t.Context()); err != nil {
@@ -137,18 +142,18 @@ func TestRollbackFloor(t *testing.T) {
 	if b.report.Floor == nil || b.report.Floor.Known || !errors.Is(b.floorLost(), tpm.ErrUnpinned) {
 		t.Errorf("new TPM: floor %+v, %v, want none known", b.report.Floor, b.floorLost())
 	}
-	if err := b.makeFloor(t.Context()); err != nil {
+	if err := b.makeFloor(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.raiseFloor(t.Context(), 3); err != nil {
+	if err := b.raiseFloor(t.Context(), 3, id); err != nil {
 		t.Fatal(err)
 	}
 	b = fresh()
-	if err := b.floorLost(); err != nil || b.rollback.floor != 3 {
-		t.Errorf("floor %d, %v, want 3", b.rollback.floor, err)
+	if err := b.floorLost(); err != nil || b.rollback.Value != 3 {
+		t.Errorf("floor %d, %v, want 3", b.rollback.Value, err)
 	}
-	if err := b.makeFloor(t.Context()); err != nil || fresh().rollback.floor != 3 {
-		t.Errorf("a new volume made the floor %d, %v, want 3 as before", fresh().rollback.floor, err)
+	if err := b.makeFloor(t.Context(), id); err != nil || fresh().rollback.Value != 3 {
+		t.Errorf("a new volume made the floor %d, %v, want 3 as before", fresh().rollback.Value, err)
 	}
 	for version, ok := range map[int]bool{0: false, 2: false, 3: true, 4: true} {
 		err := b.aboveFloor("a", version)
@@ -184,5 +189,163 @@ func TestRollbackFloor(t *testing.T) {
 	}
 	if key := b.unlockByTPM(t.Context(), nil); key != nil || len(b.report.State.Attempts) != 1 || !strings.Contains(b.report.State.Attempts[0], "rollback floor") {
 		t.Errorf("attempts %q, want one that tells of the floor", b.report.State.Attempts)
+	}
+}
+
+// A genuine image gives a floor of zero to whoever brings it a machine without a
+// volume, or a volume of their own. That floor opens no other volume.
+func TestFloorOfAnotherVolume(t *testing.T) {
+	const version = 3
+	// An owner's volume on a machine with a floor of 3, and a second volume.
+	setUp := func(t *testing.T) (fresh func() *boot, h *luks2.Header, id, other []byte, m *tpmtest.Machine) {
+		m = tpmtest.Start(t)
+		if err := tpm.New(m).Extend(t.Context(), 7, []byte("firmware")); err != nil {
+			t.Fatal(err)
+		}
+		fresh = func() *boot {
+			b := measuring(t, m, config.UnlockTPM2)
+			if err := b.openTPM(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			b.readFloor(t.Context())
+			return b
+		}
+		h, key, _ := volume(t)
+		id, other = luks2.VolumeKeyID(key, state.DeviceName, h.UUID()), bytes.Repeat([]byte{5}, 32)
+		h, err := h.RemoveKeyslot(tpmKeyslot)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := fresh()
+		b.sys.Rand = rand.Reader
+		if h, err = b.enrollTPM(t.Context(), h, key); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(b.makeFloor(t.Context(), id), b.settleFloor(t.Context(), version, id)); err != nil {
+			t.Fatal(err)
+		}
+		return fresh, h, id, other, m
+	}
+	undefine := func(m *tpmtest.Machine) { m.MustRun("", "tpm2_nvundefine", "0x1c05ea2", "-C", "o") }
+	for _, tt := range []struct {
+		name   string
+		attack func(t *testing.T, fresh func() *boot, other []byte, m *tpmtest.Machine)
+		floor  int  // as the TPM has it then
+		opens  bool // the owner's volume
+	}{
+		{"control", func(*testing.T, func() *boot, []byte, *tpmtest.Machine) {}, version, true},
+		{"first_boot_anew", func(t *testing.T, fresh func() *boot, other []byte, m *tpmtest.Machine) {
+			undefine(m)
+			if err := fresh().makeFloor(t.Context(), other); err != nil {
+				t.Fatal(err)
+			}
+		}, 0, false},
+		{"first_boot_with_the_floor_there", func(t *testing.T, fresh func() *boot, other []byte, _ *tpmtest.Machine) {
+			if err := fresh().makeFloor(t.Context(), other); err != nil {
+				t.Fatal(err)
+			}
+		}, version, false},
+		{"own_volume_at_the_prompt", func(t *testing.T, fresh func() *boot, other []byte, m *tpmtest.Machine) {
+			undefine(m)
+			b := fresh()
+			if err := b.floorFor(other); !errors.Is(err, errNoFloor) {
+				t.Errorf("floorFor = %v, want errNoFloor", err)
+			}
+			if err := b.settleFloor(t.Context(), 0, other); err != nil {
+				t.Fatal(err)
+			}
+		}, 0, false},
+		{"own_volume_with_the_floor_there", func(t *testing.T, fresh func() *boot, other []byte, _ *tpmtest.Machine) {
+			b := fresh()
+			if err := b.floorFor(other); !errors.Is(err, errOtherFloor) || b.report.Floor.Known {
+				t.Errorf("floorFor = %v, floor %+v, want errOtherFloor and none known", err, b.report.Floor)
+			}
+			if err := b.settleFloor(t.Context(), 0, other); err != nil {
+				t.Fatal(err)
+			}
+		}, version, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			fresh, h, id, other, m := setUp(t)
+			tt.attack(t, fresh, other, m)
+			b := fresh()
+			if b.rollback.lost != nil || b.rollback.Value != tt.floor {
+				t.Errorf("floor %+v, want %d", b.rollback, tt.floor)
+			}
+			key := b.unlockByTPM(t.Context(), h)
+			if (key != nil) != tt.opens {
+				t.Errorf("the TPM opens the volume: %v, want %v, attempts %q", key != nil, tt.opens, b.report.State.Attempts)
+			}
+			if b.report.Floor.Known != tt.opens {
+				t.Errorf("report %+v", b.report.Floor)
+			}
+			if tt.opens {
+				return
+			}
+			// The control: but for the floor the TPM opens it.
+			b = fresh()
+			b.cfg.Trust.RollbackFloor = false
+			if b.unlockByTPM(t.Context(), h) == nil {
+				t.Errorf("control, without a floor: attempts %q", b.report.State.Attempts)
+			}
+			// A person opens it, and sets the floor that it remembers.
+			b = fresh()
+			_ = b.floorFor(id)
+			if err := b.settleFloor(t.Context(), version, id); err != nil {
+				t.Fatal(err)
+			}
+			if b = fresh(); b.rollback.Value != version || b.unlockByTPM(t.Context(), h) == nil {
+				t.Errorf("floor %+v, attempts %q, want %d and an open volume", b.rollback, b.report.State.Attempts, version)
+			}
+		})
+	}
+}
+
+// What starts the machine next time is the same kernel image: the floor does not
+// rise above it, whatever the root is.
+func TestFloorStaysBelowTheKernelImage(t *testing.T) {
+	id := bytes.Repeat([]byte{5}, 32)
+	for _, tt := range []struct {
+		name         string
+		stub         bool
+		kernel, root int
+		lost         bool // the TPM has no floor, else it is 0
+		floor        int
+		reason       slots.Reason // of the refusal
+	}{
+		{"same_version", true, 3, 3, false, 3, ""},
+		{"kernel_of_the_older_slot", true, 1, 3, false, 0, ""},
+		{"nobody_vouches_for_the_kernel", false, 1, 3, false, 3, ""},
+		{"older_root", true, 3, 1, false, 0, ""},
+		{"lost_and_the_kernel_of_the_older_slot", true, 1, 3, true, 0, slots.WrongKernel},
+		{"lost_and_older_root", true, 3, 1, true, 0, slots.RollbackFloor},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := tpmtest.Start(t)
+			if err := tpm.New(m).Extend(t.Context(), 7, []byte("firmware")); err != nil {
+				t.Fatal(err)
+			}
+			b := measuring(t, m, config.UnlockTPM2)
+			if err := b.openTPM(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			b.readFloor(t.Context())
+			if !tt.lost {
+				if err := b.makeFloor(t.Context(), id); err != nil {
+					t.Fatal(err)
+				}
+			}
+			b.fw.Stub, b.cfg.SecurityVersion, b.report.Root.SecurityVersion = tt.stub, tt.kernel, tt.root
+			err := b.settleFloor(t.Context(), 3, id)
+			if _, reason := classOf(err); (err != nil) != (tt.reason != "") || err != nil && reason != tt.reason {
+				t.Errorf("settleFloor: %v (%s), want %q", err, reason, tt.reason)
+			}
+			if b.rollback.Value != tt.floor || tt.lost != (b.rollback.lost != nil) {
+				t.Errorf("floor %+v, want %d", b.rollback, tt.floor)
+			}
+			if err := errors.Join(b.aboveFloor("b", tt.root), b.kernelAboveFloor("b")); err != nil {
+				t.Errorf("the next boot: %v", err)
+			}
+		})
 	}
 }

@@ -53,7 +53,7 @@ func (b *boot) firstBoot(ctx context.Context) error {
 			if err != nil {
 				return nil, err
 			}
-			if err := b.makeFloor(ctx); err != nil {
+			if err := b.makeFloor(ctx, luks2.VolumeKeyID(key, state.DeviceName, h.UUID())); err != nil {
 				return nil, err
 			}
 			h, recovery, err = b.enrollRecovery(ctx, h, key)

@@ -60,8 +60,8 @@ func (b *boot) openState(ctx context.Context) error {
 	if err == nil {
 		return nil
 	}
-	if class, _ := classOf(err); class == slots.ImageFailure {
-		return err // the volume is open, and this image must not have it
+	if class, reason := classOf(err); class == slots.ImageFailure || reason == slots.WrongKernel {
+		return err // the volume is open, and what runs must not have it
 	}
 	b.failed("state", "", err)
 	return b.withoutState(err)
@@ -113,7 +113,7 @@ func (b *boot) openVolume(ctx context.Context) error {
 	if _, err := b.mountVolume(v.Device(), attr); err != nil {
 		return stateError(slots.StateDamaged, "%w", err)
 	}
-	if err := b.keepFloor(ctx); err != nil {
+	if err := b.keepFloor(ctx, v.KeyID); err != nil {
 		return err
 	}
 	b.identify(ctx, v)

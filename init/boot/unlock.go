@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"sealroot/init/config"
+	"sealroot/state"
 	"sealroot/state/luks2"
 	"sealroot/state/tpm"
 	"sealroot/state/tpm/pcrsig"
@@ -125,6 +126,10 @@ func (b *boot) tryToken(ctx context.Context, h *luks2.Header, t luks2.Token) (ke
 	defer clear(pass)
 	for _, slot := range t.Keyslots {
 		if key, err = h.Unlock(slot, pass); err == nil {
+			if err := b.floorFor(luks2.VolumeKeyID(key, state.DeviceName, h.UUID())); err != nil {
+				clear(key)
+				return nil, 0, err
+			}
 			b.report.TPM.PCRs, b.report.TPM.Policy = token.AllPCRs(), b.cfg.State.TPM2.Policy
 			return key, slot, nil
 		}

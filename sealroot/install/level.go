@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"sealroot/sealroot/rollbackfloor"
+	"sealroot/slots"
 	"sealroot/slots/manifest"
 	"sealroot/verity/signature"
 )
@@ -14,8 +15,10 @@ import (
 // Level finds the security version of a slot's image: that of the image that
 // runs, when it is the same one, else what the slot's signed manifest says of its
 // signed root hash. The image itself is not read: one that is damaged does not
-// boot, whatever the rollback floor. What cannot be read counts as unknown.
-func (m Machine) Level(slot string, r Running) rollbackfloor.Level {
+// boot, whatever the rollback floor. What cannot be read counts as unknown, but
+// for a slot without a signature that the store calls not bootable: it is empty.
+func (m Machine) Level(s slots.Slot, r Running) rollbackfloor.Level {
+	slot := s.Name
 	l := rollbackfloor.Level{Slot: slot}
 	unknown := func(err error) rollbackfloor.Level {
 		l.Why = err.Error()
@@ -27,8 +30,8 @@ func (m Machine) Level(slot string, r Running) rollbackfloor.Level {
 	}
 	defer p.close()
 	sig, err := signature.Read(p.signature)
-	if errors.Is(err, signature.ErrFormat) {
-		l.Empty = true // no PID 1 starts it
+	if errors.Is(err, signature.ErrFormat) && s.State() == slots.Unbootable {
+		l.Empty = true // bootable, an initramfs with root.hash starts it all the same
 		return l
 	}
 	if err != nil {

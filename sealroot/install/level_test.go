@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"sealroot/slots"
 	"sealroot/verity/signature"
 	"sealroot/verity/signature/signaturetest"
 )
@@ -27,7 +28,17 @@ func TestLevel(t *testing.T) {
 			w.put("b", f.old)
 			delete(w.files, "b/"+string(Manifest))
 		}, func(r *Running) { r.SecurityVersion = 7 }, 7, true, false, ""},
-		{"no_signature", func(w *world) { clear(w.parts["b/verity-sig"]) }, nil, 0, false, true, ""},
+		{"empty", func(w *world) {
+			clear(w.parts["b/verity-sig"])
+			w.slots[1] = slots.Slot{Name: "b"}
+		}, nil, 0, false, true, ""},
+		{"being_written", func(w *world) {
+			copy(w.parts["b/verity-sig"], "x")
+			w.slots[1] = slots.Slot{Name: "b"}
+		}, nil, 0, false, true, ""},
+		// with root.hash in its initramfs PID 1 boots these
+		{"no_signature", func(w *world) { clear(w.parts["b/verity-sig"]) }, nil, 0, false, false, "not a usable signature"},
+		{"damaged_signature", func(w *world) { copy(w.parts["b/verity-sig"], "x") }, nil, 0, false, false, "not a usable signature"},
 		{"no_manifest", func(w *world) {
 			w.put("b", f.new)
 			delete(w.files, "b/"+string(Manifest))
@@ -48,7 +59,7 @@ func TestLevel(t *testing.T) {
 			if c.run != nil {
 				c.run(&r)
 			}
-			l := w.machine(f.keys).Level("b", r)
+			l := w.machine(f.keys).Level(w.slots[1], r)
 			if l.Slot != "b" || l.Version != c.version || l.Known != c.known || l.Empty != c.empty || !strings.Contains(l.Why, c.why) {
 				t.Errorf("got %+v, want %+v", l, c)
 			}
@@ -59,7 +70,7 @@ func TestLevel(t *testing.T) {
 	w.put("b", f.new)
 	m := w.machine(f.keys)
 	m.Certs = []*signature.Certificate{stranger.Parsed}
-	if l := m.Level("b", f.running()); l.Known || l.Empty {
+	if l := m.Level(w.slots[1], f.running()); l.Known || l.Empty {
 		t.Errorf("with another certificate: %+v, want unknown", l)
 	}
 }

@@ -39,24 +39,26 @@ func Parse(text []byte) (int, error) {
 
 // Known is what is known at boot, once the volume is open.
 type Known struct {
-	// TPM is the floor in the TPM; Lost says that there is none that can be
-	// believed. A volume is opened then by a person only, or was made just now.
+	// TPM is the floor in the TPM, 0 without one; Lost says that there is none
+	// that can be believed, or that it was written for another volume. A volume is
+	// opened then by a person only, or was made just now.
 	TPM  int
 	Lost bool
 	// Asked is what File says, 0 without one.
 	Asked int
-	// Running is the security version of the root that runs.
+	// Running is the security version of what runs: of root and unified kernel
+	// image the lower one.
 	Running int
 }
 
 // Next is what to do.
 type Next struct {
-	// Refuse: the root that runs is below the floor.
+	// Refuse: what runs is below the floor.
 	Refuse bool
 	// Write: the TPM's floor is to become Floor.
 	Write bool
 	Floor int
-	// Waits: a higher floor was asked for than this root has; the next boot of
+	// Waits: a higher floor was asked for than what runs has; the next boot of
 	// one that has it raises the floor.
 	Waits bool
 }
@@ -64,11 +66,12 @@ type Next struct {
 // Decide is asked once for each boot. The floor never goes down, and never above
 // what runs: what cannot boot must not be demanded by itself.
 func Decide(k Known) Next {
+	known := max(k.TPM, k.Asked)
 	switch {
-	case k.Lost && k.Asked > k.Running:
-		return Next{Refuse: true, Floor: k.Asked}
+	case k.Lost && known > k.Running:
+		return Next{Refuse: true, Floor: known}
 	case k.Lost:
-		return Next{Write: true, Floor: k.Asked}
+		return Next{Write: true, Floor: known}
 	case k.Running < k.TPM:
 		return Next{Refuse: true, Floor: k.TPM}
 	case k.Asked > k.Running:

@@ -20,6 +20,7 @@ func TestDecide(t *testing.T) {
 		{"below", Known{TPM: 3, Running: 2}, Next{Refuse: true, Floor: 3}},
 		{"new_machine", Known{Lost: true, Running: 7}, Next{Write: true}},
 		{"lost", Known{Lost: true, Asked: 2, Running: 2}, Next{Write: true, Floor: 2}},
+		{"another_volumes", Known{TPM: 3, Lost: true, Asked: 1, Running: 3}, Next{Write: true, Floor: 3}},
 		{"lost_and_below", Known{Lost: true, Asked: 2, Running: 1}, Next{Refuse: true, Floor: 2}},
 	} {
 		if got := Decide(tt.in); got != tt.want {
@@ -37,7 +38,7 @@ func TestFloorOnlyRises(t *testing.T) {
 				for _, lost := range []bool{false, true} {
 					k := Known{TPM: tpm, Lost: lost, Asked: asked, Running: running}
 					n := Decide(k)
-					if !lost && n.Floor < tpm || n.Write && n.Floor > running || n.Refuse && n.Write || !lost && n.Refuse != (running < tpm) {
+					if n.Floor < tpm || n.Write && n.Floor > running || n.Refuse && n.Write || !lost && n.Refuse != (running < tpm) {
 						t.Errorf("Decide(%+v) = %+v", k, n)
 					}
 				}

@@ -6,14 +6,14 @@ import (
 )
 
 func FuzzParseFloor(f *testing.F) {
-	f.Add(encodeFloor(3))
+	f.Add(Floor{3, [32]byte{1, 2, 31: 3}}.encode())
 	f.Fuzz(func(t *testing.T, record []byte) {
 		n, err := parseFloor(record)
-		if err != nil && (n != 0 || !errors.Is(err, ErrFloor)) {
-			t.Errorf("%d, %v", n, err)
+		if err != nil && (n != (Floor{}) || !errors.Is(err, ErrFloor)) {
+			t.Errorf("%+v, %v", n, err)
 		}
-		if err == nil && string(encodeFloor(n)) != string(record) {
-			t.Errorf("%x reads as %d", record, n)
+		if err == nil && string(n.encode()) != string(record) {
+			t.Errorf("%x reads as %+v", record, n)
 		}
 	})
 }

@@ -11,7 +11,13 @@ import (
 	"sealroot/state/tpm/tpmtest"
 )
 
-const floorIndex = "0x1c05ea2"
+const (
+	floorIndex = "0x1c05ea2"
+	// volume is the identity of the volume that the floors of these tests are for.
+	volume = "0123456789abcdef0123456789abcdef"
+)
+
+func floorOf(value int) tpm.Floor { return tpm.Floor{Value: value, Volume: [32]byte([]byte(volume))} }
 
 // floorMachine is a machine in its initramfs, with the policy and the signatures
 // of its image.
@@ -24,8 +30,12 @@ func floorMachine(t *testing.T) (*tpmtest.Machine, *tpm.TPM, tpm.Policy, pcrsig.
 
 func wantFloor(t *testing.T, chip *tpm.TPM, policy tpm.Policy, want int, wantErr error) {
 	t.Helper()
-	if got, err := chip.ReadFloor(t.Context(), policy); got != want || !errors.Is(err, wantErr) || wantErr == nil && err != nil {
-		t.Errorf("ReadFloor = %d, %v, want %d, %v", got, err, want, wantErr)
+	f := floorOf(want)
+	if wantErr != nil {
+		f = tpm.Floor{}
+	}
+	if got, err := chip.ReadFloor(t.Context(), policy); got != f || !errors.Is(err, wantErr) || wantErr == nil && err != nil {
+		t.Errorf("ReadFloor = %+v, %v, want %+v, %v", got, err, f, wantErr)
 	}
 }
 
@@ -33,7 +43,7 @@ func TestFloorRises(t *testing.T) {
 	m, chip, policy, sigs := floorMachine(t)
 	wantFloor(t, chip, policy, 0, tpm.ErrUnpinned)
 	for _, step := range []struct{ raise, want int }{{0, 0}, {2, 2}, {1, 2}, {7, 7}} {
-		if err := chip.RaiseFloor(t.Context(), policy, sigs, step.raise); err != nil {
+		if err := chip.RaiseFloor(t.Context(), policy, sigs, floorOf(step.raise)); err != nil {
 			t.Fatalf("RaiseFloor(%d): %v", step.raise, err)
 		}
 		wantFloor(t, chip, policy, step.want, nil)
@@ -41,8 +51,20 @@ func TestFloorRises(t *testing.T) {
 	// Other people's tools read it, without a password.
 	dir := t.TempDir()
 	m.MustRun(dir, "tpm2_nvread", floorIndex, "-C", floorIndex, "-o", "floor")
-	if got, err := os.ReadFile(filepath.Join(dir, "floor")); err != nil || string(got) != "srf1\x00\x00\x00\x07" {
+	if got, err := os.ReadFile(filepath.Join(dir, "floor")); err != nil || string(got) != "srf2\x00\x00\x00\x07"+volume {
 		t.Errorf("tpm2_nvread says %q, %v", got, err)
+	}
+	// For another volume it is written anew, and not lowered either.
+	other := tpm.Floor{Value: 2, Volume: [32]byte{1}}
+	if err := chip.RaiseFloor(t.Context(), policy, sigs, other); err != nil {
+		t.Fatal(err)
+	}
+	other.Value = 7
+	if got, err := chip.ReadFloor(t.Context(), policy); got != other || err != nil {
+		t.Errorf("ReadFloor = %+v, %v, want %+v", got, err, other)
+	}
+	if err := chip.RaiseFloor(t.Context(), policy, sigs, floorOf(0)); err != nil {
+		t.Fatal(err)
 	}
 	m.Reset()
 	boot(t, chip)
@@ -51,7 +73,7 @@ func TestFloorRises(t *testing.T) {
 	if _, err := chip.Cap(t.Context(), nil, 11, 15); err != nil {
 		t.Fatal(err)
 	}
-	if err := chip.RaiseFloor(t.Context(), policy, sigs, 8); !errors.Is(err, tpm.ErrPCRsChanged) {
+	if err := chip.RaiseFloor(t.Context(), policy, sigs, floorOf(8)); !errors.Is(err, tpm.ErrPCRsChanged) {
 		t.Errorf("RaiseFloor after the cap: %v, want ErrPCRsChanged", err)
 	}
 	wantFloor(t, chip, policy, 7, nil)
@@ -61,14 +83,14 @@ func TestFloorRises(t *testing.T) {
 func TestFloorUnderLiteralPCRs(t *testing.T) {
 	_, chip := machine(t)
 	policy := tpm.Policy{PCRs: []int{15}, Values: tpm.Values{15: nil}}
-	if err := chip.RaiseFloor(t.Context(), policy, nil, 3); err != nil {
+	if err := chip.RaiseFloor(t.Context(), policy, nil, floorOf(3)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := chip.Cap(t.Context(), nil, 11, 15); err != nil {
 		t.Fatal(err)
 	}
 	wantFloor(t, chip, policy, 3, nil)
-	if err := chip.RaiseFloor(t.Context(), policy, nil, 4); !errors.Is(err, tpm.ErrPCRsChanged) {
+	if err := chip.RaiseFloor(t.Context(), policy, nil, floorOf(4)); !errors.Is(err, tpm.ErrPCRsChanged) {
 		t.Errorf("RaiseFloor after the cap: %v, want ErrPCRsChanged", err)
 	}
 }
@@ -89,21 +111,21 @@ func TestForgedFloorIsNotBelieved(t *testing.T) {
 		}, nil},
 		{"undefined", func(*tpmtest.Machine, string) {}, tpm.ErrUnpinned},
 		{"redefined_and_written", func(m *tpmtest.Machine, dir string) {
-			m.MustRun(dir, "tpm2_nvdefine", floorIndex, "-C", "o", "-s", "8", "-g", "sha256", "-a", "ownerwrite|authwrite|authread|no_da")
+			m.MustRun(dir, "tpm2_nvdefine", floorIndex, "-C", "o", "-s", "40", "-g", "sha256", "-a", "ownerwrite|authwrite|authread|no_da")
 			m.MustRun(dir, "tpm2_nvwrite", floorIndex, "-C", floorIndex, "-i", "zero")
 		}, tpm.ErrUnpinned},
 		{"redefined_under_the_same_policy", func(m *tpmtest.Machine, dir string) {
-			m.MustRun(dir, "tpm2_nvdefine", floorIndex, "-C", "o", "-s", "8", "-g", "sha256", "-a", "policywrite|authread|no_da", "-L", "policy")
+			m.MustRun(dir, "tpm2_nvdefine", floorIndex, "-C", "o", "-s", "40", "-g", "sha256", "-a", "policywrite|authread|no_da", "-L", "policy")
 		}, tpm.ErrUnpinned},
 		{"the_same_policy_and_another_writer", func(m *tpmtest.Machine, dir string) {
-			m.MustRun(dir, "tpm2_nvdefine", floorIndex, "-C", "o", "-s", "8", "-g", "sha256", "-a", "policywrite|authwrite|authread|no_da", "-L", "policy")
+			m.MustRun(dir, "tpm2_nvdefine", floorIndex, "-C", "o", "-s", "40", "-g", "sha256", "-a", "policywrite|authwrite|authread|no_da", "-L", "policy")
 			m.MustRun(dir, "tpm2_nvwrite", floorIndex, "-C", floorIndex, "-i", "zero")
 		}, tpm.ErrUnpinned},
 		{"under_a_policy_of_their_own", func(m *tpmtest.Machine, dir string) {
 			m.MustRun(dir, "tpm2_startauthsession", "-S", "s")
 			m.MustRun(dir, "tpm2_policycommandcode", "-S", "s", "-L", "own", "TPM2_CC_NV_Write")
 			m.MustRun(dir, "tpm2_flushcontext", "s")
-			m.MustRun(dir, "tpm2_nvdefine", floorIndex, "-C", "o", "-s", "8", "-g", "sha256", "-a", "policywrite|authread|no_da", "-L", "own")
+			m.MustRun(dir, "tpm2_nvdefine", floorIndex, "-C", "o", "-s", "40", "-g", "sha256", "-a", "policywrite|authread|no_da", "-L", "own")
 			m.MustRun(dir, "tpm2_startauthsession", "-S", "s", "--policy-session")
 			m.MustRun(dir, "tpm2_policycommandcode", "-S", "s", "TPM2_CC_NV_Write")
 			m.MustRun(dir, "tpm2_nvwrite", floorIndex, "-C", floorIndex, "-P", "session:s", "-i", "zero")
@@ -112,11 +134,11 @@ func TestForgedFloorIsNotBelieved(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			m, chip, policy, sigs := floorMachine(t)
-			if err := chip.RaiseFloor(t.Context(), policy, sigs, 5); err != nil {
+			if err := chip.RaiseFloor(t.Context(), policy, sigs, floorOf(5)); err != nil {
 				t.Fatal(err)
 			}
 			dir := t.TempDir()
-			if err := os.WriteFile(filepath.Join(dir, "zero"), []byte("srf1\x00\x00\x00\x00"), 0o600); err != nil {
+			if err := os.WriteFile(filepath.Join(dir, "zero"), []byte("srf2\x00\x00\x00\x00"+volume), 0o600); err != nil {
 				t.Fatal(err)
 			}
 			// The policy can be read by anybody.
@@ -137,7 +159,7 @@ func TestForgedFloorIsNotBelieved(t *testing.T) {
 			}
 			wantFloor(t, chip, policy, 0, tt.want)
 			// PID 1, where a person has vouched for the machine, sets it anew.
-			if err := chip.RaiseFloor(t.Context(), policy, sigs, 5); err != nil {
+			if err := chip.RaiseFloor(t.Context(), policy, sigs, floorOf(5)); err != nil {
 				t.Fatal(err)
 			}
 			wantFloor(t, chip, policy, 5, nil)
@@ -148,11 +170,11 @@ func TestForgedFloorIsNotBelieved(t *testing.T) {
 // Another signer's image, or other firmware settings, do not write it.
 func TestFloorIsTheWritersOnly(t *testing.T) {
 	_, chip, policy, sigs := floorMachine(t)
-	if err := chip.RaiseFloor(t.Context(), policy, sigs, 5); err != nil {
+	if err := chip.RaiseFloor(t.Context(), policy, sigs, floorOf(5)); err != nil {
 		t.Fatal(err)
 	}
 	other, _ := newKey(t)
-	if err := chip.RaiseFloor(t.Context(), policy, sign(t, other), 6); !errors.Is(err, tpm.ErrPolicy) {
+	if err := chip.RaiseFloor(t.Context(), policy, sign(t, other), floorOf(6)); !errors.Is(err, tpm.ErrPolicy) {
 		t.Errorf("with another key's signatures: %v, want ErrPolicy", err)
 	}
 	wantFloor(t, chip, policy, 5, nil)

@@ -28,18 +28,24 @@ type Log struct {
 	// Incomplete marks the log while a PCR may be ahead of it, as systemd does
 	// with the sticky bit of the file; nil when there is nothing to mark.
 	Incomplete func(bool) error
+
+	missing int // extends, done or tried, that have no record
 }
 
 // begin marks the log before a PCR is extended.
 func (l *Log) begin() error {
-	if l == nil || l.Incomplete == nil {
+	if l == nil {
+		return nil
+	}
+	l.missing++
+	if l.Incomplete == nil {
 		return nil
 	}
 	return l.Incomplete(true)
 }
 
-// end appends the record of an extend and takes the mark away again. Errors are
-// ErrLog; the mark stays then.
+// end appends the record of an extend and takes the mark away again, unless
+// an earlier one has no record. Errors are ErrLog; the mark stays then, for good.
 func (l *Log) end(e Event, digests map[Bank][]byte) error {
 	if l == nil {
 		return nil
@@ -48,8 +54,11 @@ func (l *Log) end(e Event, digests map[Bank][]byte) error {
 	if err != nil {
 		return err
 	}
-	if _, err = l.W.Write(record); err == nil && l.Incomplete != nil {
-		err = l.Incomplete(false)
+	if _, err = l.W.Write(record); err == nil {
+		l.missing--
+		if l.missing == 0 && l.Incomplete != nil {
+			err = l.Incomplete(false)
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("%w: PCR %d: %w", ErrLog, e.PCR, err)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -103,6 +104,65 @@ func TestLogStaysMarked(t *testing.T) {
 	}
 	if !slices.Equal(l.marks, []bool{true}) || l.Len() > 0 {
 		t.Errorf("banks cannot be listed: marks %v, log %q, want a marked empty log", l.marks, &l.Buffer)
+	}
+}
+
+// refusingWriter fails at its first use.
+type refusingWriter struct{ failed bool }
+
+func (w *refusingWriter) Write(p []byte) (int, error) {
+	if !w.failed {
+		w.failed = true
+		return 0, errors.New("no space")
+	}
+	return len(p), nil
+}
+
+// The mark of a log that lacks a record stays, whatever is recorded later: the log
+// replayed gives another PCR.
+func TestMarkOfALostRecordStays(t *testing.T) {
+	m := tpmtest.Start(t)
+	event := tpm.Event{PCR: 13, Data: []byte("x")}
+	for _, tt := range []struct {
+		name  string
+		first func(l *tpm.Log) error
+		marks []bool
+	}{
+		{"control", func(l *tpm.Log) error {
+			l.W.(*refusingWriter).failed = true
+			return tpm.New(m).Measure(t.Context(), event, l)
+		}, []bool{true, false, true, false, true, false}},
+		{"not_written", func(l *tpm.Log) error {
+			if err := tpm.New(m).Measure(t.Context(), event, l); !errors.Is(err, tpm.ErrLog) {
+				return fmt.Errorf("got %w, want ErrLog", err)
+			}
+			return nil
+		}, []bool{true, true, true}},
+		{"not_known_whether_extended", func(l *tpm.Log) error {
+			l.W.(*refusingWriter).failed = true
+			if err := tpm.New(refusing{Machine: m, cc: tpm2.TPMCCPCRExtend}).Measure(t.Context(), event, l); err == nil {
+				return errors.New("extended")
+			}
+			return nil
+		}, []bool{true, true, true}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var l markedLog
+			log := l.log()
+			log.W = &refusingWriter{}
+			if err := tt.first(log); err != nil {
+				t.Fatal(err)
+			}
+			if err := tpm.New(m).Measure(t.Context(), event, log); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := tpm.New(m).Cap(t.Context(), log, 15); err != nil {
+				t.Fatal(err)
+			}
+			if !slices.Equal(l.marks, tt.marks) {
+				t.Errorf("marks %v, want %v", l.marks, tt.marks)
+			}
+		})
 	}
 }
 
