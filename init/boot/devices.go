@@ -109,15 +109,19 @@ func (b *boot) findDisk(ctx context.Context) error {
 
 // renewGUIDs gives a disk that starts for the first time GUIDs of its own, so that
 // the medium it was copied from is no second candidate at later boots. Nothing
-// depends on it: a disk that cannot be written keeps those it was built with.
+// depends on it: a disk that cannot be written keeps those it was built with, and so
+// does one that the firmware's boot entries name, or may name unread.
 func (b *boot) renewGUIDs() {
-	if b.cfg.Boot.NewGUIDs != config.NewGUIDsFirstBoot {
+	if b.cfg.Boot.NewGUIDs != config.NewGUIDsFirstBoot || b.fw.EFI && !b.fw.Vars {
 		return
 	}
-	renewed, err := b.disk.Renew(b.sys.Rand)
-	if err != nil {
+	renewed, err := b.disk.Renew(b.sys.Rand, b.efiVars())
+	switch {
+	case errors.Is(err, live.ErrNamed):
+		b.sys.Log.Info("%s keeps the GUIDs it was built with: %v", b.disk.Block.Node, err)
+	case err != nil:
 		b.warn("cannot give the disk new GUIDs: %v", err)
-	} else if renewed {
+	case renewed:
 		b.sys.Log.Info("first boot of %s: it and its partitions have new GUIDs", b.disk.Block.Node)
 	}
 }

@@ -62,7 +62,7 @@ func keep(boot config.Boot, list []slots.Slot) (kept, error) {
 		}
 	}
 	if boot.NewGUIDs == config.NewGUIDsFirstBoot {
-		k.attr[gpt.LabelLog] = gpt.Unused
+		k.attr[gpt.LabelLog] = gpt.Fresh
 	}
 	switch boot.Store {
 	case config.StoreGPT:

@@ -114,7 +114,7 @@ func TestRecountedSlotBeginsWithTries(t *testing.T) {
 // The boot log's partition says whether the first boot is to give new GUIDs.
 func TestDiskThatNothingBootedFrom(t *testing.T) {
 	b, in := builder(t)
-	for choice, want := range map[string]gpt.Attributes{config.NewGUIDsFirstBoot: gpt.Unused, config.NewGUIDsNever: 0} {
+	for choice, want := range map[string]gpt.Attributes{config.NewGUIDsFirstBoot: gpt.Fresh, config.NewGUIDsNever: 0} {
 		in.Config.Boot.NewGUIDs = choice
 		out := filepath.Join(t.TempDir(), "disk.img")
 		if err := b.Disk(t.Context(), Options{A: in, Output: out, Sizes: Sizes{State: 64 * mib}}); err != nil {

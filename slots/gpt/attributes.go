@@ -19,9 +19,9 @@ const (
 // that it finds in the table.
 const ReadOnly = Attributes(1) << 60
 
-// Unused is bit 48 of a partition of type TypeLog, whose bits are ours to define:
-// the disk is as it was built. The first boot takes it away; see Renew.
-const Unused = Attributes(1) << 48
+// Fresh is bit 48 of a partition of type TypeLog, whose bits are ours to define:
+// the disk is fresh, it has the GUIDs that it was built with. Renew takes it away.
+const Fresh = Attributes(1) << 48
 
 // Priority is 0 to 15; 0 is never booted.
 func (a Attributes) Priority() int { return int(a >> priorityShift & 15) }

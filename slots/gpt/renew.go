@@ -8,20 +8,20 @@ import (
 	"sealroot/slots/guid"
 )
 
-// Fresh says that the disk is as it was built: its partition of type TypeLog has
-// the attribute Unused.
+// Fresh says that the disk is fresh: its partition of type TypeLog has the
+// attribute Fresh.
 func (t *Table) Fresh() bool {
 	return slices.ContainsFunc(t.Partitions, isFresh)
 }
 
 func isFresh(p Partition) bool {
-	return p.Type.String() == TypeLog && p.Attributes&Unused != 0
+	return p.Type.String() == TypeLog && p.Attributes&Fresh != 0
 }
 
 // Renew gives the disk and each of its partitions a new GUID from random, and
-// takes Unused away. Both are one change of the table, in the order of
-// WriteAttributes: a power cut leaves a disk that is still as it was built, or
-// one that is not and has its new GUIDs.
+// takes Fresh away. Both are one change of the table, in the order of
+// WriteAttributes: a power cut leaves a disk that is still fresh, or one that is
+// not and has its new GUIDs.
 func (t *Table) Renew(d Device, random io.Reader) error {
 	ids := make([]guid.GUID, len(t.Partitions)+1)
 	for i := range ids {
@@ -37,7 +37,7 @@ func (t *Table) Renew(d Device, random io.Reader) error {
 		p.UUID = ids[i+1]
 		copy(t.entry(p.Number)[16:], p.UUID[:])
 		if isFresh(*p) {
-			t.setAttributes(p, p.Attributes&^Unused)
+			t.setAttributes(p, p.Attributes&^Fresh)
 		}
 	}
 	return t.writeCopies(d)

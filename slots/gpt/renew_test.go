@@ -25,7 +25,7 @@ func freshDisk(t testing.TB, sectorSize int) []byte {
 	last := table.Partitions[len(table.Partitions)-1]
 	n := last.Last - last.First + 1
 	if err := table.Add(Partition{
-		Type: guid.Must(TypeLog), Name: LabelLog, UUID: testGUID(40), Attributes: Unused | ReadOnly,
+		Type: guid.Must(TypeLog), Name: LabelLog, UUID: testGUID(40), Attributes: Fresh | ReadOnly,
 		First: last.Last + 1, Last: last.Last + n,
 	}); err != nil {
 		t.Fatal(err)
@@ -101,7 +101,7 @@ func TestRenewJudges(t *testing.T) {
 	}
 }
 
-// A power cut leaves the disk as it was built, or with its new GUIDs; GRUB's own
+// A power cut leaves the disk fresh, or with its new GUIDs; GRUB's own
 // reading, which minds no checksum, always names a partition that is found; and
 // the next boot ends what this one began.
 func TestRenewPowerCutAtEveryWrite(t *testing.T) {
@@ -137,7 +137,7 @@ func TestRenewPowerCutAtEveryWrite(t *testing.T) {
 					want = built.uuids()
 				}
 				if !slices.Equal(got.uuids(), want) || err == nil && got.Fresh() {
-					t.Fatalf("damage at %d, cut after %d: GUIDs %v, still as built: %t", damage, cut, got.uuids(), got.Fresh())
+					t.Fatalf("damage at %d, cut after %d: GUIDs %v, still fresh: %t", damage, cut, got.uuids(), got.Fresh())
 				}
 				asGRUB := guid.GUID(out[2*512+16:]) // the first entry: the ESP
 				if p, err := got.ByLoader(asGRUB); err != nil || p.Number != 1 {

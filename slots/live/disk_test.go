@@ -11,8 +11,10 @@ import (
 	"testing"
 
 	"sealroot/mount/blockdev"
+	"sealroot/slots/efi"
 	"sealroot/slots/gpt"
 	"sealroot/slots/guid"
+	"sealroot/slots/slotstest"
 )
 
 // image is a disk image with an ESP, slots a and b and a boot log, as the builder
@@ -39,7 +41,7 @@ func image(t *testing.T) string {
 		{Type: guid.Must(gpt.TypeESP), Name: gpt.LabelESP},
 		{Type: guid.Must(gpt.TypeRoot), Name: gpt.RootLabel("a")},
 		{Type: guid.Must(gpt.TypeRoot), Name: gpt.RootLabel("b")},
-		{Type: guid.Must(gpt.TypeLog), Name: gpt.LabelLog, Attributes: gpt.Unused},
+		{Type: guid.Must(gpt.TypeLog), Name: gpt.LabelLog, Attributes: gpt.Fresh},
 	} {
 		p.UUID, p.First, p.Last = newID(), uint64(i+1)*unit/512, uint64(i+2)*unit/512-1
 		if err := table.Add(p); err != nil {
@@ -71,6 +73,22 @@ func copyOf(t *testing.T, path string) string {
 	return to
 }
 
+// attach shows a file as a block device.
+func attach(t *testing.T, path string) (node string) {
+	t.Helper()
+	out, err := exec.Command("losetup", "--find", "--show", path).CombinedOutput()
+	if err != nil {
+		t.Fatalf("losetup (run as root): %v: %s", err, out)
+	}
+	node = strings.TrimSpace(string(out))
+	t.Cleanup(func() {
+		if out, err := exec.Command("losetup", "--detach", node).CombinedOutput(); err != nil {
+			t.Errorf("losetup: %v: %s", err, out)
+		}
+	})
+	return node
+}
+
 // computer is a machine with the images as /dev/vda, /dev/vdb and so on: loop
 // devices, and the sysfs that a kernel would show of disks.
 type computer struct{ sys, dev string }
@@ -80,16 +98,7 @@ func newComputer(t *testing.T, images ...string) computer {
 	c := computer{t.TempDir(), t.TempDir()}
 	for i, path := range images {
 		name := fmt.Sprintf("vd%c", 'a'+i)
-		out, err := exec.Command("losetup", "--find", "--show", path).CombinedOutput()
-		if err != nil {
-			t.Fatalf("losetup (run as root): %v: %s", err, out)
-		}
-		loop := strings.TrimSpace(string(out))
-		t.Cleanup(func() {
-			if out, err := exec.Command("losetup", "--detach", loop).CombinedOutput(); err != nil {
-				t.Errorf("losetup: %v: %s", err, out)
-			}
-		})
+		loop := attach(t, path)
 		if err := os.Symlink(loop, filepath.Join(c.dev, name)); err != nil {
 			t.Fatal(err)
 		}
@@ -130,7 +139,7 @@ func (c computer) boot(t *testing.T, loader string) *Disk {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := d.Renew(rand.Reader); err != nil {
+	if _, err := d.Renew(rand.Reader, nil); err != nil {
 		t.Fatal(err)
 	}
 	return d
@@ -230,7 +239,33 @@ func TestRenewOfAReadOnlyDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.Block.ReadOnly = true
-	if renewed, err := d.Renew(rand.Reader); err != nil || renewed || espOf(t, disk) != before {
+	if renewed, err := d.Renew(rand.Reader, nil); err != nil || renewed || espOf(t, disk) != before {
 		t.Errorf("got %t, %v, want nothing done", renewed, err)
+	}
+}
+
+// A disk that the firmware's boot entries name keeps its GUIDs for as long.
+func TestRenewOfADiskThatTheFirmwareNames(t *testing.T) {
+	disk := image(t)
+	before := espOf(t, disk)
+	c := newComputer(t, disk)
+	d, err := Find(c.sys, c.dev, before)
+	if err != nil {
+		t.Fatal(err)
+	}
+	vars := slotstest.NewVars()
+	entry := efi.LoadOption{Description: "of an installer", Partition: efi.Partition{Number: 1, UUID: guid.Must(before)}, Path: `\EFI\x.efi`}
+	if err := vars.Write("Boot0007", efi.Global, 7, entry.Encode()); err != nil {
+		t.Fatal(err)
+	}
+	renewed, err := d.Renew(rand.Reader, vars)
+	if !errors.Is(err, ErrNamed) || !strings.Contains(err.Error(), "Boot0007") || renewed || espOf(t, disk) != before || !d.Table.Fresh() {
+		t.Errorf("got %t, %v, want a fresh disk as before and the entry", renewed, err)
+	}
+	if err := vars.Delete("Boot0007", efi.Global); err != nil {
+		t.Fatal(err)
+	}
+	if renewed, err := d.Renew(rand.Reader, vars); err != nil || !renewed || espOf(t, disk) == before {
+		t.Errorf("without the entry: got %t, %v, want new GUIDs", renewed, err)
 	}
 }

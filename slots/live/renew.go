@@ -2,18 +2,41 @@ package live
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
 
 	"sealroot/mount/blockdev"
+	"sealroot/slots/efi"
 	"sealroot/slots/gpt"
 )
 
-// Renew gives the disk and its partitions new GUIDs, when it is still as it was
-// built, and says whether it was. It is for PID 1, before anything of the disk
-// is used: who read the table before knows the old ones.
-func (d *Disk) Renew(random io.Reader) (renewed bool, err error) {
+// ErrNamed: a boot entry of the firmware names the ESP by the GUID that it has.
+var ErrNamed = errors.New("the firmware has a boot entry for it")
+
+// Renew gives the disk and its partitions new GUIDs, when it is still fresh, and
+// says whether it was. It is for PID 1, before anything of the disk is used: who
+// read the table before knows the old ones.
+//
+// The firmware may be one of them, and start the disk by nothing but an entry that
+// an installer made. Entry and table cannot change together, so the disk stays
+// fresh then: ErrNamed. vars are nil without UEFI.
+func (d *Disk) Renew(random io.Reader, vars efi.Vars) (renewed bool, err error) {
 	if !d.Table.Fresh() || d.Block.ReadOnly {
 		return false, nil
+	}
+	if vars != nil {
+		esp, err := d.entry(gpt.LabelESP)
+		if err != nil {
+			return false, err
+		}
+		entry, err := efi.EntryNaming(vars, esp.UUID)
+		if err != nil {
+			return false, err
+		}
+		if entry != "" {
+			return false, fmt.Errorf("%w: %s", ErrNamed, entry)
+		}
 	}
 	dev, err := blockdev.Open(d.Block.Node, true)
 	if err != nil {
