@@ -2,7 +2,6 @@ package boot
 
 import (
 	"sealroot/init/config"
-	"sealroot/mount/blockdev"
 	"sealroot/slots"
 	"sealroot/verity/signature"
 )
@@ -18,14 +17,7 @@ func (b *boot) discover() error {
 	if !b.discoverable() {
 		return nil
 	}
-	skipped, err := b.disk.Discover(b.cfg.Version, func(part blockdev.Partition) ([]byte, error) {
-		text, err := readHead(part, signature.MaxSize)
-		if err != nil {
-			return nil, err
-		}
-		sig, err := signature.Parse(text)
-		return sig.RootHash, err
-	})
+	skipped, err := b.disk.Discover(b.cfg.Version, signature.ReadRootHash)
 	for _, s := range skipped {
 		b.warn("%v", s)
 	}

@@ -54,8 +54,9 @@ func (b *boot) keepers(ctx context.Context, loaded efi.Loaded) (live.Kept, error
 	c := live.Choice{
 		Store: string(b.cfg.Boot.Store), Loader: string(b.cfg.Boot.Loader), UEFI: b.fw.Vars,
 		// A virtual machine loads a kernel directly: nobody reads hints then.
-		Direct: loaded.From == "",
-		Refill: b.refill(),
+		Direct:       loaded.From == "",
+		Discoverable: b.discoverable(),
+		Refill:       b.refill(),
 	}
 	if b.grub() {
 		c.Direct = b.cmd.Slot == "" || b.cmd.DiskUUID == ""

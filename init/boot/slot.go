@@ -11,7 +11,6 @@ import (
 	"sealroot/slots/bootlog"
 	"sealroot/slots/efi"
 	"sealroot/slots/fixed"
-	"sealroot/slots/gpt"
 	"sealroot/slots/live"
 )
 
@@ -90,9 +89,6 @@ func (b *boot) observe(ctx context.Context) error {
 	if err != nil {
 		b.warn("cannot find out whose kernel runs: %v", err)
 	}
-	if b.discoverable() {
-		loaded = efi.Loaded{} // no file is a slot's own, and nobody takes hints
-	}
 	kept, err := b.keepers(ctx, loaded)
 	if err != nil {
 		return environmentError(slots.IOError, "%w", err)
@@ -103,7 +99,9 @@ func (b *boot) observe(ctx context.Context) error {
 	}
 	s.store, s.hint = kept.Store, kept.Loader
 	s.observed = slots.Observed{Slots: list, LogReadable: true}
-	s.observed.Loaded, s.compare = whoLoaded(loaded)
+	if !b.discoverable() { // there no kernel is a slot's own
+		s.observed.Loaded, s.compare = whoLoaded(loaded)
+	}
 	if _, ok := slots.Find(list, s.observed.Loaded); !ok && s.observed.Loaded != "" {
 		s.observed.Loaded = slots.UnknownKernel
 	}
@@ -140,12 +138,10 @@ func trialPending(list []slots.Slot) bool {
 func (b *boot) readLog() {
 	s := &b.slots
 	l := live.BootLog{Disk: b.disk, BootID: b.report.BootID}
-	s.log = l
-	known, err := l.Load()
-	if b.discoverable() && errors.Is(err, gpt.ErrNotFound) {
-		s.log = nil // made by others, who know no boot log
-		return
+	if !l.Absent() {
+		s.log = l
 	}
+	known, err := l.Load()
 	if err != nil {
 		s.observed.LogReadable = false
 		b.warn("cannot read the boot log: %v", err)

@@ -33,6 +33,7 @@ type firmware struct {
 func chosen(c config.Config, boot report.Report, fw firmware) live.Choice {
 	byFirmware := boot.BootPath == "uki" || boot.BootPath == "uki-secure-boot"
 	choice := live.Choice{Store: string(c.Boot.Store), Loader: string(c.Boot.Loader), UEFI: fw.vars, Refill: refill(c)}
+	choice.Discoverable = c.Root.Partitions == config.PartitionsDiscoverable
 	if choice.Store == "" {
 		choice.Store = live.StoreGPT
 	}
@@ -46,9 +47,6 @@ func chosen(c config.Config, boot report.Report, fw firmware) live.Choice {
 	choice.Direct = !byFirmware && (boot.Slot.Loaded == "" || boot.Disk.FoundBy != "loader")
 	if choice.Loader != live.LoaderGRUB && fw.efi && !fw.vars {
 		choice.Direct = false // it was loaded from the disk, and nobody can say so
-	}
-	if c.Root.Partitions == config.PartitionsDiscoverable {
-		choice.Direct = true // no file on the ESP is a slot's own
 	}
 	return choice
 }

@@ -30,6 +30,8 @@ func TestChosen(t *testing.T) {
 		{"old_init_direct", direct, "", live.Choice{Store: "gpt", Loader: "grub", UEFI: true, Direct: true}},
 		{"configured", byLoader, `{"boot": {"loader": "grub", "store": "grubenv-rauc"}}`, live.Choice{Store: "grubenv-rauc", Loader: "grub", UEFI: true}},
 		{"systemd_boot", byUKI, `{"boot": {"loader": "systemd-boot", "store": "bls"}}`, live.Choice{Store: "bls", Loader: "systemd-boot", UEFI: true}},
+		{"discoverable", byUKI, `{"boot": {"loader": "uki", "store": "fixed"}, "root": {"partitions": "discoverable"}}`,
+			live.Choice{Store: "fixed", Loader: "uki", UEFI: true, Discoverable: true}},
 		{"newer_configuration", byUKI, `{"boot": {"loader": "uki", "moon": 7}, "sun": 1}`, live.Choice{Store: "gpt", Loader: "uki", UEFI: true}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

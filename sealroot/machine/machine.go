@@ -85,14 +85,14 @@ func Open(boot report.Report, locked bool) (*Machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c.Root.Partitions == config.PartitionsDiscoverable {
-		if _, err := disk.Discover(c.Version, rootHashOf); err != nil {
-			return nil, err
-		}
-	}
 	m := &Machine{
 		disk: disk, boot: boot, vars: vars, choice: chosen(c, boot, firmware{noEFI == nil, noVars == nil}), refill: refill(c), tries: tries(c), verity: c.Root.Verity,
 		esp: live.ESP{Disk: disk, Mounter: mounter{mount.Kernel{}, locked}, Dir: espMount},
+	}
+	if m.choice.Discoverable {
+		if _, err := disk.Discover(c.Version, signature.ReadRootHash); err != nil {
+			return nil, err
+		}
 	}
 	if !locked {
 		m.esp.Dir = readerMount(os.Getpid())
@@ -106,21 +106,10 @@ func Open(boot report.Report, locked bool) (*Machine, error) {
 	return m, nil
 }
 
-// rootHashOf reads the root hash that a signature partition names.
-func rootHashOf(part blockdev.Partition) ([]byte, error) {
-	d, err := blockdev.Open(part.Node, false)
-	if err != nil {
-		return nil, err
-	}
-	defer d.Close()
-	sig, err := signature.Read(d)
-	return sig.RootHash, err
-}
-
 // Loaded is the slot whose kernel runs, as far as that can be found out: PID 1
 // does not read the ESP to tell whose copy EFI/BOOT/BOOTX64.EFI is.
 func (m *Machine) Loaded() (string, error) {
-	if m.boot.Slot.Loaded != "" || m.offline || m.choice.Direct || m.choice.Loader == live.LoaderGRUB {
+	if m.boot.Slot.Loaded != "" || m.offline || !m.choice.OwnKernels() || m.choice.Loader == live.LoaderGRUB {
 		return m.boot.Slot.Loaded, nil
 	}
 	return loadedFallback(m.esp, m.boot.Slot.Name)
@@ -269,7 +258,10 @@ func (m *Machine) BootSet(changed func(place, slot string)) (bootset.Machine, er
 	if err != nil {
 		return bootset.Machine{}, err
 	}
-	b := bootset.Machine{Store: k.Store, Log: m.log(), HoldsImage: m.holdsImage, Refill: m.refill, Tries: m.Tries()}
+	b := bootset.Machine{Store: k.Store, HoldsImage: m.holdsImage, Refill: m.refill, Tries: m.Tries()}
+	if log := m.log(); !log.Absent() {
+		b.Log = log
+	}
 	// Without the log, no place of a slot is known that it could get back.
 	if r, err := m.Record(); err == nil {
 		b.Failures = r.SlotFailures()
@@ -284,8 +276,8 @@ func (m *Machine) BootSet(changed func(place, slot string)) (bootset.Machine, er
 		}
 		b.Refill = recounted(list)
 	}
-	if m.choice.Direct {
-		return b, nil // the kernel was loaded directly: nobody to tell
+	if !m.choice.OwnKernels() {
+		return b, nil // nobody to tell
 	}
 	l := bootset.Loader{Hint: k.Loader, Places: places(m.choice.Loader, k.Loader, m.esp), Changed: changed}
 	if k.Loader == nil {
@@ -330,7 +322,7 @@ func (m *Machine) holdsImage(slot string) error {
 	} else if err != nil {
 		return fmt.Errorf("cannot read its signature partition: %w", err)
 	}
-	if m.choice.Direct {
+	if !m.choice.OwnKernels() {
 		return nil // no loader looks for a kernel
 	}
 	return m.esp.With(false, func(dir string) error {

@@ -111,7 +111,7 @@ type bootESP struct {
 // Needs are the files that this machine's loader starts a slot from.
 func (e bootESP) Needs() []install.BootFile {
 	switch {
-	case e.choice.Direct:
+	case !e.choice.OwnKernels():
 		return nil
 	case e.choice.Loader == live.LoaderGRUB:
 		return []install.BootFile{install.Kernel, install.Initrd}

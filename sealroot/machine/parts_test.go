@@ -207,6 +207,7 @@ func TestNeeds(t *testing.T) {
 		{live.Choice{Loader: live.LoaderUKI}, []install.BootFile{install.UKI}},
 		{live.Choice{Loader: live.LoaderSystemdBoot}, []install.BootFile{install.UKI}},
 		{live.Choice{Loader: live.LoaderGRUB, Direct: true}, nil},
+		{live.Choice{Loader: live.LoaderUKI, Discoverable: true}, nil},
 	} {
 		if got := (bootESP{choice: c.choice}).Needs(); !slices.Equal(got, c.want) {
 			t.Errorf("%+v: Needs() = %v, want %v", c.choice, got, c.want)

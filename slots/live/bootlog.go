@@ -28,8 +28,20 @@ func (l BootLog) with(write bool, use func(bootlog.Log) error) error {
 	return errors.Join(use(bootlog.Log{Dev: d, BootID: l.BootID}), d.Close())
 }
 
-// Load reads the record that counts; see bootlog.Log.Load.
+// Absent says that the disk is a discovered one without a boot log: those who
+// made it know none. Nothing can be recorded there, and nothing is missed. On a
+// disk of our own a log that is not there is an error.
+func (l BootLog) Absent() bool {
+	_, err := l.Disk.entry(gpt.LabelLog)
+	return l.Disk.found != nil && errors.Is(err, gpt.ErrNotFound)
+}
+
+// Load reads the record that counts; see bootlog.Log.Load. It is empty where the
+// log is Absent.
 func (l BootLog) Load() (r bootlog.Record, err error) {
+	if l.Absent() {
+		return bootlog.Record{}, nil
+	}
 	err = l.with(false, func(log bootlog.Log) (err error) {
 		r, err = log.Load()
 		return err

@@ -2,6 +2,7 @@ package live
 
 import (
 	"fmt"
+	"io"
 
 	"sealroot/mount/blockdev"
 	"sealroot/slots"
@@ -13,15 +14,15 @@ import (
 // the labels of slots "a", "b" and so on mean what was found, whatever the
 // partitions' own labels are.
 //
-// rootHash reads the root hash that a signature partition names. Those that it
-// cannot read are returned in skipped. slots.ErrNoSlot when no signature has its
+// rootHash reads the root hash that a signature partition names from its content.
+// Those that cannot be read are returned in skipped. slots.ErrNoSlot when no signature has its
 // partitions.
-func (d *Disk) Discover(version string, rootHash func(blockdev.Partition) ([]byte, error)) (skipped []error, err error) {
+func (d *Disk) Discover(version string, rootHash func(io.ReaderAt) ([]byte, error)) (skipped []error, err error) {
 	d.found = d.Table.Discover(version, func(sig *gpt.Partition) []byte {
 		part, err := d.shown(*sig)
 		var hash []byte
 		if err == nil {
-			hash, err = rootHash(part)
+			hash, err = readPartition(part, rootHash)
 		}
 		if err != nil {
 			skipped = append(skipped, fmt.Errorf("cannot use the signature in %s: %w", part.Node, err))
@@ -33,6 +34,15 @@ func (d *Disk) Discover(version string, rootHash func(blockdev.Partition) ([]byt
 			d.Block.Node, slots.ErrNoSlot)
 	}
 	return skipped, err
+}
+
+func readPartition(part blockdev.Partition, rootHash func(io.ReaderAt) ([]byte, error)) ([]byte, error) {
+	d, err := blockdev.Open(part.Node, false)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	return rootHash(d)
 }
 
 // slotName is the name of a set that was discovered, by its place.

@@ -33,8 +33,15 @@ type Choice struct {
 	// Direct: the kernel was loaded by nobody who takes hints, as by a virtual
 	// machine; then there is no Loader.
 	Direct bool
-	Refill int // tries that a commit gives, with boot.recount; 0 without
+	// Discoverable: the disk is one that systemd-repart or mkosi made. Its kernel
+	// images are no slot's own: they find their root among the partitions.
+	Discoverable bool
+	Refill       int // tries that a commit gives, with boot.recount; 0 without
 }
+
+// OwnKernels says that each slot has a kernel of its own, which somebody loads
+// who takes hints.
+func (c Choice) OwnKernels() bool { return !c.Direct && !c.Discoverable }
 
 // Kept is where the slots are kept and who is told what to start.
 type Kept struct {
@@ -88,12 +95,12 @@ func (d *Disk) openStore(c Choice, esp ESP, vars efi.Vars) (slots.Store, error) 
 func (d *Disk) openLoader(c Choice, esp ESP, vars efi.Vars) (slots.Loader, error) {
 	switch c.Loader {
 	case LoaderGRUB:
-		if c.Direct {
+		if !c.OwnKernels() {
 			return nil, nil
 		}
 		return GrubHint{ESP: esp}, nil
 	case LoaderUKI, LoaderSystemdBoot:
-		if c.Direct || vars == nil {
+		if !c.OwnKernels() || vars == nil {
 			return nil, nil
 		}
 		if c.Loader == LoaderUKI {

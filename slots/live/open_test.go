@@ -98,6 +98,7 @@ func TestOpen(t *testing.T) {
 		{"gpt_systemd_boot", Choice{Store: StoreGPT, Loader: LoaderSystemdBoot, UEFI: true}, "live.store", "live.systemdBoot"},
 		{"gpt_systemd_boot_without_firmware", Choice{Store: StoreGPT, Loader: LoaderSystemdBoot}, "live.store", "<nil>"},
 		{"direct_kernel", Choice{Store: StoreGPT, Loader: LoaderGRUB, Direct: true}, "live.store", "<nil>"},
+		{"discoverable", Choice{Store: StoreFixed, Loader: LoaderUKI, UEFI: true, Discoverable: true}, "fixed.Store", "<nil>"},
 		{"darch", Choice{Store: StoreDarch, Loader: LoaderGRUB}, "live.grubStore", "live.GrubHint"},
 		{"rauc", Choice{Store: StoreRAUC, Loader: LoaderGRUB, UEFI: true}, "live.grubStore", "live.GrubHint"},
 		{"bls", Choice{Store: StoreBLS, Loader: LoaderSystemdBoot, UEFI: true}, "live.blsStore", "live.systemdBoot"},

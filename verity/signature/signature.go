@@ -62,6 +62,13 @@ func Read(r io.ReaderAt) (Signature, error) {
 	return Parse(data[:n])
 }
 
+// ReadRootHash is the root hash that a signature partition names, on nobody's word
+// yet.
+func ReadRootHash(r io.ReaderAt) ([]byte, error) {
+	sig, err := Read(r)
+	return sig.RootHash, err
+}
+
 // Parse reads the content of a signature partition or its first MaxSize bytes.
 // Its error is ErrFormat.
 func Parse(data []byte) (Signature, error) {
