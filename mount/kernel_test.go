@@ -244,6 +244,44 @@ func TestOverlayFollowsNoRedirect(t *testing.T) {
 	})
 }
 
+// What was an upper directory keeps its deletions and replaced directories when
+// it is a lower one later: /etc of a volume that is read-only.
+func TestOverlayOverAFormerUpper(t *testing.T) {
+	inNamespace(t, func(t *testing.T, dir string) {
+		if err := (Kernel{}).Mount(Point{What: "tmpfs", Where: dir, Type: "tmpfs"}); err != nil {
+			t.Fatal(err)
+		}
+		in := func(name string) string { return filepath.Join(dir, name) }
+		mustMkdir(t, in("image/d"), in("owner"), in("work"), in("upper"), in("work2"), in("etc"))
+		for _, f := range []string{"image/gone", "image/kept", "image/changed", "image/d/gone"} {
+			mustWrite(t, in(f), "image")
+		}
+		o := Overlay{Lower: []Place{{dir, "image"}}, Upper: Place{dir, "owner"}, Work: Place{dir, "work"}}
+		if err := (Kernel{}).Overlay(o, Place{dir, "etc"}); err != nil {
+			t.Fatal(err)
+		}
+		for _, err := range []error{os.Remove(in("etc/gone")), os.RemoveAll(in("etc/d")), os.Mkdir(in("etc/d"), 0o755), (Kernel{}).Unmount(in("etc"))} {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		mustWrite(t, in("owner/changed"), "owner")
+		o = Overlay{Lower: []Place{{dir, "owner"}, {dir, "image"}}, Upper: Place{dir, "upper"}, Work: Place{dir, "work2"}}
+		if err := (Kernel{}).Overlay(o, Place{dir, "etc"}); err != nil {
+			t.Fatal(err)
+		}
+		for _, gone := range []string{"etc/gone", "etc/d/gone"} {
+			if _, err := os.Lstat(in(gone)); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("%s is back: %v", gone, err)
+			}
+		}
+		mustWrite(t, in("etc/kept"), mustRead(t, in("etc/kept"))+" "+mustRead(t, in("etc/changed")))
+		if got := mustRead(t, in("etc/kept")); got != "image owner" || mustRead(t, in("image/kept")) != "image" {
+			t.Errorf("got %q, want image owner", got)
+		}
+	})
+}
+
 func TestUnmountOfABusyMount(t *testing.T) {
 	inNamespace(t, func(t *testing.T, dir string) {
 		m := filepath.Join(dir, "m")

@@ -30,6 +30,8 @@ func TestTrustSwappedInitramfs(t *testing.T) {
 			want               string // state
 			says               string // on the console
 		}{
+			// What is there before the first boot must not become part of the policy.
+			{"load_options_before_the_first_boot", own, "console=ttyS0 systemd.debug_shell=1", "degraded", "cannot seal to PCR 12: load options"},
 			{"first_boot", own, "", "created", ""},
 			// They run, and that is all they do.
 			{"load_options_in_place_of_cmdline", own, "console=ttyS0 init=/bin/sh systemd.debug_shell=1 rdinit=/init", "degraded", `"init=/bin/sh" is not honoured`},

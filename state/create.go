@@ -20,7 +20,8 @@ type CreateParams struct {
 	// Enroll adds the keyslots and tokens by which the volume can be opened
 	// again; a volume without any keyslot is refused.
 	Enroll func(h *luks2.Header, volumeKey []byte) (*luks2.Header, error)
-	// Mount mounts the new file system and opens its root directory.
+	// Mount mounts the new file system and opens its root directory. When it
+	// fails nothing is mounted.
 	Mount func(device string) (root *os.File, err error)
 	// Unmount undoes Mount when a later step fails.
 	Unmount func() error
@@ -31,7 +32,7 @@ type CreateParams struct {
 // Create makes encrypted.img in dir, which must not hold anything of that name,
 // and leaves it open and mounted. Everything is on stable storage before the
 // file gets its name; a power cut before that leaves nothing. Errors:
-// ErrNoRoom, fs.ErrExist, those of the callbacks.
+// ErrNoRoom, ErrMapped, fs.ErrExist, those of the callbacks.
 func Create(dir *os.File, devs Devices, p CreateParams) (*Volume, error) {
 	if there, err := exists(dir); err != nil {
 		return nil, fmt.Errorf("cannot look for %s: %w", ImageName, err)

@@ -32,4 +32,7 @@ var (
 	ErrDamaged = errors.New("encrypted volume is damaged")
 	// ErrInUse: another program holds encrypted.img.
 	ErrInUse = errors.New("encrypted.img is in use")
+	// ErrMapped: the decrypted volume could not be taken away again. Anybody
+	// with root's rights can read it.
+	ErrMapped = errors.New("the encrypted volume is still mapped")
 )

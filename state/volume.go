@@ -53,11 +53,13 @@ type Volume struct {
 func (v *Volume) Device() string { return v.crypt.Path() }
 
 // Close removes the devices and closes the file. The file system must have
-// been unmounted before.
+// been unmounted before. Errors: ErrMapped.
 func (v *Volume) Close() error {
 	var errs []error
 	if v.crypt != nil {
-		errs = append(errs, v.crypt.Remove())
+		if err := v.crypt.Remove(); err != nil {
+			errs = append(errs, fmt.Errorf("%w: %w", ErrMapped, err))
+		}
 	}
 	if v.loop != nil {
 		errs = append(errs, v.loop.Remove())
@@ -99,7 +101,7 @@ type Unlock func(h *luks2.Header) (volumeKey []byte, err error)
 // Open opens encrypted.img in dir. The inner file system is inspected through
 // the mapped device before anything mounts it, and the reservation it needs is
 // restored if a copy of the file lost it. Errors: ErrNoImage, ErrNotImage,
-// ErrInUse, ErrDamaged, those of luks2.Read and of unlock.
+// ErrInUse, ErrDamaged, ErrMapped, those of luks2.Read and of unlock.
 func Open(dir *os.File, devs Devices, unlock Unlock) (*Volume, error) {
 	image, err := OpenImage(dir)
 	if err != nil {

@@ -25,14 +25,23 @@ import (
 var alwaysBound = [...]string{"home", "var"}
 
 // assemble puts the writable parts over the verified root.
-func (b *boot) assemble(context.Context) error {
+func (b *boot) assemble(ctx context.Context) error {
 	volume, err := openDir(encryptedDir)
 	if err != nil {
 		return stateError(slots.StateDamaged, "cannot open the encrypted volume: %w", err)
 	}
 	defer volume.Close()
 	if err := b.etc(volume); err != nil {
-		return err
+		if !b.volume.readOnly() {
+			return err
+		}
+		// The owner's /etc cannot be had. Its data must not be either.
+		volume.Close()
+		b.failed("layers", "", err)
+		if err := b.withoutState(errors.Join(err, b.closeVolume())); err != nil {
+			return err
+		}
+		return b.assemble(ctx)
 	}
 	if err := b.seedAll(volume); err != nil {
 		return err
@@ -76,32 +85,45 @@ func (b *boot) seedAll(volume *os.File) error {
 	return nil
 }
 
-// etc mounts /etc as the configuration says. Its upper layer is code for root,
-// so it lies on the encrypted volume or in memory, never beside it.
-func (b *boot) etc(volume *os.File) error {
-	o := mount.Overlay{
-		Lower: []mount.Place{{Root: newRoot, Path: "etc"}},
-		Attr:  mount.NoSUID | mount.NoDev,
+// etcLayers is the overlay of /etc. Its upper layer is code for root, so it lies
+// on the encrypted volume or in memory, never beside it. With a volume that is
+// read-only the owner's changes stay in force, as a lower layer: without them the
+// image's passwords and services would stand before the owner's data, and whoever
+// fills the state partition could bring that about.
+func etcLayers(mode config.EtcMode, readOnly bool) mount.Overlay {
+	o := mount.Overlay{Lower: []mount.Place{{Root: newRoot, Path: "etc"}}, Attr: mount.NoSUID | mount.NoDev}
+	owners := mount.Place{Root: encryptedDir, Path: "etc"}
+	if mode != config.EtcVolatile && !readOnly {
+		o.Upper, o.Work = owners, mount.Place{Root: encryptedDir, Path: privateDir + "/etc-work"}
+		return o
 	}
-	switch mode := b.cfg.Etc; {
-	case mode == config.EtcReadOnly:
+	if mode != config.EtcVolatile {
+		o.Lower = append([]mount.Place{owners}, o.Lower...)
+	}
+	const memory = runDir + "/etc"
+	o.Upper, o.Work = mount.Place{Root: memory, Path: "upper"}, mount.Place{Root: memory, Path: "work"}
+	return o
+}
+
+// etc mounts /etc as the configuration says.
+func (b *boot) etc(volume *os.File) error {
+	if b.cfg.Etc == config.EtcReadOnly {
 		return nil
-	case mode == config.EtcVolatile || b.volume.readOnly():
-		upper := runDir + "/etc"
-		if err := mkdirs(upper+"/upper", upper+"/work"); err != nil {
+	}
+	o := etcLayers(b.cfg.Etc, b.volume.readOnly())
+	if o.Upper.Root != encryptedDir {
+		if err := mkdirs(o.Upper.Root+"/upper", o.Upper.Root+"/work"); err != nil {
 			return stateError(slots.StateDamaged, "cannot make a volatile /etc: %w", err)
 		}
-		o.Upper, o.Work = mount.Place{Root: upper, Path: "upper"}, mount.Place{Root: upper, Path: "work"}
-	default:
+	} else {
 		if _, _, err := seed.Into(volume, "etc", nil); err != nil {
 			return stateError(slots.StateDamaged, "cannot make the upper layer of /etc: %w", err)
 		}
-		for _, dir := range []string{privateDir, privateDir + "/etc-work"} {
+		for _, dir := range []string{privateDir, o.Work.Path} {
 			if err := unix.Mkdirat(int(volume.Fd()), dir, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
 				return stateError(slots.StateDamaged, "cannot make %s on the encrypted volume: %w", dir, err)
 			}
 		}
-		o.Upper, o.Work = mount.Place{Root: encryptedDir, Path: "etc"}, mount.Place{Root: encryptedDir, Path: privateDir + "/etc-work"}
 	}
 	where := mount.Place{Root: newRoot, Path: "etc"}
 	if err := b.sys.Mounter.Overlay(o, where); err != nil {

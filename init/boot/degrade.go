@@ -1,6 +1,7 @@
 package boot
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -28,7 +29,7 @@ func (b *boot) withoutState(cause error) error {
 		case config.FailureDegraded:
 			return b.degrade(cause)
 		case config.FailureHalt:
-			return fmt.Errorf("%w: %w", errHalt, cause)
+			return fmt.Errorf("%w, as state.on_failure says: %w", errHalt, cause)
 		case config.FailureReboot:
 			return cause
 		}
@@ -43,8 +44,12 @@ func (b *boot) trialWithStandIn() bool {
 }
 
 // degrade goes on with a volatile state: the machine is reachable, keeps
-// nothing, and no slot can be committed.
+// nothing, and no slot can be committed. The image's own /etc lets in whom the
+// owner's might not, so it never runs beside the decrypted volume.
 func (b *boot) degrade(cause error) error {
+	if errors.Is(cause, state.ErrMapped) {
+		return fmt.Errorf("%w instead of a degraded boot: %w", errHalt, cause)
+	}
 	b.warn("DEGRADED: nothing written to /var, /home and /etc will survive a restart: %v", cause)
 	b.report.Degraded = true
 	b.giveBack() // a degraded system cannot be committed, and the slot is not to blame

@@ -104,6 +104,48 @@ func TestTPMErrors(t *testing.T) {
 	}
 }
 
+// What somebody gave the UKI before its first boot must not become what the
+// state is sealed to.
+func TestNothingIsSealedToLoadOptions(t *testing.T) {
+	for _, tt := range []struct {
+		name, exception string
+		added, ok       bool
+	}{
+		{"nothing_added", "", false, true},
+		{"load_options", "", true, false},
+		{"load_options_with_the_named_exception", config.AcceptTheft, true, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := tpmtest.Start(t)
+			extended := []int{4}
+			if tt.added {
+				extended = append(extended, 12)
+			}
+			for _, pcr := range extended {
+				if err := tpm.New(m).Extend(t.Context(), pcr, []byte("x")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			b := measuring(t, m, config.UnlockTPM2)
+			b.sys.Rand = rand.Reader
+			b.fw = firmware{EFI: true, Stub: true}
+			b.cfg.State.TPM2 = config.TPM2{Policy: config.PolicyPCRs, PCRs: []int{4, 12}, WithoutMeasuredBoot: tt.exception}
+			if err := b.openTPM(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			defer b.capAndRelease(t.Context())
+			h, key, _ := volume(t)
+			h, err := h.RemoveKeyslot(tpmKeyslot)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err = b.enrollTPM(t.Context(), h, key); (err == nil) != tt.ok || err != nil && !errors.Is(err, errNotBacked) {
+				t.Errorf("enrollTPM() = %v, want ok %v", err, tt.ok)
+			}
+		})
+	}
+}
+
 func TestMeasureRootGoesWhereTheConfigurationSays(t *testing.T) {
 	for _, pcr := range []int{13, 14} {
 		m := tpmtest.Start(t)

@@ -56,6 +56,8 @@ func backed(c config.TPM2, path bootPath) error {
 		return fmt.Errorf("cannot seal to PCR 7: Secure Boot is off, or the kernel was not started as a UKI; boot the UKI with Secure Boot on, or choose signed-pcr11+4: %w", errNotBacked)
 	case c.Policy == config.PolicySignedPCR11And4 && path != pathUKISecureBoot && path != pathUKI:
 		return fmt.Errorf("cannot seal to PCR 11: the kernel was not started as a UKI: %w", errNotBacked)
+	case c.Policy == config.PolicyPCRs && path != pathGRUBEFI && !c.LiteralBacked(path == pathUKISecureBoot):
+		return fmt.Errorf("cannot seal to PCRs %v: another system or command line would get the key; boot with Secure Boot on and have 7 in state.tpm2.pcrs, or have 4 and 12 there: %w", c.PCRs, errNotBacked)
 	}
 	return nil
 }

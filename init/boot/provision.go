@@ -1,12 +1,14 @@
 package boot
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -112,6 +114,9 @@ func (b *boot) enrollTPM(ctx context.Context, h *luks2.Header, key []byte) (*luk
 	ctx, cancel := context.WithTimeout(ctx, enrolTime)
 	defer cancel()
 	policy, err := b.provisionPolicy(ctx)
+	if err == nil {
+		err = b.nothingAdded(ctx, policy)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -156,6 +161,23 @@ func (b *boot) provisionPolicy(ctx context.Context) (tpm.Policy, error) {
 		return tpm.Policy{}, err
 	}
 	return policy, nil
+}
+
+// nothingAdded refuses to seal to what somebody gave the UKI from outside before
+// its first boot: the policy would go by it for good. On the named exception it
+// is accepted like the rest.
+func (b *boot) nothingAdded(ctx context.Context, policy tpm.Policy) error {
+	if !slices.Contains(policy.PCRs, pcrLoadOptions) || b.cfg.State.TPM2.WithoutMeasuredBoot == config.AcceptTheft {
+		return nil
+	}
+	banks, err := b.tpm.dev.ActiveBanks(ctx)
+	for _, bank := range banks {
+		values, readErr := b.tpm.dev.ReadPCRs(ctx, bank, []int{pcrLoadOptions})
+		if err = errors.Join(err, readErr); err == nil && len(bytes.Trim(values[pcrLoadOptions], "\x00")) > 0 {
+			return fmt.Errorf("cannot seal to PCR %d: load options, credentials or addons were given to the UKI; start it once without them: %w", pcrLoadOptions, errNotBacked)
+		}
+	}
+	return err
 }
 
 // statePolicy is the configured policy, if the boot path backs it.

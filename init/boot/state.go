@@ -32,7 +32,7 @@ func (o openedState) readOnly() bool { return o.volume != nil && o.volume.ReadOn
 // Endings of a boot that are decisions, not faults.
 var (
 	errReboot = errors.New("restart")
-	errHalt   = errors.New("halt, as state.on_failure says")
+	errHalt   = errors.New("halt")
 )
 
 // markName is the mark "provisioned" on the state partition. With the TPM's
@@ -104,21 +104,31 @@ func (b *boot) openVolume(ctx context.Context) error {
 	if err != nil {
 		return stateError(unlockReason(err), "%w", err)
 	}
-	b.volume.volume = v
 	attr := volumeAttr
 	if v.ReadOnly != nil {
 		attr |= mount.ReadOnly
 		b.warn("the encrypted volume is read-only: %v; free space on /state and restart", v.ReadOnly)
 	}
-	if _, err := b.mountVolume(v.Device(), attr); err != nil {
-		return stateError(slots.StateDamaged, "%w", err)
+	root, err := b.mountVolume(v.Device(), attr)
+	if err != nil {
+		return stateError(slots.StateDamaged, "%w", errors.Join(err, v.Close()))
 	}
+	root.Close()
+	b.volume.volume = v
 	if err := b.keepFloor(ctx, v.KeyID); err != nil {
-		return err
+		return errors.Join(err, b.closeVolume())
 	}
 	b.identify(ctx, v)
 	b.setMarks(ctx, v)
 	return nil
+}
+
+// closeVolume takes the opened volume away again: what goes on without it must
+// not have it. Errors: state.ErrMapped.
+func (b *boot) closeVolume() error {
+	v := b.volume.volume
+	b.volume.volume = nil
+	return errors.Join(b.sys.Mounter.Unmount(encryptedDir), v.Close())
 }
 
 func unlockReason(err error) slots.Reason {
@@ -131,13 +141,18 @@ func unlockReason(err error) slots.Reason {
 // volumeAttr are the attributes at /state/encrypted; each bind has its own.
 const volumeAttr = mount.NoSUID | mount.NoDev | mount.NoExec
 
+// mountVolume mounts the volume and opens its root; on error it is not mounted.
 func (b *boot) mountVolume(device string, attr mount.Attr) (*os.File, error) {
 	// nodiscard: nothing inside may give back what is reserved outside.
 	fs := mount.Filesystem{Type: "ext4", Source: device, Options: []string{"nodiscard", "errors=remount-ro"}, Attr: attr}
 	if err := b.mountIn(fs, mount.Place{Root: stateDir, Path: state.MountDir}); err != nil {
 		return nil, fmt.Errorf("cannot mount the encrypted volume: %w", err)
 	}
-	return openDir(encryptedDir)
+	root, err := openDir(encryptedDir)
+	if err != nil {
+		return nil, errors.Join(err, b.sys.Mounter.Unmount(encryptedDir))
+	}
+	return root, nil
 }
 
 // openDir opens the root directory of a file system that was mounted just now,

@@ -67,13 +67,13 @@ func (b *boot) unlockByTPM(ctx context.Context, h *luks2.Header) []byte {
 		b.attempt("tpm2: %v", err)
 		return nil
 	}
-	found := false
+	found, budget := false, newBudget()
 	for _, t := range h.Tokens() {
 		if t.Type != tpm.TokenType {
 			continue
 		}
 		found = true
-		key, keyslot, err := b.tryToken(ctx, h, t)
+		key, keyslot, err := b.tryToken(ctx, h, t, budget)
 		if err != nil {
 			b.attempt("tpm2, token %d: %v", t.ID, err)
 			continue
@@ -107,7 +107,7 @@ func (b *boot) knownVolume(ctx context.Context, uuid string) error {
 	return err
 }
 
-func (b *boot) tryToken(ctx context.Context, h *luks2.Header, t luks2.Token) (key []byte, keyslot int, err error) {
+func (b *boot) tryToken(ctx context.Context, h *luks2.Header, t luks2.Token, budget *kdfBudget) (key []byte, keyslot int, err error) {
 	token, err := tpm.ParseToken(t.JSON)
 	if err != nil {
 		return nil, 0, err
@@ -124,14 +124,19 @@ func (b *boot) tryToken(ctx context.Context, h *luks2.Header, t luks2.Token) (ke
 	defer clear(secret)
 	pass := tpm.Passphrase(secret)
 	defer clear(pass)
-	for _, slot := range t.Keyslots {
-		if key, err = h.Unlock(slot, pass); err == nil {
+	list := h.Keyslots()
+	for i := range list {
+		k := &list[i]
+		if !slices.Contains(t.Keyslots, k.ID) {
+			continue
+		}
+		if key, err = budget.unlock(h, k, pass); err == nil {
 			if err := b.floorFor(luks2.VolumeKeyID(key, state.DeviceName, h.UUID())); err != nil {
 				clear(key)
 				return nil, 0, err
 			}
 			b.report.TPM.PCRs, b.report.TPM.Policy = token.AllPCRs(), b.cfg.State.TPM2.Policy
-			return key, slot, nil
+			return key, k.ID, nil
 		}
 	}
 	if err == nil {
@@ -187,7 +192,7 @@ func (b *boot) prompt(ctx context.Context, h *luks2.Header) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		key, method := b.tryLine(h, line)
+		key, method := b.tryLine(h, line, newBudget())
 		clear(line[:cap(line)])
 		if key != nil {
 			c.Print("sealroot: unlocked.\n")
@@ -206,13 +211,13 @@ func (b *boot) prompt(ctx context.Context, h *luks2.Header) ([]byte, error) {
 
 // tryLine tries what a person typed: as a recovery key where it has the form of
 // one, then as it is.
-func (b *boot) tryLine(h *luks2.Header, line []byte) (key []byte, method string) {
+func (b *boot) tryLine(h *luks2.Header, line []byte, budget *kdfBudget) (key []byte, method string) {
 	if len(line) == 0 {
 		return nil, ""
 	}
 	if slices.Contains(b.cfg.State.Unlock, config.UnlockRecoveryKey) {
 		if pass, err := luks2.NormalizeRecoveryKey(line); err == nil {
-			key := b.tryKeyslots(h, pass)
+			key := b.tryKeyslots(h, mayHoldRecovery(h), pass, budget)
 			clear(pass)
 			if key != nil {
 				return key, "recovery-key"
@@ -220,18 +225,29 @@ func (b *boot) tryLine(h *luks2.Header, line []byte) (key []byte, method string)
 		}
 	}
 	if slices.Contains(b.cfg.State.Unlock, config.UnlockPassphrase) {
-		if key := b.tryKeyslots(h, line); key != nil {
+		if key := b.tryKeyslots(h, anyKeyslot, line, budget); key != nil {
 			return key, "passphrase"
 		}
 	}
 	return nil, ""
 }
 
-func (b *boot) tryKeyslots(h *luks2.Header, pass []byte) []byte {
-	for _, k := range h.Keyslots() {
-		if key, err := h.Unlock(k.ID, pass); err == nil {
+func anyKeyslot(*luks2.KeyslotInfo) bool { return true }
+
+func (b *boot) tryKeyslots(h *luks2.Header, may func(*luks2.KeyslotInfo) bool, pass []byte, budget *kdfBudget) []byte {
+	list := h.Keyslots()
+	for i := range list {
+		k := &list[i]
+		if !may(k) {
+			continue
+		}
+		key, err := budget.unlock(h, k, pass)
+		if err == nil {
 			b.report.State.Keyslot = k.ID
 			return key
+		}
+		if errors.Is(err, luks2.ErrKDFCost) && !slices.Contains(b.report.State.Attempts, clean(err.Error())) {
+			b.attempt("%v", err)
 		}
 	}
 	return nil

@@ -127,7 +127,7 @@ func TestValidate(t *testing.T) {
 		{"measured_without_pcr_12", func(c *Config) {
 			c.Trust.Cmdline = CmdlineMeasured
 			c.State.TPM2 = TPM2{Policy: PolicyPCRs, PCRs: []int{4}}
-		}, []string{"trust.cmdline"}},
+		}, []string{"trust.cmdline", "state.tpm2.tpm_without_measured_boot"}},
 		{"measured_under_grub", func(c *Config) { c.Trust.Cmdline, c.Boot.Loader = CmdlineMeasured, LoaderGRUB }, []string{"trust.cmdline", "state.tpm2.policy", "state.tpm2.tpm_without_measured_boot"}},
 		{"cmdline_unknown", func(c *Config) { c.Trust.Cmdline = "obey" }, []string{"trust.cmdline"}},
 		{"module_set_unknown", func(c *Config) { c.Modules.Sets = []string{"virtio", "scsi"} }, []string{"modules.sets[1]"}},
@@ -208,8 +208,18 @@ func TestValidatePolicy(t *testing.T) {
 			{"exception_misspelled", func(c *Config) { c.State.TPM2.WithoutMeasuredBoot = "yes" },
 				[]string{"state.tpm2.tpm_without_measured_boot"}},
 			{"literal_7", func(c *Config) { c.State.TPM2 = TPM2{Policy: PolicyPCRs, PCRs: []int{7}} }, nil},
+			{"literal_4", func(c *Config) { c.State.TPM2 = TPM2{Policy: PolicyPCRs, PCRs: []int{4}} },
+				[]string{"state.tpm2.tpm_without_measured_boot"}},
+			{"literal_4_with_exception", func(c *Config) {
+				c.State.TPM2 = TPM2{Policy: PolicyPCRs, PCRs: []int{4}, WithoutMeasuredBoot: AcceptTheft}
+			}, nil},
+			{"literal_4_and_12", func(c *Config) { c.State.TPM2 = TPM2{Policy: PolicyPCRs, PCRs: []int{4, 12}} }, nil},
+			{"literal_12_with_the_root_in_it", func(c *Config) {
+				c.State.TPM2, c.Trust.MeasurePCR = TPM2{Policy: PolicyPCRs, PCRs: []int{4, 12}}, 12
+			}, []string{"trust.measure_pcr"}},
+			{"literal_4_and_7", func(c *Config) { c.State.TPM2 = TPM2{Policy: PolicyPCRs, PCRs: []int{4, 7}} }, nil},
 			{"literal_none", func(c *Config) { c.State.TPM2 = TPM2{Policy: PolicyPCRs} }, []string{"state.tpm2.tpm_without_measured_boot"}},
-			{"literal_5_with_gpt", func(c *Config) { c.State.TPM2 = TPM2{Policy: PolicyPCRs, PCRs: []int{4, 5}} }, []string{"state.tpm2.pcrs[1]"}},
+			{"literal_5_with_gpt", func(c *Config) { c.State.TPM2 = TPM2{Policy: PolicyPCRs, PCRs: []int{7, 5}} }, []string{"state.tpm2.pcrs[1]"}},
 			{"literal_16", func(c *Config) { c.State.TPM2 = TPM2{Policy: PolicyPCRs, PCRs: []int{7, 16}} }, []string{"state.tpm2.pcrs[1]"}},
 			{"literal_negative", func(c *Config) { c.State.TPM2 = TPM2{Policy: PolicyPCRs, PCRs: []int{7, -1}} }, []string{"state.tpm2.pcrs[1]"}},
 			{"literal_twice", func(c *Config) { c.State.TPM2 = TPM2{Policy: PolicyPCRs, PCRs: []int{7, 7}} }, []string{"state.tpm2.pcrs[1]"}},

@@ -106,6 +106,13 @@ func (t TPM2) signed() bool {
 	return t.Policy == PolicySignedPCR11And7 || t.Policy == PolicySignedPCR11And4
 }
 
+// LiteralBacked tells whether the PCRs named tell an exchanged system and an
+// exchanged command line under a UKI: PCR 7 does with Secure Boot on, else PCR 4
+// and, for load options, PCR 12.
+func (t TPM2) LiteralBacked(secureBoot bool) bool {
+	return slices.Contains(t.PCRs, 4) && slices.Contains(t.PCRs, 12) || secureBoot && slices.Contains(t.PCRs, 7)
+}
+
 // Embed returns the configuration as it goes into the initramfs made for this
 // kernel: file names reduced to their base names, because the files lie there at
 // fixed places. Two files of one role with the same base name are a *Problem.

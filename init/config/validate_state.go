@@ -142,6 +142,8 @@ func (v *validator) measuredBoot(c *Config) {
 		reason = "with boot.loader grub nobody measures the initramfs that the TPM gives the key to"
 	case t.Policy == PolicyPCRs && !slices.Contains(t.PCRs, 4) && !slices.Contains(t.PCRs, 7):
 		reason = "state.tpm2.pcrs holds neither PCR 4 nor PCR 7, so any system gets the key"
+	case t.Policy == PolicyPCRs && !t.LiteralBacked(true):
+		reason = "state.tpm2.pcrs holds PCR 4 without 12, so other load options, such as a root shell, get the key (add 12)"
 	}
 	switch {
 	case t.WithoutMeasuredBoot != "" && t.WithoutMeasuredBoot != AcceptTheft:

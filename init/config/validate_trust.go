@@ -15,6 +15,8 @@ func (v *validator) measurePCR(c *Config) {
 		holds = "the command line, which trust.cmdline: measured goes by"
 	case pcr == 12 && c.State.TPM2.Policy == PolicySignedPCR11And4:
 		holds = "the command line, which state.tpm2.policy signed-pcr11+4 goes by"
+	case pcr == 12 && c.State.TPM2.WithoutMeasuredBoot == "" && slices.Contains(c.State.TPM2.PCRs, 12):
+		holds = "the command line, which state.tpm2.pcrs goes by"
 	case pcr == 8, pcr == 12:
 	case pcr >= 0 && pcr <= 7:
 		holds = "the firmware's measurements"

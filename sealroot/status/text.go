@@ -162,10 +162,17 @@ func (s Status) stateRows(row func(name, format string, args ...any)) {
 		closed = pcrs("closed: PCR ", r.TPM.Capped) + " in " + strings.Join(r.TPM.Banks, ", ")
 	}
 	row("TPM", "%s; %s", policy, closed)
-	if sealed(r) && (r.BootPath == "unmeasured" || r.BootPath == "grub-efi") {
-		// PID 1 seals on these boot paths only by the exception.
+	if sealed(r) && accepted(r) {
+		// PID 1 seals there only by the exception.
 		row("exception", "%s: the TPM unlocks the state for whatever is started; who takes the machine and edits its disk can read it", config.AcceptTheft)
 	}
+}
+
+// accepted says that nobody vouches for what the TPM gives the key to.
+func accepted(r *report.Report) bool {
+	literal := config.TPM2{PCRs: r.TPM.PCRs}
+	return r.BootPath == "unmeasured" || r.BootPath == "grub-efi" ||
+		r.TPM.Policy == config.PolicyPCRs && !literal.LiteralBacked(r.BootPath == "uki-secure-boot")
 }
 
 // sealed says that the TPM holds a key of the state.

@@ -81,7 +81,10 @@ func (h *Header) Keyslots() []KeyslotInfo {
 	infos := make([]KeyslotInfo, 0, len(h.meta.keyslots))
 	for _, id := range slices.Sorted(maps.Keys(h.meta.keyslots)) {
 		k := h.meta.keyslots[id]
-		infos = append(infos, KeyslotInfo{ID: id, Priority: k.priority, KDF: k.kdf})
+		infos = append(infos, KeyslotInfo{
+			ID: id, Priority: k.priority, KDF: k.kdf,
+			Cost: k.kdf.Iterations + k.kdf.Time*k.kdf.MemoryKiB + h.meta.digest.iterations,
+		})
 	}
 	return infos
 }

@@ -79,6 +79,9 @@ type KeyslotInfo struct {
 	ID       int
 	Priority int // 0 ignore, 1 normal, 2 prefer
 	KDF      KDF
+	// Cost is about what one try takes, in microseconds on a slow machine: the
+	// iterations of PBKDF2 (of the digest too), passes times KiB of Argon2.
+	Cost int
 }
 
 // Token is one token of the header. JSON is the whole object as it stood on
