@@ -136,6 +136,9 @@ func (b *boot) settleFloor(ctx context.Context, asked int, keyID []byte) error {
 	if b.fw.Stub {
 		running = min(root, b.cfg.SecurityVersion) // else this kernel would not start the machine again
 	}
+	if b.report.Slot.Trial && b.rollback.lost == nil {
+		asked = min(asked, b.rollback.Value) // what is on trial may prove bad, and the slot below be all there is
+	}
 	next := floor.Decide(floor.Known{TPM: b.rollback.Value, Lost: b.rollback.lost != nil, Asked: asked, Running: running})
 	switch {
 	case next.Refuse && root >= next.Floor:

@@ -117,6 +117,9 @@ func TestForgedFloorIsNotBelieved(t *testing.T) {
 		{"redefined_under_the_same_policy", func(m *tpmtest.Machine, dir string) {
 			m.MustRun(dir, "tpm2_nvdefine", floorIndex, "-C", "o", "-s", "40", "-g", "sha256", "-a", "policywrite|authread|no_da", "-L", "policy")
 		}, tpm.ErrUnpinned},
+		{"redefined_under_the_same_policy_with_a_password", func(m *tpmtest.Machine, dir string) {
+			m.MustRun(dir, "tpm2_nvdefine", floorIndex, "-C", "o", "-s", "40", "-g", "sha256", "-a", "policywrite|authread|no_da", "-L", "policy", "-p", "theirs")
+		}, tpm.ErrUnpinned},
 		{"the_same_policy_and_another_writer", func(m *tpmtest.Machine, dir string) {
 			m.MustRun(dir, "tpm2_nvdefine", floorIndex, "-C", "o", "-s", "40", "-g", "sha256", "-a", "policywrite|authwrite|authread|no_da", "-L", "policy")
 			m.MustRun(dir, "tpm2_nvwrite", floorIndex, "-C", floorIndex, "-i", "zero")

@@ -64,16 +64,25 @@ func (t *TPM) ReadPinned(ctx context.Context, p Pinned) ([]byte, error) {
 	if !bytes.Equal(index.Name.Buffer, nvName(p.public(plan.Policy))) {
 		return nil, fmt.Errorf("cannot read NV index %#x: %w", p.Index, ErrUnpinned)
 	}
-	rsp, err := tpm2.NVRead{
-		AuthHandle: tpm2.AuthHandle{Handle: index.Handle, Name: index.Name, Auth: tpm2.PasswordAuth(nil)},
-		NVIndex:    index, Size: uint16(p.Size),
-	}.Execute(b)
+	record, err := b.readNV(index, uint16(p.Size))
 	if err != nil {
 		// One that somebody defined anew may have a password.
 		return nil, fmt.Errorf("cannot read NV index %#x: %w: %w", p.Index, ErrUnpinned, classify(err))
 	}
-	if len(rsp.Data.Buffer) != p.Size {
-		return nil, fmt.Errorf("cannot read NV index %#x: %w: %d bytes", p.Index, ErrUnpinned, len(rsp.Data.Buffer))
+	if len(record) != p.Size {
+		return nil, fmt.Errorf("cannot read NV index %#x: %w: %d bytes", p.Index, ErrUnpinned, len(record))
+	}
+	return record, nil
+}
+
+// readNV reads an index as anybody may.
+func (b bound) readNV(index tpm2.NamedHandle, size uint16) ([]byte, error) {
+	rsp, err := tpm2.NVRead{
+		AuthHandle: tpm2.AuthHandle{Handle: index.Handle, Name: index.Name, Auth: tpm2.PasswordAuth(nil)},
+		NVIndex:    index, Size: size,
+	}.Execute(b)
+	if err != nil {
+		return nil, err
 	}
 	return bytes.Clone(rsp.Data.Buffer), nil
 }
@@ -122,8 +131,8 @@ func (t *TPM) WritePinned(ctx context.Context, p Pinned, sigs pcrsig.File, recor
 	return nil
 }
 
-// definePinned returns the index that has the given public area, written or not
-// yet. One of another kind in its place is replaced.
+// definePinned returns the index that has the given public area, written or new.
+// Whatever else is in its place is replaced.
 func (b bound) definePinned(written tpm2.TPMSNVPublic) (tpm2.NamedHandle, error) {
 	fresh := written
 	fresh.Attributes.Written = false
@@ -132,8 +141,12 @@ func (b bound) definePinned(written tpm2.TPMSNVPublic) (tpm2.NamedHandle, error)
 	if err != nil {
 		return index, err
 	}
-	if bytes.Equal(index.Name.Buffer, nvName(written)) || bytes.Equal(index.Name.Buffer, nvName(fresh)) {
-		return index, nil
+	if bytes.Equal(index.Name.Buffer, nvName(written)) {
+		// The Name does not tell whether it has a password, with which nobody here
+		// could read it again.
+		if _, err := b.readNV(index, written.DataSize); err == nil {
+			return index, nil
+		}
 	}
 	if public != nil {
 		if _, err := (tpm2.NVUndefineSpace{AuthHandle: ownerAuth(), NVIndex: index}).Execute(b); err != nil {
