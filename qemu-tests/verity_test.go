@@ -176,7 +176,7 @@ func TestVerityRepairs(t *testing.T) {
 	const at = 256 << 20
 	disk := Image{
 		B: &SlotB{Mode: "good"},
-		Edit: withoutState(append(rootEdit("  verity: {hash: sha512, tree_at_mib: 256, fec_roots: 2}\n"),
+		Edit: withoutState(append(rootEdit("  verity: {algorithm: sha512, tree_at_mib: 256, fec_roots: 2}\n"),
 			"filesystem: squashfs", "filesystem: erofs")...),
 	}.Build(t)
 	p := disk.superblock(t, "root-a", at)

@@ -103,7 +103,7 @@ type Root struct {
 	// Partitions is PartitionsLabels (default) or PartitionsDiscoverable: how the
 	// partitions of a slot are found on the boot disk.
 	Partitions   string `json:"partitions,omitempty"`
-	OnCorruption string `json:"on_corruption"` // eio (default) | restart | panic; as verity.OnCorruption
+	OnCorruption string `json:"on_corruption"` // eio (default) | restart | panic; as dm.OnCorruption
 	Verity       Verity `json:"verity"`
 	// Hash ties the initramfs to one root: its root hash in lower-case hex. No
 	// signature is asked then. In YAML also HashEmbed, which mkinitramfs replaces.
@@ -122,7 +122,7 @@ const (
 // sizes are the builder's: on the disk the superblock names them, and PID 1
 // takes each that is legal.
 type Verity struct {
-	Hash          string `json:"hash,omitempty"`            // sha256 (default) | sha512
+	Algorithm     string `json:"algorithm,omitempty"`       // sha256 (default) | sha512
 	DataBlockSize int    `json:"data_block_size,omitempty"` // bytes, default 4096
 	HashBlockSize int    `json:"hash_block_size,omitempty"` // bytes, default 4096
 	// TreeAtMiB is 0 for a tree in a partition of its own; else where in the

@@ -76,9 +76,9 @@ func TestValidate(t *testing.T) {
 		{"store_unknown", func(c *Config) { c.Boot.Store = "uboot" }, []string{"boot.store"}},
 		{"store_with_unknown_loader", func(c *Config) { c.Boot.Store, c.Boot.Loader = StoreBLS, "lilo" }, []string{"boot.loader"}},
 		{"sha512_and_parity", func(c *Config) {
-			c.Root.Verity.Hash, c.Root.Verity.FECRoots, c.Root.Verity.TreeAtMiB = "sha512", 2, 512
+			c.Root.Verity.Algorithm, c.Root.Verity.FECRoots, c.Root.Verity.TreeAtMiB = "sha512", 2, 512
 		}, nil},
-		{"sha1", func(c *Config) { c.Root.Verity.Hash = "sha1" }, []string{"root.verity.hash"}},
+		{"sha1", func(c *Config) { c.Root.Verity.Algorithm = "sha1" }, []string{"root.verity.algorithm"}},
 		{"odd_block_sizes", func(c *Config) { c.Root.Verity.DataBlockSize, c.Root.Verity.HashBlockSize = 4095, 8192 },
 			[]string{"root.verity.data_block_size", "root.verity.hash_block_size"}},
 		{"tree_before_the_partition", func(c *Config) { c.Root.Verity.TreeAtMiB = -1 }, []string{"root.verity.tree_at_mib"}},

@@ -31,7 +31,7 @@ func (c Config) WithDefaults() Config {
 	set(&c.Root.Partitions, PartitionsLabels)
 	set(&c.Root.Filesystem, "squashfs")
 	set(&c.Root.OnCorruption, "eio")
-	set(&c.Root.Verity.Hash, "sha256")
+	set(&c.Root.Verity.Algorithm, "sha256")
 	for _, size := range []*int{&c.Root.Verity.DataBlockSize, &c.Root.Verity.HashBlockSize} {
 		if *size == 0 {
 			*size = 4096

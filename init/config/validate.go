@@ -107,7 +107,7 @@ func (v *validator) root(c *Config) {
 }
 
 func (v *validator) verity(t Verity) {
-	v.oneOf("root.verity.hash", t.Hash, []string{"sha256", "sha512"}, nil)
+	v.oneOf("root.verity.algorithm", t.Algorithm, []string{"sha256", "sha512"}, nil)
 	for _, size := range []struct {
 		key   string
 		bytes int

@@ -154,7 +154,7 @@ func (b *Builder) protect(in SlotInput, p *parts) error {
 	salt, id := sha256.Sum256([]byte("salt: "+seed)), sha256.Sum256([]byte("uuid: "+seed))
 	v := in.Config.Root.Verity
 	params, err := verity.Params{
-		Algorithm: verity.Algorithm(v.Hash), DataBlockSize: v.DataBlockSize, HashBlockSize: v.HashBlockSize,
+		Algorithm: verity.Algorithm(v.Algorithm), DataBlockSize: v.DataBlockSize, HashBlockSize: v.HashBlockSize,
 		HashStart: 1, Salt: salt[:], UUID: uuidFrom([16]byte(id[:16])), FECRoots: v.FECRoots,
 	}.ForData(p.rootSize)
 	if err != nil {

@@ -40,7 +40,7 @@ func TestFECNeedsReedSolomon(t *testing.T) {
 
 // Nobody loads a hash on demand in an initramfs.
 func TestSHA512IsLoaded(t *testing.T) {
-	cfg := &config.Config{Root: config.Root{Verity: config.Verity{Hash: "sha512"}}}
+	cfg := &config.Config{Root: config.Root{Verity: config.Verity{Algorithm: "sha512"}}}
 	wants, err := For(cfg)
 	if err != nil || !slices.ContainsFunc(wants, func(w Want) bool { return w.Name == "sha512_generic" }) {
 		t.Errorf("For(sha512) = %v, %v; want sha512_generic among them", wants, err)

@@ -70,7 +70,7 @@ func For(cfg *config.Config) ([]Want, error) {
 	if fs == "" {
 		fs = "squashfs"
 	}
-	if cfg.Root.Verity.Hash == "sha512" {
+	if cfg.Root.Verity.Algorithm == "sha512" {
 		// Kernels need sha256 for themselves; this one is a module, called
 		// sha512_generic up to 6.16, and nobody loads it on demand here.
 		wants = append(wants, Want{"sha512_ssse3", kmod.GroupDriver, true}, Want{"sha512_generic", kmod.GroupRoot, true}, Want{"sha512", kmod.GroupRoot, true})
