@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"reflect"
 	"testing"
 )
 
@@ -109,36 +110,24 @@ func TestSuperblockMutations(t *testing.T) {
 func TestTable(t *testing.T) {
 	p := testParams(SHA256, 4096, 4096, 16, []byte{0xab, 0xcd})
 	rootHash := bytes.Repeat([]byte{0x11}, 32)
-	const want = "0 128 verity 1 254:1 254:2 4096 4096 16 1 sha256 " +
-		"1111111111111111111111111111111111111111111111111111111111111111 abcd"
-	for policy, options := range map[OnCorruption]string{
-		EIO: "", Restart: " 1 restart_on_corruption", Panic: " 1 panic_on_corruption",
-	} {
-		target, err := p.Table("254:1", "254:2", rootHash, policy)
-		if err != nil || target.String() != want+options {
-			t.Errorf("Table(%s) = %q, %v; want %q", policy, target, err, want+options)
-		}
-	}
-	p.Salt = nil
-	if target, err := p.Table("8:1", "8:2", rootHash, EIO); err != nil || !bytes.HasSuffix([]byte(target.String()), []byte("1111 -")) {
-		t.Errorf("Table without salt = %q, %v; want a final -", target, err)
+	want := Target{DataDev: "254:1", HashDev: "254:2", DataBlockSize: 4096, HashBlockSize: 4096,
+		DataBlocks: 16, HashStart: 1, Algorithm: SHA256, RootHash: rootHash, Salt: p.Salt}
+	if target, err := p.Table("254:1", "254:2", rootHash); err != nil || !reflect.DeepEqual(target, want) {
+		t.Errorf("Table = %+v, %v; want %+v", target, err, want)
 	}
 	for _, test := range []struct {
 		name, data, hash string
 		rootHash         []byte
-		policy           OnCorruption
 	}{
-		{"path", "/dev/vda1", "8:2", rootHash, EIO},
-		{"text_behind_device", "8:1 1 ignore_corruption", "8:2", rootHash, EIO},
-		{"leading_zero", "8:1", "08:2", rootHash, EIO},
-		{"no_device", "8:1", "", rootHash, EIO},
-		{"no_root_hash", "8:1", "8:2", nil, EIO},
-		{"long_root_hash", "8:1", "8:2", make([]byte, 64), EIO},
-		{"ignore", "8:1", "8:2", rootHash, "ignore"},
-		{"no_policy", "8:1", "8:2", rootHash, ""},
+		{"path", "/dev/vda1", "8:2", rootHash},
+		{"text_behind_device", "8:1 1 ignore_corruption", "8:2", rootHash},
+		{"leading_zero", "8:1", "08:2", rootHash},
+		{"no_device", "8:1", "", rootHash},
+		{"no_root_hash", "8:1", "8:2", nil},
+		{"long_root_hash", "8:1", "8:2", make([]byte, 64)},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			got, err := p.Table(test.data, test.hash, test.rootHash, test.policy)
+			got, err := p.Table(test.data, test.hash, test.rootHash)
 			if !errors.Is(err, ErrParams) || fmt.Sprint(got) != fmt.Sprint(Target{}) {
 				t.Errorf("Table = %+v, %v; want %v", got, err, ErrParams)
 			}

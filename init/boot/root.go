@@ -198,20 +198,20 @@ func (b *boot) openVerity(slot string, rootHash []byte) (dm.Device, error) {
 	if err != nil {
 		return dm.Device{}, imageError(slots.Verity, "cannot use the superblock of slot %s: %w", slot, err)
 	}
-	target, err := params.Table(data.DevNo(), tree.DevNo(), rootHash, verity.OnCorruption(b.cfg.Root.OnCorruption))
+	target, err := params.Table(data.DevNo(), tree.DevNo(), rootHash)
 	if err != nil {
 		return dm.Device{}, imageError(slots.Verity, "cannot use the superblock of slot %s: %w", slot, err)
 	}
 	uuid := fmt.Sprintf("CRYPT-VERITY-%x-%s", params.UUID, dmRoot)
 	device, err := b.sys.Verity.Verity(dmRoot, uuid, b.verityTarget(target))
 	if err != nil {
-		if params.FECRoots > 0 && errors.Is(err, unix.EINVAL) {
-			err = fmt.Errorf("%w (root.verity.fec_roots needs a kernel with DM_VERITY_FEC)", err)
-		}
 		if errors.Is(err, dm.ErrTarget) || errors.Is(err, unix.EINVAL) {
 			return dm.Device{}, imageError(slots.Verity, "cannot open slot %s: %w", slot, err)
 		}
 		return dm.Device{}, environmentError(slots.IOError, "cannot open slot %s: %w", slot, err)
+	}
+	if params.FECRoots > 0 && !device.Repairs {
+		b.warn("slot %s is not repaired: root.verity.fec_roots needs a kernel with DM_VERITY_FEC", slot)
 	}
 	if policy := b.cfg.Root.OnCorruption; policy != string(dm.CorruptionEIO) && !device.ErrorsToo {
 		b.sys.Log.Info("root: %s on a block that does not match; this kernel does not know it for one that cannot be read", policy)

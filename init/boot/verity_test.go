@@ -3,11 +3,16 @@ package boot
 import (
 	"bytes"
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"sealroot/init/config"
+	"sealroot/init/report"
 	"sealroot/mount/blockdev"
+	"sealroot/mount/dm"
+	"sealroot/slots/gpt"
 	"sealroot/slots/live"
 	"sealroot/verity"
 )
@@ -66,5 +71,52 @@ func TestVerityParams(t *testing.T) {
 				t.Errorf("the log says %q", console.String())
 			}
 		})
+	}
+}
+
+// openedVerity is a device mapper of a kernel with DM_VERITY_FEC, or without.
+type openedVerity struct {
+	fakeVerity
+	repairs bool
+}
+
+func (o openedVerity) Verity(_, _ string, t dm.VerityTarget) (dm.Device, error) {
+	return dm.Device{Repairs: o.repairs && t.FEC.Roots > 0}, nil
+}
+
+// A kernel that cannot repair boots a good image, and says that it does not.
+func TestKernelWithoutRepair(t *testing.T) {
+	const mib = 1 << 20
+	p := verity.Params{Algorithm: verity.SHA256, DataBlockSize: 4096, HashBlockSize: 4096, DataBlocks: 256, HashStart: 1}
+	superblock, err := p.Superblock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tree := filepath.Join(t.TempDir(), "tree")
+	if err := os.WriteFile(tree, superblock, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	disk := &live.Disk{
+		Table: &gpt.Table{SectorSize: 512, Partitions: []gpt.Partition{
+			{Number: 1, Name: gpt.RootLabel("a"), First: 0, Last: mib/512 - 1},
+			{Number: 2, Name: gpt.VerityLabel("a"), First: mib / 512, Last: 2*mib/512 - 1},
+		}},
+		Block: blockdev.Disk{SectorSize: 512, Partitions: []blockdev.Partition{
+			{Number: 1, Start: 0, Size: mib}, {Number: 2, Node: tree, Start: mib, Size: mib},
+		}},
+	}
+	for _, repairs := range []bool{true, false} {
+		var console bytes.Buffer
+		b := &boot{
+			sys:  &System{Log: NewLog(&console), Verity: openedVerity{repairs: repairs}},
+			cfg:  &config.Config{Root: config.Root{OnCorruption: "eio", Verity: config.Verity{FECRoots: 2}}},
+			disk: disk, report: &report.Report{},
+		}
+		if _, err := b.openVerity("a", make([]byte, 32)); err != nil {
+			t.Errorf("kernel that repairs: %v: %v", repairs, err)
+		}
+		if warned := strings.Contains(strings.Join(b.report.Warnings, ""), "DM_VERITY_FEC"); warned == repairs {
+			t.Errorf("kernel that repairs: %v: warnings %q", repairs, b.report.Warnings)
+		}
 	}
 }

@@ -32,6 +32,8 @@ type Device struct {
 	// ErrorsToo: a verity device answers a read that fails as it answers
 	// corruption. It is false with CorruptionEIO, where both are EIO anyway.
 	ErrorsToo bool
+	// Repairs: a verity device repairs by the parity of its target.
+	Repairs bool
 }
 
 // DevNo is the device as a table line names it, e.g. "254:0".
@@ -50,25 +52,27 @@ func New() Control {
 }
 
 // Verity opens a dm-verity device, read-only. Beside t.OnCorruption the kernel
-// is asked to treat a read that fails in the same way; one that cannot (before
-// 6.12) is asked without, and Device.ErrorsToo tells.
+// is asked to treat a read that fails in the same way, and to repair by t.FEC;
+// one that cannot (before 6.12; without DM_VERITY_FEC) is asked without, and
+// Device.ErrorsToo and Device.Repairs tell. Blocks are checked in any case.
 func (c Control) Verity(name, uuid string, t VerityTarget) (Device, error) {
 	var tables []devmapper.Table
-	for _, errorsToo := range []bool{true, false} {
-		table, err := t.table(errorsToo)
+	var given []Device // by each of them
+	for _, ask := range []Device{{ErrorsToo: true, Repairs: true}, {Repairs: true}, {ErrorsToo: true}, {}} {
+		if ask.ErrorsToo && t.OnCorruption == CorruptionEIO || ask.Repairs && t.FEC.Roots == 0 {
+			continue // not wanted
+		}
+		table, err := t.table(ask.ErrorsToo, ask.Repairs)
 		if err != nil {
 			return Device{}, fmt.Errorf("cannot open verity device %s: %w", name, err)
 		}
-		tables = append(tables, table)
-	}
-	if t.OnCorruption == CorruptionEIO {
-		tables = tables[1:] // they are the same
+		tables, given = append(tables, table), append(given, ask)
 	}
 	d, used, err := c.create(name, uuid, devmapper.ReadOnlyFlag, tables...)
 	if err != nil {
 		return Device{}, fmt.Errorf("cannot open verity device %s: %w", name, err)
 	}
-	d.ErrorsToo = used < len(tables)-1
+	d.ErrorsToo, d.Repairs = given[used].ErrorsToo, given[used].Repairs
 	return d, nil
 }
 

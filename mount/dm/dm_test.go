@@ -111,6 +111,85 @@ func TestVerity(t *testing.T) {
 	}
 }
 
+// What the kernel gets, word for word as dmsetup table prints it.
+func TestVerityTableLine(t *testing.T) {
+	const head = "0 128 verity 1 254:1 254:2 4096 4096 16 1 sha256 1111111111111111111111111111111111111111111111111111111111111111 "
+	const parity = "use_fec_from_device 254:2 fec_roots 2 fec_blocks 17 fec_start 2"
+	for _, tt := range []struct {
+		policy OnCorruption
+		salt   []byte
+		fec    VerityFEC
+		want   string
+	}{
+		{CorruptionEIO, nil, VerityFEC{}, "-"},
+		{CorruptionEIO, []byte{0xab, 0xcd}, VerityFEC{}, "abcd"},
+		{CorruptionRestart, []byte{0xab, 0xcd}, VerityFEC{}, "abcd 2 restart_on_corruption restart_on_error"},
+		{CorruptionPanic, []byte{0xab, 0xcd}, VerityFEC{}, "abcd 2 panic_on_corruption panic_on_error"},
+		{CorruptionEIO, nil, VerityFEC{Roots: 2, Blocks: 17, Start: 2}, "- 8 " + parity},
+		{CorruptionRestart, nil, VerityFEC{Roots: 2, Blocks: 17, Start: 2}, "- 10 restart_on_corruption restart_on_error " + parity},
+	} {
+		f := &fake{}
+		c, _ := control(t, f, true)
+		d, err := c.Verity("x", "", VerityTarget{
+			DataDevice: "254:1", HashDevice: "254:2", DataBlockSize: 4096, HashBlockSize: 4096, DataBlocks: 16, HashStart: 1,
+			Algorithm: "sha256", RootHash: bytes.Repeat([]byte{0x11}, 32), Salt: tt.salt, OnCorruption: tt.policy, FEC: tt.fec,
+		})
+		if got := line(f.table); err != nil || got != head+tt.want || d.Repairs != (tt.fec.Roots > 0) {
+			t.Errorf("got %q, %+v, %v; want %q", got, d, err, head+tt.want)
+		}
+	}
+}
+
+// line writes a table as devmapper.go gives it to the kernel.
+func line(table devmapper.Table) string {
+	v, ok := table.(devmapper.VerityTable)
+	if !ok {
+		return ""
+	}
+	words := []any{v.Start / devmapper.SectorSize, v.Length / devmapper.SectorSize, "verity", v.HashType, v.DataDevice, v.HashDevice,
+		v.DataBlockSize, v.HashBlockSize, v.NumDataBlocks, v.HashStartBlock, v.Algorithm, v.Digest, v.Salt}
+	for _, p := range v.Params {
+		words = append(words, p)
+	}
+	return strings.TrimSuffix(fmt.Sprintln(words...), "\n")
+}
+
+// A kernel without DM_VERITY_FEC opens the image all the same: it is whole, and
+// only not repaired. The policy is kept.
+func TestVerityWithoutRepair(t *testing.T) {
+	for _, tt := range []struct {
+		policy    OnCorruption
+		unknown   []string // beside parity
+		want      []string
+		errorsToo bool
+	}{
+		{CorruptionEIO, nil, nil, false},
+		{CorruptionRestart, nil, []string{"2", "restart_on_corruption", "restart_on_error"}, true},
+		{CorruptionRestart, []string{"restart_on_error"}, []string{"1", "restart_on_corruption"}, false},
+	} {
+		f := &fake{unknown: append([]string{"use_fec_from_device"}, tt.unknown...)}
+		c, _ := control(t, f, true)
+		v := goodVerity()
+		v.OnCorruption, v.FEC = tt.policy, VerityFEC{Roots: 2, Blocks: 260, Start: 4}
+		d, err := c.Verity("x", "", v)
+		if err != nil || d.Repairs || d.ErrorsToo != tt.errorsToo {
+			t.Errorf("%s without %q: got %+v, %v; want ErrorsToo %v and no repair", tt.policy, f.unknown, d, err, tt.errorsToo)
+			continue
+		}
+		if got := f.table.(devmapper.VerityTable).Params; !slices.Equal(got, tt.want) {
+			t.Errorf("%s without %q: got options %q, want %q", tt.policy, f.unknown, got, tt.want)
+		}
+	}
+	// one that only knows no restart_on_error repairs
+	f := &fake{unknown: []string{"panic_on_error"}}
+	c, _ := control(t, f, true)
+	v := goodVerity()
+	v.FEC = VerityFEC{Roots: 2, Blocks: 260, Start: 4}
+	if d, err := c.Verity("x", "", v); err != nil || !d.Repairs || d.ErrorsToo {
+		t.Errorf("got %+v, %v; want a device that repairs", d, err)
+	}
+}
+
 // The kernel is given what it knows of the policy, never one that ignores.
 func TestVerityOnCorruption(t *testing.T) {
 	both := []string{"restart_on_error", "panic_on_error"}

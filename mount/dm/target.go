@@ -12,7 +12,9 @@ import (
 // OnCorruption says what dm-verity does with a block that does not match.
 type OnCorruption string
 
-// The answers to corruption. There is no ignore_corruption here.
+// The answers to corruption. There is none that goes on with wrong data, and none
+// that checks a block only once: a disk that changes while the machine runs would
+// get away with it.
 const (
 	CorruptionEIO     OnCorruption = "eio"     // the read fails
 	CorruptionRestart OnCorruption = "restart" // the machine restarts
@@ -43,8 +45,9 @@ type VerityFEC struct {
 }
 
 // table is the table of the target. errorsToo adds the option that has the
-// kernel answer a read that fails as it answers corruption.
-func (t VerityTarget) table(errorsToo bool) (devmapper.VerityTable, error) {
+// kernel answer a read that fails as it answers corruption, repairs those of
+// parity.
+func (t VerityTarget) table(errorsToo, repairs bool) (devmapper.VerityTable, error) {
 	if err := t.validate(); err != nil {
 		return devmapper.VerityTable{}, err
 	}
@@ -72,7 +75,7 @@ func (t VerityTarget) table(errorsToo bool) (devmapper.VerityTable, error) {
 			words = append(words, string(t.OnCorruption)+"_on_error")
 		}
 	}
-	if f := t.FEC; f.Roots > 0 {
+	if f := t.FEC; repairs {
 		words = append(words, "use_fec_from_device", t.HashDevice, "fec_roots", strconv.Itoa(f.Roots),
 			"fec_blocks", strconv.FormatUint(f.Blocks, 10), "fec_start", strconv.FormatUint(f.Start, 10))
 	}
