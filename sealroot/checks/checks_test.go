@@ -170,3 +170,23 @@ func TestMachineGoesDown(t *testing.T) {
 		t.Errorf("got error %v, want one that is not %v", err, ErrFailed)
 	}
 }
+
+// TestImageMakesProgress: the whole read is polite, and not in the idle class,
+// which may starve until boot.commit_deadline ends the trial of a good image.
+func TestImageMakesProgress(t *testing.T) {
+	device := filepath.Join(t.TempDir(), "root")
+	if err := os.WriteFile(device, make([]byte, 3<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const get, ownThread, lowestBestEffort = syscall.SYS_IOPRIO_GET, 1, 2<<13 | 7
+	read := int64(0)
+	err := Image(context.Background(), device, func(n int64) {
+		read += n
+		if prio, _, errno := syscall.Syscall(get, ownThread, 0, 0); errno != 0 || prio != lowestBestEffort {
+			t.Errorf("I/O priority %#x (%v) while reading, want %#x", prio, errno, lowestBestEffort)
+		}
+	})
+	if err != nil || read != 3<<20 {
+		t.Errorf("read %d bytes, %v", read, err)
+	}
+}

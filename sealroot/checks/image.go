@@ -19,26 +19,28 @@ const ImageName = "image"
 var errUnread = errors.New("a block does not match the hash tree, or cannot be read")
 
 // Image reads a whole device, the root behind dm-verity, so that every block of
-// it is compared with the hash tree, at idle I/O priority: nothing else waits
-// for it. A block that cannot be had is a *Failure. add is told of the bytes read.
+// it is compared with the hash tree, at the lowest I/O priority that still makes
+// progress on a busy disk: the idle class may starve (BFQ), and a good image
+// would run into boot.commit_deadline. A block that cannot be had is a *Failure. add is told of the bytes read.
 func Image(ctx context.Context, device string, add func(int64)) error {
 	done := make(chan error, 1)
 	go func() {
 		// The thread ends with the goroutine, and its priority with it.
 		runtime.LockOSThread()
-		done <- readIdle(ctx, device, add)
+		done <- readLow(ctx, device, add)
 	}()
 	return <-done
 }
 
-// The idle class of ioprio_set(2), which x/sys does not name.
+// The lowest level of the best-effort class of ioprio_set(2), which x/sys does
+// not name.
 const (
 	ioprioWhoProcess = 1
-	ioprioIdle       = 3 << 13
+	ioprioLow        = 2<<13 | 7
 )
 
-func readIdle(ctx context.Context, device string, add func(int64)) error {
-	if _, _, errno := unix.Syscall(unix.SYS_IOPRIO_SET, ioprioWhoProcess, 0, ioprioIdle); errno != 0 {
+func readLow(ctx context.Context, device string, add func(int64)) error {
+	if _, _, errno := unix.Syscall(unix.SYS_IOPRIO_SET, ioprioWhoProcess, 0, ioprioLow); errno != 0 {
 		return fmt.Errorf("cannot lower the I/O priority: %w", errno)
 	}
 	f, err := os.OpenFile(device, os.O_RDONLY|unix.O_NONBLOCK, 0)
