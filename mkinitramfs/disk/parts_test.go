@@ -52,7 +52,7 @@ func TestPartsPerLoader(t *testing.T) {
 			b, in := builder(t)
 			b.Signing.Secure = nil // its signatures hold their time
 			in.Config.Boot.Loader = tc.loader
-			in.Config.SecurityVersion = 4
+			in.Config.SecurityVersion, in.Config.Root.Verity.TreeAtMiB = 4, 64
 			var out bytes.Buffer
 			if err := b.WriteParts(t.Context(), in, "-", &out); err != nil {
 				t.Fatal(err)
@@ -61,7 +61,7 @@ func TestPartsPerLoader(t *testing.T) {
 			if got := strings.Join(order, " "); got != tc.order {
 				t.Errorf("the tar holds %s, want %s", got, tc.order)
 			}
-			checkSet(t, b, files)
+			checkSet(t, b, tc.loader, files)
 
 			// A folder holds the same, and so does a second tar.
 			dir := filepath.Join(t.TempDir(), "set")
@@ -93,7 +93,7 @@ func TestPartsPerLoader(t *testing.T) {
 
 // checkSet checks the manifest as an installation does, and that it tells the
 // truth about the files.
-func checkSet(t *testing.T, b *Builder, files map[string][]byte) {
+func checkSet(t *testing.T, b *Builder, loader config.Loader, files map[string][]byte) {
 	t.Helper()
 	signer, err := signature.ParseCertificate(b.Signing.ImageCert.Raw)
 	if err != nil {
@@ -106,6 +106,9 @@ func checkSet(t *testing.T, b *Builder, files map[string][]byte) {
 	}
 	if m.Name != "kiosk" || m.Version != "1" || m.SecurityVersion != 4 || m.KernelRelease != release || len(m.Parts) != len(files)-2 {
 		t.Errorf("manifest = %+v", m)
+	}
+	if want := (manifest.Layout{Loader: string(loader), Store: "gpt", Partitions: "labels", TreeAtMiB: 64, Filesystem: "squashfs"}); m.Layout == nil || *m.Layout != want {
+		t.Errorf("layout %+v, want %+v", m.Layout, want)
 	}
 	for _, p := range m.Parts {
 		if content := files[p.File]; int64(len(content)) != p.Size || sha256.Sum256(content) != p.SHA256 {

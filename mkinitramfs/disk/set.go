@@ -61,6 +61,11 @@ func (b *Builder) describe(in SlotInput, p *parts) error {
 	m := manifest.Manifest{
 		Name: in.Config.Name, Version: in.Config.Version, SecurityVersion: in.Config.SecurityVersion,
 		Architecture: manifest.Architecture, KernelRelease: p.release, RootHash: p.rootHash,
+		Layout: &manifest.Layout{
+			Loader: string(in.Config.Boot.Loader), Store: string(in.Config.Boot.Store),
+			Partitions: in.Config.Root.Partitions, TreeAtMiB: in.Config.Root.Verity.TreeAtMiB,
+			Filesystem: in.Config.Root.Filesystem,
+		},
 	}
 	for _, name := range p.names {
 		part, err := digest(p.path(name))

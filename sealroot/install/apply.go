@@ -105,6 +105,9 @@ func (m Machine) prepare(source Source, r Running, o Options) (w work, err error
 	if o.Tries < 1 || o.Tries > slots.MaxTries {
 		return work{}, fmt.Errorf("%d tries, 1 to %d can be kept: %w", o.Tries, slots.MaxTries, bootset.ErrUsage)
 	}
+	if err := checkLayout(w.manifest.Layout, m.Layout); err != nil {
+		return work{}, err
+	}
 	warnings, err := checkManifest(w.manifest, r, m.ESP.Needs(), o.Force)
 	if err != nil {
 		return work{}, err

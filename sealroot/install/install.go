@@ -107,6 +107,8 @@ type Machine struct {
 	ESP  ESP
 	// Certs are the certificates of the role root; nothing else is trusted.
 	Certs []*signature.Certificate
+	// Layout is how the disk is laid out and started.
+	Layout manifest.Layout
 	// FECRoots is root.verity.fec_roots of the running system.
 	FECRoots int
 	// Say is told what a person should know, one line each. Not nil.

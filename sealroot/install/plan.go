@@ -132,6 +132,29 @@ func checkManifest(m manifest.Manifest, r Running, needs []BootFile, force bool)
 	return warnings, nil
 }
 
+// checkLayout refuses a set whose initramfs expects another disk: it would look
+// for its hash tree elsewhere, or count its trial where nobody reads it. A set of
+// a builder that did not tell is taken.
+func checkLayout(set *manifest.Layout, disk manifest.Layout) error {
+	if set == nil {
+		return nil
+	}
+	for _, c := range []struct {
+		key       string
+		set, disk any
+	}{
+		{"boot.loader", set.Loader, disk.Loader},
+		{"boot.store", set.Store, disk.Store},
+		{"root.partitions", set.Partitions, disk.Partitions},
+		{"root.verity.tree_at_mib", set.TreeAtMiB, disk.TreeAtMiB},
+	} {
+		if c.set != c.disk {
+			return fmt.Errorf("it was built with %s %v, this disk has %v: it would not boot here; build the parts as this disk is, or make the disk anew: %w", c.key, c.set, c.disk, ErrSet)
+		}
+	}
+	return nil
+}
+
 // checkTree compares the superblock of the hash tree with the manifest and the
 // partitions' sizes in bytes.
 func checkTree(p verity.Params, m manifest.Manifest, rootPartition, verityPartition int64) error {

@@ -19,6 +19,15 @@ import (
 	"sealroot/verity/signature/signaturetest"
 )
 
+// layout changes what a set says of its disk.
+func layout(change func(*manifest.Layout)) func(*testSet) {
+	return func(s *testSet) {
+		l := *s.manifest.Layout
+		change(&l)
+		s.manifest.Layout = &l
+	}
+}
+
 // What is wrong with a set, or would be wrong on this machine, is found before
 // anything changes.
 func TestInstallRefuses(t *testing.T) {
@@ -54,6 +63,10 @@ func TestInstallRefuses(t *testing.T) {
 			s.files[manifest.File] = bytes.Replace(s.files[manifest.File], []byte(`"version": "2"`), []byte(`"version": "3"`), 1)
 			return s.source(t)
 		}, want: signature.ErrBadSignature},
+		{name: "for_another_loader", source: resealed(layout(func(l *manifest.Layout) { l.Loader = "systemd-boot" })), want: ErrSet, text: "boot.loader systemd-boot, this disk has grub"},
+		{name: "for_another_store", source: resealed(layout(func(l *manifest.Layout) { l.Store = "grubenv-rauc" })), want: ErrSet, text: "boot.store grubenv-rauc, this disk has gpt"},
+		{name: "for_other_partitions", source: resealed(layout(func(l *manifest.Layout) { l.Partitions = "discoverable" })), want: ErrSet, text: "root.partitions"},
+		{name: "tree_elsewhere", source: resealed(layout(func(l *manifest.Layout) { l.TreeAtMiB = 512 })), want: ErrSet, text: "root.verity.tree_at_mib 512, this disk has 0"},
 		{name: "signature_of_another_image", source: resealed(func(s *testSet) { s.files["verity-sig"] = f.other.files["verity-sig"] }), want: ErrSet, text: "the manifest says"},
 		{name: "signature_by_a_stranger", source: resealed(func(s *testSet) {
 			sig, err := sign.RootHash(s.manifest.RootHash, stranger.Cert, stranger.Key)

@@ -71,7 +71,8 @@ func newSet(t testing.TB, k signaturetest.Signer, seed uint64, version string) t
 		t.Fatal(err)
 	}
 	s := testSet{
-		manifest: manifest.Manifest{Name: "kiosk", Version: version, SecurityVersion: 2, Architecture: manifest.Architecture, KernelRelease: "6.1.0", RootHash: hash},
+		manifest: manifest.Manifest{Name: "kiosk", Version: version, SecurityVersion: 2, Architecture: manifest.Architecture, KernelRelease: "6.1.0", RootHash: hash,
+			Layout: &manifest.Layout{Loader: "grub", Store: "gpt", Partitions: "labels", Filesystem: "squashfs"}},
 		files: map[string][]byte{
 			"verity-sig": sig, "verity": tree, "root": root,
 			"kernel": bytesOf(seed+200, 3000), "initrd": bytesOf(seed+300, 5000), "uki": bytesOf(seed+400, 9000),
@@ -414,7 +415,8 @@ func (w *world) machine(k signaturetest.Signer) Machine {
 	return Machine{
 		Machine: bootset.Machine{Store: w, Loader: w, Log: w, HoldsImage: func(string) error { return nil }},
 		Disk:    w, ESP: w, Certs: []*signature.Certificate{k.Parsed},
-		Say: func(string, ...any) {}, Progress: Quiet{},
+		Layout: manifest.Layout{Loader: "grub", Store: "gpt", Partitions: "labels"},
+		Say:    func(string, ...any) {}, Progress: Quiet{},
 	}
 }
 

@@ -3,6 +3,7 @@
 package machine
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -48,17 +49,18 @@ const efiVars = "/sys/firmware/efi/efivars"
 
 // Machine is the boot disk and what started from it.
 type Machine struct {
-	disk    *live.Disk
-	boot    report.Report
-	choice  live.Choice
-	refill  int // tries that a commit gives, with boot.recount
-	tries   int // boot.tries; 0 without a configuration
-	verity  config.Verity
-	esp     live.ESP
-	vars    efi.Vars // nil for a disk that is not this machine's
-	offline bool     // opened by OpenDisk
-	espErr  error    // why the ESP of such a disk cannot be read
-	release func() error
+	disk       *live.Disk
+	boot       report.Report
+	choice     live.Choice
+	refill     int // tries that a commit gives, with boot.recount
+	tries      int // boot.tries; 0 without a configuration
+	verity     config.Verity
+	partitions string // root.partitions
+	esp        live.ESP
+	vars       efi.Vars // nil for a disk that is not this machine's
+	offline    bool     // opened by OpenDisk
+	espErr     error    // why the ESP of such a disk cannot be read
+	release    func() error
 }
 
 // Open finds the disk that the machine was booted from: the same way as PID 1
@@ -86,7 +88,7 @@ func Open(boot report.Report, locked bool) (*Machine, error) {
 		return nil, err
 	}
 	m := &Machine{
-		disk: disk, boot: boot, vars: vars, choice: chosen(c, boot, firmware{noEFI == nil, noVars == nil}), refill: refill(c), tries: tries(c), verity: c.Root.Verity,
+		disk: disk, boot: boot, vars: vars, choice: chosen(c, boot, firmware{noEFI == nil, noVars == nil}), refill: refill(c), tries: tries(c), verity: c.Root.Verity, partitions: cmp.Or(c.Root.Partitions, config.PartitionsLabels),
 		esp: live.ESP{Disk: disk, Mounter: mounter{mount.Kernel{}, locked}, Dir: espMount},
 	}
 	if m.choice.Discoverable {

@@ -29,7 +29,8 @@ func (m *Machine) Install(changed func(place, slot string)) (install.Machine, er
 	if err != nil {
 		return install.Machine{}, err
 	}
-	return install.Machine{Machine: b, Disk: m, ESP: bootESP{m.esp, m.choice}, FECRoots: m.verity.FECRoots}, nil
+	return install.Machine{Machine: b, Disk: m, ESP: bootESP{m.esp, m.choice}, FECRoots: m.verity.FECRoots,
+		Layout: manifest.Layout{Loader: m.choice.Loader, Store: m.choice.Store, Partitions: m.partitions, TreeAtMiB: m.verity.TreeAtMiB}}, nil
 }
 
 // OpenPart opens a partition of a slot, or the part of one that holds image or

@@ -14,11 +14,15 @@
 //	  "parts": [
 //	    {"name": "root", "file": "root.squashfs", "size": 1234944, "sha256": "<hex>"}
 //	  ],
-//	  "layers": []                  always empty in schema 1
+//	  "layers": [],                 always empty in schema 1
+//	  "x-layout": {                 the disk that the set is for, as in the configuration
+//	    "loader": "uki", "store": "gpt", "partitions": "labels", "tree_at_mib": 0,
+//	    "filesystem": "squashfs"
+//	  }
 //	}
 //
 // Keys are spelled exactly so and given once; a key that is not listed here is
-// refused unless it begins with "x-". manifest.sig is a detached PKCS#7 message
+// refused unless it begins with "x-", and only those may be missing. manifest.sig is a detached PKCS#7 message
 // (DER) over the bytes of manifest.json, by the key that signs root hashes.
 //
 // Nothing here makes system calls, and PID 1 does not use it.
@@ -86,8 +90,21 @@ type Manifest struct {
 	SecurityVersion int
 	Architecture    string
 	KernelRelease   string
-	RootHash        []byte // 32 or 64 bytes
-	Parts           []Part // in the order of Names
+	RootHash        []byte  // 32 or 64 bytes
+	Parts           []Part  // in the order of Names
+	Layout          *Layout // nil: the builder did not tell
+}
+
+// Layout is what the initramfs of a set expects of the disk, in the words of its
+// configuration.
+type Layout struct {
+	Loader     string // boot.loader
+	Store      string // boot.store
+	Partitions string // root.partitions
+	TreeAtMiB  int    // root.verity.tree_at_mib
+	// Filesystem is root.filesystem, for people: an initramfs finds out that a
+	// slot's is another one, and has the slot's own kernel started.
+	Filesystem string
 }
 
 // Part returns the part of that name.
@@ -120,6 +137,15 @@ type document struct {
 	RootHash        string            `json:"root_hash"`
 	Parts           []partDocument    `json:"parts"`
 	Layers          []json.RawMessage `json:"layers"`
+	Layout          *layoutDocument   `json:"x-layout,omitempty"`
+}
+
+type layoutDocument struct {
+	Loader     string `json:"loader"`
+	Store      string `json:"store"`
+	Partitions string `json:"partitions"`
+	TreeAtMiB  int    `json:"tree_at_mib"`
+	Filesystem string `json:"filesystem"`
 }
 
 type partDocument struct {
@@ -142,7 +168,7 @@ func Encode(m Manifest) ([]byte, error) {
 	d := document{
 		Schema: Schema, Name: m.Name, Version: m.Version, SecurityVersion: m.SecurityVersion,
 		Architecture: m.Architecture, KernelRelease: m.KernelRelease,
-		RootHash: hex.EncodeToString(m.RootHash), Layers: []json.RawMessage{},
+		RootHash: hex.EncodeToString(m.RootHash), Layers: []json.RawMessage{}, Layout: (*layoutDocument)(m.Layout),
 	}
 	for _, p := range m.Parts {
 		d.Parts = append(d.Parts, partDocument{p.Name, p.File, p.Size, hex.EncodeToString(p.SHA256[:])})
@@ -169,6 +195,16 @@ func (m Manifest) check() error {
 		return fmt.Errorf("%w: kernel_release %.80q", ErrFormat, m.KernelRelease)
 	case len(m.RootHash) != 32 && len(m.RootHash) != 64:
 		return fmt.Errorf("%w: root_hash of %d bytes", ErrFormat, len(m.RootHash))
+	}
+	if l := m.Layout; l != nil {
+		for _, s := range []string{l.Loader, l.Store, l.Partitions, l.Filesystem} {
+			if !word(s, 32, "-") {
+				return fmt.Errorf("%w: %.40q in x-layout", ErrFormat, s)
+			}
+		}
+		if l.TreeAtMiB < 0 || l.TreeAtMiB > 1<<20 {
+			return fmt.Errorf("%w: tree_at_mib %d in x-layout", ErrFormat, l.TreeAtMiB)
+		}
 	}
 	order, at := Names(), -1
 	files := []string{File, SignatureFile}

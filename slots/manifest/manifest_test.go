@@ -20,6 +20,7 @@ func example() Manifest {
 	m := Manifest{
 		Name: "kiosk", Version: "2026.11.1~rc1", SecurityVersion: 3, Architecture: Architecture,
 		KernelRelease: "6.1.0-28-amd64", RootHash: bytes.Repeat([]byte{0xab}, 32),
+		Layout: &Layout{Loader: "systemd-boot", Store: "bls", Partitions: "labels", TreeAtMiB: 256, Filesystem: "erofs"},
 	}
 	for i, n := range Names() {
 		m.Parts = append(m.Parts, Part{n, "file-" + string(n), int64(i) + 1, sha256.Sum256([]byte(n))})
@@ -43,6 +44,11 @@ func TestEncodeParse(t *testing.T) {
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Fatalf("Parse() = %+v, %v; want %+v", got, err, want)
 	}
+	want.Layout = nil
+	if got, err := Parse([]byte(encoded(t, want))); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("without a layout: Parse() = %+v, %v", got, err)
+	}
+	want = example()
 	mixed := example()
 	mixed.Parts[0], mixed.Parts[4] = mixed.Parts[4], mixed.Parts[0]
 	if other := encoded(t, mixed); other != text {
@@ -76,6 +82,11 @@ func TestParseRefuses(t *testing.T) {
 		{"key_twice", replace(`"layers"`, `"name": "other", "layers"`), "twice"},
 		{"key_in_capitals", replace(`"name": "kiosk"`, `"Name": "kiosk"`), "unknown key"},
 		{"extension_twice", replace(`"layers"`, `"x-a": 1, "x-a": 2, "layers"`), "twice"},
+		{"layout_as_text", replace(`"x-layout": {`, `"x-layout": "", "x-other": {`), "not a JSON object"},
+		{"layout_without_a_store", replace(`"store": "bls",`, ``), "no store"},
+		{"layout_with_another_key", replace(`"store": "bls"`, `"store": "bls", "later": 1`), "unknown key"},
+		{"layout_with_odd_words", replace(`"store": "bls"`, `"store": "b l"`), "in x-layout"},
+		{"layout_before_the_image", replace(`"tree_at_mib": 256`, `"tree_at_mib": -1`), "in x-layout"},
 		{"no_version", replace(`"version": "2026.11.1~rc1",`, ``), "no version"},
 		{"a_layer", replace(`"layers": []`, `"layers": [{"name": "x"}]`), "does not know"},
 		{"upper_case_hash", replace("abab", "ABAB"), "lower-case hex"},

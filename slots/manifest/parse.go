@@ -64,11 +64,28 @@ func (r reader) manifest() (m Manifest, err error) {
 		{"layers", func() error {
 			return r.array(0, func() error { return nil })
 		}},
+		{"x-layout", func() (err error) { m.Layout, err = r.layout(); return err }},
 	})
 	if err == nil && schema != Schema {
 		err = fmt.Errorf("schema %d, this program knows %d", schema, Schema)
 	}
 	return m, err
+}
+
+func (r reader) layout() (*Layout, error) {
+	var l Layout
+	return &l, r.object("x-layout", []field{
+		{"loader", func() error { return r.text(&l.Loader) }},
+		{"store", func() error { return r.text(&l.Store) }},
+		{"partitions", func() error { return r.text(&l.Partitions) }},
+		{"tree_at_mib", func() error {
+			var n int64
+			err := r.number(&n)
+			l.TreeAtMiB = int(n)
+			return err
+		}},
+		{"filesystem", func() error { return r.text(&l.Filesystem) }},
+	})
 }
 
 func (r reader) part() (p Part, err error) {
@@ -92,13 +109,15 @@ func (r reader) part() (p Part, err error) {
 	return p, err
 }
 
-// field is a key that an object must have, and what reads its value.
+// field is a key that an object must have, but for extensions, and what reads its
+// value.
 type field struct {
 	key  string
 	read func() error
 }
 
-// object reads an object with exactly the fields, beside extensions "x-…".
+// object reads an object with exactly the fields, beside extensions "x-…", which
+// may be missing too.
 func (r reader) object(what string, fields []field) error {
 	if t, err := r.Token(); err != nil || t != json.Delim('{') {
 		return fmt.Errorf("%s is not a JSON object", what)
@@ -122,7 +141,7 @@ func (r reader) object(what string, fields []field) error {
 		return fmt.Errorf("%s does not end", what)
 	}
 	for _, f := range fields {
-		if !seen[f.key] {
+		if !seen[f.key] && !strings.HasPrefix(f.key, "x-") {
 			return fmt.Errorf("%s has no %s", what, f.key)
 		}
 	}
