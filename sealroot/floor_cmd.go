@@ -13,7 +13,8 @@ import (
 
 // leveller is a machine that knows the security versions of its slots' images.
 type leveller interface {
-	Level(s slots.Slot, r install.Running) (rollbackfloor.Level, error)
+	// Level goes by the certificates in the folder trust.
+	Level(s slots.Slot, r install.Running, trust string) (rollbackfloor.Level, error)
 }
 
 // volume is the root of the encrypted volume.
@@ -31,8 +32,8 @@ func (e Env) floorNow(r report.Report) (int, error) {
 
 // raiseFloor asks for a higher rollback floor where the configuration has one and
 // no other slot would be left behind, or all the same with burn. The slot that
-// runs is committed.
-func (c *command) raiseFloor(m Machine, r report.Report, list []slots.Slot, burn bool) error {
+// runs is committed. The certificates in the folder trust vouch for images.
+func (c *command) raiseFloor(m Machine, r report.Report, list []slots.Slot, trust string, burn bool) error {
 	switch {
 	case r.Floor == nil && burn:
 		return fmt.Errorf("there is no rollback floor to raise (trust.rollback_floor): %w", bootset.ErrRefused)
@@ -63,7 +64,7 @@ func (c *command) raiseFloor(m Machine, r report.Report, list []slots.Slot, burn
 		if s.Name == r.Slot.Name || running.SecurityVersion <= now {
 			continue
 		}
-		level, err := l.Level(s, running)
+		level, err := l.Level(s, running, trust)
 		if err != nil {
 			return fmt.Errorf("cannot raise the rollback floor: %w", err)
 		}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,8 +16,9 @@ import (
 )
 
 // Level is what the other slot of the tests holds.
-func (f *fake) Level(s slots.Slot, r install.Running) (rollbackfloor.Level, error) {
+func (f *fake) Level(s slots.Slot, r install.Running, trust string) (rollbackfloor.Level, error) {
 	l := f.level
+	f.trust = trust
 	l.Slot = s.Name
 	return l, f.err
 }
@@ -80,6 +82,9 @@ func TestCommitRaisesTheFloor(t *testing.T) {
 			if got, _ := os.ReadFile(path); string(got) != c.want {
 				t.Errorf("%q is asked for, want %q", got, c.want)
 			}
+			if f.trust != "" && f.trust != report.RootCertificates {
+				t.Errorf("the slots were judged by the certificates in %s, want %s", f.trust, report.RootCertificates)
+			}
 			if code <= 1 && !f.list[1].Successful {
 				t.Errorf("slots %+v, want b committed", f.list)
 			}
@@ -108,5 +113,20 @@ func TestStatusPCRs(t *testing.T) {
 	}
 	if code, _, stderr, _ := w.run(t, "status", "--pcrs", "--disk", "x.img"); code != 2 {
 		t.Errorf("of another disk: %d, %s, want 2", code, stderr)
+	}
+}
+
+// The floor goes by the certificates that the command goes by (--trust).
+func TestFloorGoesByTheCommandsCertificates(t *testing.T) {
+	c := command{env: Env{State: t.TempDir()}, stdout: io.Discard}
+	if err := os.MkdirAll(filepath.Dir(filepath.Join(c.env.volume(), floor.File)), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	m := &fake{level: rollbackfloor.Level{Version: 2, Known: true}}
+	r := running(func(r *report.Report) {
+		r.Root.SecurityVersion, r.Floor = 2, &report.Floor{Value: 1, Known: true}
+	})
+	if err := c.raiseFloor(m, *r, pair(), "/elsewhere", false); err != nil || m.trust != "/elsewhere" {
+		t.Errorf("%v; the slots were judged by the certificates in %q", err, m.trust)
 	}
 }

@@ -15,10 +15,6 @@ import (
 	"sealroot/verity/signature"
 )
 
-// rootCertificates is where PID 1 leaves the certificates that it trusts for
-// root images.
-const rootCertificates = "/run/sealroot/verity.d/root"
-
 // installer is a machine whose slots can be written and read as a whole.
 type installer interface {
 	Machine
@@ -35,7 +31,7 @@ type long struct {
 
 func longOptions(c *command) long {
 	return long{
-		c.flags.String("trust", rootCertificates, "folder with the certificates (*.crt) that vouch for images"),
+		c.flags.String("trust", report.RootCertificates, "folder with the certificates (*.crt) that vouch for images"),
 		c.flags.Bool("progress", false, "show progress although standard error is no terminal"),
 	}
 }
@@ -214,7 +210,7 @@ func (c *command) replicate(ctx context.Context, o long, options install.CopyOpt
 		return fmt.Errorf("cannot read the slots: %w", err)
 	}
 	c.after(list)
-	return c.raiseFloor(j.opened, j.report, list, false)
+	return c.raiseFloor(j.opened, j.report, list, *o.trust, false)
 }
 
 // copy makes a slot a copy of the running one.

@@ -32,6 +32,7 @@ type fake struct {
 	// loadedErr: it cannot be found out
 	loadedErr error
 	level     rollbackfloor.Level // of every other slot
+	trust     string              // folder that Level was told to go by
 }
 
 func (f *fake) Load() ([]slots.Slot, error)     { return f.list, f.err }

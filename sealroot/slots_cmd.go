@@ -159,7 +159,7 @@ func (c *command) commit(t target, burn bool) error {
 	if err != nil {
 		return fmt.Errorf("cannot read the slots: %w", err)
 	}
-	return c.raiseFloor(t.machine, t.report, list, burn)
+	return c.raiseFloor(t.machine, t.report, list, report.RootCertificates, burn)
 }
 
 func (c *command) keep(t target) error {

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"hash"
 	"math"
+	"strings"
 )
 
 // The errors of this package; each comes wrapped with what was wrong.
@@ -47,6 +48,12 @@ func (a Algorithm) Size() int {
 		return sha512.Size
 	}
 	return 0
+}
+
+// IsRootHash tells whether s is a root hash of one of the algorithms, in
+// lower-case hex.
+func IsRootHash(s string) bool {
+	return (len(s) == 2*sha256.Size || len(s) == 2*sha512.Size) && strings.Trim(s, "0123456789abcdef") == ""
 }
 
 func (a Algorithm) new() hash.Hash {

@@ -44,8 +44,6 @@ func (b *boot) publish(context.Context) error {
 const (
 	// runConfig is the configuration, byte for byte as the boot path vouched for.
 	runConfig = runDir + "/config.json"
-	// runCertificates holds the certificates that may sign a root.
-	runCertificates = runDir + "/verity.d/root"
 	// trialMark and fellBackMark are files, so that a systemd unit can have them
 	// as a condition.
 	trialMark    = runDir + "/trial"
@@ -66,7 +64,7 @@ func (b *boot) leaveTrust() error {
 		for _, name := range b.cfg.Trust.Certificates(role) {
 			text, err := readBounded(filepath.Join(config.CertificatesDir, string(role), name), 1<<20)
 			if err == nil {
-				err = writeFile(filepath.Join(runCertificates, name), text)
+				err = writeFile(filepath.Join(report.RootCertificates, name), text)
 			}
 			if err != nil {
 				return err

@@ -8,6 +8,8 @@ import (
 	"path"
 	"slices"
 	"strings"
+
+	"sealroot/verity"
 )
 
 // Path is where the kernel shows its command line.
@@ -79,7 +81,7 @@ func parse(line string, vouched bool) CommandLine {
 	}
 	c.Slot = c.one("sealroot.slot", slots, isSlot)
 	c.DiskUUID = c.one("sealroot.disk", disks, isUUID)
-	c.RootHash = c.one("roothash", hashes, isRootHash)
+	c.RootHash = c.one("roothash", hashes, verity.IsRootHash)
 	c.Init = c.one("init", inits, isProgram)
 	return c
 }
@@ -117,11 +119,6 @@ func (c *CommandLine) console(w word) {
 }
 
 func isSlot(s string) bool { return s == "a" || s == "b" || s == "c" }
-
-// isRootHash accepts a SHA-256 or SHA-512 in lower-case hex.
-func isRootHash(s string) bool {
-	return (len(s) == 64 || len(s) == 128) && strings.Trim(s, "0123456789abcdef") == ""
-}
 
 // isProgram accepts a clean absolute path.
 func isProgram(s string) bool { return len(s) > 1 && s[0] == '/' && path.Clean(s) == s }

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"sealroot/verity"
 )
 
 // Role is what a certificate may sign. It is also the name of the folder below
@@ -62,7 +64,7 @@ func (v *validator) trust(c *Config) {
 	if c.Build != Development && len(t.Dev) > 0 {
 		v.add("trust.dev", "leave it out, or set build: development", "a %s build accepts no development image", c.Build)
 	}
-	if h := c.Root.Hash; h != "" && h != HashEmbed && !isRootHash(h) {
+	if h := c.Root.Hash; h != "" && h != HashEmbed && !verity.IsRootHash(h) {
 		v.add("root.hash", "use "+HashEmbed+", or a root hash of 64 or 128 digits in lower-case hex", "%.140q is no root hash", h)
 	}
 	v.oneOf("trust.cmdline", t.Cmdline, []string{"ignore", CmdlineMeasured}, nil)
@@ -92,11 +94,6 @@ func (v *validator) certificates(path string, files []string) {
 			v.add(at, "give it a name that ends in .crt", "%.80q is not the name of a certificate file", file)
 		}
 	}
-}
-
-// isRootHash accepts a SHA-256 or SHA-512 in lower-case hex.
-func isRootHash(s string) bool {
-	return (len(s) == 64 || len(s) == 128) && strings.Trim(s, "0123456789abcdef") == ""
 }
 
 // embeddedTrust checks the names that certificates have inside an initramfs:

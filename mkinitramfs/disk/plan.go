@@ -77,11 +77,8 @@ func (b *Builder) plan(ctx context.Context, o Options, work string) (plan, error
 		list = list[:1]
 	}
 	var p plan
-	for i := range list {
-		if boot.Recount && list[i].Successful {
-			list[i].Tries = boot.Tries
-		}
-		p.slots = append(p.slots, list[i].Name)
+	for _, s := range list {
+		p.slots = append(p.slots, s.Name)
 	}
 	if p.kept, err = keep(boot, list); err != nil {
 		return plan{}, err

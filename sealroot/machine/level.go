@@ -10,13 +10,10 @@ import (
 	"sealroot/verity/signature"
 )
 
-// rootCertificates is where PID 1 leaves the certificates that it trusts for
-// root images.
-const rootCertificates = "/run/sealroot/verity.d/root"
-
-// Level finds the security version of a slot's image, as install.Machine does.
-func (m *Machine) Level(s slots.Slot, r install.Running) (rollbackfloor.Level, error) {
-	certs, err := signature.LoadCertificates(os.DirFS(rootCertificates))
+// Level finds the security version of a slot's image, as install.Machine does, by
+// the certificates in the folder trust.
+func (m *Machine) Level(s slots.Slot, r install.Running, trust string) (rollbackfloor.Level, error) {
+	certs, err := signature.LoadCertificates(os.DirFS(trust))
 	if err != nil {
 		return rollbackfloor.Level{}, fmt.Errorf("cannot read the certificates: %w", err)
 	}
