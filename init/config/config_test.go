@@ -119,6 +119,8 @@ func TestValidate(t *testing.T) {
 		{"certificate_twice", func(c *Config) { c.Trust.Root = []string{"a.crt", "a.crt"} }, []string{"trust.root[1]"}},
 		{"key_as_certificate", func(c *Config) { c.Trust.Root = []string{"image.key"} }, []string{"trust.root[0]"}},
 		{"layers_by_name", func(c *Config) { c.Layers = []Layer{{Name: "x"}} }, []string{"layers"}},
+		{"systemd_boot_and_pcr_12", func(c *Config) { c.Boot.Loader, c.State.TPM2.Policy = LoaderSystemdBoot, PolicySignedPCR11And4 }, []string{"state.tpm2.policy"}},
+		{"systemd_boot_with_secure_boot", func(c *Config) { c.Boot.Loader = LoaderSystemdBoot }, nil},
 		{"measured", func(c *Config) { c.Trust.Cmdline = CmdlineMeasured }, nil},
 		{"measured_with_pcr_12", func(c *Config) {
 			c.Trust.Cmdline = CmdlineMeasured

@@ -110,6 +110,11 @@ func (v *validator) policy(c *Config) {
 	} else if t.PublicKey != "" {
 		v.add("state.tpm2.public_key", "leave it out", "only signed policies have a key")
 	}
+	if c.Boot.Loader == LoaderSystemdBoot && (t.Policy == PolicySignedPCR11And4 || slices.Contains(t.PCRs, 12)) {
+		// boot.c of systemd 252 measures the options of every entry, a UKI's too
+		v.add("state.tpm2.policy", "use boot.loader: uki, or signed-pcr11+7 with Secure Boot",
+			"it holds PCR 12, and systemd-boot measures each UKI's command line there: no load options could not be told from some")
+	}
 	v.pcrs(c)
 	v.measuredBoot(c)
 	v.notYet("state.tpm2.pin", t.PIN, "leave it out")
