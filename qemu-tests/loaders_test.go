@@ -32,7 +32,11 @@ var everyLoader = []struct {
 // bootTrial starts a machine whose slot b is on trial with two tries.
 func bootTrial(t *testing.T, firmware machine.Firmware, image Image, forgets bool) *VM {
 	t.Helper()
-	image.B, image.Edit = &SlotB{}, []string{"tries: 3", "tries: 2"}
+	boot := "tries: 2"
+	if image.Loader == "grub-efi" {
+		boot += "\n  new_guids: never" // as where the state is sealed to PCR 8 and 9: see grubPCRs
+	}
+	image.B, image.Edit = &SlotB{}, []string{"tries: 3", boot}
 	if forgets {
 		image.B.Mode = "good"
 	}
