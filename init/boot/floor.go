@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -193,9 +192,5 @@ func askedFloor() (int, error) {
 		return 0, err
 	}
 	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, floor.MaxSize+1))
-	if err != nil {
-		return 0, err
-	}
-	return floor.Parse(text)
+	return floor.Read(f)
 }

@@ -5,7 +5,6 @@ package rollbackfloor
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -83,11 +82,7 @@ func Asked(volume string) (int, error) {
 		return 0, err
 	}
 	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, floor.MaxSize+1))
-	if err != nil {
-		return 0, err
-	}
-	n, err := floor.Parse(text)
+	n, err := floor.Read(f)
 	if err != nil {
 		return 0, fmt.Errorf("cannot read %s: %w", f.Name(), err)
 	}

@@ -9,6 +9,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"strconv"
 )
 
@@ -26,6 +27,15 @@ var ErrFormat = errors.New("not a rollback floor")
 
 // Format is the file's content.
 func Format(floor int) []byte { return append(strconv.AppendInt(nil, int64(floor), 10), '\n') }
+
+// Read reads a request from a file, as Parse does.
+func Read(r io.Reader) (int, error) {
+	text, err := io.ReadAll(io.LimitReader(r, MaxSize+1))
+	if err != nil {
+		return 0, err
+	}
+	return Parse(text)
+}
 
 // Parse reads the file's content. Errors are ErrFormat.
 func Parse(text []byte) (int, error) {
