@@ -46,6 +46,8 @@ const (
 	hdrSaltBytes  = 64
 	uuidBytes     = 40
 	csumBytes     = 64
+	offPadding    = 264
+	offPadding2   = 512
 	magicPrimary  = "LUKS\xba\xbe"
 	magicSecond   = "SKUL\xba\xbe"
 	csumAlgorithm = "sha256"
@@ -59,6 +61,15 @@ type diskCopy struct {
 	uuid      string
 	subsystem string
 	json      []byte // up to, without, its terminating NUL
+	// malformed says what no tool writes, in a copy that is intact: for the
+	// caller to refuse.
+	malformed string
+}
+
+// same compares all that two copies of one header share.
+func (c diskCopy) same(d diskCopy) bool {
+	return c.hdrSize == d.hdrSize && c.seqid == d.seqid && c.label == d.label && c.uuid == d.uuid &&
+		c.subsystem == d.subsystem && bytes.Equal(c.json, d.json)
 }
 
 var (
@@ -98,10 +109,7 @@ func readCopy(r io.ReaderAt, offset uint64, magic string, deviceSize uint64) (di
 	if got := checksum(bin, area); subtle.ConstantTimeCompare(got, want) != 1 {
 		return diskCopy{}, fmt.Errorf("%w: wrong checksum", errNoCopy)
 	}
-	text, rest, _ := bytes.Cut(area, []byte{0})
-	if len(text) == len(area) || len(bytes.Trim(rest, "\x00")) != 0 {
-		text = nil // intact, but not terminated: left for the caller to refuse
-	}
+	text, _, _ := bytes.Cut(area, []byte{0})
 	return diskCopy{
 		hdrSize:   size,
 		seqid:     be.Uint64(bin[offSeqID:]),
@@ -109,8 +117,38 @@ func readCopy(r io.ReaderAt, offset uint64, magic string, deviceSize uint64) (di
 		uuid:      cString(bin[offUUID:][:uuidBytes]),
 		subsystem: cString(bin[offSubsystem:][:labelBytes]),
 		json:      text,
+		malformed: malformed(bin, area),
 	}, nil
 }
+
+// malformed names the field of a copy that is not NUL-terminated, or what is
+// not zero behind the NUL: cryptsetup ignores it, and ours is no place to hide.
+func malformed(bin, area []byte) string {
+	for _, f := range []struct {
+		name  string
+		bytes []byte
+	}{
+		{"JSON area", area},
+		{"label", bin[offLabel:][:labelBytes]},
+		{"checksum algorithm", bin[offCsumAlg:][:csumAlgBytes]},
+		{"UUID", bin[offUUID:][:uuidBytes]},
+		{"subsystem", bin[offSubsystem:][:labelBytes]},
+	} {
+		_, rest, terminated := bytes.Cut(f.bytes, []byte{0})
+		if !terminated {
+			return f.name + " is not terminated"
+		}
+		if !zero(rest) {
+			return "surplus bytes behind the " + f.name
+		}
+	}
+	if !zero(bin[offPadding:offCsum]) || !zero(bin[offPadding2:]) {
+		return "surplus bytes in the padding"
+	}
+	return ""
+}
+
+func zero(b []byte) bool { return len(bytes.Trim(b, "\x00")) == 0 }
 
 // readFull fills b. The end of the device is not an I/O error: a header that
 // does not fit is not there.
@@ -169,6 +207,10 @@ type found struct {
 	// is, and the next update has to overwrite the secondary first. When the
 	// primary is stale the usual order, primary first, is right anyway.
 	secondStale bool
+	// torn: there is no other intact copy. Otherwise older is its JSON where it
+	// is older.
+	torn  bool
+	older []byte
 }
 
 // findCopy picks the newest intact copy of the two.
@@ -189,10 +231,15 @@ func findCopy(r io.ReaderAt, deviceSize uint64) (found, error) {
 		}
 	}
 	switch {
-	case perr == nil && (serr != nil || p.seqid >= s.seqid):
-		return found{diskCopy: p, secondStale: serr != nil || s.seqid < p.seqid}, nil
+	case perr == nil && serr == nil && p.seqid == s.seqid && !p.same(s):
+		// An update that was cut short leaves another number or a torn copy.
+		return found{}, fmt.Errorf("%w: both copies are number %d and they disagree", ErrHeader, p.seqid)
+	case perr == nil && serr == nil && p.seqid == s.seqid:
+		return found{diskCopy: p}, nil
+	case perr == nil && (serr != nil || p.seqid > s.seqid):
+		return found{diskCopy: p, secondStale: true, torn: serr != nil, older: s.json}, nil
 	case serr == nil:
-		return found{diskCopy: s}, nil
+		return found{diskCopy: s, torn: perr != nil, older: p.json}, nil
 	case !errors.Is(perr, errNoCopy):
 		return found{}, fmt.Errorf("cannot read LUKS2 header: %w", perr)
 	case !errors.Is(serr, errNoCopy):

@@ -77,7 +77,9 @@ func survivals() map[string]func(int) bool {
 		"all":        func(int) bool { return true },
 		"first":      func(n int) bool { return n == 0 },
 		"all_but_1":  func(n int) bool { return n != 0 },
+		"first_4k":   func(n int) bool { return n < 8 },
 		"first_half": func(n int) bool { return n < 16 },
+		"first_12k":  func(n int) bool { return n < 24 },
 	}
 	for seed := range uint64(3) {
 		r := rand.New(rand.NewPCG(seed, 1))

@@ -17,9 +17,11 @@ type Header struct {
 	uuid        string
 	subsystem   string
 	secondStale bool
+	torn        bool // the other copy on the disk is not intact
 	meta        metadata
 	material    map[int][]byte // encrypted, split volume key of each keyslot
 	retired     []span         // areas of keyslots removed since the last write
+	older       []byte         // JSON of the other copy where that is intact and older
 }
 
 // Read reads a header from a device (or file) of deviceSize bytes: the newest
@@ -35,8 +37,8 @@ func Read(r io.ReaderAt, deviceSize int64) (*Header, error) {
 		return nil, err
 	}
 	switch {
-	case c.json == nil:
-		return nil, fmt.Errorf("%w: JSON area is not terminated", ErrHeader)
+	case c.malformed != "":
+		return nil, fmt.Errorf("%w: %s", ErrHeader, c.malformed)
 	case !validUUID(c.uuid):
 		return nil, fmt.Errorf("%w: bad UUID", ErrHeader)
 	case !printable(c.label) || !printable(c.subsystem):
@@ -48,7 +50,7 @@ func Read(r io.ReaderAt, deviceSize int64) (*Header, error) {
 	}
 	h := &Header{
 		hdrSize: c.hdrSize, seqid: c.seqid, label: c.label, uuid: c.uuid, subsystem: c.subsystem,
-		secondStale: c.secondStale, meta: m, material: map[int][]byte{},
+		secondStale: c.secondStale, torn: c.torn, older: c.older, meta: m, material: map[int][]byte{},
 	}
 	for id, k := range m.keyslots {
 		b := make([]byte, k.materialBytes())
@@ -75,6 +77,11 @@ func (h *Header) DataOffset() uint64 { return h.meta.segment.offset }
 
 // SequenceID counts the updates of the header.
 func (h *Header) SequenceID() uint64 { return h.seqid }
+
+// Interrupted tells whether the last update was cut short before it reached
+// both copies. The material of keyslots that it removed may still be there;
+// Update finishes it, also one without a change.
+func (h *Header) Interrupted() bool { return h.torn || h.older != nil }
 
 // Keyslots lists the keyslots in use by id.
 func (h *Header) Keyslots() []KeyslotInfo {
