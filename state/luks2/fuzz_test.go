@@ -3,6 +3,7 @@ package luks2
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/json"
 	"reflect"
 	"testing"
 )
@@ -40,6 +41,79 @@ func FuzzRead(f *testing.F) {
 			t.Errorf("accepted UUID %q, data at %d", h.UUID(), h.DataOffset())
 		}
 	})
+}
+
+// FuzzJSON: what is accepted is what encoding/json understands too, and is held
+// within the bounds.
+func FuzzJSON(f *testing.F) {
+	f.Add(fuzzDocument(f))
+	f.Add([]byte(`{"a":[1,-0.5e3,"\u00e9\ud83d\ude00",null,true],"A":{"":{}}}`))
+	f.Add([]byte(`{"a":1,"\u0061":2}`))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		v, err := parseJSON(text)
+		if err != nil {
+			if !reflect.DeepEqual(v, value{}) {
+				t.Errorf("error %v with a value", err)
+			}
+			return
+		}
+		dec := json.NewDecoder(bytes.NewReader(text))
+		dec.UseNumber()
+		var want any
+		if err := dec.Decode(&want); err != nil {
+			t.Fatalf("accepted, but: %v", err)
+		}
+		values := 0
+		if got := plain(v, 0, &values); !reflect.DeepEqual(got, sameBools(want)) || values > maxValues {
+			t.Errorf("got %#v of %d values, want %#v", got, values, want)
+		}
+	})
+}
+
+// sameBools makes all booleans true: a value does not keep which it is.
+func sameBools(v any) any {
+	switch v := v.(type) {
+	case bool:
+		return true
+	case []any:
+		for i := range v {
+			v[i] = sameBools(v[i])
+		}
+	case map[string]any:
+		for k := range v {
+			v[k] = sameBools(v[k])
+		}
+	}
+	return v
+}
+
+// plain is a value as encoding/json gives it; too deep a one is nil.
+func plain(v value, depth int, values *int) any {
+	*values++
+	if depth > maxDepth {
+		return nil
+	}
+	switch v.kind {
+	case kindNumber:
+		return json.Number(v.text)
+	case kindString:
+		return v.text
+	case kindBool:
+		return true
+	case kindArray:
+		elems := []any{}
+		for _, e := range v.elems {
+			elems = append(elems, plain(e, depth+1, values))
+		}
+		return elems
+	case kindObject:
+		members := map[string]any{}
+		for k, e := range v.members {
+			members[k] = plain(e, depth+1, values)
+		}
+		return members
+	}
+	return nil
 }
 
 // FuzzMetadata gets past the checksum. What is accepted must survive being

@@ -29,6 +29,8 @@ func TestOpensWhatCryptsetupFormats(t *testing.T) {
 			KDF{Type: "argon2i", Time: 5, MemoryKiB: 4096, CPUs: 1}, 4096, 64},
 		{"pbkdf2_sha512", []string{"--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--hash", "sha512"},
 			KDF{Type: "pbkdf2", Hash: "sha512", Iterations: 1000}, 4096, 64},
+		{"argon2i_aes_128_sector_512", []string{"--pbkdf", "argon2i", "--pbkdf-memory", "1024", "--pbkdf-force-iterations", "4", "--pbkdf-parallel", "1", "--key-size", "256", "--sector-size", "512"},
+			KDF{Type: "argon2i", Time: 4, MemoryKiB: 1024, CPUs: 1}, 512, 32},
 		{"sector_512", []string{"--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--sector-size", "512"},
 			KDF{Type: "pbkdf2", Hash: "sha256", Iterations: 1000}, 512, 64},
 		{"aes_128", []string{"--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--key-size", "256"},
@@ -54,6 +56,9 @@ func TestOpensWhatCryptsetupFormats(t *testing.T) {
 				t.Errorf("got keyslots %+v, want one of %+v", got, tt.kdf)
 			}
 			checkKey(t, path, h, key)
+			if want := dumpedKey(t, path, "secret"); !bytes.Equal(key, want) {
+				t.Error("cryptsetup shows another volume key")
+			}
 			target := must[CryptTarget](t)(h.CryptTarget(testSize))
 			want := CryptTarget{UUID: h.UUID(), Encryption: "aes-xts-plain64", KeySize: tt.key, SectorSize: tt.sector,
 				OffsetBytes: 16 << 20, LengthBytes: 16 << 20}
