@@ -147,54 +147,12 @@ func TestEtcOfAReadOnlyVolume(t *testing.T) {
 	}
 }
 
-// Keyslots of a hostile header get only so much memory and time.
-func TestKeyslotsThatCostTooMuch(t *testing.T) {
-	argon := func(mib, passes int) *luks2.KeyslotInfo {
-		k := luks2.KDF{Type: luks2.KDFArgon2id, MemoryKiB: mib << 10, Time: passes}
-		return &luks2.KeyslotInfo{KDF: k, Cost: k.MemoryKiB * k.Time}
-	}
-	budget := &kdfBudget{memoryKiB: 1 << 20, work: kdfWork}
-	if err := budget.spend(argon(1025, 1)); !errors.Is(err, luks2.ErrKDFCost) || budget.work != kdfWork {
-		t.Errorf("more than half of the free memory: %v", err)
-	}
-	tried := 0
-	for range luks2.MaxKeyslots {
-		if budget.spend(argon(1024, 16)) == nil {
-			tried++
-		}
-	}
-	if tried != 4 {
-		t.Errorf("%d of 32 most expensive keyslots are tried, want 4", tried)
-	}
-	// What cryptsetup makes on an ordinary machine, 16 times.
-	budget = &kdfBudget{memoryKiB: 1 << 20, work: kdfWork}
-	for i := range 16 {
-		if err := budget.spend(argon(1024, 4)); err != nil {
-			t.Errorf("ordinary keyslot %d: %v", i, err)
-		}
-	}
-}
-
-func TestMemAvailable(t *testing.T) {
-	for text, want := range map[string]int{
-		"MemTotal:  2000 kB\nMemFree:  10 kB\nMemAvailable:    1234 kB\nBuffers: 1 kB\n": 1234,
-		"MemTotal: 2000 kB\n": 0, "": 0, "\nMemAvailable: many kB\n": 0,
-	} {
-		if got := memAvailable([]byte(text)); got != want {
-			t.Errorf("memAvailable(%q) = %d, want %d", text, got, want)
-		}
-	}
-	if b := newBudget(); b.memoryKiB == 0 {
-		t.Error("this machine has no memory")
-	}
-}
-
 // A recovery key is tried on the keyslots made for one, and on no expensive one
 // that somebody put before them.
 func TestRecoveryKeyTriesFewKeyslots(t *testing.T) {
 	h, key, recovery := volume(t)
 	tried := func(h *luks2.Header) (ids []int) {
-		may := mayHoldRecovery(h)
+		may := h.MayHoldRecovery()
 		for _, k := range h.Keyslots() {
 			if may(&k) {
 				ids = append(ids, k.ID)
@@ -215,12 +173,15 @@ func TestRecoveryKeyTriesFewKeyslots(t *testing.T) {
 	if got := tried(h); !slices.Equal(got, []int{0}) {
 		t.Errorf("with a token: keyslots %v, want 0", got)
 	}
+	if newBudget().MemoryKiB == 0 {
+		t.Error("this machine has no memory")
+	}
 	b, _ := testBoot(&person{}, config.State{Unlock: []string{config.UnlockRecoveryKey, config.UnlockPassphrase}})
-	if got, method := b.tryLine(h, slices.Clone(recovery), &kdfBudget{work: kdfWork}); got == nil || method != "recovery-key" {
+	if got, method := b.tryLine(h, slices.Clone(recovery), &luks2.Budget{Work: 64 << 20}); got == nil || method != "recovery-key" {
 		t.Errorf("the recovery key opens nothing: %q, attempts %q", method, b.report.State.Attempts)
 	}
 	for range 2 {
-		if got, _ := b.tryLine(h, []byte("x"), &kdfBudget{work: kdfWork}); got != nil || len(b.report.State.Attempts) != 1 {
+		if got, _ := b.tryLine(h, []byte("x"), &luks2.Budget{Work: 64 << 20}); got != nil || len(b.report.State.Attempts) != 1 {
 			t.Errorf("no memory: key %v, attempts %q, want one that says so", got != nil, b.report.State.Attempts)
 		}
 	}

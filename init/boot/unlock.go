@@ -107,7 +107,7 @@ func (b *boot) knownVolume(ctx context.Context, uuid string) error {
 	return err
 }
 
-func (b *boot) tryToken(ctx context.Context, h *luks2.Header, t luks2.Token, budget *kdfBudget) (key []byte, keyslot int, err error) {
+func (b *boot) tryToken(ctx context.Context, h *luks2.Header, t luks2.Token, budget *luks2.Budget) (key []byte, keyslot int, err error) {
 	token, err := tpm.ParseToken(t.JSON)
 	if err != nil {
 		return nil, 0, err
@@ -130,7 +130,7 @@ func (b *boot) tryToken(ctx context.Context, h *luks2.Header, t luks2.Token, bud
 		if !slices.Contains(t.Keyslots, k.ID) {
 			continue
 		}
-		if key, err = budget.unlock(h, k, pass); err == nil {
+		if key, err = budget.Unlock(h, k, pass); err == nil {
 			if err := b.floorFor(luks2.VolumeKeyID(key, state.DeviceName, h.UUID())); err != nil {
 				clear(key)
 				return nil, 0, err
@@ -211,13 +211,13 @@ func (b *boot) prompt(ctx context.Context, h *luks2.Header) ([]byte, error) {
 
 // tryLine tries what a person typed: as a recovery key where it has the form of
 // one, then as it is.
-func (b *boot) tryLine(h *luks2.Header, line []byte, budget *kdfBudget) (key []byte, method string) {
+func (b *boot) tryLine(h *luks2.Header, line []byte, budget *luks2.Budget) (key []byte, method string) {
 	if len(line) == 0 {
 		return nil, ""
 	}
 	if slices.Contains(b.cfg.State.Unlock, config.UnlockRecoveryKey) {
 		if pass, err := luks2.NormalizeRecoveryKey(line); err == nil {
-			key := b.tryKeyslots(h, mayHoldRecovery(h), pass, budget)
+			key := b.tryKeyslots(h, h.MayHoldRecovery(), pass, budget)
 			clear(pass)
 			if key != nil {
 				return key, "recovery-key"
@@ -234,14 +234,14 @@ func (b *boot) tryLine(h *luks2.Header, line []byte, budget *kdfBudget) (key []b
 
 func anyKeyslot(*luks2.KeyslotInfo) bool { return true }
 
-func (b *boot) tryKeyslots(h *luks2.Header, may func(*luks2.KeyslotInfo) bool, pass []byte, budget *kdfBudget) []byte {
+func (b *boot) tryKeyslots(h *luks2.Header, may func(*luks2.KeyslotInfo) bool, pass []byte, budget *luks2.Budget) []byte {
 	list := h.Keyslots()
 	for i := range list {
 		k := &list[i]
 		if !may(k) {
 			continue
 		}
-		key, err := budget.unlock(h, k, pass)
+		key, err := budget.Unlock(h, k, pass)
 		if err == nil {
 			b.report.State.Keyslot = k.ID
 			return key
