@@ -51,6 +51,8 @@ type Image struct {
 	// Uncapped takes an init that leaves the TPM open: the control of tests that
 	// show why it is closed.
 	Uncapped bool
+	// Unpinned takes an init that unlocks whatever volume the TPM has a key for.
+	Unpinned bool
 	// Init is the path of another init than build/init.
 	Init string
 	// Tree is another tree of sources, with its programs in its build/, whose
@@ -188,7 +190,10 @@ func (im Image) mkinitramfs(t *testing.T, command string, more ...string) {
 		// A kernel that hangs answers SysRq with what it is doing (see hang_test.go).
 		"--cmdline", strings.TrimSpace("console=ttyS0 sysrq_always_enabled " + im.Cmdline)}, more...)
 	if im.Uncapped {
-		args = append(args, "--init", uncappedInit(t))
+		args = append(args, "--init", taggedInit(t, "uncapped"))
+	}
+	if im.Unpinned {
+		args = append(args, "--init", taggedInit(t, "unpinned"))
 	}
 	if im.Init != "" {
 		args = append(args, "--init", im.Init)

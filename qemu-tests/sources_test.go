@@ -68,8 +68,9 @@ func once(t *testing.T, path string, build func(path string)) {
 // probe builds the probe and returns its path.
 func probe(t *testing.T) string { return goBuild(t, "./probe") }
 
-// uncappedInit builds the init that leaves the TPM open.
-func uncappedInit(t *testing.T) string { return goBuild(t, "-tags=uncapped", "../init") }
+// taggedInit builds an init without one of its defences: "uncapped" leaves the TPM
+// open, "unpinned" does not ask whose volume it unlocks.
+func taggedInit(t *testing.T, tag string) string { return goBuild(t, "-tags="+tag, "../init") }
 
 // goBuild builds a static program and returns its path.
 func goBuild(t *testing.T, args ...string) string {

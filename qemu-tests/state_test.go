@@ -38,8 +38,8 @@ func TestStateSurvivesReboot(t *testing.T) {
 			before := disk.bootDigest(t)
 
 			vm = m.Boot()
-			if r := vm.UpIn("a"); r.State.Unlocked != "tpm2" {
-				t.Errorf("second boot: state %+v, want unlocked by tpm2", r.State)
+			if r := vm.UpIn("a"); r.State.Unlocked != "tpm2" || r.State.Pinned != "yes" {
+				t.Errorf("second boot: state %+v, want the pinned volume unlocked by tpm2", r.State)
 			}
 			if got := vm.Run("cat /var/lib/mine /etc/mine /etc/from-image"); got != "words that stay\nand a setting\netc of the image" {
 				t.Errorf("the second boot reads %q", got)

@@ -46,6 +46,7 @@ type boot struct {
 	tpm     measurer
 	// rollback is set with trust.rollback_floor only.
 	rollback      rollback
+	pin           pinnedVolume
 	disk          *live.Disk
 	slots         slotState
 	kernelRelease string

@@ -53,7 +53,7 @@ func (b *boot) degrade(cause error) error {
 	b.warn("DEGRADED: nothing written to /var, /home and /etc will survive a restart: %v", cause)
 	b.report.Degraded = true
 	b.giveBack() // a degraded system cannot be committed, and the slot is not to blame
-	b.report.State.Unlocked = "degraded"
+	b.report.State.Unlocked, b.report.State.Pinned = "degraded", ""
 	return b.volatileState("degraded")
 }
 

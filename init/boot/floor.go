@@ -14,6 +14,7 @@ import (
 	"sealroot/slots"
 	"sealroot/state/floor"
 	"sealroot/state/tpm"
+	"sealroot/state/tpm/pcrsig"
 )
 
 // rollback is the rollback floor as this boot found it.
@@ -33,15 +34,10 @@ func (b *boot) readFloor(ctx context.Context) {
 		return
 	}
 	r := &b.rollback
-	var policy tpm.Policy
-	if policy, r.lost = b.statePolicy(); r.lost == nil {
-		r.lost = b.tpm.broken
-	}
-	if r.lost == nil {
-		ctx, cancel := context.WithTimeout(ctx, tpmTime)
-		defer cancel()
-		r.Floor, r.lost = b.tpm.dev.ReadFloor(ctx, policy)
-	}
+	r.lost = b.readRecord(ctx, func(ctx context.Context, policy tpm.Policy) (err error) {
+		r.Floor, err = b.tpm.dev.ReadFloor(ctx, policy)
+		return err
+	})
 	b.report.Floor = &report.Floor{Value: r.Value, Known: r.lost == nil}
 	if r.lost != nil {
 		b.sys.Log.Warn("%v", r.lost) // an ordinary thing where no volume was made yet
@@ -160,15 +156,9 @@ func (b *boot) settleFloor(ctx context.Context, asked int, keyID []byte) error {
 // the volume may raise the floor.
 func (b *boot) raiseFloor(ctx context.Context, to int, keyID []byte) error {
 	want := tpm.Floor{Value: to, Volume: [32]byte(keyID)}
-	if b.tpm.dev == nil || b.tpm.broken != nil {
-		return fmt.Errorf("cannot set the rollback floor: %w", b.tpm.broken)
-	}
-	ctx, cancel := context.WithTimeout(ctx, enrolTime)
-	defer cancel()
-	policy, err := b.provisionPolicy(ctx)
-	if err == nil {
-		err = b.tpm.dev.RaiseFloor(ctx, policy, b.signatures(), want)
-	}
+	err := b.writeRecord(ctx, func(ctx context.Context, policy tpm.Policy, sigs pcrsig.File) error {
+		return b.tpm.dev.RaiseFloor(ctx, policy, sigs, want)
+	})
 	if err != nil {
 		return fmt.Errorf("cannot set the rollback floor: %w", err)
 	}

@@ -263,7 +263,7 @@ func TestFloorOfAnotherVolume(t *testing.T) {
 		if h, err = b.enrollTPM(t.Context(), h, key); err != nil {
 			t.Fatal(err)
 		}
-		if err := errors.Join(b.makeFloor(t.Context(), id), b.settleFloor(t.Context(), version, id)); err != nil {
+		if err := errors.Join(b.makePin(t.Context(), id), b.makeFloor(t.Context(), id), b.settleFloor(t.Context(), version, id)); err != nil {
 			t.Fatal(err)
 		}
 		return fresh, h, id, other, m

@@ -55,7 +55,8 @@ func (b *boot) firstBoot(ctx context.Context) error {
 			if err != nil {
 				return nil, err
 			}
-			if err := b.makeFloor(ctx, luks2.VolumeKeyID(key, state.DeviceName, h.UUID())); err != nil {
+			id := luks2.VolumeKeyID(key, state.DeviceName, h.UUID())
+			if err := errors.Join(b.makePin(ctx, id), b.makeFloor(ctx, id)); err != nil {
 				return nil, err
 			}
 			h, recovery, err = b.enrollRecovery(ctx, h, key)
@@ -71,7 +72,9 @@ func (b *boot) firstBoot(ctx context.Context) error {
 	b.volume.volume = v
 	b.report.State.Unlocked = "created"
 	b.sys.Log.Info("state: created, %d MiB reserved", v.Reserved>>20)
+	b.keepPin(ctx, v.KeyID)
 	b.identify(ctx, v)
+	b.describe(v)
 	b.setMarks(ctx, v)
 	return nil
 }

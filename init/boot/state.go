@@ -104,6 +104,10 @@ func (b *boot) openVolume(ctx context.Context) error {
 	if err != nil {
 		return stateError(unlockReason(err), "%w", err)
 	}
+	b.keepPin(ctx, v.KeyID)
+	if !b.floorAfterMount() {
+		b.identify(ctx, v) // what the kernel does with the volume's file system cannot undo it
+	}
 	attr := volumeAttr
 	if v.ReadOnly != nil {
 		attr |= mount.ReadOnly
@@ -118,7 +122,10 @@ func (b *boot) openVolume(ctx context.Context) error {
 	if err := b.keepFloor(ctx, v.KeyID); err != nil {
 		return errors.Join(err, b.closeVolume())
 	}
-	b.identify(ctx, v)
+	if b.floorAfterMount() {
+		b.identify(ctx, v)
+	}
+	b.describe(v)
 	b.setMarks(ctx, v)
 	return nil
 }
@@ -167,17 +174,27 @@ func openDir(path string) (*os.File, error) {
 
 // identify measures which volume was opened, whatever its token said.
 func (b *boot) identify(ctx context.Context, v *state.Volume) {
-	b.report.State.UUID = v.Header.UUID()
-	b.report.State.ReservedBytes = v.Reserved
-	b.report.State.Recovery = recoveryState(v.Header, encryptedDir)
 	if !capsPCRs {
 		return // this closes PCR 15 too
 	}
 	b.measure(ctx, tpm.Event{PCR: pcrVolume, Data: v.KeyID, Text: "cryptsetup:" + state.DeviceName + ":" + v.Header.UUID()})
 }
 
+// floorAfterMount: a floor that the volume asks for may be written once it is
+// mounted, and the policy for that wants PCR 15 at zero.
+func (b *boot) floorAfterMount() bool {
+	return b.cfg.Trust.RollbackFloor && b.cfg.State.TPM2.Policy == config.PolicyPCRs
+}
+
+// describe puts the mounted volume into the report.
+func (b *boot) describe(v *state.Volume) {
+	b.report.State.UUID = v.Header.UUID()
+	b.report.State.ReservedBytes = v.Reserved
+	b.report.State.Recovery = recoveryState(v.Header, encryptedDir)
+}
+
 // setMarks sets the marks "provisioned" where they are missing: after creation,
-// and after a power cut between creation and here.
+// and after a power cut between creation and here. The TPM's follows the pin.
 func (b *boot) setMarks(ctx context.Context, v *state.Volume) {
 	f, err := unix.Openat(int(b.volume.outer.Fd()), markName, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
 	if err == nil {
@@ -191,10 +208,11 @@ func (b *boot) setMarks(ctx context.Context, v *state.Volume) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, tpmTime)
 	defer cancel()
-	mark, set, err := b.tpm.dev.ReadMark(ctx)
-	if err == nil && set && b.report.State.Unlocked != "created" {
+	_, set, err := b.tpm.dev.ReadMark(ctx)
+	if anew := b.report.State.Unlocked == "created" || b.report.State.Pinned == pinnedAnew; err == nil && set && !anew {
 		return
 	}
+	var mark tpm.Mark
 	if mark.Volume, err = uuidBytes(v.Header.UUID()); err == nil {
 		err = b.tpm.dev.WriteMark(ctx, mark)
 	}

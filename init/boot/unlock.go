@@ -59,11 +59,8 @@ func (b *boot) unlockByTPM(ctx context.Context, h *luks2.Header) []byte {
 		b.attempt("tpm2: %v", b.tpm.broken)
 		return nil
 	}
-	err := b.floorLost()
-	if err == nil {
-		err = b.knownVolume(ctx, h.UUID())
-	}
-	if err != nil {
+	if err := b.floorLost(); err != nil {
+		b.pin.withheld = true
 		b.attempt("tpm2: %v", err)
 		return nil
 	}
@@ -86,25 +83,6 @@ func (b *boot) unlockByTPM(ctx context.Context, h *luks2.Header) []byte {
 		b.attempt("tpm2: the volume has no systemd-tpm2 token")
 	}
 	return nil
-}
-
-// errOtherVolume: the TPM remembers another volume than the one on the disk.
-var errOtherVolume = errors.New("this is not the volume that the TPM remembers; it is not unlocked without a person")
-
-// knownVolume compares the volume with the TPM's mark. It guards against a mix-up
-// of disks; the mark is no secret, and whoever can write it can forge it.
-func (b *boot) knownVolume(ctx context.Context, uuid string) error {
-	ctx, cancel := context.WithTimeout(ctx, tpmTime)
-	defer cancel()
-	mark, set, err := b.tpm.dev.ReadMark(ctx)
-	if err != nil {
-		return err
-	}
-	id, err := uuidBytes(uuid)
-	if err == nil && set && mark.Volume != id {
-		err = errOtherVolume
-	}
-	return err
 }
 
 func (b *boot) tryToken(ctx context.Context, h *luks2.Header, t luks2.Token, budget *luks2.Budget) (key []byte, keyslot int, err error) {
@@ -131,8 +109,13 @@ func (b *boot) tryToken(ctx context.Context, h *luks2.Header, t luks2.Token, bud
 			continue
 		}
 		if key, err = budget.Unlock(h, k, pass); err == nil {
-			if err := b.floorFor(luks2.VolumeKeyID(key, state.DeviceName, h.UUID())); err != nil {
+			id := luks2.VolumeKeyID(key, state.DeviceName, h.UUID())
+			if err = b.ours(ctx, id); err == nil {
+				err = b.floorFor(id)
+			}
+			if err != nil {
 				clear(key)
+				b.pin.withheld = true
 				return nil, 0, err
 			}
 			b.report.TPM.PCRs, b.report.TPM.Policy = token.AllPCRs(), b.cfg.State.TPM2.Policy

@@ -91,6 +91,10 @@ type State struct {
 	Attempts      []string `json:"attempts,omitempty"` // what was tried before and why it failed
 	Recovery      string   `json:"recovery,omitempty"` // none, enrolled, waiting-to-be-shown
 	ReservedBytes int64    `json:"reserved_bytes,omitempty"`
+	// Pinned tells whether the TPM has this volume for the machine's: yes; anew,
+	// since this boot, for a person opened it; no. Empty where the state is not
+	// sealed to the TPM, or is not open.
+	Pinned string `json:"pinned,omitempty"`
 }
 
 // Fallback says that another slot should have run.

@@ -1,0 +1,143 @@
+package boot
+
+import (
+	"context"
+	"crypto/hmac"
+	"errors"
+	"fmt"
+
+	"sealroot/state/tpm"
+	"sealroot/state/tpm/pcrsig"
+)
+
+// A blob that unseals proves nothing about who made it: whoever knows the public
+// part of the storage root key seals a key of their own under our policy. So the
+// TPM also keeps the identity of this machine's volume, in a record that only a
+// system under the state's policy can write, and a token counts only for that
+// volume.
+//
+// Crash points of its making: it is written before encrypted.img gets its name, and
+// the marks "provisioned" follow both. A cut before the name leaves a pin of
+// nothing, and no mark: the next boot starts over and pins anew. A cut after it
+// leaves a whole volume with its pin. So there is never a volume that only a person
+// could open, perhaps before anybody holds a key for it. The other order would
+// leave one.
+
+// pinnedVolume is what the TPM says about whose volume is here.
+type pinnedVolume struct {
+	asked bool
+	id    []byte // luks2.VolumeKeyID
+	lost  error  // why id is not known; nil when it is
+	// withheld: the TPM would open the volume of this boot, or might, but for what
+	// its records say. Only then is a new pin of use.
+	withheld bool
+}
+
+// Values of report.State.Pinned.
+const (
+	pinnedYes  = "yes"
+	pinnedAnew = "anew"
+	pinnedNo   = "no"
+)
+
+var (
+	// errOtherVolume: the TPM remembers another volume than the one on the disk.
+	errOtherVolume = errors.New("this is not the volume that the TPM remembers; it is not unlocked without a person")
+	// errNotPinned goes with the reason why nobody knows which volume is ours.
+	errNotPinned = errors.New("it is not known which volume is this machine's; none is unlocked without a person")
+)
+
+// ours compares the volume whose key was found, by luks2.VolumeKeyID, with the pin.
+// Errors: errOtherVolume, errNotPinned.
+func (b *boot) ours(ctx context.Context, keyID []byte) error {
+	if !pinsVolume {
+		return nil
+	}
+	p := &b.pin
+	if !p.asked {
+		p.asked = true
+		p.lost = b.readRecord(ctx, func(ctx context.Context, policy tpm.Policy) (err error) {
+			p.id, err = b.tpm.dev.ReadPinned(ctx, tpm.IdentityPin(policy))
+			return err
+		})
+	}
+	switch {
+	case p.lost != nil:
+		return fmt.Errorf("%w: %w", errNotPinned, p.lost)
+	case !hmac.Equal(p.id, keyID):
+		return errOtherVolume
+	}
+	return nil
+}
+
+// makePin pins the volume that this machine gets now.
+func (b *boot) makePin(ctx context.Context, keyID []byte) error {
+	if !b.sealsState() {
+		return nil
+	}
+	err := b.writeRecord(ctx, func(ctx context.Context, policy tpm.Policy, sigs pcrsig.File) error {
+		return b.tpm.dev.WritePinned(ctx, tpm.IdentityPin(policy), sigs, keyID)
+	})
+	if err != nil {
+		return fmt.Errorf("cannot pin the volume in the TPM: %w", err)
+	}
+	b.pin.asked, b.pin.id, b.pin.lost = true, keyID, nil
+	return nil
+}
+
+// keepPin says whether the opened volume is the pinned one. One that a person has
+// opened is pinned anew where the TPM would have opened it but for the pin.
+// Where the TPM refused by itself, because the PCRs changed or another slot's
+// policy is another, a pin is of no use here, and the old one stays for where it is.
+func (b *boot) keepPin(ctx context.Context, keyID []byte) {
+	if !b.sealsState() || !pinsVolume {
+		return
+	}
+	b.report.State.Pinned = pinnedYes
+	err := b.ours(ctx, keyID)
+	if err == nil {
+		return
+	}
+	b.report.State.Pinned = pinnedNo
+	if errors.Is(err, errOtherVolume) {
+		b.warn("ANOTHER VOLUME: its key was typed, but it is not the volume of this machine; if you did not put it there, do not trust what runs from it")
+	}
+	if !b.pin.withheld {
+		return
+	}
+	if err := b.makePin(ctx, keyID); err != nil {
+		b.warn("%v", err)
+		return
+	}
+	b.report.State.Pinned = pinnedAnew
+	b.warn("the volume that was opened with a key that somebody typed is pinned in the TPM now: the next boot unlocks it by itself")
+}
+
+// readRecord runs read for a record that only a system under the state's policy
+// writes.
+func (b *boot) readRecord(ctx context.Context, read func(context.Context, tpm.Policy) error) error {
+	policy, err := b.statePolicy()
+	if err == nil {
+		err = b.tpm.broken
+	}
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, tpmTime)
+	defer cancel()
+	return read(ctx, policy)
+}
+
+// writeRecord runs write for such a record: what may open the volume may write it.
+func (b *boot) writeRecord(ctx context.Context, write func(context.Context, tpm.Policy, pcrsig.File) error) error {
+	if b.tpm.broken != nil {
+		return b.tpm.broken
+	}
+	ctx, cancel := context.WithTimeout(ctx, enrolTime)
+	defer cancel()
+	policy, err := b.provisionPolicy(ctx)
+	if err != nil {
+		return err
+	}
+	return write(ctx, policy, b.signatures())
+}

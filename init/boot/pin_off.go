@@ -1,0 +1,5 @@
+//go:build unpinned
+
+package boot
+
+const pinsVolume = false

@@ -1,0 +1,178 @@
+package boot
+
+import (
+	"bytes"
+	"crypto/rand"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"sealroot/init/config"
+	"sealroot/state"
+	"sealroot/state/luks2"
+	"sealroot/state/tpm"
+	"sealroot/state/tpm/tpmtest"
+)
+
+// pinned is a machine with a volume that its first boot has pinned.
+type pinned struct {
+	t     *testing.T
+	m     *tpmtest.Machine
+	h     *luks2.Header
+	id    []byte
+	other []byte // identity of another volume
+}
+
+func newPinned(t *testing.T) *pinned {
+	t.Helper()
+	m := tpmtest.Start(t)
+	if err := tpm.New(m).Extend(t.Context(), 7, []byte("firmware")); err != nil {
+		t.Fatal(err)
+	}
+	p := &pinned{t: t, m: m, other: bytes.Repeat([]byte{5}, 32)}
+	h, key, _ := volume(t)
+	p.id = luks2.VolumeKeyID(key, state.DeviceName, h.UUID())
+	h, err := h.RemoveKeyslot(tpmKeyslot)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := p.boot()
+	b.sys.Rand = rand.Reader
+	if p.h, err = b.enrollTPM(t.Context(), h, key); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.makePin(t.Context(), p.id); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// boot is one boot of the machine, up to its state.
+func (p *pinned) boot() *boot {
+	p.t.Helper()
+	b := measuring(p.t, p.m, config.UnlockTPM2)
+	b.cfg.Trust.RollbackFloor = false
+	if err := b.openTPM(p.t.Context()); err != nil {
+		p.t.Fatal(err)
+	}
+	return b
+}
+
+func (p *pinned) pin(id []byte) {
+	p.t.Helper()
+	if err := p.boot().makePin(p.t.Context(), id); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// The TPM opens the volume that it has pinned, and no other. One that a person opens
+// is pinned where the pin alone was in the way.
+func TestPin(t *testing.T) {
+	undefine := func(p *pinned) { p.m.MustRun("", "tpm2_nvundefine", "0x1c05ea3", "-C", "o") }
+	for _, tt := range []struct {
+		name   string
+		attack func(p *pinned)
+		opens  bool
+		why    string
+		// After a person has opened the volume:
+		pinned string
+		loud   bool // another volume than the one that is pinned
+		next   bool // the next boot unlocks by itself
+	}{
+		{"untouched", func(*pinned) {}, true, "", pinnedYes, false, true},
+		// What D can make without any secret: a blob that our TPM unseals.
+		{"another_volume_is_pinned", func(p *pinned) { p.pin(p.other) }, false, errOtherVolume.Error(), pinnedAnew, true, true},
+		{"undefined", undefine, false, tpm.ErrUnpinned.Error(), pinnedAnew, false, true},
+		{"defined_by_the_owner", func(p *pinned) {
+			undefine(p)
+			p.m.MustRun("", "tpm2_nvdefine", "0x1c05ea3", "-C", "o", "-s", "32", "-g", "sha256", "-a", "ownerwrite|authwrite|authread|no_da")
+		}, false, tpm.ErrUnpinned.Error(), pinnedAnew, false, true},
+		// The TPM refuses by itself: a pin of here and now is of no use, and the old
+		// one is good again once the firmware is as it was.
+		{"PCR_changed", func(p *pinned) {
+			if err := tpm.New(p.m).Extend(p.t.Context(), pcrVolume, []byte("x")); err != nil {
+				p.t.Fatal(err)
+			}
+		}, false, "changed", pinnedYes, false, false},
+		{"PCR_changed_and_another_volume", func(p *pinned) {
+			p.pin(p.other)
+			if err := tpm.New(p.m).Extend(p.t.Context(), pcrVolume, []byte("x")); err != nil {
+				p.t.Fatal(err)
+			}
+		}, false, "changed", pinnedNo, true, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := newPinned(t)
+			tt.attack(p)
+			b := p.boot()
+			key := b.unlockByTPM(t.Context(), p.h)
+			reasons := strings.Join(b.report.State.Attempts, "\n")
+			if (key != nil) != tt.opens || !strings.Contains(reasons, tt.why) || len(b.report.State.Attempts) > 1 {
+				t.Fatalf("the TPM opens the volume: %v, want %v, attempts %q, want %q", key != nil, tt.opens, b.report.State.Attempts, tt.why)
+			}
+			b.keepPin(t.Context(), p.id)
+			if b.report.State.Pinned != tt.pinned {
+				t.Errorf("pinned: %q, want %q, warnings %q", b.report.State.Pinned, tt.pinned, b.report.Warnings)
+			}
+			if loud := strings.Contains(strings.Join(b.report.Warnings, "\n"), "ANOTHER VOLUME"); loud != tt.loud {
+				t.Errorf("warnings %q, want one of another volume: %v", b.report.Warnings, tt.loud)
+			}
+			if next := p.boot().unlockByTPM(t.Context(), p.h) != nil; next != tt.next {
+				t.Errorf("the next boot unlocks by itself: %v, want %v", next, tt.next)
+			}
+		})
+	}
+}
+
+// A floor that is lost keeps the TPM from being asked at all. Whoever opens the
+// volume then need not come a second time for the pin.
+func TestPinAndFloorLost(t *testing.T) {
+	p := newPinned(t)
+	p.m.MustRun("", "tpm2_nvundefine", "0x1c05ea3", "-C", "o")
+	boot := func() *boot {
+		b := p.boot()
+		b.cfg.Trust.RollbackFloor = true
+		b.readFloor(t.Context())
+		return b
+	}
+	b := boot()
+	if b.unlockByTPM(t.Context(), p.h) != nil {
+		t.Fatal("unlocked without floor and pin")
+	}
+	b.keepPin(t.Context(), p.id)
+	if err := b.settleFloor(t.Context(), 3, p.id); err != nil {
+		t.Fatal(err)
+	}
+	if b = boot(); b.unlockByTPM(t.Context(), p.h) == nil {
+		t.Errorf("the next boot does not unlock by itself: %q", b.report.State.Attempts)
+	}
+}
+
+// Where the TPM cannot keep the pin there is no volume: a later boot could not tell
+// it from an attacker's.
+func TestNoVolumeWithoutPin(t *testing.T) {
+	p := newPinned(t)
+	b := p.boot()
+	b.tpm.dev = tpm.New(failing{Machine: p.m, code: tpm2.TPMCCNVWrite})
+	if err := b.makePin(t.Context(), p.other); err == nil {
+		t.Error("makePin succeeds on a TPM that does not write")
+	}
+	b.tpm.broken = errors.New("cannot measure")
+	if err := b.makePin(t.Context(), p.other); !errors.Is(err, b.tpm.broken) {
+		t.Errorf("makePin after a failed measurement: %v", err)
+	}
+	b = p.boot()
+	b.cfg.State.Unlock = []string{config.UnlockPassphrase}
+	b.tpm.dev = nil
+	if err := b.makePin(t.Context(), p.other); err != nil {
+		t.Errorf("a state that is not sealed to the TPM: %v", err)
+	}
+	if b.keepPin(t.Context(), p.other); b.report.State.Pinned != "" {
+		t.Errorf("pinned: %q, want nothing said", b.report.State.Pinned)
+	}
+	if key := p.boot().unlockByTPM(t.Context(), p.h); key == nil {
+		t.Error("the first volume is not the pinned one any more")
+	}
+}
