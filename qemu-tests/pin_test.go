@@ -41,6 +41,7 @@ func TestPinnedVolume(t *testing.T) {
 		t.Errorf("first boot: state %+v, want created and pinned", r.State)
 	}
 	key := vm.recoveryKey()
+	vm.keepSomething()
 	vm.Run("mount securityfs /sys/kernel/security")
 	log := firmwareEvents(t, vm.bytes("/sys/kernel/security/tpm0/binary_bios_measurements"))
 	vm.PowerOff()
@@ -95,6 +96,7 @@ func TestPinnedVolume(t *testing.T) {
 		t.Errorf("state %+v, warnings %q, want unlocked by recovery-key and pinned anew", r.State, r.Warnings)
 	}
 	vm.PowerOff()
+	m.survived()
 }
 
 // event is one extend of a PCR, of bank sha256, in a firmware's log.

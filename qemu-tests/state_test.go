@@ -13,42 +13,42 @@ import (
 
 // The second boot unlocks by the TPM and finds what the first one wrote. It is a
 // committed slot's boot: it writes nothing to slots, log and boot partition.
+// (With Secure Boot: TestPinnedVolume.)
 func TestStateSurvivesReboot(t *testing.T) {
 	t.Parallel()
-	for _, tc := range []struct {
-		name    string
-		machine func(t *testing.T) *Machine
-	}{
-		{"bios", func(t *testing.T) *Machine { return NewMachine(t, BIOS, Image{}.Build(t)) }},
-		{"secure_boot", func(t *testing.T) *Machine {
-			return NewMachine(t, UEFISecure, Image{Config: "uki", SecureBoot: true}.Build(t))
-		}},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			t.Parallel()
-			m := tc.machine(t).WithTPM()
-			vm := m.Boot()
-			if r := vm.UpIn("a"); r.State.Unlocked != "created" {
-				t.Errorf("first boot: state %+v, want created", r.State)
-			}
-			vm.Run("write /var/lib/mine words that stay")
-			vm.Run("write /etc/mine and a setting")
-			vm.PowerOff()
-			disk := &Disk{Path: m.Config.Disk}
-			before := disk.bootDigest(t)
+	m := NewMachine(t, BIOS, Image{}.Build(t)).WithTPM()
+	vm := m.Boot()
+	if r := vm.UpIn("a"); r.State.Unlocked != "created" {
+		t.Errorf("first boot: state %+v, want created", r.State)
+	}
+	vm.keepSomething()
+	vm.PowerOff()
+	m.survived()
+}
 
-			vm = m.Boot()
-			if r := vm.UpIn("a"); r.State.Unlocked != "tpm2" || r.State.Pinned != "yes" {
-				t.Errorf("second boot: state %+v, want the pinned volume unlocked by tpm2", r.State)
-			}
-			if got := vm.Run("cat /var/lib/mine /etc/mine /etc/from-image"); got != "words that stay\nand a setting\netc of the image" {
-				t.Errorf("the second boot reads %q", got)
-			}
-			vm.PowerOff()
-			if after := disk.bootDigest(t); after != before {
-				t.Errorf("a boot of a committed slot changed the disk: before\n%s\nafter\n%s", before, after)
-			}
-		})
+// keepSomething writes what survived looks for.
+func (vm *VM) keepSomething() {
+	vm.t.Helper()
+	vm.Run("write /var/lib/mine words that stay")
+	vm.Run("write /etc/mine and a setting")
+}
+
+// survived boots the machine once more and expects all of its state, by the TPM.
+func (m *Machine) survived() {
+	t := m.t
+	t.Helper()
+	disk := &Disk{Path: m.Config.Disk}
+	before := disk.bootDigest(t)
+	vm := m.Boot()
+	if r := vm.UpIn("a"); r.State.Unlocked != "tpm2" || r.State.Pinned != "yes" {
+		t.Errorf("state %+v, want the pinned volume unlocked by tpm2", r.State)
+	}
+	if got := vm.Run("cat /var/lib/mine /etc/mine /etc/from-image"); got != "words that stay\nand a setting\netc of the image" {
+		t.Errorf("the next boot reads %q", got)
+	}
+	vm.PowerOff()
+	if after := disk.bootDigest(t); after != before {
+		t.Errorf("a boot of a committed slot changed the disk: before\n%s\nafter\n%s", before, after)
 	}
 }
 
