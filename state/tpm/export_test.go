@@ -33,19 +33,14 @@ func UnsealInClear(ctx context.Context, t *TPM, token Token) error {
 	if err := b.satisfy(s, token, nil, false); err != nil {
 		return err
 	}
-	_, err = tpm2.Unseal{
-		ItemHandle: tpm2.AuthHandle{Handle: object.Handle, Name: object.Name, Auth: s.encrypts(false, false)},
-	}.Execute(b)
-	return err
+	return b.do(command{
+		code: tpm2.TPMCCUnseal, handles: []tpm2.NamedHandle{object}, auth: s.encrypts(false, false),
+	})
 }
 
 // FloorPolicy returns the write policy of the floor's index.
 func FloorPolicy(t *TPM) ([]byte, error) {
-	rsp, err := tpm2.NVReadPublic{NVIndex: tpm2.TPMHandle(FloorIndex)}.Execute(t.bind(context.Background()))
-	if err != nil {
-		return nil, err
-	}
-	public, err := rsp.NVPublic.Contents()
+	_, public, err := t.bind(context.Background()).nvIndex(FloorIndex)
 	if err != nil {
 		return nil, err
 	}

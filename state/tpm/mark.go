@@ -83,14 +83,11 @@ func (t *TPM) ReadMark(ctx context.Context) (Mark, bool, error) {
 	if public.DataSize != markSize {
 		return Mark{}, false, fmt.Errorf("cannot read mark: %w: %d bytes", ErrMark, public.DataSize)
 	}
-	rsp, err := tpm2.NVRead{
-		AuthHandle: tpm2.AuthHandle{Handle: index.Handle, Name: index.Name, Auth: tpm2.PasswordAuth(nil)},
-		NVIndex:    index, Size: markSize,
-	}.Execute(b)
+	data, err := b.readNV(index, markSize)
 	if err != nil {
 		return Mark{}, false, fmt.Errorf("cannot read mark: %w", classify(err))
 	}
-	m, err := parseMark(rsp.Data.Buffer)
+	m, err := parseMark(data)
 	if err != nil {
 		return Mark{}, false, fmt.Errorf("cannot read mark: %w", err)
 	}
@@ -116,18 +113,14 @@ func (t *TPM) WriteMark(ctx context.Context, m Mark) error {
 		}
 	}
 	if public == nil {
-		if _, err := (tpm2.NVDefineSpace{AuthHandle: ownerAuth(), PublicInfo: tpm2.New2B(markPublic())}).Execute(b); err != nil {
+		if err := b.defineNV(markPublic()); err != nil {
 			return fmt.Errorf("cannot define mark: %w", classify(err))
 		}
 		if index, public, err = b.nvIndex(MarkIndex); err != nil || public == nil {
 			return fmt.Errorf("cannot define mark: %w", errors.Join(err, ErrMark))
 		}
 	}
-	_, err = tpm2.NVWrite{
-		AuthHandle: tpm2.AuthHandle{Handle: index.Handle, Name: index.Name, Auth: tpm2.PasswordAuth(nil)},
-		NVIndex:    index, Data: tpm2.TPM2BMaxNVBuffer{Buffer: m.encode()},
-	}.Execute(b)
-	if err != nil {
+	if err := b.writeNV(index, emptyPassword(), m.encode()); err != nil {
 		return fmt.Errorf("cannot write mark: %w", classify(err))
 	}
 	return nil
@@ -141,7 +134,7 @@ func (t *TPM) RemoveMark(ctx context.Context) error {
 	if err != nil || public == nil {
 		return err
 	}
-	if _, err := (tpm2.NVUndefineSpace{AuthHandle: ownerAuth(), NVIndex: index}).Execute(b); err != nil {
+	if err := b.undefineNV(index); err != nil {
 		return fmt.Errorf("cannot remove mark: %w", classify(err))
 	}
 	return nil

@@ -3,6 +3,7 @@ package tpm
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -29,21 +30,24 @@ func (t *TPM) ActiveBanks(ctx context.Context) ([]Bank, error) {
 // banks returns the active banks; unknown holds the TPM_ALG_IDs of those that
 // Bank does not have. Banks without any PCR are not active.
 func (b bound) banks() (known []Bank, unknown []uint16, err error) {
-	rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapPCRs, PropertyCount: 1}.Execute(b)
+	ask := binary.BigEndian.AppendUint32(nil, uint32(tpm2.TPMCapPCRs))
+	ask = append(ask, 0, 0, 0, 0, 0, 0, 0, 1) // first property, count
+	rsp, err := b.run(command{code: tpm2.TPMCCGetCapability, params: ask})
 	if err != nil {
 		return nil, nil, fmt.Errorf("cannot list PCR banks: %w", classify(err))
 	}
-	list, err := rsp.CapabilityData.Data.AssignedPCR()
-	if err != nil {
-		return nil, nil, fmt.Errorf("cannot list PCR banks: %w", err)
+	_, kind := rsp.byte(), tpm2.TPMCap(rsp.uint32()) // first: is there more
+	list := rsp.selections()
+	if rsp.end() != nil || kind != tpm2.TPMCapPCRs {
+		return nil, nil, fmt.Errorf("cannot list PCR banks: %w", errResponse)
 	}
-	for _, sel := range list.PCRSelections {
-		if len(bytes.Trim(sel.PCRSelect, "\x00")) == 0 {
+	for _, sel := range list {
+		if len(bytes.Trim(sel.bits, "\x00")) == 0 {
 			continue
 		}
-		bank, err := pcrsig.BankOf(uint16(sel.Hash))
+		bank, err := pcrsig.BankOf(sel.hash)
 		if err != nil {
-			unknown = append(unknown, uint16(sel.Hash))
+			unknown = append(unknown, sel.hash)
 			continue
 		}
 		known = append(known, bank)
@@ -52,6 +56,21 @@ func (b bound) banks() (known []Bank, unknown []uint16, err error) {
 		return nil, nil, fmt.Errorf("%w: no PCR bank is active in this TPM", ErrBank)
 	}
 	return known, unknown, nil
+}
+
+// pcrSelection is a TPMS_PCR_SELECTION.
+type pcrSelection struct {
+	hash uint16 // TPM_ALG_ID of the bank
+	bits []byte // bit n%8 of byte n/8: PCR n
+}
+
+// selections takes a TPML_PCR_SELECTION.
+func (r *reader) selections() []pcrSelection {
+	var list []pcrSelection
+	for n := r.uint32(); n > 0 && !r.bad; n-- {
+		list = append(list, pcrSelection{r.uint16(), r.take(uint32(r.byte()))})
+	}
+	return list
 }
 
 // bestBank is the bank that a new policy uses.
@@ -89,7 +108,11 @@ func (t *TPM) ReadPCRs(ctx context.Context, bank Bank, pcrs []int) (Values, erro
 }
 
 func (b bound) readPCRs(bank Bank, pcrs []int, into Values) error {
-	sel, err := selection(bank, pcrs)
+	sel, err := pcrsig.Selection(bank, pcrs)
+	if err != nil {
+		return err
+	}
+	id, err := bank.AlgID()
 	if err != nil {
 		return err
 	}
@@ -97,32 +120,33 @@ func (b bound) readPCRs(bank Bank, pcrs []int, into Values) error {
 	if err != nil {
 		return err
 	}
-	rsp, err := tpm2.PCRRead{PCRSelectionIn: sel}.Execute(b)
+	rsp, err := b.run(command{code: tpm2.TPMCCPCRRead, params: sel})
 	if err != nil {
 		return fmt.Errorf("cannot read PCRs of bank %s: %w", bank, classify(err))
 	}
+	rsp.uint32() // update counter
 	var got []int
-	for _, s := range rsp.PCRSelectionOut.PCRSelections {
-		if s.Hash != sel.PCRSelections[0].Hash {
+	for _, s := range rsp.selections() {
+		if s.hash != id {
 			continue
 		}
 		for _, pcr := range pcrs {
-			if pcr/8 < len(s.PCRSelect) && s.PCRSelect[pcr/8]&(1<<(pcr%8)) != 0 {
+			if pcr/8 < len(s.bits) && s.bits[pcr/8]&(1<<(pcr%8)) != 0 {
 				got = append(got, pcr)
 			}
 		}
 	}
-	if len(got) == 0 || len(got) != len(rsp.PCRValues.Digests) {
+	if n := rsp.uint32(); len(got) == 0 || uint64(n) != uint64(len(got)) {
 		return fmt.Errorf("%w: TPM has no PCRs %s in bank %s", ErrBank, joinInts(pcrs), bank)
 	}
-	for i, pcr := range got {
-		d := rsp.PCRValues.Digests[i].Buffer
+	for _, pcr := range got {
+		d := rsp.sized()
 		if len(d) != hash.Size() {
 			return fmt.Errorf("%w: value of PCR %d in bank %s has %d bytes", ErrBank, pcr, bank, len(d))
 		}
 		into[pcr] = bytes.Clone(d)
 	}
-	return nil
+	return rsp.end()
 }
 
 // Extend extends a PCR with the digest of data in every active bank. With an
@@ -138,7 +162,7 @@ func (t *TPM) extend(ctx context.Context, pcr int, data []byte) (map[Bank][]byte
 		return nil, fmt.Errorf("cannot extend PCR %d: %w", pcr, err)
 	}
 	digests := make(map[Bank][]byte, len(banks))
-	var list tpm2.TPMLDigestValues
+	list := binary.BigEndian.AppendUint32(nil, uint32(len(banks)))
 	for _, bank := range banks {
 		id, err := bank.AlgID()
 		if err != nil {
@@ -147,37 +171,22 @@ func (t *TPM) extend(ctx context.Context, pcr int, data []byte) (map[Bank][]byte
 		if digests[bank], err = bank.Digest(data); err != nil {
 			return nil, err
 		}
-		list.Digests = append(list.Digests, tpm2.TPMTHA{HashAlg: tpm2.TPMIAlgHash(id), Digest: digests[bank]})
+		list = append(binary.BigEndian.AppendUint16(list, id), digests[bank]...)
 	}
-	handle, err := pcrHandle(pcr)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := (tpm2.PCRExtend{PCRHandle: handle, Digests: list}).Execute(t.bind(ctx)); err != nil {
+	if err := t.bind(ctx).toPCR(tpm2.TPMCCPCRExtend, pcr, list); err != nil {
 		return nil, fmt.Errorf("cannot extend PCR %d: %w", pcr, classify(err))
 	}
 	return digests, nil
 }
 
-func pcrHandle(pcr int) (tpm2.AuthHandle, error) {
+// toPCR executes TPM2_PCR_Extend or TPM2_PCR_Event.
+func (b bound) toPCR(code tpm2.TPMCC, pcr int, params []byte) error {
 	if pcr < 0 || pcr >= pcrsig.PCRCount {
-		return tpm2.AuthHandle{}, fmt.Errorf("cannot extend PCR %d: %w", pcr, pcrsig.ErrPCR)
+		return pcrsig.ErrPCR
 	}
-	return tpm2.AuthHandle{Handle: tpm2.TPMHandle(pcr), Auth: tpm2.PasswordAuth(nil)}, nil
-}
-
-func selection(bank Bank, pcrs []int) (tpm2.TPMLPCRSelection, error) {
-	id, err := bank.AlgID()
-	if err != nil {
-		return tpm2.TPMLPCRSelection{}, err
-	}
-	list := make([]uint, 0, len(pcrs))
-	for _, pcr := range pcrs {
-		list = append(list, uint(pcr))
-	}
-	return tpm2.TPMLPCRSelection{PCRSelections: []tpm2.TPMSPCRSelection{{
-		Hash: tpm2.TPMIAlgHash(id), PCRSelect: tpm2.PCClientCompatible.PCRs(list...),
-	}}}, nil
+	return b.do(command{
+		code: code, handles: []tpm2.NamedHandle{byHandle(tpm2.TPMHandle(pcr))}, auth: emptyPassword(), params: params,
+	})
 }
 
 // Capped says what Cap has done.
@@ -207,10 +216,10 @@ func (t *TPM) Cap(ctx context.Context, log *Log, pcrs ...int) (Capped, error) {
 			err = t.Extend(ctx, pcr, []byte(pcrsig.WordCapped))
 		}
 		if err != nil || len(unknown) > 0 {
-			err = b.event(pcr)
+			err = b.toPCR(tpm2.TPMCCPCREvent, pcr, appendSized(nil, []byte(pcrsig.WordCapped)))
 		}
 		if err != nil {
-			errs = append(errs, err)
+			errs = append(errs, fmt.Errorf("cannot cap PCR %d: %w", pcr, classify(err)))
 			continue
 		}
 		done.PCRs = append(done.PCRs, pcr)
@@ -219,18 +228,6 @@ func (t *TPM) Cap(ctx context.Context, log *Log, pcrs ...int) (Capped, error) {
 		}
 	}
 	return done, errors.Join(errs...)
-}
-
-func (b bound) event(pcr int) error {
-	handle, err := pcrHandle(pcr)
-	if err != nil {
-		return err
-	}
-	cmd := tpm2.PCREvent{PCRHandle: handle, EventData: tpm2.TPM2BEvent{Buffer: []byte(pcrsig.WordCapped)}}
-	if _, err := cmd.Execute(b); err != nil {
-		return fmt.Errorf("cannot cap PCR %d: %w", pcr, classify(err))
-	}
-	return nil
 }
 
 // Sanity returns ErrSanity when, in the bank a policy would use, one of pcrs is

@@ -75,18 +75,6 @@ func (t *TPM) ReadPinned(ctx context.Context, p Pinned) ([]byte, error) {
 	return record, nil
 }
 
-// readNV reads an index as anybody may.
-func (b bound) readNV(index tpm2.NamedHandle, size uint16) ([]byte, error) {
-	rsp, err := tpm2.NVRead{
-		AuthHandle: tpm2.AuthHandle{Handle: index.Handle, Name: index.Name, Auth: tpm2.PasswordAuth(nil)},
-		NVIndex:    index, Size: size,
-	}.Execute(b)
-	if err != nil {
-		return nil, err
-	}
-	return bytes.Clone(rsp.Data.Buffer), nil
-}
-
 // WritePinned writes the record, under the policy; sigs holds the PCR signatures
 // of this image. An index that is not the one of the policy is replaced: who must
 // not lose its content reads it first. A power cut leaves the old record, the new
@@ -120,10 +108,7 @@ func (t *TPM) WritePinned(ctx context.Context, p Pinned, sigs pcrsig.File, recor
 		return err
 	}
 	if err = b.satisfy(s, plan, sigs, false); err == nil {
-		_, err = tpm2.NVWrite{
-			AuthHandle: tpm2.AuthHandle{Handle: index.Handle, Name: index.Name, Auth: s.encrypts(false, false)},
-			NVIndex:    index, Data: tpm2.TPM2BMaxNVBuffer{Buffer: record},
-		}.Execute(b)
+		err = b.writeNV(index, s.encrypts(false, false), record)
 	}
 	if err := errors.Join(err, s.end(b)); err != nil {
 		return fmt.Errorf("cannot write NV index %#x: %w", p.Index, classify(err))
@@ -149,28 +134,12 @@ func (b bound) definePinned(written tpm2.TPMSNVPublic) (tpm2.NamedHandle, error)
 		}
 	}
 	if public != nil {
-		if _, err := (tpm2.NVUndefineSpace{AuthHandle: ownerAuth(), NVIndex: index}).Execute(b); err != nil {
+		if err := b.undefineNV(index); err != nil {
 			return index, fmt.Errorf("cannot replace NV index %#x: %w", number, classify(err))
 		}
 	}
-	if _, err := (tpm2.NVDefineSpace{AuthHandle: ownerAuth(), PublicInfo: tpm2.New2B(fresh)}).Execute(b); err != nil {
+	if err := b.defineNV(fresh); err != nil {
 		return index, fmt.Errorf("cannot define NV index %#x: %w", number, classify(err))
 	}
-	return tpm2.NamedHandle{Handle: written.NVIndex, Name: tpm2.TPM2BName{Buffer: nvName(fresh)}}, nil
-}
-
-// nvIndex returns an index with the Name that the TPM gives it; public is nil when
-// it is not defined.
-func (b bound) nvIndex(number uint32) (index tpm2.NamedHandle, public *tpm2.TPMSNVPublic, err error) {
-	rsp, err := tpm2.NVReadPublic{NVIndex: tpm2.TPMHandle(number)}.Execute(b)
-	if errors.Is(err, tpm2.TPMRCHandle) {
-		return index, nil, nil
-	}
-	if err == nil {
-		public, err = rsp.NVPublic.Contents()
-	}
-	if err != nil {
-		return index, nil, fmt.Errorf("cannot look for NV index %#x: %w", number, classify(err))
-	}
-	return tpm2.NamedHandle{Handle: tpm2.TPMHandle(number), Name: rsp.NVName}, public, nil
+	return byName(number, nvName(fresh)), nil
 }

@@ -1,7 +1,6 @@
 package tpm
 
 import (
-	"bytes"
 	"crypto/rsa"
 	"crypto/sha256"
 	"encoding/binary"
@@ -143,7 +142,7 @@ func (b bound) satisfy(s *session, t Token, sigs pcrsig.File, explicit bool) err
 		}
 	}
 	if t.PIN {
-		if _, err := (tpm2.PolicyAuthValue{PolicySession: s.handle}).Execute(b); err != nil {
+		if err := b.policy(s, tpm2.TPMCCPolicyAuthValue, nil); err != nil {
 			return fmt.Errorf("cannot ask for PIN in policy: %w", classify(err))
 		}
 	}
@@ -162,25 +161,32 @@ func (b bound) satisfy(s *session, t Token, sigs pcrsig.File, explicit bool) err
 }
 
 func (b bound) policyPCR(s *session, bank Bank, pcrs []int) error {
-	sel, err := selection(bank, pcrs)
+	sel, err := pcrsig.Selection(bank, pcrs)
 	if err != nil {
 		return err
 	}
-	if _, err := (tpm2.PolicyPCR{PolicySession: s.handle, Pcrs: sel}).Execute(b); err != nil {
+	// Without a digest of the values: those of now.
+	if err := b.policy(s, tpm2.TPMCCPolicyPCR, append([]byte{0, 0}, sel...)); err != nil {
 		return fmt.Errorf("cannot bind policy to PCRs %s: %w", joinInts(pcrs), classify(err))
 	}
 	return nil
 }
 
+// policy executes a command that makes the policy of a session.
+func (b bound) policy(s *session, code tpm2.TPMCC, params []byte) error {
+	return b.do(command{code: code, handles: []tpm2.NamedHandle{byHandle(s.handle)}, params: params})
+}
+
 func (b bound) policyDigest(s *session) ([32]byte, error) {
-	rsp, err := tpm2.PolicyGetDigest{PolicySession: s.handle}.Execute(b)
+	rsp, err := b.run(command{code: tpm2.TPMCCPolicyGetDigest, handles: []tpm2.NamedHandle{byHandle(s.handle)}})
 	if err != nil {
 		return [32]byte{}, fmt.Errorf("cannot read policy digest: %w", classify(err))
 	}
-	if len(rsp.PolicyDigest.Buffer) != 32 {
-		return [32]byte{}, fmt.Errorf("cannot read policy digest: %d bytes", len(rsp.PolicyDigest.Buffer))
+	digest := rsp.sized()
+	if rsp.end() != nil || len(digest) != 32 {
+		return [32]byte{}, fmt.Errorf("cannot read policy digest: %w: %d bytes", errResponse, len(digest))
 	}
-	return [32]byte(rsp.PolicyDigest.Buffer), nil
+	return [32]byte(digest), nil
 }
 
 // authorizePCRs brings the signed PCRs into the policy: the present values, a
@@ -204,37 +210,51 @@ func (b bound) authorizePCRs(s *session, t Token, sigs pcrsig.File, explicit boo
 	if !ok {
 		return fmt.Errorf("cannot find a signature for the present PCRs: %w", &PCRsChangedError{PCRs: t.PubPCRs, Bank: t.Bank})
 	}
-	area := policyKey(key, explicit)
-	loaded, err := tpm2.LoadExternal{InPublic: tpm2.New2B(area), Hierarchy: tpm2.TPMRHOwner}.Execute(b)
+	loaded, err := b.loadExternal(policyKey(key, explicit))
 	if err != nil {
 		return fmt.Errorf("cannot load policy key: %w", classify(err))
 	}
 	err = b.authorize(s, loaded, now, sig)
-	return errors.Join(err, b.flush(loaded.ObjectHandle))
+	return errors.Join(err, b.flush(loaded.Handle))
 }
 
-func (b bound) authorize(s *session, key *tpm2.LoadExternalResponse, approved [32]byte, sig []byte) error {
+// loadExternal loads a public key into the owner hierarchy.
+func (b bound) loadExternal(public tpm2.TPMTPublic) (tpm2.NamedHandle, error) {
+	params := appendSized([]byte{0, 0}, tpm2.Marshal(public)) // first: no private area
+	params = binary.BigEndian.AppendUint32(params, uint32(tpm2.TPMRHOwner))
+	rsp, err := b.run(command{code: tpm2.TPMCCLoadExternal, params: params, makes: true})
+	if err != nil {
+		return tpm2.NamedHandle{}, err
+	}
+	return b.loaded(rsp)
+}
+
+// loaded is the object that a response names.
+func (b bound) loaded(rsp response) (tpm2.NamedHandle, error) {
+	name := rsp.sized()
+	if err := rsp.end(); err != nil {
+		return tpm2.NamedHandle{}, errors.Join(err, b.flush(rsp.handle))
+	}
+	return byName(uint32(rsp.handle), name), nil
+}
+
+func (b bound) authorize(s *session, key tpm2.NamedHandle, approved [32]byte, sig []byte) error {
 	digest := sha256.Sum256(approved[:])
-	verified, err := tpm2.VerifySignature{
-		KeyHandle: tpm2.NamedHandle{Handle: key.ObjectHandle, Name: key.Name},
-		Digest:    tpm2.TPM2BDigest{Buffer: digest[:]},
-		Signature: tpm2.TPMTSignature{
-			SigAlg: tpm2.TPMAlgRSASSA,
-			Signature: tpm2.NewTPMUSignature(tpm2.TPMAlgRSASSA, &tpm2.TPMSSignatureRSA{
-				Hash: tpm2.TPMAlgSHA256, Sig: tpm2.TPM2BPublicKeyRSA{Buffer: bytes.Clone(sig)},
-			}),
-		},
-	}.Execute(b)
+	params := appendSized(nil, digest[:])
+	params = binary.BigEndian.AppendUint16(params, uint16(tpm2.TPMAlgRSASSA))
+	params = binary.BigEndian.AppendUint16(params, uint16(tpm2.TPMAlgSHA256))
+	params = appendSized(params, sig)
+	rsp, err := b.run(command{code: tpm2.TPMCCVerifySignature, handles: []tpm2.NamedHandle{key}, params: params})
 	if err != nil {
 		return fmt.Errorf("%w: signature of the PCRs does not verify: %w", ErrPolicy, classify(err))
 	}
-	_, err = tpm2.PolicyAuthorize{
-		PolicySession:  s.handle,
-		ApprovedPolicy: tpm2.TPM2BDigest{Buffer: approved[:]},
-		KeySign:        key.Name,
-		CheckTicket:    verified.Validation,
-	}.Execute(b)
-	if err != nil {
+	ticket := rsp.ticket()
+	if err := rsp.end(); err != nil {
+		return fmt.Errorf("cannot verify signature of the PCRs: %w", err)
+	}
+	params = append(appendSized(nil, approved[:]), 0, 0) // policyRef
+	params = appendSized(params, key.Name.Buffer)
+	if err := b.policy(s, tpm2.TPMCCPolicyAuthorize, append(params, ticket...)); err != nil {
 		return fmt.Errorf("cannot authorize policy: %w", classify(err))
 	}
 	return nil

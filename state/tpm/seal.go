@@ -7,7 +7,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -47,10 +46,7 @@ func splitBlob(blob []byte) (blobParts, error) {
 }
 
 func joinBlob(private, public []byte) []byte {
-	blob := binary.BigEndian.AppendUint16(nil, uint16(len(private)))
-	blob = append(blob, private...)
-	blob = binary.BigEndian.AppendUint16(blob, uint16(len(public)))
-	return append(blob, public...)
+	return appendSized(appendSized(nil, private), public)
 }
 
 // sealedAttributes is 0x12: fixedTPM, fixedParent. userWithAuth stays clear, or
@@ -169,27 +165,26 @@ func (t *TPM) plan(ctx context.Context, policy Policy) (Token, error) {
 
 // create makes the sealed object in a session that encrypts the sensitive area.
 func (b bound) create(s *session, srk SRK, policy [32]byte, secret, auth []byte) ([]byte, error) {
-	rsp, err := tpm2.Create{
-		ParentHandle: tpm2.AuthHandle{
-			Handle: tpm2.TPMHandle(srk.Handle), Name: tpm2.TPM2BName{Buffer: srk.Name}, Auth: s.encrypts(true, true),
-		},
-		InSensitive: tpm2.TPM2BSensitiveCreate{Sensitive: &tpm2.TPMSSensitiveCreate{
-			UserAuth: tpm2.TPM2BAuth{Buffer: auth},
-			Data:     tpm2.NewTPMUSensitiveCreate(&tpm2.TPM2BSensitiveData{Buffer: secret}),
-		}},
-		InPublic: tpm2.New2B(tpm2.TPMTPublic{
-			Type: tpm2.TPMAlgKeyedHash, NameAlg: tpm2.TPMAlgSHA256,
-			ObjectAttributes: sealedAttributes(), AuthPolicy: tpm2.TPM2BDigest{Buffer: policy[:]},
-		}),
-	}.Execute(b)
+	params := createParams(auth, secret, tpm2.TPMTPublic{
+		Type: tpm2.TPMAlgKeyedHash, NameAlg: tpm2.TPMAlgSHA256,
+		ObjectAttributes: sealedAttributes(), AuthPolicy: tpm2.TPM2BDigest{Buffer: policy[:]},
+	})
+	defer clear(params) // where they were not encrypted
+	rsp, err := b.run(command{
+		code: tpm2.TPMCCCreate, handles: []tpm2.NamedHandle{srk.named()}, auth: s.encrypts(true, true), params: params,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("cannot seal secret: %w", classify(err))
 	}
-	area := rsp.OutPublic.Bytes()
+	private, area := rsp.sized(), rsp.sized()
+	rsp.creation()
+	if err := rsp.end(); err != nil {
+		return nil, fmt.Errorf("cannot seal secret: %w", err)
+	}
 	if _, err := checkSealed(area, policy); err != nil {
 		return nil, fmt.Errorf("cannot seal secret: %w", err)
 	}
-	return joinBlob(bytes.Clone(rsp.OutPrivate.Buffer), area), nil
+	return joinBlob(private, area), nil
 }
 
 // pcrChangedRetries bounds the repeats of an unseal while someone else extends
@@ -272,13 +267,14 @@ func (b bound) load(srk SRK, private []byte, public tpm2.TPMTPublic) (tpm2.Named
 	if err != nil {
 		return tpm2.NamedHandle{}, err
 	}
-	rsp, err := tpm2.Load{
-		ParentHandle: tpm2.AuthHandle{
-			Handle: tpm2.TPMHandle(srk.Handle), Name: tpm2.TPM2BName{Buffer: srk.Name}, Auth: s.encrypts(true, false),
-		},
-		InPrivate: tpm2.TPM2BPrivate{Buffer: bytes.Clone(private)},
-		InPublic:  tpm2.New2B(public),
-	}.Execute(b)
+	rsp, err := b.run(command{
+		code: tpm2.TPMCCLoad, handles: []tpm2.NamedHandle{srk.named()}, auth: s.encrypts(true, false), makes: true,
+		params: appendSized(appendSized(nil, private), tpm2.Marshal(public)),
+	})
+	var object tpm2.NamedHandle
+	if err == nil {
+		object, err = b.loaded(rsp)
+	}
 	switch {
 	case errors.Is(err, tpm2.TPMRCIntegrity), errors.Is(err, tpm2.TPMRCSize), errors.Is(err, tpm2.TPMRCSensitive):
 		err = fmt.Errorf("cannot load sealed object: %w (or damaged): %w", ErrOtherTPM, err)
@@ -286,12 +282,9 @@ func (b bound) load(srk SRK, private []byte, public tpm2.TPMTPublic) (tpm2.Named
 		err = fmt.Errorf("cannot load sealed object: %w", classify(err))
 	}
 	if endErr := s.end(b); err == nil && endErr != nil {
-		return tpm2.NamedHandle{}, errors.Join(endErr, b.flush(rsp.ObjectHandle))
+		return tpm2.NamedHandle{}, errors.Join(endErr, b.flush(object.Handle))
 	}
-	if err != nil {
-		return tpm2.NamedHandle{}, err
-	}
-	return tpm2.NamedHandle{Handle: rsp.ObjectHandle, Name: rsp.Name}, nil
+	return object, err
 }
 
 func (b bound) unsealOnce(srk SRK, object tpm2.NamedHandle, token Token, sigs pcrsig.File, explicit bool, auth []byte) ([]byte, error) {
@@ -311,20 +304,20 @@ func (b bound) unsealOnce(srk SRK, object tpm2.NamedHandle, token Token, sigs pc
 }
 
 func (b bound) unsealIn(s *session, object tpm2.NamedHandle, token Token) ([]byte, error) {
-	rsp, err := tpm2.Unseal{
-		ItemHandle: tpm2.AuthHandle{Handle: object.Handle, Name: object.Name, Auth: s.encrypts(false, true)},
-	}.Execute(b)
+	rsp, err := b.run(command{
+		code: tpm2.TPMCCUnseal, handles: []tpm2.NamedHandle{object}, auth: s.encrypts(false, true),
+	})
 	switch {
 	case errors.Is(err, tpm2.TPMRCPolicyFail):
 		return nil, fmt.Errorf("cannot unseal secret: %w: %w", &PCRsChangedError{PCRs: token.AllPCRs(), Bank: token.Bank}, err)
 	case err != nil:
 		return nil, fmt.Errorf("cannot unseal secret: %w", classify(err))
 	}
-	if len(rsp.OutData.Buffer) != SecretSize {
-		clear(rsp.OutData.Buffer)
-		return nil, fmt.Errorf("%w: sealed secret has %d bytes", ErrToken, len(rsp.OutData.Buffer))
+	secret := rsp.sized()
+	if rsp.end() != nil || len(secret) != SecretSize {
+		return nil, fmt.Errorf("%w: sealed secret has %d bytes", ErrToken, len(secret))
 	}
-	return rsp.OutData.Buffer, nil
+	return bytes.Clone(secret), nil // the session wipes its own
 }
 
 // Stretching of a PIN by systemd (PBKDF2_HMAC_SHA256_ITERATIONS).

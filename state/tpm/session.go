@@ -12,7 +12,13 @@ import (
 	"fmt"
 
 	"github.com/google/go-tpm/tpm2"
-	"github.com/google/go-tpm/tpm2/transport"
+)
+
+// Attributes of a session (TPMA_SESSION: part 2, 8.4).
+const (
+	sessionContinue = 1 << 0
+	sessionDecrypt  = 1 << 5 // the TPM decrypts: the first parameter sent
+	sessionEncrypt  = 1 << 6 // the TPM encrypts: the first parameter received
 )
 
 // nonceSize is the length of the nonces of a session, that of its hash.
@@ -26,11 +32,11 @@ const nonceSize = 32
 // nobody can wipe: this one remembers every buffer it has decrypted.
 type session struct {
 	handle  tpm2.TPMHandle
-	key     []byte // session key
-	auth    []byte // authorization value of the object it is used on
-	caller  tpm2.TPM2BNonce
-	tpm     tpm2.TPM2BNonce
-	attrs   tpm2.TPMASession
+	key     []byte   // session key
+	auth    []byte   // authorization value of the object it is used on
+	caller  []byte   // its nonce
+	tpm     []byte   // its nonce
+	attrs   byte     // TPMA_SESSION
 	cleared [][]byte // buffers that hold parameters in clear
 }
 
@@ -47,38 +53,42 @@ func (b bound) startSession(kind tpm2.TPMSE, key SRK, auth []byte) (*session, er
 		return nil, fmt.Errorf("cannot salt TPM session: %w", err)
 	}
 	defer clear(salt)
-	s := &session{caller: tpm2.TPM2BNonce{Buffer: make([]byte, nonceSize)}}
-	if err := s.NewNonceCaller(); err != nil {
+	s := &session{caller: make([]byte, nonceSize)}
+	if err := s.renew(); err != nil {
 		return nil, err
 	}
-	rsp, err := tpm2.StartAuthSession{
-		TPMKey:        tpm2.NamedHandle{Handle: tpm2.TPMHandle(key.Handle), Name: tpm2.TPM2BName{Buffer: key.Name}},
-		Bind:          tpm2.TPMRHNull,
-		NonceCaller:   s.caller,
-		EncryptedSalt: tpm2.TPM2BEncryptedSecret{Buffer: encSalt},
-		SessionType:   kind,
-		Symmetric: tpm2.TPMTSymDef{
-			Algorithm: tpm2.TPMAlgAES,
-			KeyBits:   tpm2.NewTPMUSymKeyBits(tpm2.TPMAlgAES, tpm2.TPMKeyBits(128)),
-			Mode:      tpm2.NewTPMUSymMode(tpm2.TPMAlgAES, tpm2.TPMAlgCFB),
-		},
-		AuthHash: tpm2.TPMAlgSHA256,
-	}.Execute(b)
+	params := appendSized(appendSized(nil, s.caller), encSalt)
+	params = append(params, byte(kind))
+	for _, field := range []uint16{uint16(tpm2.TPMAlgAES), 128, uint16(tpm2.TPMAlgCFB), uint16(tpm2.TPMAlgSHA256)} {
+		params = binary.BigEndian.AppendUint16(params, field)
+	}
+	rsp, err := b.run(command{
+		code: tpm2.TPMCCStartAuthSession, handles: []tpm2.NamedHandle{key.named(), byHandle(tpm2.TPMRHNull)},
+		params: params, makes: true,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("cannot start TPM session: %w", classify(err))
 	}
-	s.handle = tpm2.TPMHandle(rsp.SessionHandle.HandleValue())
-	s.tpm = rsp.NonceTPM
-	s.key = tpm2.KDFa(crypto.SHA256, salt, "ATH", s.tpm.Buffer, s.caller.Buffer, 256)
+	s.handle, s.tpm = rsp.handle, bytes.Clone(rsp.sized())
+	if err := rsp.end(); err != nil {
+		return nil, errors.Join(fmt.Errorf("cannot start TPM session: %w", err), b.flush(s.handle))
+	}
+	s.key = tpm2.KDFa(crypto.SHA256, salt, "ATH", s.tpm, s.caller, 256)
 	s.auth = bytes.Clone(bytes.TrimRight(auth, "\x00"))
-	s.attrs.ContinueSession = true // end flushes it, on every path
+	s.attrs = sessionContinue // end flushes it, on every path
 	return s, nil
 }
 
 // encrypts sets which parameters of the next command are encrypted: the first
 // one sent, the first one received. Only a TPM2B can be.
 func (s *session) encrypts(sent, received bool) *session {
-	s.attrs.Decrypt, s.attrs.Encrypt = sent, received // from the TPM's side
+	s.attrs = sessionContinue
+	if sent {
+		s.attrs |= sessionDecrypt
+	}
+	if received {
+		s.attrs |= sessionEncrypt
+	}
 	return s
 }
 
@@ -92,114 +102,111 @@ func (s *session) end(b bound) error {
 	return b.flush(s.handle)
 }
 
-// Init implements tpm2.Session; the session has begun already.
-func (s *session) Init(transport.TPM) error { return nil }
-
-// CleanupFailure implements tpm2.Session; end is called on every path.
-func (s *session) CleanupFailure(transport.TPM) error { return nil }
-
-// NonceTPM implements tpm2.Session.
-func (s *session) NonceTPM() tpm2.TPM2BNonce { return s.tpm }
-
-// NewNonceCaller implements tpm2.Session.
-func (s *session) NewNonceCaller() error {
-	_, err := rand.Read(s.caller.Buffer)
-	return err
+// renew draws the nonce of the next command. A password has none.
+func (s *session) renew() error {
+	if _, err := rand.Read(s.caller); err != nil {
+		return fmt.Errorf("cannot make TPM nonce: %w", err)
+	}
+	return nil
 }
 
-// Handle implements tpm2.Session.
-func (s *session) Handle() tpm2.TPMHandle { return s.handle }
-
-// IsEncryption implements tpm2.Session.
-func (s *session) IsEncryption() bool { return s.attrs.Encrypt }
-
-// IsDecryption implements tpm2.Session.
-func (s *session) IsDecryption() bool { return s.attrs.Decrypt }
-
-// Authorize implements tpm2.Session: the HMAC over the command (part 1, 19.6.5).
-func (s *session) Authorize(cc tpm2.TPMCC, parms, addNonces []byte, names []tpm2.TPM2BName, _ int) (*tpm2.TPMSAuthCommand, error) {
-	h := crypto.SHA256.New()
-	h.Write(binary.BigEndian.AppendUint32(nil, uint32(cc)))
-	for _, name := range names {
-		h.Write(name.Buffer)
+// authorize returns the authorization area of a command: a password, or the HMAC
+// over the command (part 1, 18.7 and 19.6.5).
+func (s *session) authorize(c command) []byte {
+	var mac []byte
+	if s.handle != tpm2.TPMRSPW {
+		h := crypto.SHA256.New()
+		h.Write(binary.BigEndian.AppendUint32(nil, uint32(c.code)))
+		for _, handle := range c.handles {
+			h.Write(handle.Name.Buffer)
+		}
+		h.Write(c.params)
+		mac = s.mac(h.Sum(nil), s.caller, s.tpm, s.attrs)
 	}
-	h.Write(parms)
-	mac := s.mac(h.Sum(nil), s.caller.Buffer, s.tpm.Buffer, addNonces, s.attrs)
-	return &tpm2.TPMSAuthCommand{
-		Handle: s.handle, Nonce: s.caller, Attributes: s.attrs,
-		Authorization: tpm2.TPM2BData{Buffer: mac},
-	}, nil
+	area := binary.BigEndian.AppendUint32(make([]byte, 4), uint32(s.handle))
+	area = append(appendSized(area, s.caller), s.attrs)
+	area = appendSized(area, mac)
+	binary.BigEndian.PutUint32(area, uint32(len(area)-4))
+	return area
+}
+
+// responseAuth is the authorization in a response.
+type responseAuth struct {
+	nonce      []byte
+	attributes byte
+	mac        []byte
 }
 
 var errResponseHMAC = errors.New("response of the TPM is not authentic")
 
-// Validate implements tpm2.Session: the HMAC over the response.
-func (s *session) Validate(rc tpm2.TPMRC, cc tpm2.TPMCC, parms []byte, _ []tpm2.TPM2BName, _ int, auth *tpm2.TPMSAuthResponse) error {
-	s.tpm = auth.Nonce
+// validate checks the HMAC over a response whose code is success; that to a
+// password has none, and must not look as if it had.
+func (s *session) validate(code tpm2.TPMCC, params []byte, auth responseAuth) error {
+	if s.handle == tpm2.TPMRSPW {
+		if len(auth.nonce)+len(auth.mac) != 0 || auth.attributes != sessionContinue {
+			return errResponseHMAC
+		}
+		return nil
+	}
+	s.tpm = bytes.Clone(auth.nonce)
 	h := crypto.SHA256.New()
-	h.Write(binary.BigEndian.AppendUint32(nil, uint32(rc)))
-	h.Write(binary.BigEndian.AppendUint32(nil, uint32(cc)))
-	h.Write(parms)
-	want := s.mac(h.Sum(nil), s.tpm.Buffer, s.caller.Buffer, nil, auth.Attributes)
-	if !hmac.Equal(want, auth.Authorization.Buffer) {
+	h.Write(make([]byte, 4)) // response code
+	h.Write(binary.BigEndian.AppendUint32(nil, uint32(code)))
+	h.Write(params)
+	if !hmac.Equal(s.mac(h.Sum(nil), s.tpm, s.caller, auth.attributes), auth.mac) {
 		return errResponseHMAC
 	}
 	return nil
 }
 
-func (s *session) mac(parmHash, newer, older, addNonces []byte, attrs tpm2.TPMASession) []byte {
+func (s *session) mac(parmHash, newer, older []byte, attrs byte) []byte {
 	key := append(bytes.Clone(s.key), s.auth...)
 	defer clear(key)
 	mac := hmac.New(crypto.SHA256.New, key)
 	mac.Write(parmHash)
 	mac.Write(newer)
 	mac.Write(older)
-	mac.Write(addNonces)
-	mac.Write(tpm2.Marshal(attrs))
+	mac.Write([]byte{attrs})
 	return mac.Sum(nil)
 }
 
-// Encrypt implements tpm2.Session: parameter goes to the TPM, encrypted in place.
-func (s *session) Encrypt(parameter []byte) error {
-	if !s.attrs.Decrypt {
+// encrypt encrypts the first of the parameters in place, where the session is to.
+func (s *session) encrypt(params []byte) error {
+	if s.attrs&sessionDecrypt == 0 {
 		return nil
 	}
-	stream, err := s.stream(s.caller.Buffer, s.tpm.Buffer, true)
-	if err != nil {
-		return err
-	}
-	stream.XORKeyStream(parameter, parameter)
-	return nil
+	r := reader{rest: params}
+	return s.cipher(r.sized(), s.caller, s.tpm, true)
 }
 
-// Decrypt implements tpm2.Session: parameter came from the TPM.
-func (s *session) Decrypt(parameter []byte) error {
-	if !s.attrs.Encrypt {
+// decrypt decrypts the first of a response's parameters in place, where the TPM
+// has encrypted it. The session wipes it in the end.
+func (s *session) decrypt(params []byte) error {
+	if s.attrs&sessionEncrypt == 0 {
 		return nil
 	}
-	stream, err := s.stream(s.tpm.Buffer, s.caller.Buffer, false)
-	if err != nil {
-		return err
-	}
-	stream.XORKeyStream(parameter, parameter)
-	s.cleared = append(s.cleared, parameter)
-	return nil
+	r := reader{rest: params}
+	first := r.sized()
+	s.cleared = append(s.cleared, first)
+	return s.cipher(first, s.tpm, s.caller, false)
 }
 
-// stream is AES-128-CFB with key and IV of part 1, 21.3.
-func (s *session) stream(newer, older []byte, encrypt bool) (cipher.Stream, error) {
+// cipher is AES-128-CFB in place, with key and IV of part 1, 21.3.
+func (s *session) cipher(data, newer, older []byte, encrypt bool) error {
 	value := append(bytes.Clone(s.key), s.auth...)
 	defer clear(value)
 	keyIV := tpm2.KDFa(crypto.SHA256, value, "CFB", newer, older, (16+aes.BlockSize)*8)
 	defer clear(keyIV)
 	block, err := aes.NewCipher(keyIV[:16])
 	if err != nil {
-		return nil, fmt.Errorf("cannot encrypt TPM parameter: %w", err)
+		return fmt.Errorf("cannot encrypt TPM parameter: %w", err)
 	}
 	// CFB is what TPMs do; its known weakness, no authentication, is made up for
 	// by the HMAC of the session.
 	if encrypt {
-		return cipher.NewCFBEncrypter(block, keyIV[16:]), nil //lint:ignore SA1019 TPM format
+		cipher.NewCFBEncrypter(block, keyIV[16:]).XORKeyStream(data, data) //lint:ignore SA1019 TPM format
+	} else {
+		cipher.NewCFBDecrypter(block, keyIV[16:]).XORKeyStream(data, data) //lint:ignore SA1019 TPM format
 	}
-	return cipher.NewCFBDecrypter(block, keyIV[16:]), nil //lint:ignore SA1019 TPM format
+	return nil
 }

@@ -78,11 +78,10 @@ func (t *TPM) EnsureSRK(ctx context.Context) (SRK, error) {
 	if err != nil {
 		return SRK{}, err
 	}
-	_, err = tpm2.EvictControl{
-		Auth:             ownerAuth(),
-		ObjectHandle:     &tpm2.NamedHandle{Handle: tpm2.TPMHandle(primary.Handle), Name: tpm2.TPM2BName{Buffer: primary.Name}},
-		PersistentHandle: SRKHandle,
-	}.Execute(b)
+	err = b.do(command{
+		code: tpm2.TPMCCEvictControl, handles: []tpm2.NamedHandle{owner(), primary.named()}, auth: emptyPassword(),
+		params: binary.BigEndian.AppendUint32(nil, SRKHandle),
+	})
 	if err != nil {
 		err = fmt.Errorf("cannot make SRK persistent at %#x: %w", uint32(SRKHandle), classify(err))
 	}
@@ -99,14 +98,18 @@ func (t *TPM) ReadSRK(ctx context.Context) (SRK, error) { return t.bind(ctx).rea
 var errNoObject = errors.New("no object at the handle")
 
 func (b bound) readSRK() (SRK, error) {
-	rsp, err := tpm2.ReadPublic{ObjectHandle: tpm2.TPMHandle(SRKHandle)}.Execute(b)
+	rsp, err := b.run(command{code: tpm2.TPMCCReadPublic, handles: []tpm2.NamedHandle{byHandle(SRKHandle)}})
 	if errors.Is(err, tpm2.TPMRCHandle) {
 		return SRK{}, fmt.Errorf("cannot read SRK at %#x: %w: %w", uint32(SRKHandle), ErrOtherTPM, errNoObject)
 	}
 	if err != nil {
 		return SRK{}, fmt.Errorf("cannot read SRK at %#x: %w", uint32(SRKHandle), classify(err))
 	}
-	return newSRK(SRKHandle, rsp.OutPublic.Bytes(), rsp.Name.Buffer)
+	area, name, _ := rsp.sized(), rsp.sized(), rsp.sized() // the last: qualified Name
+	if err := rsp.end(); err != nil {
+		return SRK{}, fmt.Errorf("cannot read SRK at %#x: %w", uint32(SRKHandle), err)
+	}
+	return newSRK(SRKHandle, area, name)
 }
 
 // newSRK checks that a public area is fit to salt sessions and to be a parent,
@@ -141,31 +144,62 @@ func newSRK(handle uint32, area, name []byte) (SRK, error) {
 }
 
 func (b bound) createPrimary(template tpm2.TPMTPublic) (SRK, error) {
-	rsp, err := tpm2.CreatePrimary{PrimaryHandle: ownerAuth(), InPublic: tpm2.New2B(template)}.Execute(b)
+	rsp, err := b.run(command{
+		code: tpm2.TPMCCCreatePrimary, handles: []tpm2.NamedHandle{owner()}, auth: emptyPassword(), makes: true,
+		params: createParams(nil, nil, template),
+	})
 	if err != nil {
 		return SRK{}, fmt.Errorf("cannot create primary key: %w", classify(err))
 	}
-	srk, err := newSRK(uint32(rsp.ObjectHandle), rsp.OutPublic.Bytes(), rsp.Name.Buffer)
-	if err != nil {
-		return SRK{}, errors.Join(err, b.flush(rsp.ObjectHandle))
+	area := rsp.sized()
+	rsp.creation()
+	srk, err := newSRK(uint32(rsp.handle), area, rsp.sized())
+	if err = errors.Join(err, rsp.end()); err != nil {
+		return SRK{}, errors.Join(err, b.flush(rsp.handle))
 	}
 	return srk, nil
 }
 
-// ownerAuth is the owner hierarchy with an empty password. An owner who has set
-// one has taken the TPM; sealroot then reads, but cannot provision.
-func ownerAuth() tpm2.AuthHandle {
-	return tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)}
+// createParams are the parameters of TPM2_Create and TPM2_CreatePrimary, without
+// outsideInfo and creation PCRs. They hold auth and data in the one buffer.
+func createParams(auth, data []byte, public tpm2.TPMTPublic) []byte {
+	area := tpm2.Marshal(public)
+	out := make([]byte, 0, 2+2+len(auth)+2+len(data)+2+len(area)+2+4)
+	out = binary.BigEndian.AppendUint16(out, uint16(2+len(auth)+2+len(data)))
+	out = appendSized(appendSized(out, auth), data)
+	out = appendSized(out, area)
+	return append(out, 0, 0, 0, 0, 0, 0)
 }
+
+// creation takes creation data, their hash and ticket.
+func (r *reader) creation() {
+	r.sized()
+	r.sized()
+	r.ticket()
+}
+
+// ticket takes a ticket of any kind: tag, hierarchy, digest.
+func (r *reader) ticket() []byte {
+	from := r.rest
+	r.take(2 + 4)
+	r.sized()
+	return from[:len(from)-len(r.rest)]
+}
+
+// owner is the owner hierarchy, whose password is taken to be empty. An owner who
+// has set one has taken the TPM; sealroot then reads, but cannot provision.
+func owner() tpm2.NamedHandle { return byHandle(tpm2.TPMRHOwner) }
+
+func (s SRK) named() tpm2.NamedHandle { return byName(s.Handle, s.Name) }
 
 // Reference returns the SRK as tokens hold it in tpm2_srk: handle, Name and
 // public area as tpm2-tss serialises them (ESYS_TR: IESYS_RESOURCE, of type key).
 func (s SRK) Reference() []byte {
 	area := tpm2.Marshal(s.public)
 	ref := binary.BigEndian.AppendUint32(nil, s.Handle)
-	ref = append(binary.BigEndian.AppendUint16(ref, uint16(len(s.Name))), s.Name...)
+	ref = appendSized(ref, s.Name)
 	ref = binary.BigEndian.AppendUint32(ref, esysKeyResource)
-	return append(binary.BigEndian.AppendUint16(ref, uint16(len(area))), area...)
+	return appendSized(ref, area)
 }
 
 const esysKeyResource = 1 // IESYSC_KEY_RSRC of tpm2-tss
@@ -188,39 +222,6 @@ func parseReference(ref []byte) (handle uint32, name []byte, err error) {
 		return 0, nil, fmt.Errorf("%w: reference to the SRK has a Name of %d bytes", ErrToken, len(name))
 	}
 	return handle, name, nil
-}
-
-// reader takes big-endian fields off a byte slice; after the first field that is
-// too short everything reads as zero and bad is set.
-type reader struct {
-	rest []byte
-	bad  bool
-}
-
-func (r *reader) take(n int) []byte {
-	if r.bad || n > len(r.rest) {
-		r.bad = true
-		return nil
-	}
-	b := r.rest[:n:n]
-	r.rest = r.rest[n:]
-	return b
-}
-
-func (r *reader) uint32() uint32 {
-	if b := r.take(4); b != nil {
-		return binary.BigEndian.Uint32(b)
-	}
-	return 0
-}
-
-// sized takes a TPM2B: two bytes of length and as many bytes.
-func (r *reader) sized() []byte {
-	b := r.take(2)
-	if b == nil {
-		return nil
-	}
-	return r.take(int(binary.BigEndian.Uint16(b)))
 }
 
 // primaryFor returns the primary key that a token was sealed to and a function

@@ -16,7 +16,6 @@ package tpm
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -59,8 +58,7 @@ func (t *TPM) Close() error {
 	return t.t.Close()
 }
 
-// bound is the TPM for the time of one operation: the transport.TPM that go-tpm
-// wants, which knows no context.
+// bound is the TPM for the time of one operation.
 type bound struct {
 	t   *TPM
 	ctx context.Context
@@ -75,9 +73,8 @@ const (
 	rcTesting = uint32(tpm2.TPMRCTesting)
 )
 
-// Send implements transport.TPM of go-tpm: it repeats the command while the TPM
-// asks for that, until the context ends.
-func (b bound) Send(command []byte) ([]byte, error) {
+// send repeats the command while the TPM asks for that, until the context ends.
+func (b bound) send(command []byte) ([]byte, error) {
 	b.t.mu.Lock()
 	defer b.t.mu.Unlock()
 	for delay := 5 * time.Millisecond; ; delay = min(2*delay, 200*time.Millisecond) {
@@ -114,8 +111,7 @@ func sleepContext(ctx context.Context, d time.Duration) error {
 func (b bound) flush(handle tpm2.TPMHandle) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(b.ctx), 5*time.Second)
 	defer cancel()
-	_, err := tpm2.FlushContext{FlushHandle: handle}.Execute(b.t.bind(ctx))
-	if err != nil {
+	if err := b.t.bind(ctx).do(command{code: tpm2.TPMCCFlushContext, handles: []tpm2.NamedHandle{byHandle(handle)}}); err != nil {
 		return fmt.Errorf("cannot flush TPM handle %#x: %w", uint32(handle), err)
 	}
 	return nil
@@ -130,14 +126,17 @@ func (t *TPM) GetRandom(ctx context.Context, n int) ([]byte, error) {
 	b := t.bind(ctx)
 	out := make([]byte, 0, n)
 	for len(out) < n {
-		rsp, err := tpm2.GetRandom{BytesRequested: uint16(min(n-len(out), 32))}.Execute(b)
+		rsp, err := b.run(command{
+			code: tpm2.TPMCCGetRandom, params: binary.BigEndian.AppendUint16(nil, uint16(min(n-len(out), 32))),
+		})
 		if err != nil {
 			return nil, fmt.Errorf("cannot get random bytes from TPM: %w", classify(err))
 		}
-		if len(rsp.RandomBytes.Buffer) == 0 {
-			return nil, fmt.Errorf("cannot get random bytes from TPM: %w", errors.New("empty response"))
+		random := rsp.sized()
+		if err := rsp.end(); err != nil || len(random) == 0 {
+			return nil, fmt.Errorf("cannot get random bytes from TPM: %w", errResponse)
 		}
-		out = append(out, rsp.RandomBytes.Buffer...)
+		out = append(out, random...)
 	}
 	return out[:n], nil
 }
