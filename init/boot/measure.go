@@ -83,11 +83,11 @@ func (b *boot) openTPM(ctx context.Context) error {
 
 // waitForTPM waits for the device only where the state is sealed to it.
 func (b *boot) waitForTPM(ctx context.Context) (dev *tpm.TPM, err error) {
+	ctx, cancel := context.WithTimeout(ctx, tpmDeadline)
+	defer cancel()
 	if dev, err = b.sys.OpenTPM(ctx); !errors.Is(err, tpm.ErrNoTPM) || !b.sealsState() {
 		return dev, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, tpmDeadline)
-	defer cancel()
 	waited := uevent.WaitFor(ctx, "the TPM (/dev/tpmrm0)", b.events, func(events []uevent.Event) (bool, error) {
 		if err := b.loadDrivers(ctx, events); err != nil {
 			return false, err

@@ -6,7 +6,10 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -14,12 +17,23 @@ import (
 	"github.com/google/go-tpm/tpm2"
 
 	"sealroot/init/config"
+	"sealroot/mount/kmod"
+	"sealroot/mount/uevent"
 	"sealroot/slots"
 	"sealroot/state"
 	"sealroot/state/luks2"
 	"sealroot/state/tpm"
 	"sealroot/state/tpm/tpmtest"
 )
+
+// givenUp is a TPM whose commands the kernel gives up.
+type givenUp struct{ tpm.Transport }
+
+func (givenUp) Send(context.Context, []byte) ([]byte, error) {
+	return nil, fmt.Errorf("%w: cannot read from /dev/tpmrm0: timer expired", tpm.ErrFails)
+}
+
+func (givenUp) Close() error { return nil }
 
 // failing is a TPM that answers one command with a failure; code 0: all of them.
 type failing struct {
@@ -101,6 +115,95 @@ func TestTPMErrors(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// uevents is a kernel that announces a device after a while, or never.
+type uevents struct{ after <-chan time.Time }
+
+func (u uevents) Next(ctx context.Context) ([]uevent.Event, error) {
+	select {
+	case <-u.after:
+		return nil, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// What a person is told of a TPM that is late, absent, held by someone else, or
+// broken; and no boot waits for it past its deadline.
+func TestWhatIsSaidOfTheTPM(t *testing.T) {
+	m := tpmtest.Start(t)
+	const limit = 300 * time.Millisecond
+	for _, tt := range []struct {
+		name string
+		open func(ctx context.Context, late bool) (tpm.Transport, error)
+		when time.Duration // of the uevent; 0: never
+		want string        // of the attempt to unlock; "": a TPM that works
+		also []string
+	}{
+		{name: "late", when: 50 * time.Millisecond, open: func(_ context.Context, late bool) (tpm.Transport, error) {
+			if !late {
+				return nil, fmt.Errorf("%w: not yet", tpm.ErrNoTPM)
+			}
+			return m, nil
+		}},
+		{name: "absent", want: "tpm2: no TPM", open: func(context.Context, bool) (tpm.Transport, error) {
+			return nil, fmt.Errorf("%w: cannot open /dev/tpmrm0", tpm.ErrNoTPM)
+		}},
+		{name: "held_by_someone_else", want: "tpm2: TPM is busy", open: func(ctx context.Context, _ bool) (tpm.Transport, error) {
+			<-ctx.Done()
+			return nil, fmt.Errorf("%w: cannot open /dev/tpm0", tpm.ErrBusy)
+		}},
+		{name: "given_up", want: "TPM fails: cannot read from /dev/tpmrm0: timer expired", open: func(context.Context, bool) (tpm.Transport, error) {
+			return givenUp{m}, nil
+		}},
+		{name: "failure_mode", want: "TPM fails: TPM_RC_FAILURE", open: func(context.Context, bool) (tpm.Transport, error) {
+			return failing{Machine: m}, nil
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b := measuring(t, m, config.UnlockTPM2)
+			begin := time.Now()
+			var after <-chan time.Time
+			if tt.when > 0 {
+				after = time.After(tt.when)
+			}
+			sys := t.TempDir()
+			if err := os.Mkdir(filepath.Join(sys, "bus"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			b.events, b.loader = uevents{after}, kmod.NewLoader(kmod.List{}, sys, nil)
+			b.sys.OpenTPM = func(ctx context.Context) (*tpm.TPM, error) {
+				if _, ok := ctx.Deadline(); !ok {
+					t.Error("the TPM is opened without a deadline")
+				}
+				transport, err := tt.open(ctx, tt.when > 0 && time.Since(begin) >= tt.when)
+				if err != nil {
+					return nil, err
+				}
+				return tpm.New(transport), nil
+			}
+			ctx, cancel := context.WithCancel(t.Context()) // the boot itself has no deadline
+			defer cancel()
+			time.AfterFunc(limit, cancel)
+			defer b.capAndRelease(ctx)
+			if err := b.openTPM(ctx); err != nil {
+				t.Fatal(err)
+			}
+			if tt.want == "" {
+				if b.tpm.broken != nil || !b.report.TPM.Present {
+					t.Errorf("broken: %v", b.tpm.broken)
+				}
+				return
+			}
+			if key := b.unlockByTPM(ctx, nil); key != nil || len(b.report.State.Attempts) != 1 || !strings.Contains(b.report.State.Attempts[0], tt.want) {
+				t.Errorf("attempts %q, want one with %q", b.report.State.Attempts, tt.want)
+			}
+			if d := time.Since(begin); d > 10*limit {
+				t.Errorf("it took %v with a deadline of %v", d, limit)
+			}
+		})
 	}
 }
 

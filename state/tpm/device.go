@@ -39,9 +39,9 @@ func Open(ctx context.Context, devRoot string) (*TPM, error) {
 // entered by O_NONBLOCK, a write then only queues the command, and read returns
 // 0 in place of EAGAIN while there is no answer, which os.File takes for EOF.
 type device struct {
-	fd   int
-	path string
-	dead error // set when an answer was given up: the next read would get it
+	fd    int
+	path  string
+	stale bool // nobody waited for the last answer: the next read would get it
 }
 
 func openDevice(ctx context.Context, path string) (*device, error) {
@@ -80,25 +80,44 @@ func checkDevice(fd int, path string) (*device, error) {
 
 // Send implements Transport.
 func (d *device) Send(ctx context.Context, command []byte) ([]byte, error) {
-	if d.dead != nil {
-		return nil, d.dead
+	if d.stale {
+		if err := d.wait(ctx); err != nil {
+			return nil, err
+		}
+		_, _ = d.read() // an answer to nobody
 	}
 	if err := d.write(ctx, command); err != nil {
 		return nil, err
 	}
+	d.stale = true
 	if err := d.wait(ctx); err != nil {
-		d.dead = err
 		return nil, err
 	}
+	return d.read()
+}
+
+func (d *device) read() ([]byte, error) {
 	rsp := make([]byte, maxResponse)
 	n, err := ignoreEINTR(func() (int, error) { return unix.Read(d.fd, rsp) })
+	d.stale = false
 	if err != nil {
-		return nil, fmt.Errorf("%w: cannot read from %s: %w", ErrNoTPM, d.path, err)
+		return nil, fmt.Errorf("%w: cannot read from %s: %w", readError(err), d.path, err)
 	}
-	if n < 10 || binary.BigEndian.Uint32(rsp[2:]) != uint32(n) {
+	if n < headerSize || binary.BigEndian.Uint32(rsp[2:]) != uint32(n) {
 		return nil, fmt.Errorf("%w: cannot read from %s: %w", ErrNoTPM, d.path, io.ErrUnexpectedEOF)
 	}
 	return rsp[:n:n], nil
+}
+
+// readError is ErrFails for the errors with which the kernel gives a command up
+// (tpm_transmit and the drivers below it): the chip is not ready in time, or the bus
+// does not work; EFAULT stands for an answer of another length than it says.
+func readError(err error) error {
+	switch err {
+	case unix.ETIME, unix.EIO, unix.EBUSY, unix.ETIMEDOUT, unix.EREMOTEIO, unix.ECANCELED, unix.EFAULT:
+		return ErrFails
+	}
+	return ErrNoTPM
 }
 
 func (d *device) write(ctx context.Context, command []byte) error {

@@ -16,6 +16,9 @@ var (
 	ErrNoTPM = errors.New("no TPM")
 	// ErrBusy: the TPM, or another user of its device, did not answer in time.
 	ErrBusy = errors.New("TPM is busy")
+	// ErrFails: the TPM answers that it has failed, or commands to it are given up.
+	// Without power it may recover; a restart does not help one that says it failed.
+	ErrFails = errors.New("TPM fails")
 	// ErrPCRsChanged: the PCRs are not those that the secret was sealed to.
 	// errors.As with *PCRsChangedError tells which come into question.
 	ErrPCRsChanged = errors.New("PCRs changed")
@@ -41,7 +44,8 @@ var (
 // PCRsChangedError is the ErrPCRsChanged of an unseal.
 type PCRsChangedError struct {
 	// PCRs holds the PCRs of which at least one has changed. A token does not
-	// say the values it was sealed to, so this is exact only when it is one.
+	// say the values it was sealed to, so this is exact only when it is one: the
+	// only one of the policy, or one that was sealed to at zero.
 	PCRs []int
 	// Bank is the PCR bank of the policy.
 	Bank Bank
@@ -78,8 +82,16 @@ func classify(err error) error {
 		return fmt.Errorf("%w: %w", ErrLockedOut, err)
 	case errors.Is(err, tpm2.TPMRCAuthFail), errors.Is(err, tpm2.TPMRCBadAuth):
 		return fmt.Errorf("%w: %w", ErrPIN, err)
-	case errors.Is(err, tpm2.TPMRCRetry), errors.Is(err, tpm2.TPMRCYielded), errors.Is(err, tpm2.TPMRCTesting):
+	case errors.Is(err, tpm2.TPMRCPCRChanged): // someone else goes on extending PCRs
 		return fmt.Errorf("%w: %w", ErrBusy, err)
+	case errors.Is(err, tpm2.TPMRCFailure):
+		return fmt.Errorf("%w: %w", ErrFails, err)
 	}
 	return err
+}
+
+// answered: err is the TPM's own; it has not done the command.
+func answered(err error) bool {
+	var rc tpm2.TPMRC
+	return errors.As(err, &rc)
 }

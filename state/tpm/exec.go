@@ -21,6 +21,10 @@ type command struct {
 	params []byte // marshalled; the first is encrypted in place where auth says so
 	// makes: the response begins with the handle of an object or session.
 	makes bool
+	// once: not sent again when it is not known whether the TPM has done it.
+	once bool
+	// already is the response code to a command that was done before; 0: none.
+	already tpm2.TPMRC
 }
 
 // response is what a command brings when the TPM has done it: its parameters to be
@@ -40,11 +44,17 @@ func (b bound) run(c command) (response, error) {
 	if err != nil {
 		return response{}, err
 	}
-	rsp, err := b.send(request)
+	// An authorization value proven twice in a session counts as a wrong one.
+	once := c.once || c.auth != nil && len(c.auth.auth) > 0
+	rsp, repeated, err := b.send(request, once)
 	if err != nil {
 		return response{}, err
 	}
-	return c.decode(rsp)
+	out, err := c.decode(rsp)
+	if repeated && c.already != 0 && errors.Is(err, c.already) {
+		return response{}, nil
+	}
+	return out, err
 }
 
 // do is run for a command of whose response nothing is wanted.

@@ -83,7 +83,7 @@ func (l *Log) endWord(pcr int, word string, banks []Bank) error {
 // the PCR has its new value.
 func (t *TPM) Measure(ctx context.Context, e Event, log *Log) error {
 	marked := log.begin()
-	digests, err := t.extend(ctx, e.PCR, e.Data)
+	digests, err := t.extend(ctx, e.PCR, e.Data, true)
 	if err != nil {
 		return err
 	}

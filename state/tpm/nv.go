@@ -54,12 +54,13 @@ func (b bound) writeNV(index tpm2.NamedHandle, auth *session, data []byte) error
 func (b bound) defineNV(public tpm2.TPMSNVPublic) error {
 	return b.do(command{
 		code: tpm2.TPMCCNVDefineSpace, handles: []tpm2.NamedHandle{owner()}, auth: emptyPassword(),
-		params: appendSized([]byte{0, 0}, tpm2.Marshal(public)),
+		params: appendSized([]byte{0, 0}, tpm2.Marshal(public)), already: tpm2.TPMRCNVDefined,
 	})
 }
 
 func (b bound) undefineNV(index tpm2.NamedHandle) error {
 	return b.do(command{
 		code: tpm2.TPMCCNVUndefineSpace, handles: []tpm2.NamedHandle{owner(), index}, auth: emptyPassword(),
+		already: tpm2.TPMRCHandle,
 	})
 }

@@ -152,11 +152,13 @@ func (b bound) readPCRs(bank Bank, pcrs []int, into Values) error {
 // Extend extends a PCR with the digest of data in every active bank. With an
 // active bank that this program cannot compute it does nothing: ErrBank.
 func (t *TPM) Extend(ctx context.Context, pcr int, data []byte) error {
-	_, err := t.extend(ctx, pcr, data)
+	_, err := t.extend(ctx, pcr, data, true)
 	return err
 }
 
-func (t *TPM) extend(ctx context.Context, pcr int, data []byte) (map[Bank][]byte, error) {
+// extend extends once: where it is not known whether the TPM has done it, it is an
+// ErrFails; else at least once.
+func (t *TPM) extend(ctx context.Context, pcr int, data []byte, once bool) (map[Bank][]byte, error) {
 	banks, err := t.ActiveBanks(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("cannot extend PCR %d: %w", pcr, err)
@@ -173,19 +175,20 @@ func (t *TPM) extend(ctx context.Context, pcr int, data []byte) (map[Bank][]byte
 		}
 		list = append(binary.BigEndian.AppendUint16(list, id), digests[bank]...)
 	}
-	if err := t.bind(ctx).toPCR(tpm2.TPMCCPCRExtend, pcr, list); err != nil {
+	if err := t.bind(ctx).toPCR(tpm2.TPMCCPCRExtend, pcr, list, once); err != nil {
 		return nil, fmt.Errorf("cannot extend PCR %d: %w", pcr, classify(err))
 	}
 	return digests, nil
 }
 
 // toPCR executes TPM2_PCR_Extend or TPM2_PCR_Event.
-func (b bound) toPCR(code tpm2.TPMCC, pcr int, params []byte) error {
+func (b bound) toPCR(code tpm2.TPMCC, pcr int, params []byte, once bool) error {
 	if pcr < 0 || pcr >= pcrsig.PCRCount {
 		return pcrsig.ErrPCR
 	}
 	return b.do(command{
 		code: code, handles: []tpm2.NamedHandle{byHandle(tpm2.TPMHandle(pcr))}, auth: emptyPassword(), params: params,
+		once: once,
 	})
 }
 
@@ -211,19 +214,23 @@ func (t *TPM) Cap(ctx context.Context, log *Log, pcrs ...int) (Capped, error) {
 	var errs []error
 	for _, pcr := range pcrs {
 		_ = log.begin()
+		before := b.repeats()
 		err := listErr
 		if err == nil && len(unknown) == 0 {
-			err = t.Extend(ctx, pcr, []byte(pcrsig.WordCapped))
+			_, err = t.extend(ctx, pcr, []byte(pcrsig.WordCapped), false)
 		}
+		known := listErr == nil && (err == nil || answered(err))
 		if err != nil || len(unknown) > 0 {
-			err = b.toPCR(tpm2.TPMCCPCREvent, pcr, appendSized(nil, []byte(pcrsig.WordCapped)))
+			err = b.toPCR(tpm2.TPMCCPCREvent, pcr, appendSized(nil, []byte(pcrsig.WordCapped)), false)
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("cannot cap PCR %d: %w", pcr, classify(err)))
 			continue
 		}
 		done.PCRs = append(done.PCRs, pcr)
-		if listErr == nil { // else the log stays marked: nobody knows which banks there are
+		// Else the log stays marked: nobody knows which banks there are, or whether the
+		// PCR was extended once.
+		if known && b.repeats() == before {
 			_ = log.endWord(pcr, pcrsig.WordCapped, banks)
 		}
 	}

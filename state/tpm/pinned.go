@@ -65,14 +65,23 @@ func (t *TPM) ReadPinned(ctx context.Context, p Pinned) ([]byte, error) {
 		return nil, fmt.Errorf("cannot read NV index %#x: %w", p.Index, ErrUnpinned)
 	}
 	record, err := b.readNV(index, uint16(p.Size))
-	if err != nil {
+	if refused(err) {
 		// One that somebody defined anew may have a password.
 		return nil, fmt.Errorf("cannot read NV index %#x: %w: %w", p.Index, ErrUnpinned, classify(err))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot read NV index %#x: %w", p.Index, classify(err))
 	}
 	if len(record) != p.Size {
 		return nil, fmt.Errorf("cannot read NV index %#x: %w: %d bytes", p.Index, ErrUnpinned, len(record))
 	}
 	return record, nil
+}
+
+// refused: the TPM has answered that it does not do a command. Where it is busy or
+// fails, nothing is known of the index, and what is there must not be replaced.
+func refused(err error) bool {
+	return answered(err) && !errors.Is(err, ErrBusy) && !errors.Is(err, tpm2.TPMRCFailure)
 }
 
 // WritePinned writes the record, under the policy; sigs holds the PCR signatures
@@ -99,18 +108,21 @@ func (t *TPM) WritePinned(ctx context.Context, p Pinned, sigs pcrsig.File, recor
 		return err
 	}
 	b := t.bind(ctx)
-	index, err := b.definePinned(p.public(plan.Policy))
-	if err != nil {
+	err = b.retrying(false, func() error {
+		index, err := b.definePinned(p.public(plan.Policy))
+		if err != nil {
+			return err
+		}
+		s, err := b.startSession(tpm2.TPMSEPolicy, srk, nil)
+		if err == nil {
+			if err = b.satisfy(s, plan, sigs, false); err == nil {
+				err = b.writeNV(index, s.encrypts(false, false), record)
+			}
+			err = errors.Join(err, s.end(b))
+		}
 		return err
-	}
-	s, err := b.startSession(tpm2.TPMSEPolicy, srk, nil)
+	})
 	if err != nil {
-		return err
-	}
-	if err = b.satisfy(s, plan, sigs, false); err == nil {
-		err = b.writeNV(index, s.encrypts(false, false), record)
-	}
-	if err := errors.Join(err, s.end(b)); err != nil {
 		return fmt.Errorf("cannot write NV index %#x: %w", p.Index, classify(err))
 	}
 	return nil
@@ -129,17 +141,17 @@ func (b bound) definePinned(written tpm2.TPMSNVPublic) (tpm2.NamedHandle, error)
 	if bytes.Equal(index.Name.Buffer, nvName(written)) {
 		// The Name does not tell whether it has a password, with which nobody here
 		// could read it again.
-		if _, err := b.readNV(index, written.DataSize); err == nil {
-			return index, nil
+		if _, err := b.readNV(index, written.DataSize); !refused(err) {
+			return index, err
 		}
 	}
 	if public != nil {
 		if err := b.undefineNV(index); err != nil {
-			return index, fmt.Errorf("cannot replace NV index %#x: %w", number, classify(err))
+			return index, fmt.Errorf("cannot undefine what is there: %w", classify(err))
 		}
 	}
 	if err := b.defineNV(fresh); err != nil {
-		return index, fmt.Errorf("cannot define NV index %#x: %w", number, classify(err))
+		return index, fmt.Errorf("cannot define it: %w", classify(err))
 	}
 	return byName(number, nvName(fresh)), nil
 }

@@ -155,9 +155,28 @@ func (b bound) satisfy(s *session, t Token, sigs pcrsig.File, explicit bool) err
 	}
 	if digest != t.Policy {
 		// The signed part is met when we are here, so the fixed PCRs differ.
-		return fmt.Errorf("%w: %w", errPolicyDigest, &PCRsChangedError{PCRs: t.PCRs, Bank: t.Bank})
+		return fmt.Errorf("%w: %w", errPolicyDigest, &PCRsChangedError{PCRs: b.changed(t), Bank: t.Bank})
 	}
 	return nil
+}
+
+// changed returns the fixed PCRs of a token that come into question when its
+// policy is not met: a single one where the policy would be met with that one at
+// zero, as PCR 12 and 15 are before something is measured into them.
+func (b bound) changed(t Token) []int {
+	values, err := b.t.ReadPCRs(b.ctx, t.Bank, t.PCRs)
+	if err != nil {
+		return t.PCRs
+	}
+	policy := Policy{PublicKey: t.PubKey, PCRs: t.PCRs, PIN: t.PIN, Bank: t.Bank}
+	for pcr, now := range values {
+		values[pcr] = make([]byte, len(now))
+		if d, err := policy.Digest(values); err == nil && d == t.Policy {
+			return []int{pcr}
+		}
+		values[pcr] = now
+	}
+	return t.PCRs
 }
 
 func (b bound) policyPCR(s *session, bank Bank, pcrs []int) error {

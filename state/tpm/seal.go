@@ -108,12 +108,15 @@ func (t *TPM) Seal(ctx context.Context, policy Policy, secret, pin []byte) (Toke
 	}
 	defer clear(auth)
 	b := t.bind(ctx)
-	s, err := b.startSession(tpm2.TPMSEHMAC, srk, nil)
+	err = b.retrying(false, func() error {
+		s, err := b.startSession(tpm2.TPMSEHMAC, srk, nil)
+		if err == nil {
+			token.Blob, err = b.create(s, srk, token.Policy, secret, auth)
+			err = errors.Join(err, s.end(b))
+		}
+		return err
+	})
 	if err != nil {
-		return Token{}, err
-	}
-	token.Blob, err = b.create(s, srk, token.Policy, secret, auth)
-	if err := errors.Join(err, s.end(b)); err != nil {
 		return Token{}, err
 	}
 	return token, nil
@@ -187,10 +190,6 @@ func (b bound) create(s *session, srk SRK, policy [32]byte, secret, auth []byte)
 	return joinBlob(private, area), nil
 }
 
-// pcrChangedRetries bounds the repeats of an unseal while someone else extends
-// PCRs (systemd uses the same).
-const pcrChangedRetries = 30
-
 // Unseal returns the secret of a token; the caller wipes it. sigs holds the PCR
 // signatures of this image (nil if the token needs none), pin the PIN. Whether a
 // token may be used without asking is the caller's to decide first: Capped.
@@ -215,7 +214,11 @@ func (t *TPM) Unseal(ctx context.Context, token Token, sigs pcrsig.File, pin []b
 	if err != nil {
 		return nil, err
 	}
-	secret, err := b.loadAndUnseal(srk, token, parts.private, public, sigs, pin)
+	var secret []byte
+	err = b.retrying(token.PIN, func() (err error) {
+		secret, err = b.loadAndUnseal(srk, token, parts.private, public, sigs, pin)
+		return err
+	})
 	if err := errors.Join(err, release()); err != nil {
 		clear(secret)
 		return nil, err
@@ -236,9 +239,9 @@ func (b bound) loadAndUnseal(srk SRK, token Token, private []byte, public tpm2.T
 	// A token does not say which form of the policy key's exponent is in its
 	// policy. Those with tpm2_srk are new enough for the short one.
 	explicit := token.SRK == nil
-	secret, err := b.unsealRetrying(srk, object, token, sigs, explicit, auth)
+	secret, err := b.unsealOnce(srk, object, token, sigs, explicit, auth)
 	if token.PubKey != nil && errors.Is(err, errPolicyDigest) {
-		if other, otherErr := b.unsealRetrying(srk, object, token, sigs, !explicit, auth); otherErr == nil {
+		if other, otherErr := b.unsealOnce(srk, object, token, sigs, !explicit, auth); otherErr == nil {
 			secret, err = other, nil
 		}
 	}
@@ -247,16 +250,6 @@ func (b bound) loadAndUnseal(srk SRK, token Token, private []byte, public tpm2.T
 		return nil, err
 	}
 	return secret, nil
-}
-
-func (b bound) unsealRetrying(srk SRK, object tpm2.NamedHandle, token Token, sigs pcrsig.File, explicit bool, auth []byte) (secret []byte, err error) {
-	for range pcrChangedRetries {
-		secret, err = b.unsealOnce(srk, object, token, sigs, explicit, auth)
-		if !errors.Is(err, tpm2.TPMRCPCRChanged) {
-			break
-		}
-	}
-	return secret, err
 }
 
 // load brings the sealed object into the TPM. Only the TPM that made it can

@@ -80,7 +80,7 @@ func (t *TPM) EnsureSRK(ctx context.Context) (SRK, error) {
 	}
 	err = b.do(command{
 		code: tpm2.TPMCCEvictControl, handles: []tpm2.NamedHandle{owner(), primary.named()}, auth: emptyPassword(),
-		params: binary.BigEndian.AppendUint32(nil, SRKHandle),
+		params: binary.BigEndian.AppendUint32(nil, SRKHandle), already: tpm2.TPMRCNVDefined,
 	})
 	if err != nil {
 		err = fmt.Errorf("cannot make SRK persistent at %#x: %w", uint32(SRKHandle), classify(err))

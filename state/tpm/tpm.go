@@ -16,6 +16,7 @@ package tpm
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -35,7 +36,8 @@ var ErrBank = pcrsig.ErrBank
 // of Open, or tpmtest's software TPM.
 type Transport interface {
 	// Send returns the response to one command, or an error that wraps ErrBusy
-	// when ctx ended first. The response belongs to the caller.
+	// when ctx ended first, ErrFails when the command was given up: it may be done
+	// or not, and may be sent again. The response belongs to the caller.
 	Send(ctx context.Context, command []byte) ([]byte, error)
 	Close() error
 }
@@ -43,9 +45,11 @@ type Transport interface {
 // TPM is a connection to a TPM 2.0. Its methods can be called from several
 // goroutines; each takes a context whose end is the deadline of the operation.
 type TPM struct {
-	mu    sync.Mutex // one command at a time
-	t     Transport
-	sleep func(context.Context, time.Duration) error
+	mu      sync.Mutex // one command at a time
+	t       Transport
+	sleep   func(context.Context, time.Duration) error
+	repeats int  // commands sent again that the TPM may have done already
+	gaveUp  bool // the last command was repeated for nothing
 }
 
 // New makes a TPM of a transport, which Close closes.
@@ -66,33 +70,81 @@ type bound struct {
 
 func (t *TPM) bind(ctx context.Context) bound { return bound{t: t, ctx: ctx} }
 
-// Response codes by which the TPM asks for the same command once more.
-const (
-	rcRetry   = uint32(tpm2.TPMRCRetry)
-	rcYielded = uint32(tpm2.TPMRCYielded)
-	rcTesting = uint32(tpm2.TPMRCTesting)
-)
+// givenUpTries is how often a command is sent that is given up each time: for about
+// ten seconds, beside what the kernel itself waits. Only the first command waits as
+// long, or a boot would stand for minutes before a TPM that is broken.
+const givenUpTries = 50
 
-// send repeats the command while the TPM asks for that, until the context ends.
-func (b bound) send(command []byte) ([]byte, error) {
-	b.t.mu.Lock()
-	defer b.t.mu.Unlock()
+// send sends a command, until the context ends: again while the TPM asks for that,
+// and where it was given up, unless it must not be done twice. repeated tells that
+// the TPM may have done it before.
+func (b bound) send(command []byte, once bool) (rsp []byte, repeated bool, err error) {
+	t := b.t
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	givenUp := 0
 	for delay := 5 * time.Millisecond; ; delay = min(2*delay, 200*time.Millisecond) {
-		rsp, err := b.t.t.Send(b.ctx, command)
-		if err != nil {
-			return nil, err
+		if err := b.ctx.Err(); err != nil {
+			kind := ErrBusy
+			if t.gaveUp {
+				kind = ErrFails
+			}
+			return nil, repeated, fmt.Errorf("%w: no time is left: %w", kind, err)
 		}
-		if len(rsp) < 10 {
-			return nil, fmt.Errorf("%w: response of %d bytes", ErrNoTPM, len(rsp))
+		rsp, err := t.t.Send(b.ctx, command)
+		switch {
+		case err == nil && len(rsp) < headerSize:
+			return nil, repeated, fmt.Errorf("%w: %w: %d bytes", ErrNoTPM, errResponse, len(rsp))
+		case err == nil:
+			t.gaveUp = false
+			rc := tpm2.TPMRC(binary.BigEndian.Uint32(rsp[6:]))
+			if rc != tpm2.TPMRCRetry && rc != tpm2.TPMRCYielded && rc != tpm2.TPMRCTesting {
+				return rsp, repeated, nil
+			}
+			err = fmt.Errorf("%w: it asks to repeat a command: %w", ErrBusy, rc)
+		case !errors.Is(err, ErrFails):
+			return nil, repeated, err
+		default:
+			if givenUp++; once || t.gaveUp || givenUp == givenUpTries {
+				t.gaveUp = true
+				return nil, repeated, err
+			}
+			repeated = true
+			t.repeats++
 		}
-		rc := binary.BigEndian.Uint32(rsp[6:])
-		if rc != rcRetry && rc != rcYielded && rc != rcTesting {
-			return rsp, nil
-		}
-		if err := b.t.sleep(b.ctx, delay); err != nil {
-			return nil, fmt.Errorf("%w: it asks to repeat a command (%v): %w", ErrBusy, tpm2.TPMRC(rc), err)
+		if sleepErr := t.sleep(b.ctx, delay); sleepErr != nil {
+			t.gaveUp = errors.Is(err, ErrFails)
+			return nil, repeated, fmt.Errorf("%w: %w", err, sleepErr)
 		}
 	}
+}
+
+// sessionTries bounds the repeats of what is done in one session (systemd uses the
+// same number).
+const sessionTries = 30
+
+// retrying repeats f, which works in a session of its own, while someone else
+// extends PCRs in between, and where it failed after a command that the TPM may
+// have done twice: that extends a policy once more, and leaves behind the nonces
+// of a session. A PIN that the TPM refused is not tried again.
+func (b bound) retrying(pin bool, f func() error) (err error) {
+	for range sessionTries {
+		before := b.repeats()
+		err = f()
+		switch {
+		case errors.Is(err, tpm2.TPMRCPCRChanged):
+		case err == nil, b.repeats() == before, b.ctx.Err() != nil,
+			errors.Is(err, ErrFails), errors.Is(err, ErrLockedOut), pin && errors.Is(err, ErrPIN):
+			return err
+		}
+	}
+	return err
+}
+
+func (b bound) repeats() int {
+	b.t.mu.Lock()
+	defer b.t.mu.Unlock()
+	return b.t.repeats
 }
 
 func sleepContext(ctx context.Context, d time.Duration) error {
@@ -111,7 +163,10 @@ func sleepContext(ctx context.Context, d time.Duration) error {
 func (b bound) flush(handle tpm2.TPMHandle) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(b.ctx), 5*time.Second)
 	defer cancel()
-	if err := b.t.bind(ctx).do(command{code: tpm2.TPMCCFlushContext, handles: []tpm2.NamedHandle{byHandle(handle)}}); err != nil {
+	err := b.t.bind(ctx).do(command{
+		code: tpm2.TPMCCFlushContext, handles: []tpm2.NamedHandle{byHandle(handle)}, already: tpm2.TPMRCHandle,
+	})
+	if err != nil {
 		return fmt.Errorf("cannot flush TPM handle %#x: %w", uint32(handle), err)
 	}
 	return nil
