@@ -150,23 +150,25 @@ func TestUnsuitableSRK(t *testing.T) {
 	}
 }
 
-// A proxy that puts its own key in place of the SRK (security.md A7) is noticed
-// before a session is started with it.
+// proxy changes what the TPM answers to ReadPublic.
 type proxy struct {
 	*tpmtest.Machine
-	with *tpmtest.Machine
-	sent []tpm2.TPMCC
+	change func(ctx context.Context, command, response []byte) ([]byte, error)
+	sent   []tpm2.TPMCC
 }
 
 func (p *proxy) Send(ctx context.Context, command []byte) ([]byte, error) {
-	cc := tpm2.TPMCC(binary.BigEndian.Uint32(command[6:]))
-	p.sent = append(p.sent, cc)
-	if cc == tpm2.TPMCCReadPublic {
-		return p.with.Send(ctx, command)
+	code := tpm2.TPMCC(binary.BigEndian.Uint32(command[6:]))
+	p.sent = append(p.sent, code)
+	rsp, err := p.Machine.Send(ctx, command)
+	if err == nil && code == tpm2.TPMCCReadPublic {
+		return p.change(ctx, command, rsp)
 	}
-	return p.Machine.Send(ctx, command)
+	return rsp, err
 }
 
+// Whoever puts another key in place of the SRK on the way (security.md A7) is
+// noticed before a session is started with it: ReadPublic is the last command.
 func TestExchangedSRK(t *testing.T) {
 	m, chip := machine(t)
 	secret := newSecret(t)
@@ -175,10 +177,42 @@ func TestExchangedSRK(t *testing.T) {
 	if _, err := tpm.New(evil).EnsureSRK(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{Machine: m, with: evil}
-	unseal(t, tpm.New(p), token, nil, nil, secret, tpm.ErrOtherTPM)
-	if len(p.sent) != 1 {
-		t.Errorf("commands sent: got %v, want only ReadPublic", p.sent)
+	for _, tt := range []struct {
+		name   string
+		change func(ctx context.Context, command, response []byte) ([]byte, error)
+		want   error // of Unseal; nil: it works
+		seal   error
+	}{
+		{"control", func(_ context.Context, _, rsp []byte) ([]byte, error) { return rsp, nil }, nil, nil},
+		// Its Name is right: only the token can tell, so a first Seal cannot.
+		{"key_of_another_tpm", func(ctx context.Context, command, _ []byte) ([]byte, error) { return evil.Send(ctx, command) }, tpm.ErrOtherTPM, nil},
+		{"public_area_rewritten", func(ctx context.Context, command, rsp []byte) ([]byte, error) {
+			theirs, err := evil.Send(ctx, command)
+			if err == nil {
+				area, _ := sized(theirs[10:])
+				copy(rsp[12:], area) // before the Name of ours
+			}
+			return rsp, err
+		}, tpm.ErrSRK, tpm.ErrSRK},
+		{"another_curve", func(_ context.Context, _, rsp []byte) ([]byte, error) {
+			rsp[12+2+2+4+2+6+2+1]++ // past type, nameAlg, attributes, policy, symmetric, scheme
+			return rsp, nil
+		}, tpm.ErrSRK, tpm.ErrSRK},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := &proxy{Machine: m, change: tt.change}
+			unseal(t, tpm.New(p), token, nil, nil, secret, tt.want)
+			if tt.want != nil && len(p.sent) != 1 {
+				t.Errorf("commands sent: got %#x, want only ReadPublic", p.sent)
+			}
+			if tt.seal == nil {
+				return
+			}
+			p = &proxy{Machine: m, change: tt.change}
+			if _, err := tpm.New(p).Seal(t.Context(), tpm.Policy{PCRs: []int{7}}, secret, nil); !errors.Is(err, tt.seal) || len(p.sent) != 1 {
+				t.Errorf("Seal: %v after the commands %#x, want %v after ReadPublic", err, p.sent, tt.seal)
+			}
+		})
 	}
 }
 
