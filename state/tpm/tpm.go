@@ -104,8 +104,10 @@ func (b bound) send(command []byte, once bool) (rsp []byte, repeated bool, err e
 			err = fmt.Errorf("%w: it asks to repeat a command: %w", ErrBusy, rc)
 		case !errors.Is(err, ErrFails):
 			return nil, repeated, err
+		case once:
+			return nil, repeated, err
 		default:
-			if givenUp++; once || t.gaveUp || givenUp == givenUpTries {
+			if givenUp++; t.gaveUp || givenUp == givenUpTries {
 				t.gaveUp = true
 				return nil, repeated, err
 			}
