@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"sealroot/qemu-tests/machine"
+	"sealroot/slots/efi"
 )
 
 // everyLoader are the boot loaders, each with the stores of the slots that it
@@ -113,6 +114,7 @@ func TestLoadersKeepCommittedTrial(t *testing.T) {
 			}
 			measured := vm.grubPCRs(tc.image)
 			vm.Run("sealroot commit")
+			vm.loaderNames(tc.image, "b")
 			for range 2 {
 				vm.Reboot()
 				if r := vm.UpIn("b"); r.Slot.Reason != "committed" || r.Slot.Loaded != "b" || r.FellBack != nil {
@@ -151,6 +153,20 @@ func TestLoadersInstall(t *testing.T) {
 			checkESP(t, disk)
 			disk.CheckVerity(t, "b")
 		})
+	}
+}
+
+// loaderNames checks that the variable of systemd-boot, which wins over
+// loader.conf, names the slot as the default.
+func (vm *VM) loaderNames(image Image, slot string) {
+	vm.t.Helper()
+	if image.Loader != "systemd-boot" {
+		return
+	}
+	const attributes = 4 // efivarfs has them before the value
+	b := vm.bytes("/sys/firmware/efi/efivars/LoaderEntryDefault-" + efi.Systemd)
+	if got, want := strings.ReplaceAll(string(b[attributes:]), "\x00", ""), efi.EntryPattern(slot); got != want {
+		vm.t.Errorf("LoaderEntryDefault is %q, want %q", got, want)
 	}
 }
 

@@ -65,24 +65,28 @@ func (b bootOrder) IsDefault(slot string) (bool, error) { return b.hint.IsDefaul
 func (b bootOrder) SetDefault(slot string) error { return b.hint.SetDefault(slot) }
 
 // loaderDefault is the variable of systemd-boot that names its default.
-type loaderDefault struct{ loader variable }
-
-type variable interface {
-	Default() (string, error)
-	SetDefault(slot string) error
+type loaderDefault struct {
+	hint efi.LoaderHint
+	conf loaderConf
 }
 
 // Name names the loader.
 func (loaderDefault) Name() string { return live.LoaderSystemdBoot }
 
-// IsDefault reads the variable.
-func (l loaderDefault) IsDefault(slot string) (bool, error) {
-	now, err := l.loader.Default()
-	return now == slot && err == nil, err
+// IsDefault reads the variable. One that is missing is to be set.
+func (l loaderDefault) IsDefault(slot string) (bool, error) { return l.hint.IsDefault(slot) }
+
+// Starts goes by the file where the variable names no slot, as systemd-boot does.
+func (l loaderDefault) Starts(slot string) (bool, error) {
+	now, err := l.hint.Default()
+	if err != nil || now != "" {
+		return now == slot && err == nil, err
+	}
+	return l.conf.IsDefault(slot)
 }
 
-// SetDefault sets the slot.
-func (l loaderDefault) SetDefault(slot string) error { return l.loader.SetDefault(slot) }
+// SetDefault sets the variable alone: the file is a place of its own.
+func (l loaderDefault) SetDefault(slot string) error { return l.hint.SetDefault(slot) }
 
 // loaderConf is the default in the configuration of systemd-boot, which counts
 // when the firmware has forgotten the variable.
@@ -116,8 +120,8 @@ func places(loader string, l slots.Loader, dir espDir) []bootset.Place {
 		return []bootset.Place{grubDefault{dir}, fallbackFile{dir}}
 	case live.LoaderSystemdBoot:
 		files := []bootset.Place{loaderConf{dir}, fallbackFile{dir}}
-		if v, ok := l.(variable); ok {
-			return append([]bootset.Place{loaderDefault{v}}, files...)
+		if l, ok := l.(live.SystemdBoot); ok {
+			return append([]bootset.Place{loaderDefault{l.LoaderHint, loaderConf{dir}}}, files...)
 		}
 		return files
 	}

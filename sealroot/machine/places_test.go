@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,14 +11,17 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf16"
 
 	"golang.org/x/sys/unix"
 
 	"sealroot/mount"
+	"sealroot/mount/blockdev"
 	"sealroot/sealroot/bootset"
 	"sealroot/slots"
 	"sealroot/slots/efi"
 	slotesp "sealroot/slots/esp"
+	"sealroot/slots/gpt"
 	"sealroot/slots/guid"
 	"sealroot/slots/live"
 )
@@ -286,37 +290,46 @@ func TestLoadedFallback(t *testing.T) {
 	}
 }
 
-// systemd is its variable in memory.
-type systemd struct {
-	slots.Loader // nil: nothing else is called
-	slot         *string
+// opened is the loader that live opens for a disk with an ESP and two slots.
+func opened(t *testing.T, loader string, v vars) slots.Loader {
+	t.Helper()
+	table := &gpt.Table{SectorSize: 512, Partitions: []gpt.Partition{
+		{Number: 1, First: 8, Last: 15, UUID: guid.Must(efi.Systemd), Name: gpt.LabelESP},
+		{Number: 2, First: 16, Last: 23, Name: "root-a"},
+		{Number: 3, First: 24, Last: 31, Name: "root-b"},
+	}}
+	d := &live.Disk{Table: table}
+	for _, p := range table.Partitions {
+		d.Block.Partitions = append(d.Block.Partitions, blockdev.Partition{Number: p.Number, Start: table.Offset(p), Size: table.Size(p)})
+	}
+	k, err := d.Open(live.Choice{Loader: loader, UEFI: v != nil}, live.ESP{Disk: d}, v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k.Loader
 }
-
-func (s systemd) Default() (string, error)     { return *s.slot, nil }
-func (s systemd) SetDefault(slot string) error { *s.slot = slot; return nil }
 
 // TestPlaces: what a commit sets, by the loader, with and without variables of the
 // firmware.
 func TestPlaces(t *testing.T) {
 	image := map[string][]byte{slotesp.UKI("b"): uki(t, "b"), slotesp.Fallback: uki(t, "a")}
 	conf := map[string][]byte{slotesp.UKI("b"): nil, slotesp.Fallback: []byte("systemd-boot"), slotesp.LoaderConf: []byte("timeout 0\ndefault sealroot-a[+.]*\n")}
-	was := "a"
 	for _, c := range []struct {
 		name    string
 		loader  string
-		l       slots.Loader
+		vars    vars
 		files   map[string][]byte
 		changed string
 	}{
-		{"uki", live.LoaderUKI, efi.Hint{Vars: vars{}, ESP: efi.Partition{Number: 1, UUID: guid.Must(efi.Systemd)}}, image, "the firmware's boot order, " + slotesp.Fallback},
+		{"uki", live.LoaderUKI, vars{}, image, "the firmware's boot order, " + slotesp.Fallback},
 		{"uki_without_variables", live.LoaderUKI, nil, image, slotesp.Fallback},
-		{"systemd_boot", live.LoaderSystemdBoot, systemd{nil, &was}, conf, live.LoaderSystemdBoot + ", " + slotesp.LoaderConf},
+		{"systemd_boot", live.LoaderSystemdBoot, vars{}, conf, live.LoaderSystemdBoot + ", " + slotesp.LoaderConf},
 		{"systemd_boot_without_variables", live.LoaderSystemdBoot, nil, conf, slotesp.LoaderConf},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			esp := newFolder(t, c.files)
 			var changed []string
-			l := bootset.Loader{Places: places(c.loader, c.l, esp), Changed: func(p, _ string) { changed = append(changed, p) }}
+			l := bootset.Loader{Places: places(c.loader, opened(t, c.loader, c.vars), esp), Changed: func(p, _ string) { changed = append(changed, p) }}
 			for range 2 { // the second time there is nothing to do
 				if err := l.SetDefault("b"); err != nil {
 					t.Fatal(err)
@@ -338,6 +351,43 @@ func TestPlaces(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What systemd-boot starts is what its variable names, and without one the file.
+func TestSystemdBootStarts(t *testing.T) {
+	for _, c := range []struct{ name, variable, want string }{
+		{"variable", "sealroot-a[+.]*", "a"},
+		{"by_bootctl", "sealroot-a.efi", "a"},
+		{"no_variable", "", "b"},
+		{"of_nobody", "windows.conf", "b"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			v := vars{}
+			if c.variable != "" {
+				v["LoaderEntryDefault"] = loaderText(c.variable)
+			}
+			esp := newFolder(t, map[string][]byte{slotesp.LoaderConf: []byte("default sealroot-b[+.]*\n")})
+			l := bootset.Loader{Places: places(live.LoaderSystemdBoot, opened(t, live.LoaderSystemdBoot, v), esp)}
+			for _, slot := range []string{"a", "b"} {
+				if starts, err := l.IsDefault(slot); err != nil || starts != (slot == c.want) {
+					t.Errorf("IsDefault(%s) = %v, %v; want that %s starts", slot, starts, err, c.want)
+				}
+			}
+			if err := l.SetDefault("b"); err != nil || !bytes.Equal(v["LoaderEntryDefault"], loaderText("sealroot-b[+.]*")) {
+				t.Errorf("SetDefault(b): %v, the variable is %q", err, v["LoaderEntryDefault"])
+			}
+		})
+	}
+}
+
+// loaderText is the text as the Boot Loader Interface has it: UTF-16 with a zero
+// at its end.
+func loaderText(s string) []byte {
+	var b []byte
+	for _, c := range utf16.Encode([]rune(s + "\x00")) {
+		b = append(b, byte(c), byte(c>>8))
+	}
+	return b
 }
 
 func TestDamagedGrubenvIsMended(t *testing.T) {

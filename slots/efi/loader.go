@@ -54,6 +54,19 @@ func (h LoaderHint) Get() (string, error) { return h.get(entryOneShot) }
 // Arm sets the one-shot.
 func (h LoaderHint) Arm(slot string) error { return h.set(entryOneShot, slot) }
 
+// Default returns the slot that is loaded without a one-shot, "" when the variable
+// names none; systemd-boot goes by loader.conf then.
+func (h LoaderHint) Default() (string, error) { return h.get(entryDefault) }
+
+// IsDefault says whether the variable is what SetDefault writes.
+func (h LoaderHint) IsDefault(slot string) (bool, error) {
+	id, err := readText(h.Vars, entryDefault, Systemd)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrFormat) {
+		return false, nil
+	}
+	return id == EntryPattern(slot) && err == nil, err
+}
+
 // SetDefault sets the slot that is loaded without a one-shot.
 func (h LoaderHint) SetDefault(slot string) error { return h.set(entryDefault, slot) }
 

@@ -66,12 +66,13 @@ func (d *Disk) openSystemdBoot(esp ESP, vars efi.Vars) (slots.Loader, error) {
 	if err != nil {
 		return nil, err
 	}
-	return systemdBoot{efi.LoaderHint{Vars: vars}, firmware, esp}, nil
+	return SystemdBoot{efi.LoaderHint{Vars: vars}, firmware, esp}, nil
 }
 
-// systemdBoot also keeps the default in loader.conf: a machine whose firmware
-// forgets its variables would else start the newest version, good or bad.
-type systemdBoot struct {
+// SystemdBoot also keeps the default in loader.conf: a machine whose firmware
+// forgets its variables would else start the newest version, good or bad. The
+// variables alone are its LoaderHint.
+type SystemdBoot struct {
 	efi.LoaderHint
 	firmware efi.Hint
 	esp      ESP
@@ -79,7 +80,7 @@ type systemdBoot struct {
 
 // Arm sets the one-shot, once the firmware knows how to go on if systemd-boot
 // cannot start that kernel.
-func (s systemdBoot) Arm(slot string) error {
+func (s SystemdBoot) Arm(slot string) error {
 	if err := s.firmware.EnsureRetry(); err != nil {
 		return err
 	}
@@ -87,11 +88,11 @@ func (s systemdBoot) Arm(slot string) error {
 }
 
 // SetDefault sets the slot that is loaded without a one-shot.
-func (s systemdBoot) SetDefault(slot string) error {
+func (s SystemdBoot) SetDefault(slot string) error {
 	return errors.Join(s.LoaderHint.SetDefault(slot), s.setConf(slot))
 }
 
-func (s systemdBoot) setConf(slot string) error {
+func (s SystemdBoot) setConf(slot string) error {
 	right := false
 	err := s.esp.With(false, func(dir string) (err error) {
 		right, err = LoaderConf(dir).IsDefault(slot)
