@@ -287,8 +287,16 @@ func (m Machine) stream(ctx context.Context, to Partition, from io.Reader) error
 // checkWritten verifies what the medium holds now.
 func (m Machine) checkWritten(ctx context.Context, w work) error {
 	im, err := m.verifyImage(ctx, w.slot, w.parts)
-	if errors.Is(err, ErrBad) || err == nil && !bytes.Equal(im.rootHash, w.manifest.RootHash) {
-		return fmt.Errorf("%w: %w", ErrReadBack, errors.Join(err))
+	return readBack(im.rootHash, w.manifest.RootHash, err)
+}
+
+// readBack judges what was verified after writing: err is why it is no good image.
+func readBack(got, want []byte, err error) error {
+	switch {
+	case errors.Is(err, ErrBad):
+		return fmt.Errorf("%w: %w", ErrReadBack, err)
+	case err == nil && !bytes.Equal(got, want):
+		return fmt.Errorf("%w: its root hash is %x, not %x", ErrReadBack, got, want)
 	}
 	return err
 }

@@ -125,10 +125,7 @@ func (m Machine) copySlot(ctx context.Context, r Running, target string, from, t
 		// crash point: the image is there, kernel and initramfs are the old ones
 		{"check what was written", func() error {
 			held, err := m.verifyImage(ctx, target, to)
-			if errors.Is(err, ErrBad) || err == nil && !bytes.Equal(held.rootHash, im.rootHash) {
-				return fmt.Errorf("%w: %w", ErrReadBack, errors.Join(err))
-			}
-			return err
+			return readBack(held.rootHash, im.rootHash, err)
 		}},
 		{"copy the boot files", func() error { return m.copyBootFiles(r.Running, target, files) }},
 		// crash point: everything is there, and the slot is not bootable yet

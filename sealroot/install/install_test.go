@@ -268,6 +268,30 @@ func (w worn) WriteAt(b []byte, off int64) (int, error) {
 	return w.Partition.WriteAt(b, off)
 }
 
+// A medium that keeps nothing still holds the whole image of before.
+func TestReadBackOfTheOldImage(t *testing.T) {
+	f := newFixture(t)
+	w := f.world(starts()[0])
+	m := w.machine(f.keys)
+	m.Disk = deaf{w}
+	_, err := m.Install(context.Background(), f.new.source(t), f.running(), Options{Tries: 3})
+	if !errors.Is(err, ErrReadBack) || !strings.Contains(err.Error(), "root hash") || strings.Contains(err.Error(), "%!") {
+		t.Errorf("got error %v, want %v with another root hash", err, ErrReadBack)
+	}
+}
+
+// deaf takes every write and keeps none.
+type deaf struct{ *world }
+
+func (d deaf) OpenPart(slot string, part manifest.Name, write bool) (Partition, error) {
+	p, err := d.world.OpenPart(slot, part, write)
+	return unwritten{p}, err
+}
+
+type unwritten struct{ Partition }
+
+func (unwritten) WriteAt(b []byte, _ int64) (int, error) { return len(b), nil }
+
 func TestInstallEnded(t *testing.T) {
 	f := newFixture(t)
 	w := f.world(starts()[0])
