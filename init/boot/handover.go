@@ -32,8 +32,8 @@ var initEnv = [...]string{"HOME=/", "TERM=linux"}
 // publish leaves the boot report for the real system, and hands on what the
 // stub gave us and systemd looks for.
 func (b *boot) publish(context.Context) error {
-	passOn("/.extra/tpm2-pcr-signature.json", "/run/systemd/tpm2-pcr-signature.json")
-	passOn("/.extra/tpm2-pcr-public-key.pem", "/run/systemd/tpm2-pcr-public-key.pem")
+	passOn(stubSignatures, "/run/systemd/tpm2-pcr-signature.json")
+	passOn(stubPublicKey, "/run/systemd/tpm2-pcr-public-key.pem")
 	if err := errors.Join(b.leaveTrust(), b.leaveMarks()); err != nil {
 		b.warn("%v", err)
 	}

@@ -128,22 +128,25 @@ func (b *boot) tryToken(ctx context.Context, h *luks2.Header, t luks2.Token, bud
 	return nil, 0, err
 }
 
-// signatures are the signed PCR values of this image: those that the stub took
-// out of the UKI, else those in the initramfs.
+// stubSignatures and stubPublicKey are where systemd-stub leaves what the UKI holds.
+const (
+	stubSignatures = "/.extra/tpm2-pcr-signature.json"
+	stubPublicKey  = "/.extra/tpm2-pcr-public-key.pem"
+)
+
+// signatures are the signed PCR values of this image, nil without a UKI that has them.
 func (b *boot) signatures() pcrsig.File {
-	for _, path := range []string{"/.extra/tpm2-pcr-signature.json", "/etc/sealroot/tpm2-pcr-signature.json"} {
-		text, err := readBounded(path, 1<<20)
-		if errors.Is(err, os.ErrNotExist) {
-			continue
-		}
-		if err == nil {
-			var f pcrsig.File
-			if f, err = pcrsig.Parse(text); err == nil {
-				return f
-			}
-		}
-		b.attempt("%s: %v", path, err)
+	text, err := readBounded(stubSignatures, 1<<20)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
 	}
+	if err == nil {
+		var f pcrsig.File
+		if f, err = pcrsig.Parse(text); err == nil {
+			return f
+		}
+	}
+	b.attempt("%s: %v", stubSignatures, err)
 	return nil
 }
 
