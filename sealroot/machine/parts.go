@@ -11,7 +11,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"sealroot/mount"
 	"sealroot/mount/blockdev"
 	"sealroot/sealroot/bootset"
 	"sealroot/sealroot/install"
@@ -122,24 +121,9 @@ func (e bootESP) Needs() []install.BootFile {
 
 // With mounts the partition for the time of use.
 func (e bootESP) With(write bool, use func(install.Folder) error) error {
-	at := e.esp
-	at.Mounter = orderly{at.Mounter}
-	return at.With(write, func(dir string) error {
+	return e.esp.With(write, func(dir string) error {
 		return use(bootFolder{dir, e.choice.Store == live.StoreBLS})
 	})
-}
-
-// orderly mounts so that a directory's entry is on the medium before the blocks
-// that it no longer names are free: FAT has no journal, and an entry whose
-// blocks belong to another file would be worse than lost blocks.
-type orderly struct{ mount.Mounter }
-
-// Mount mounts p.
-func (o orderly) Mount(p mount.Point) error {
-	if p.Flags&unix.MS_RDONLY == 0 {
-		p.Flags |= unix.MS_DIRSYNC
-	}
-	return o.Mounter.Mount(p)
 }
 
 // bootFolder is the mounted partition.

@@ -12,9 +12,6 @@ import (
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
-	"sealroot/mount"
 	"sealroot/sealroot/bootset"
 	"sealroot/sealroot/install"
 	slotesp "sealroot/slots/esp"
@@ -211,23 +208,6 @@ func TestNeeds(t *testing.T) {
 	} {
 		if got := (bootESP{choice: c.choice}).Needs(); !slices.Equal(got, c.want) {
 			t.Errorf("%+v: Needs() = %v, want %v", c.choice, got, c.want)
-		}
-	}
-}
-
-// flagged keeps the flags of the last mount.
-type flagged struct {
-	mount.Mounter
-	flags *uintptr
-}
-
-func (f flagged) Mount(p mount.Point) error { *f.flags = p.Flags; return nil }
-
-func TestOrderlyMount(t *testing.T) {
-	var flags uintptr
-	for _, c := range []struct{ in, want uintptr }{{0, unix.MS_DIRSYNC}, {unix.MS_RDONLY, unix.MS_RDONLY}} {
-		if err := (orderly{flagged{flags: &flags}}).Mount(mount.Point{Flags: c.in}); err != nil || flags != c.want {
-			t.Errorf("flags %#x become %#x, %v; want %#x", c.in, flags, err, c.want)
 		}
 	}
 }

@@ -27,7 +27,10 @@ func (e ESP) With(write bool, use func(dir string) error) (err error) {
 	}
 	p := mount.Point{
 		What: part.Node, Where: e.Dir, Type: "vfat", Data: "umask=0077",
-		// dirsync: a rename writes the new name before it removes the old one
+		// dirsync: a rename writes the new name before it removes the old one, and
+		// an entry is on the medium before the blocks that it no longer names are
+		// free. FAT has no journal, and an entry whose blocks belong to another
+		// file would be worse than lost blocks.
 		Flags: unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_NOSYMFOLLOW | unix.MS_DIRSYNC,
 	}
 	if !write {
