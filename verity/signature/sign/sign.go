@@ -80,7 +80,7 @@ func signText(text []byte, cert *x509.Certificate, key crypto.Signer) ([]byte, e
 func Detached(content []byte, cert *x509.Certificate, key crypto.Signer) ([]byte, error) {
 	message, err := signText(content, cert, key)
 	if err != nil {
-		return nil, fmt.Errorf("cannot sign: %w", err)
+		return nil, err // the caller names what was to be signed
 	}
 	own, err := signature.ParseCertificate(cert.Raw)
 	if err == nil {
