@@ -9,8 +9,10 @@ import (
 	"go/token"
 	"io"
 	"io/fs"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -137,11 +139,56 @@ func TestInitLinksNothingItDoesNotNeed(t *testing.T) {
 func TestPurePackagesMakeNoSystemCalls(t *testing.T) {
 	for _, p := range list(t, "./slots", "./slots/gpt", "./slots/grubenv", "./slots/efi", "./slots/bootlog", "./slots/guid",
 		"./slots/esp", "./slots/statetext", "./slots/bls", "./slots/manifest",
-		"./publickey", "./verity", "./verity/signature", "./verity/osrelease", "./init/config", "./init/cmdline", "./state/binds", "./state/floor", "./state/tpm/pcrsig", "./state/tpm/predict") {
+		"./publickey", "./verity", "./verity/signature", "./verity/osrelease", "./init/config", "./init/cmdline", "./init/report", "./slots/fixed", "./state/binds", "./state/floor", "./state/tpm/pcrsig", "./state/tpm/predict") {
 		for _, i := range p.Imports {
 			if i == "golang.org/x/sys/unix" || i == "syscall" {
 				t.Errorf("%s imports %s", p.ImportPath, i)
 			}
+		}
+	}
+}
+
+// ARCHITECTURE.md names the packages that make system calls.
+func TestCallersOfSysAreNamed(t *testing.T) {
+	const library = "golang.org/x/sys"
+	text, err := os.ReadFile("ARCHITECTURE.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, row, found := strings.Cut(string(text), "| `"+library+"` |")
+	if !found {
+		t.Fatalf("no row of %s", library)
+	}
+	row, _, _ = strings.Cut(row, "|")
+	var named []string
+	for i, word := range strings.Split(row, "`") {
+		if i%2 == 0 {
+			continue // between two names
+		}
+		folder, names, _ := strings.Cut(strings.TrimSuffix(word, "}"), "{")
+		for name := range strings.SplitSeq(names, ",") {
+			named = append(named, folder+name)
+		}
+	}
+	used := map[string]bool{}
+	for _, p := range list(t, "./...") {
+		if !slices.ContainsFunc(p.Imports, func(i string) bool { return within(i, library) }) {
+			continue
+		}
+		name := strings.TrimPrefix(p.ImportPath, "sealroot/")
+		at := slices.IndexFunc(named, func(n string) bool {
+			folder, all := strings.CutSuffix(n, "/*")
+			return n == name || all && within(name, folder)
+		})
+		if at < 0 {
+			t.Errorf("%s uses %s and is not in its row", name, library)
+			continue
+		}
+		used[named[at]] = true
+	}
+	for _, n := range named {
+		if !used[n] {
+			t.Errorf("%s is in the row of %s and does not use it", n, library)
 		}
 	}
 }

@@ -29,7 +29,7 @@ const (
 	encryptedDir = stateDir + "/encrypted"
 )
 
-// Boot is one boot of the machine.
+// boot is one boot of the machine.
 type boot struct {
 	sys    *System
 	report *report.Report

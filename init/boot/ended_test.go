@@ -228,7 +228,7 @@ func TestWhoLoaded(t *testing.T) {
 		{"nobody_told", efi.Loaded{}, "", false},
 		{"word_of_the_command_line", efi.Loaded{Kind: efi.KnownSlot, Slot: "b", From: "sealroot.slot=b"}, "b", false},
 		{"fallback_file", efi.Loaded{Kind: efi.FallbackFile, From: "LoaderImageIdentifier"}, "", true},
-		{"somebody_elses_kernel", efi.Loaded{Kind: efi.UnknownKernel, From: "LoaderImageIdentifier"}, slots.UnknownKernel, false},
+		{"somebody_elses_kernel", efi.Loaded{Kind: efi.NoSlot, From: "LoaderImageIdentifier"}, slots.UnknownKernel, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if slot, compare := whoLoaded(tt.in); slot != tt.slot || compare != tt.compare {

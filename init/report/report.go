@@ -14,7 +14,8 @@ const RootCertificates = "/run/sealroot/verity.d/root"
 // Schema is the version of the report's format.
 const Schema = 1
 
-// Fields of a newer version are ignored.
+// Report is what PID 1 found, decided and did in one boot. Fields of a newer version
+// are ignored.
 type Report struct {
 	Schema  int    `json:"schema"`
 	BootID  string `json:"boot_id"`

@@ -23,9 +23,9 @@ type Loaded struct {
 type LoadedKind int
 
 const (
-	// UnknownKernel: nobody said, or it is no file of a slot. It counts as
-	// foreign to every slot.
-	UnknownKernel LoadedKind = iota
+	// NoSlot: nobody said, or what From says is no file of a slot, and then foreign
+	// to every slot.
+	NoSlot LoadedKind = iota
 	// KnownSlot: it is the kernel of Loaded.Slot.
 	KnownSlot
 	// FallbackFile: firmware without boot entries started EFI/BOOT/BOOTX64.EFI;

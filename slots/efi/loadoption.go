@@ -1,5 +1,7 @@
-// Package efi keeps sealroot's entries and its one-shot in the boot variables
-// of UEFI firmware (UEFI 2.10, sections 3.1 and 3.3).
+// Package efi knows the variables of UEFI firmware that say what is started:
+// sealroot's entries, their order and the one-shot BootNext (UEFI 2.10, sections 3.1
+// and 3.3), a store of slots beside them, and those of systemd-boot and systemd-stub
+// (the Boot Loader Interface), with the default in loader.conf.
 package efi
 
 import (
