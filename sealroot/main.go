@@ -121,6 +121,13 @@ func main() {
 	os.Exit(code)
 }
 
+// What commands ask their Machine for beside it, this one has.
+var (
+	_ installer = (*machine.Machine)(nil)
+	_ leveller  = (*machine.Machine)(nil)
+	_ predictor = (*machine.Machine)(nil)
+)
+
 func open(w Where) (Machine, error) {
 	var m *machine.Machine
 	var err error

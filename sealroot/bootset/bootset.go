@@ -34,7 +34,7 @@ type Machine struct {
 	Store slots.Store
 	// Loader is nil when no boot loader took part in this boot: then there is
 	// no default to set and no one-shot to arm.
-	Loader slots.Loader
+	Loader BootLoader
 	Log    slots.Log
 	// Unarmed: the one-shot is out of reach, as in the firmware of another
 	// machine. The first boot arms it.

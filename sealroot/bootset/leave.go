@@ -168,12 +168,6 @@ func (m Machine) StartsByDefault(slot string) (bool, error) {
 	if m.Loader == nil {
 		return false, nil
 	}
-	l, ok := m.Loader.(interface {
-		IsDefault(slot string) (bool, error)
-	})
-	if !ok {
-		return true, nil
-	}
-	named, err := l.IsDefault(slot)
+	named, err := m.Loader.IsDefault(slot)
 	return named || err != nil, err
 }

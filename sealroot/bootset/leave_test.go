@@ -240,6 +240,8 @@ type mute struct {
 
 func (m mute) SetDefault(slot string) error { *m.set = append(*m.set, slot); return nil }
 
+func (mute) IsDefault(string) (bool, error) { return false, errCut }
+
 func TestDefaultThatNobodyTells(t *testing.T) {
 	d, set := inBoth(), []string(nil)
 	m := d.machine()

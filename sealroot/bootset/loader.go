@@ -18,10 +18,18 @@ type Place interface {
 	SetDefault(slot string) error
 }
 
-// chooser is a place for which "nothing to be set" and "starts the slot" are two
+// Chooser is a place for which "nothing to be set" and "starts the slot" are two
 // things.
-type chooser interface {
+type Chooser interface {
+	Place
 	Starts(slot string) (bool, error)
+}
+
+// BootLoader takes the one-shot and the default, and tells its default.
+type BootLoader interface {
+	slots.Loader
+	// IsDefault says whether the slot is started without a one-shot.
+	IsDefault(slot string) (bool, error)
 }
 
 // Loader is the loader of this boot and all places that are to name the same
@@ -32,7 +40,7 @@ type Loader struct {
 	Changed    func(place, slot string) // told of each place that was changed; may be nil
 }
 
-var _ slots.Loader = Loader{}
+var _ BootLoader = Loader{}
 
 // SetDefault sets each place that does not start the slot yet, in their order.
 // A place that fails does not keep the others from being set: each one is
@@ -63,7 +71,7 @@ func (l Loader) IsDefault(slot string) (bool, error) {
 		return false, nil
 	}
 	first := l.Places[0]
-	if c, ok := first.(chooser); ok {
+	if c, ok := first.(Chooser); ok {
 		return c.Starts(slot)
 	}
 	return first.IsDefault(slot)

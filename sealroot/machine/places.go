@@ -70,6 +70,8 @@ type loaderDefault struct {
 	conf loaderConf
 }
 
+var _ bootset.Chooser = loaderDefault{}
+
 // Name names the loader.
 func (loaderDefault) Name() string { return live.LoaderSystemdBoot }
 

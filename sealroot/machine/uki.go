@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"sealroot/sealroot/bootset"
 	"sealroot/slots/efi"
 	"sealroot/slots/esp"
 )
@@ -19,6 +20,8 @@ type espDir interface {
 // fallbackFile is EFI/BOOT/BOOTX64.EFI, what firmware without boot entries
 // starts: a copy of the committed slot's unified kernel image.
 type fallbackFile struct{ dir espDir }
+
+var _ bootset.Chooser = fallbackFile{}
 
 // Name names the file.
 func (fallbackFile) Name() string { return esp.Fallback }

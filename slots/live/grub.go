@@ -118,6 +118,8 @@ func (g grubStore) Save(want []slots.Slot) error {
 	return g.esp.grubenv(true, func(f grubenv.File) error { return g.at(f).Save(want) })
 }
 
+var _ fallbackTeller = grubStore{}
+
 // TellFallback sets BOOT_FELL_BACK, where the scheme has it.
 func (g grubStore) TellFallback() error {
 	if g.scheme != grubenv.Darch {

@@ -50,12 +50,15 @@ type Kept struct {
 	Loader slots.Loader
 }
 
+// fallbackTeller is a store with a word for a fallback.
+type fallbackTeller interface{ TellFallback() error }
+
 // TellFallback tells those who read the store's own variables that this boot is
 // a fallback, where the store has a word for it (BOOT_FELL_BACK of darch's
 // author). It is called in the boot that tells the fallback; the boot loader
 // takes the word back at its next start.
 func (k Kept) TellFallback() error {
-	if t, ok := k.Store.(interface{ TellFallback() error }); ok {
+	if t, ok := k.Store.(fallbackTeller); ok {
 		return t.TellFallback()
 	}
 	return nil
