@@ -6,6 +6,7 @@ import (
 	"os"
 
 	"sealroot/init/config"
+	"sealroot/init/report"
 	"sealroot/mount"
 	"sealroot/slots"
 	"sealroot/state"
@@ -53,7 +54,7 @@ func (b *boot) degrade(cause error) error {
 	b.warn("DEGRADED: nothing written to /var, /home and /etc will survive a restart: %v", cause)
 	b.report.Degraded = true
 	b.giveBack() // a degraded system cannot be committed, and the slot is not to blame
-	b.report.State.Unlocked, b.report.State.Pinned = "degraded", ""
+	b.report.State.Unlocked, b.report.State.Pinned = report.UnlockedDegraded, ""
 	return b.volatileState("degraded")
 }
 

@@ -97,10 +97,10 @@ func (b *boot) findDisk(ctx context.Context) error {
 	}
 	b.renewGUIDs()
 	b.report.Disk = report.Disk{
-		Device: b.disk.Block.Node, GUID: b.disk.Table.Disk.String(), FoundBy: "loader", BootPartition: b.disk.LoadedFrom(),
+		Device: b.disk.Block.Node, GUID: b.disk.Table.Disk.String(), FoundBy: report.FoundByLoader, BootPartition: b.disk.LoadedFrom(),
 	}
 	if want == "" {
-		b.report.Disk.FoundBy = "only-candidate"
+		b.report.Disk.FoundBy = report.FoundAlone
 	}
 	b.report.BootPath = string(b.fw.path(b.grub()))
 	b.sys.Log.Info("boot disk %s; %s", b.disk.Block.Node, b.fw.path(b.grub()).describe())

@@ -1,14 +1,16 @@
 package boot
 
+import "sealroot/init/report"
+
 // bootPath is a row of the table of boot paths in DESIGN and README: who
 // vouches for the initramfs.
 type bootPath string
 
 const (
-	pathUKISecureBoot bootPath = "uki-secure-boot" // firmware; PCR 7 and 11
-	pathUKI           bootPath = "uki"             // PCR 4 and 11
-	pathGRUBEFI       bootPath = "grub-efi"        // PCR 8 and 9
-	pathUnmeasured    bootPath = "unmeasured"      // nobody
+	pathUKISecureBoot bootPath = report.PathUKISecureBoot
+	pathUKI           bootPath = report.PathUKI
+	pathGRUBEFI       bootPath = report.PathGRUBEFI
+	pathUnmeasured    bootPath = report.PathUnmeasured
 )
 
 // firmware is what the firmware and the loader told about themselves.

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sealroot/init/config"
+	"sealroot/init/report"
 	"sealroot/slots"
 	"sealroot/state"
 	"sealroot/state/luks2"
@@ -70,7 +71,7 @@ func (b *boot) firstBoot(ctx context.Context) error {
 		return stateError(createReason(err), "cannot create the encrypted volume: %w", err)
 	}
 	b.volume.volume = v
-	b.report.State.Unlocked = "created"
+	b.report.State.Unlocked = report.UnlockedCreated
 	b.sys.Log.Info("state: created, %d MiB reserved", v.Reserved>>20)
 	b.keepPin(ctx, v.KeyID)
 	b.identify(ctx, v)
@@ -274,14 +275,14 @@ func fillVolume(root *os.File, recovery []byte) error {
 // recoveryState tells what status nags about.
 func recoveryState(h *luks2.Header, volumeRoot string) string {
 	for _, t := range h.Tokens() {
-		if t.Type != "systemd-recovery" {
+		if t.Type != luks2.RecoveryTokenType {
 			continue
 		}
 		var st unix.Stat_t
 		if unix.Lstat(filepath.Join(volumeRoot, privateDir, recoveryFile), &st) == nil {
-			return "waiting-to-be-shown"
+			return report.RecoveryWaiting
 		}
-		return "enrolled"
+		return report.RecoveryEnrolled
 	}
-	return "none"
+	return report.RecoveryNone
 }

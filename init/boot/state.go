@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sealroot/init/config"
+	"sealroot/init/report"
 	"sealroot/mount"
 	"sealroot/mount/kmod"
 	"sealroot/slots"
@@ -47,7 +48,7 @@ func (b *boot) openState(ctx context.Context) error {
 		return err
 	}
 	if b.cfg.State.Create == config.CreateNone {
-		b.report.State.Unlocked = config.CreateNone
+		b.report.State.Unlocked = report.UnlockedNone
 		return b.volatileState(config.CreateNone)
 	}
 	if err := b.loader.LoadGroup(ctx, kmod.GroupState); err != nil {
@@ -209,7 +210,7 @@ func (b *boot) setMarks(ctx context.Context, v *state.Volume) {
 	ctx, cancel := context.WithTimeout(ctx, tpmTime)
 	defer cancel()
 	_, set, err := b.tpm.dev.ReadMark(ctx)
-	if anew := b.report.State.Unlocked == "created" || b.report.State.Pinned == pinnedAnew; err == nil && set && !anew {
+	if anew := b.report.State.Unlocked == report.UnlockedCreated || b.report.State.Pinned == pinnedAnew; err == nil && set && !anew {
 		return
 	}
 	var mark tpm.Mark

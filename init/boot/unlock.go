@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"sealroot/init/config"
+	"sealroot/init/report"
 	"sealroot/state"
 	"sealroot/state/luks2"
 	"sealroot/state/tpm"
@@ -75,7 +76,7 @@ func (b *boot) unlockByTPM(ctx context.Context, h *luks2.Header) []byte {
 			b.attempt("tpm2, token %d: %v", t.ID, err)
 			continue
 		}
-		b.report.State.Unlocked, b.report.State.Token, b.report.State.Keyslot = "tpm2", t.ID, keyslot
+		b.report.State.Unlocked, b.report.State.Token, b.report.State.Keyslot = report.UnlockedTPM2, t.ID, keyslot
 		b.sys.Log.Info("state: unlocked by the TPM (token %d)", t.ID)
 		return key
 	}
@@ -206,13 +207,13 @@ func (b *boot) tryLine(h *luks2.Header, line []byte, budget *luks2.Budget) (key 
 			key := b.tryKeyslots(h, h.MayHoldRecovery(), pass, budget)
 			clear(pass)
 			if key != nil {
-				return key, "recovery-key"
+				return key, report.UnlockedRecoveryKey
 			}
 		}
 	}
 	if slices.Contains(b.cfg.State.Unlock, config.UnlockPassphrase) {
 		if key := b.tryKeyslots(h, anyKeyslot, line, budget); key != nil {
-			return key, "passphrase"
+			return key, report.UnlockedPassphrase
 		}
 	}
 	return nil, ""

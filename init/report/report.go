@@ -24,7 +24,7 @@ type Report struct {
 	Version string `json:"version"`
 	Build   string `json:"build"`
 
-	BootPath string    `json:"boot_path"` // row of the table in README: uki-secure-boot, uki, grub-efi, unmeasured
+	BootPath string    `json:"boot_path"` // row of the table in README: PathUKISecureBoot and so on
 	Disk     Disk      `json:"disk"`
 	Slot     Slot      `json:"slot"`
 	Root     Root      `json:"root"`
@@ -52,7 +52,7 @@ type Report struct {
 type Disk struct {
 	Device  string `json:"device"` // e.g. /dev/vda
 	GUID    string `json:"guid"`
-	FoundBy string `json:"found_by"` // loader (partition UUID given by the loader) or only-candidate
+	FoundBy string `json:"found_by"` // FoundByLoader, FoundAlone
 	// BootPartition is the UUID that the partition named by the loader has: in the
 	// first boot of a disk the loader named another one, see boot.new_guids.
 	BootPartition string `json:"boot_partition,omitempty"`
@@ -84,13 +84,13 @@ type Root struct {
 
 // State is how the encrypted volume was found.
 type State struct {
-	// Unlocked: tpm2, recovery-key, passphrase, created, degraded.
+	// Unlocked: UnlockedTPM2 and so on.
 	Unlocked      string   `json:"unlocked"`
 	Keyslot       int      `json:"keyslot"`
 	Token         int      `json:"token"` // -1 when none was used
 	UUID          string   `json:"uuid,omitempty"`
 	Attempts      []string `json:"attempts,omitempty"` // what was tried before and why it failed
-	Recovery      string   `json:"recovery,omitempty"` // none, enrolled, waiting-to-be-shown
+	Recovery      string   `json:"recovery,omitempty"` // RecoveryNone, RecoveryEnrolled, RecoveryWaiting
 	ReservedBytes int64    `json:"reserved_bytes,omitempty"`
 	// Pinned tells whether the TPM has this volume for the machine's: yes; anew,
 	// since this boot, for a person opened it; no. Empty where the state is not

@@ -31,7 +31,7 @@ type firmware struct {
 // the way it was started tells the loader. Members of a newer configuration are
 // ignored: PID 1 has accepted it.
 func chosen(c config.Config, boot report.Report, fw firmware) live.Choice {
-	byFirmware := boot.BootPath == "uki" || boot.BootPath == "uki-secure-boot"
+	byFirmware := boot.BootPath == report.PathUKI || boot.BootPath == report.PathUKISecureBoot
 	choice := live.Choice{Store: string(c.Boot.Store), Loader: string(c.Boot.Loader), UEFI: fw.vars, Refill: refill(c)}
 	choice.Discoverable = c.Root.Partitions == config.PartitionsDiscoverable
 	if choice.Store == "" {
@@ -44,7 +44,7 @@ func chosen(c config.Config, boot report.Report, fw firmware) live.Choice {
 	}
 	// A kernel that a virtual machine loaded directly: the report knows neither
 	// a slot it was loaded for nor a disk that a loader named.
-	choice.Direct = !byFirmware && (boot.Slot.Loaded == "" || boot.Disk.FoundBy != "loader")
+	choice.Direct = !byFirmware && (boot.Slot.Loaded == "" || boot.Disk.FoundBy != report.FoundByLoader)
 	if choice.Loader != live.LoaderGRUB && fw.efi && !fw.vars {
 		choice.Direct = false // it was loaded from the disk, and nobody can say so
 	}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"sealroot/init/config"
+	"sealroot/init/report"
 	"sealroot/state/tpm/predict"
 )
 
@@ -28,7 +29,7 @@ func (m *Machine) Image() (predict.Image, error) {
 	if im.RootPCR == 0 {
 		im.RootPCR = config.DefaultMeasurePCR
 	}
-	if m.boot.BootPath != "uki" && m.boot.BootPath != "uki-secure-boot" {
+	if m.boot.BootPath != report.PathUKI && m.boot.BootPath != report.PathUKISecureBoot {
 		return im, nil
 	}
 	slot, err := m.Loaded()

@@ -21,12 +21,11 @@ const Schema = 1
 // Recovery is what is known of the recovery key.
 type Recovery string
 
-// The values of Recovery.
+// The values of Recovery; "" is unknown.
 const (
-	RecoveryUnknown  Recovery = ""
-	RecoveryNone     Recovery = "none"
-	RecoveryEnrolled Recovery = "enrolled"
-	RecoveryWaiting  Recovery = "waiting-to-be-shown"
+	RecoveryNone     Recovery = report.RecoveryNone
+	RecoveryEnrolled Recovery = report.RecoveryEnrolled
+	RecoveryWaiting  Recovery = report.RecoveryWaiting
 )
 
 // Input is what was read; each part may be missing, with the reason.

@@ -105,13 +105,13 @@ func tries(n int) string {
 // meaning says what a row of the table of boot paths protects.
 func meaning(path string) string {
 	switch path {
-	case "uki-secure-boot":
+	case report.PathUKISecureBoot:
 		return "the firmware vouches for what boots; a thief who edits the disk cannot read the state or exchange the image (he can put a state volume of his own in its place: docs/security.md)"
-	case "uki":
+	case report.PathUKI:
 		return "the TPM tells what boots; a thief who edits the disk cannot read the state, but can run something else"
-	case "grub-efi":
+	case report.PathGRUBEFI:
 		return "GRUB measures what boots (PCR 8 and 9), but nothing here is sealed to that: as on a BIOS machine, verity protects against accidents, not against a thief who edits the disk"
-	case "unmeasured":
+	case report.PathUnmeasured:
 		return "nobody vouches for what boots: verity protects against accidents, not against a thief who edits the disk"
 	}
 	return "not known to this version of sealroot"
@@ -119,9 +119,9 @@ func meaning(path string) string {
 
 func foundBy(how string) string {
 	switch how {
-	case "loader":
+	case report.FoundByLoader:
 		return "what the boot loader told"
-	case "only-candidate":
+	case report.FoundAlone:
 		return "being the only disk with slots"
 	}
 	return cmp.Or(how, "unknown means")
@@ -171,29 +171,29 @@ func (s Status) stateRows(row func(name, format string, args ...any)) {
 // accepted says that nobody vouches for what the TPM gives the key to.
 func accepted(r *report.Report) bool {
 	literal := config.TPM2{PCRs: r.TPM.PCRs}
-	return r.BootPath == "unmeasured" || r.BootPath == "grub-efi" ||
-		r.TPM.Policy == config.PolicyPCRs && !literal.LiteralBacked(r.BootPath == "uki-secure-boot")
+	return r.BootPath == report.PathUnmeasured || r.BootPath == report.PathGRUBEFI ||
+		r.TPM.Policy == config.PolicyPCRs && !literal.LiteralBacked(r.BootPath == report.PathUKISecureBoot)
 }
 
 // sealed says that the TPM holds a key of the state.
 func sealed(r *report.Report) bool {
-	return r.TPM.Policy != "" || len(r.TPM.PCRs) > 0 || r.State.Unlocked == "tpm2"
+	return r.TPM.Policy != "" || len(r.TPM.PCRs) > 0 || r.State.Unlocked == report.UnlockedTPM2
 }
 
 func unlocked(s report.State) string {
 	var text string
 	switch s.Unlocked {
-	case "tpm2":
+	case report.UnlockedTPM2:
 		text = "unlocked by the TPM"
-	case "recovery-key":
+	case report.UnlockedRecoveryKey:
 		text = "unlocked with the recovery key"
-	case "passphrase":
+	case report.UnlockedPassphrase:
 		text = "unlocked with a passphrase"
-	case "created":
+	case report.UnlockedCreated:
 		return "created in this boot" + size(s)
-	case "none":
+	case report.UnlockedNone:
 		return "none: everything is in memory, as the configuration has it"
-	case "degraded":
+	case report.UnlockedDegraded:
 		return "NOT OPEN: this boot is degraded"
 	default:
 		return cmp.Or(s.Unlocked, "none")

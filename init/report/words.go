@@ -1,0 +1,33 @@
+package report
+
+// Words of Report.BootPath: who vouches for the initramfs.
+const (
+	PathUKISecureBoot = "uki-secure-boot" // firmware; PCR 7 and 11
+	PathUKI           = "uki"             // PCR 4 and 11
+	PathGRUBEFI       = "grub-efi"        // PCR 8 and 9
+	PathUnmeasured    = "unmeasured"      // nobody
+)
+
+// Words of Disk.FoundBy.
+const (
+	FoundByLoader = "loader"         // its partition UUID
+	FoundAlone    = "only-candidate" // it is the only disk with slots
+)
+
+// Words of State.Unlocked. The first three are those of the configuration
+// (state.unlock), as is UnlockedNone (state.create).
+const (
+	UnlockedTPM2        = "tpm2"
+	UnlockedRecoveryKey = "recovery-key"
+	UnlockedPassphrase  = "passphrase"
+	UnlockedNone        = "none"     // no volume: everything is in memory
+	UnlockedCreated     = "created"  // the volume was made in this boot
+	UnlockedDegraded    = "degraded" // not open; everything is in memory
+)
+
+// Words of State.Recovery.
+const (
+	RecoveryNone     = "none"
+	RecoveryEnrolled = "enrolled"
+	RecoveryWaiting  = "waiting-to-be-shown" // and the key is kept in the volume
+)
