@@ -23,8 +23,8 @@ import (
 // Places that PID 1 uses while it works.
 const (
 	newRoot      = "/sysroot"
-	runDir       = "/run/sealroot"
-	espDir       = runDir + "/esp"
+	runDir       = report.Dir
+	espDir       = report.ESP
 	stateDir     = newRoot + "/state"
 	encryptedDir = stateDir + "/encrypted"
 )

@@ -40,24 +40,13 @@ func (b *boot) publish(context.Context) error {
 	return b.writeReport()
 }
 
-// What the running system finds beside the report.
-const (
-	// runConfig is the configuration, byte for byte as the boot path vouched for.
-	runConfig = runDir + "/config.json"
-	// trialMark and fellBackMark are files, so that a systemd unit can have them
-	// as a condition.
-	trialMark    = runDir + "/trial"
-	fellBackMark = runDir + "/fell-back"
-	// eagerMark names the device of the root, which sealroot check is to read.
-	eagerMark = runDir + "/eager-check"
-	// deadlineDropIn gives the timer of the commit deadline its time.
-	deadlineDropIn = "/run/systemd/system/sealroot-deadline.timer.d/deadline.conf"
-)
+// deadlineDropIn gives the timer of the commit deadline its time.
+const deadlineDropIn = "/run/systemd/system/sealroot-deadline.timer.d/deadline.conf"
 
 // leaveTrust hands on what install and verify check against: the initramfs is
 // gone by then.
 func (b *boot) leaveTrust() error {
-	if err := writeFile(runConfig, b.cfgText); err != nil {
+	if err := writeFile(report.Config, b.cfgText); err != nil {
 		return err
 	}
 	for _, role := range b.cfg.RootRoles() {
@@ -78,7 +67,7 @@ func (b *boot) leaveTrust() error {
 // that it stands in for another slot.
 func (b *boot) leaveMarks() error {
 	if f := b.report.FellBack; f != nil {
-		if err := writeFile(fellBackMark, []byte("slot "+f.From+": "+f.Reason+"\n")); err != nil {
+		if err := writeFile(report.FellBack, []byte("slot "+f.From+": "+f.Reason+"\n")); err != nil {
 			return err
 		}
 		if err := (live.Kept{Store: b.slots.store}).TellFallback(); err != nil {
@@ -91,14 +80,14 @@ func (b *boot) leaveMarks() error {
 	}
 	for _, m := range b.report.Mounts {
 		if b.cfg.Boot.EagerCheck && m.Where == "/" {
-			if err := writeFile(eagerMark, []byte(m.What+"\n")); err != nil {
+			if err := writeFile(report.EagerCheck, []byte(m.What+"\n")); err != nil {
 				return err
 			}
 		}
 	}
 	deadline := time.Duration(b.cfg.Boot.CommitDeadline)
 	b.report.CommitDeadlineSeconds = int(deadline / time.Second)
-	if err := writeFile(trialMark, []byte(b.report.Slot.Name+"\n")); err != nil {
+	if err := writeFile(report.Trial, []byte(b.report.Slot.Name+"\n")); err != nil {
 		return err
 	}
 	var now unix.Timespec

@@ -4,13 +4,6 @@ package report
 
 import "encoding/json"
 
-// Path is where PID 1 leaves the report.
-const Path = "/run/sealroot/boot.json"
-
-// RootCertificates is the folder in which PID 1 leaves the certificates that it
-// trusts for root images.
-const RootCertificates = "/run/sealroot/verity.d/root"
-
 // Schema is the version of the report's format.
 const Schema = 1
 

@@ -14,9 +14,6 @@ import (
 	"sealroot/slots/live"
 )
 
-// configPath is where PID 1 leaves the measured configuration.
-const configPath = "/run/sealroot/config.json"
-
 // maxConfig bounds what is read of it.
 const maxConfig = 1 << 20
 

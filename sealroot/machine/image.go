@@ -21,7 +21,7 @@ func (m *Machine) Image() (predict.Image, error) {
 	if err != nil || len(hash) == 0 {
 		return predict.Image{}, fmt.Errorf("the boot report has root hash %q", m.boot.Root.RootHash)
 	}
-	c, err := readConfig(configPath)
+	c, err := readConfig(report.Config)
 	if err != nil {
 		return predict.Image{}, err
 	}

@@ -42,7 +42,7 @@ const maxImages = 1000
 
 // espMount is where the ESP is mounted while it is needed by a command that holds
 // the lock; others have a place each, beginning so.
-const espMount = "/run/sealroot/esp"
+const espMount = report.ESP
 
 // efiVars is where systems mount efivarfs.
 const efiVars = "/sys/firmware/efi/efivars"
@@ -83,7 +83,7 @@ func Open(boot report.Report, locked bool) (*Machine, error) {
 	}
 	_, noEFI := os.Stat(filepath.Dir(efiVars))
 	_, noVars := os.Stat(efiVars)
-	c, err := readConfig(configPath)
+	c, err := readConfig(report.Config)
 	if err != nil {
 		return nil, err
 	}

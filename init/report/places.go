@@ -1,0 +1,25 @@
+package report
+
+// Dir is the folder of what PID 1 leaves for the running system, and of what the
+// command sealroot keeps until the machine stops.
+const Dir = "/run/sealroot"
+
+const (
+	// Path is where PID 1 leaves the report.
+	Path = Dir + "/boot.json"
+	// Config is the configuration, byte for byte as the boot path vouched for.
+	Config = Dir + "/config.json"
+	// RootCertificates is the folder with the certificates that PID 1 trusts for
+	// root images.
+	RootCertificates = Dir + "/verity.d/root"
+	// Trial and FellBack are files, so that a systemd unit can have them as a
+	// condition: the slot that runs is on trial; another one should have run.
+	Trial    = Dir + "/trial"
+	FellBack = Dir + "/fell-back"
+	// EagerCheck names the device of the root, which sealroot check is to read.
+	EagerCheck = Dir + "/eager-check"
+	// ESP is where the EFI system partition is mounted while it is needed.
+	ESP = Dir + "/esp"
+	// Lock is the file that commands lock which write.
+	Lock = Dir + "/lock"
+)
