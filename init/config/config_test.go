@@ -71,6 +71,8 @@ func TestValidate(t *testing.T) {
 		{"name_as_path", func(c *Config) { c.Name = "../x" }, []string{"name"}},
 		{"version_with_space", func(c *Config) { c.Version = "1 2" }, []string{"version"}},
 		{"security_version_negative", func(c *Config) { c.SecurityVersion = -1 }, []string{"security_version"}},
+		{"security_version_highest", func(c *Config) { c.SecurityVersion = 1<<31 - 1 }, nil},
+		{"security_version_too_high", func(c *Config) { c.SecurityVersion = 1 << 31 }, []string{"security_version"}},
 		{"build_unknown", func(c *Config) { c.Build = "debug" }, []string{"build"}},
 		{"loader_unknown", func(c *Config) { c.Boot.Loader = "lilo" }, []string{"boot.loader"}},
 		{"store_unknown", func(c *Config) { c.Boot.Store = "uboot" }, []string{"boot.store"}},

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"sealroot/verity/osrelease"
 )
 
 // Validate checks a configuration that has its defaults. It returns nil or
@@ -74,7 +76,7 @@ func (v *validator) identity(c *Config) {
 	if !wordOf(c.Version, 64, letters+"._-~^+") {
 		v.add("version", "use letters, digits and . _ - ~ ^ +", "%.80q is not a version", c.Version)
 	}
-	if c.SecurityVersion < 0 || c.SecurityVersion > 1<<30 {
+	if c.SecurityVersion < 0 || c.SecurityVersion > osrelease.MaxSecurityVersion {
 		v.add("security_version", "count from 0 upwards", "%d is out of range", c.SecurityVersion)
 	}
 	v.oneOf("build", string(c.Build), []string{string(Production), string(Development)}, nil)

@@ -35,6 +35,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"sealroot/verity/osrelease"
 )
 
 // The files of a set that are no parts.
@@ -187,7 +189,7 @@ func (m Manifest) check() error {
 		return fmt.Errorf("%w: name %.80q", ErrFormat, m.Name)
 	case !word(m.Version, 64, "._-~^+"):
 		return fmt.Errorf("%w: version %.80q", ErrFormat, m.Version)
-	case m.SecurityVersion < 0 || m.SecurityVersion > 1<<31-1:
+	case m.SecurityVersion < 0 || m.SecurityVersion > osrelease.MaxSecurityVersion:
 		return fmt.Errorf("%w: security_version %d", ErrFormat, m.SecurityVersion)
 	case !word(m.Architecture, 32, "_-"):
 		return fmt.Errorf("%w: architecture %.40q", ErrFormat, m.Architecture)

@@ -17,6 +17,10 @@ const MaxSize = 64 << 10
 // Path is the file inside a root.
 const Path = "usr/lib/os-release"
 
+// MaxSecurityVersion bounds SEALROOT_SECURITY_VERSION, whoever writes or reads it:
+// 31 bits, as the rollback floor holds.
+const MaxSecurityVersion = 1<<31 - 1
+
 // ErrFormat means that the file is not a list of NAME=value lines.
 var ErrFormat = errors.New("not an os-release file")
 
@@ -60,8 +64,8 @@ func Parse(content []byte) (Release, error) {
 		case "PRETTY_NAME":
 			r.PrettyName = value
 		case "SEALROOT_SECURITY_VERSION":
-			n, err := strconv.ParseUint(value, 10, 31)
-			if err != nil {
+			n, err := strconv.ParseUint(value, 10, 32)
+			if err != nil || n > MaxSecurityVersion {
 				return Release{}, fmt.Errorf("cannot read SEALROOT_SECURITY_VERSION %q as a small integer: %w", value, ErrFormat)
 			}
 			r.SecurityVersion = int(n)

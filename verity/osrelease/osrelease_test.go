@@ -20,6 +20,8 @@ func TestParse(t *testing.T) {
 		{"empty", "", Release{}, nil},
 		{"no_equals_sign", "IMAGE_ID", Release{}, ErrFormat},
 		{"open_quote", `IMAGE_ID="a`, Release{}, ErrFormat},
+		{"highest_security_version", "SEALROOT_SECURITY_VERSION=2147483647", Release{SecurityVersion: 1<<31 - 1}, nil},
+		{"security_version_too_high", "SEALROOT_SECURITY_VERSION=2147483648", Release{}, ErrFormat},
 		{"negative_security_version", "SEALROOT_SECURITY_VERSION=-1", Release{}, ErrFormat},
 		{"nul", "IMAGE_ID=a\x00", Release{}, ErrFormat},
 		{"too_large", strings.Repeat("#", MaxSize+1), Release{}, ErrFormat},
