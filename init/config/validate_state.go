@@ -5,6 +5,8 @@ import (
 	"path"
 	"slices"
 	"strings"
+
+	"sealroot/state/binds"
 )
 
 func (v *validator) state(c *Config) {
@@ -217,7 +219,7 @@ func isSource(p string) bool {
 		return false
 	}
 	for _, part := range strings.Split(p, "/") {
-		if strings.HasPrefix(part, ".") || part == "lost+found" || part == "encrypted.img" {
+		if part != "encrypted" && binds.NeverBound(part) {
 			return false
 		}
 	}
@@ -230,8 +232,7 @@ func isTarget(p string) bool {
 	if !isClean(p) || p == "/etc" {
 		return false
 	}
-	first, _, _ := strings.Cut(p[1:], "/")
-	return !slices.Contains([]string{"dev", "proc", "sys", "run", "state", "sysroot"}, first)
+	return !binds.Reserved(p) && p != "/sysroot" && !strings.HasPrefix(p, "/sysroot/")
 }
 
 func isClean(p string) bool {

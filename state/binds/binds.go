@@ -48,7 +48,7 @@ func Names(entries []string) ([]Bind, []Problem) {
 	var problems []Problem
 	byTarget := map[string]string{}
 	for _, name := range inOrder(entries) {
-		if neverBound(name) {
+		if NeverBound(name) {
 			continue
 		}
 		to, err := target(name)
@@ -104,7 +104,9 @@ func inOrder(entries []string) []string {
 	return sorted
 }
 
-func neverBound(name string) bool {
+// NeverBound says that a directory of this name is passed over: it is of the file
+// system, of sealroot, or hidden.
+func NeverBound(name string) bool {
 	return name == "lost+found" || name == "encrypted" || name == "encrypted.img" || strings.HasPrefix(name, ".")
 }
 
@@ -117,12 +119,16 @@ func target(name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	for _, r := range reserved {
-		if to == r || strings.HasPrefix(to, r+"/") {
-			return "", fmt.Errorf("%s belongs to the system", to)
-		}
+	if Reserved(to) {
+		return "", fmt.Errorf("%s belongs to the system", to)
 	}
 	return to, nil
+}
+
+// Reserved says that the path, absolute and clean, is in a place that PID 1 mounts
+// itself.
+func Reserved(path string) bool {
+	return slices.ContainsFunc(reserved, func(r string) bool { return path == r || strings.HasPrefix(path, r+"/") })
 }
 
 // unescape is systemd's path unescaping (systemd.unit(5), "systemd-escape
