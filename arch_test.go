@@ -61,7 +61,7 @@ var allowed = map[string][]string{
 	"slots/manifest":  {"verity"},
 	"publickey":       {},
 	"verity":          {"publickey"},
-	"init/config":     {"verity", "state/binds"},
+	"init/config":     {"verity", "slots", "state/binds"},
 	"init/cmdline":    {"verity"},
 	"init/report":     {},
 	"state/luks2":     {},

@@ -5,6 +5,8 @@ import (
 	"path"
 	"slices"
 	"time"
+
+	"sealroot/slots"
 )
 
 // WithDefaults returns the configuration with each missing key at its default
@@ -13,7 +15,7 @@ import (
 func (c Config) WithDefaults() Config {
 	set(&c.Boot.Store, StoreGPT)
 	if c.Boot.Tries == 0 {
-		c.Boot.Tries = 3
+		c.Boot.Tries = slots.DefaultTries
 	}
 	if c.Boot.NewGUIDs == "" {
 		c.Boot.NewGUIDs = NewGUIDsFirstBoot

@@ -8,6 +8,7 @@ import (
 	"reflect"
 
 	"sealroot/init/config"
+	"sealroot/slots"
 )
 
 // set is a slot that is filled.
@@ -115,10 +116,10 @@ func (b *Builder) sets(ctx context.Context, o Options, work string) ([]set, erro
 }
 
 func triesOf(o Options) int {
-	if o.B != nil && o.B.Config.Boot.Tries > 0 {
-		return o.B.Config.Boot.Tries
+	if o.B == nil {
+		return slots.DefaultTries
 	}
-	return 3
+	return o.B.Config.WithDefaults().Boot.Tries
 }
 
 // count collects the files of the ESP and adds up what everything needs.

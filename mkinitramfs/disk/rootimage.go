@@ -22,12 +22,7 @@ const (
 	erofs    = "erofs"
 )
 
-func filesystemOf(in SlotInput) string {
-	if fs := in.Config.Root.Filesystem; fs != "" {
-		return fs
-	}
-	return squashfs
-}
+func filesystemOf(in SlotInput) string { return in.Config.WithDefaults().Root.Filesystem }
 
 // imagePrograms are the helper programs that make a root image.
 func imagePrograms(fs string) []string {

@@ -66,17 +66,14 @@ func For(cfg *config.Config) ([]Want, error) {
 		wants = append(wants, Want{normalize(m), kmod.GroupDriver, false})
 	}
 
-	fs := cfg.Root.Filesystem
-	if fs == "" {
-		fs = "squashfs"
-	}
+	whole := cfg.WithDefaults()
 	if cfg.Root.Verity.Algorithm == "sha512" {
 		// Kernels need sha256 for themselves; this one is a module, called
 		// sha512_generic up to 6.16, and nobody loads it on demand here.
 		wants = append(wants, Want{"sha512_ssse3", kmod.GroupDriver, true}, Want{"sha512_generic", kmod.GroupRoot, true}, Want{"sha512", kmod.GroupRoot, true})
 	}
-	wants = append(wants, Want{"dm_verity", kmod.GroupRoot, false}, Want{fs, kmod.GroupRoot, false}, Want{"overlay", kmod.GroupRoot, false})
-	wants = append(wants, stateWants(cfg)...)
+	wants = append(wants, Want{"dm_verity", kmod.GroupRoot, false}, Want{whole.Root.Filesystem, kmod.GroupRoot, false}, Want{"overlay", kmod.GroupRoot, false})
+	wants = append(wants, stateWants(whole)...)
 	return append(wants,
 		Want{"vfat", kmod.GroupHint, false},
 		// FAT needs its code page and its character set as modules; which ones
@@ -88,11 +85,7 @@ func For(cfg *config.Config) ([]Want, error) {
 }
 
 // stateWants returns what the encrypted volume needs.
-func stateWants(cfg *config.Config) []Want {
-	fs := cfg.State.Filesystem
-	if fs == "" {
-		fs = "ext4"
-	}
+func stateWants(cfg config.Config) []Want {
 	wants := []Want{
 		{"loop", kmod.GroupState, false},
 		{"aesni_intel", kmod.GroupDriver, true},
@@ -100,7 +93,7 @@ func stateWants(cfg *config.Config) []Want {
 		{"dm_crypt", kmod.GroupState, false},
 		{"ext4", kmod.GroupState, false}, // the outer file system
 	}
-	if fs != "ext4" {
+	if fs := cfg.State.Filesystem; fs != "ext4" {
 		wants = append(wants, Want{fs, kmod.GroupState, false})
 	}
 	return wants

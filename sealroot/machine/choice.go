@@ -10,7 +10,6 @@ import (
 
 	"sealroot/init/config"
 	"sealroot/init/report"
-	"sealroot/slots"
 	"sealroot/slots/live"
 )
 
@@ -31,9 +30,6 @@ func chosen(c config.Config, boot report.Report, fw firmware) live.Choice {
 	byFirmware := boot.BootPath == report.PathUKI || boot.BootPath == report.PathUKISecureBoot
 	choice := live.Choice{Store: string(c.Boot.Store), Loader: string(c.Boot.Loader), UEFI: fw.vars, Refill: refill(c)}
 	choice.Discoverable = c.Root.Partitions == config.PartitionsDiscoverable
-	if choice.Store == "" {
-		choice.Store = live.StoreGPT
-	}
 	if choice.Loader == "" && byFirmware {
 		choice.Loader = live.LoaderUKI
 	} else if choice.Loader == "" {
@@ -53,22 +49,14 @@ func refill(c config.Config) int {
 	if !c.Boot.Recount {
 		return 0
 	}
-	return tries(c)
-}
-
-// tries is how often a new slot is booted without a commit: boot.tries.
-func tries(c config.Config) int {
-	if c.Boot.Tries == 0 {
-		return slots.DefaultTries
-	}
 	return c.Boot.Tries
 }
 
-// readConfig is the zero value when there is no configuration.
+// readConfig is all defaults when there is no configuration.
 func readConfig(path string) (config.Config, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return config.Config{}, nil
+		return config.Config{}.WithDefaults(), nil
 	}
 	if err != nil {
 		return config.Config{}, fmt.Errorf("cannot read the configuration: %w", err)
@@ -82,5 +70,5 @@ func readConfig(path string) (config.Config, error) {
 	if err != nil {
 		return config.Config{}, fmt.Errorf("cannot read the configuration %s: %w", path, err)
 	}
-	return c, nil
+	return c.WithDefaults(), nil
 }

@@ -83,7 +83,7 @@ func TestRefill(t *testing.T) {
 		{"default", config.Boot{Recount: true}, 3},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if got := refill(config.Config{Boot: c.boot}); got != c.want {
+			if got := refill(config.Config{Boot: c.boot}.WithDefaults()); got != c.want {
 				t.Errorf("got %d, want %d", got, c.want)
 			}
 		})

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"sealroot/init/config"
 	"sealroot/init/report"
 	"sealroot/state/tpm/predict"
 )
@@ -26,9 +25,6 @@ func (m *Machine) Image() (predict.Image, error) {
 		return predict.Image{}, err
 	}
 	im := predict.Image{RootHash: hash, SecurityVersion: m.boot.Root.SecurityVersion, RootPCR: c.Trust.MeasurePCR}
-	if im.RootPCR == 0 {
-		im.RootPCR = config.DefaultMeasurePCR
-	}
 	if m.boot.BootPath != report.PathUKI && m.boot.BootPath != report.PathUKISecureBoot {
 		return im, nil
 	}

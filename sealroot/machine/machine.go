@@ -3,7 +3,6 @@
 package machine
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -53,7 +52,7 @@ type Machine struct {
 	boot       report.Report
 	choice     live.Choice
 	refill     int // tries that a commit gives, with boot.recount
-	tries      int // boot.tries; 0 without a configuration
+	tries      int // boot.tries
 	verity     config.Verity
 	partitions string // root.partitions
 	esp        live.ESP
@@ -88,7 +87,7 @@ func Open(boot report.Report, locked bool) (*Machine, error) {
 		return nil, err
 	}
 	m := &Machine{
-		disk: disk, boot: boot, vars: vars, choice: chosen(c, boot, firmware{noEFI == nil, noVars == nil}), refill: refill(c), tries: tries(c), verity: c.Root.Verity, partitions: cmp.Or(c.Root.Partitions, config.PartitionsLabels),
+		disk: disk, boot: boot, vars: vars, choice: chosen(c, boot, firmware{noEFI == nil, noVars == nil}), refill: refill(c), tries: c.Boot.Tries, verity: c.Root.Verity, partitions: c.Root.Partitions,
 		esp: live.ESP{Disk: disk, Mounter: mounter{mount.Kernel{}, locked}, Dir: espMount},
 	}
 	if m.choice.Discoverable {

@@ -15,6 +15,7 @@ import (
 	"sealroot/mount"
 	"sealroot/mount/blockdev"
 	"sealroot/mount/loop"
+	"sealroot/slots"
 	"sealroot/slots/esp"
 	"sealroot/slots/gpt"
 	"sealroot/slots/grubenv"
@@ -53,7 +54,7 @@ func OpenDisk(path, store string, write bool) (_ *Machine, err error) {
 		return nil, err
 	}
 	m := &Machine{
-		disk: disk, offline: true, release: a.release,
+		disk: disk, offline: true, release: a.release, tries: slots.DefaultTries,
 		esp: live.ESP{Disk: disk, Mounter: mounter{mount.Kernel{}, true}, Dir: a.dir},
 	}
 	err = m.esp.With(false, func(dir string) (err error) {

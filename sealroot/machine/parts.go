@@ -14,7 +14,6 @@ import (
 	"sealroot/mount/blockdev"
 	"sealroot/sealroot/bootset"
 	"sealroot/sealroot/install"
-	"sealroot/slots"
 	"sealroot/slots/esp"
 	"sealroot/slots/gpt"
 	"sealroot/slots/live"
@@ -308,9 +307,4 @@ func (f bootFolder) Publish(slot string, files []install.BootFile) error {
 }
 
 // Tries is how often a new slot is booted without a commit: boot.tries.
-func (m *Machine) Tries() int {
-	if m.tries == 0 {
-		return slots.DefaultTries // of another machine's disk
-	}
-	return m.tries
-}
+func (m *Machine) Tries() int { return m.tries }
