@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"syscall"
+	"time"
 
 	"sealroot/init/boot"
 	"sealroot/mount"
@@ -23,17 +24,21 @@ func main() {
 		fmt.Fprintln(os.Stderr, "sealroot init boots a machine: it runs as PID 1 in the initramfs only (see the sealroot command for a running system)")
 		os.Exit(2)
 	}
+	// If even Fail panics: a kernel panic restarts the machine only after Early.
+	defer func() {
+		if p := recover(); p != nil {
+			fmt.Fprintf(os.Stderr, "sealroot: internal error: %v\n", p)
+			time.Sleep(lastPause)
+			syscall.Reboot(syscall.LINUX_REBOOT_CMD_RESTART)
+		}
+	}()
 	cleanEnvironment()
-	log, err := boot.Early(mount.Kernel{})
-	if err != nil {
-		log = boot.NewLog(os.Stderr)
-	}
-	sys := boot.NewSystem(log, rand.Reader, version)
-	if err == nil {
-		err = run(sys)
-	}
-	boot.Fail(sys, err)
+	sys := boot.NewSystem(boot.NewLog(os.Stderr), rand.Reader, version)
+	boot.Fail(sys, run(sys))
 }
+
+// lastPause is how long the last error can be read.
+const lastPause = 10 * time.Second
 
 // run turns a panic, which in PID 1 would be a kernel panic, into an error. Those
 // in a stage are boot.Run's own, which counts them; here come those at its ends.
@@ -43,6 +48,11 @@ func run(sys *boot.System) (err error) {
 			err = fmt.Errorf("internal error: %v", p)
 		}
 	}()
+	log, err := boot.Early(mount.Kernel{})
+	if err != nil {
+		return err
+	}
+	sys.Log = log
 	return boot.Run(context.Background(), sys)
 }
 
