@@ -61,16 +61,17 @@ var allowed = map[string][]string{
 	"slots/manifest":  {"verity"},
 	"publickey":       {},
 	"verity":          {"publickey"},
-	"init/config":     {"verity", "slots", "state/binds"},
+	"init/config":     {"verity", "slots", "state/binds", "state/layout"},
 	"init/cmdline":    {"verity"},
 	"init/report":     {},
 	"state/luks2":     {},
-	"state/binds":     {},
+	"state/binds":     {"state/layout"},
+	"state/layout":    {},
 	"state/tpm":       {"publickey"},
 	// one kernel facility each
 	"mount":        {},
 	"state/ext4":   {},
-	"state/seed":   {},
+	"state/seed":   {"state/layout"},
 	"init/console": {},
 	// where they meet
 	"slots/live": {"slots", "mount"},
@@ -139,7 +140,7 @@ func TestInitLinksNothingItDoesNotNeed(t *testing.T) {
 func TestPurePackagesMakeNoSystemCalls(t *testing.T) {
 	for _, p := range list(t, "./slots", "./slots/gpt", "./slots/grubenv", "./slots/efi", "./slots/bootlog", "./slots/guid",
 		"./slots/esp", "./slots/statetext", "./slots/bls", "./slots/manifest",
-		"./publickey", "./verity", "./verity/signature", "./verity/osrelease", "./init/config", "./init/cmdline", "./init/report", "./slots/fixed", "./state/binds", "./state/floor", "./state/tpm/pcrsig", "./state/tpm/predict") {
+		"./publickey", "./verity", "./verity/signature", "./verity/osrelease", "./init/config", "./init/cmdline", "./init/report", "./slots/fixed", "./state/binds", "./state/layout", "./state/floor", "./state/tpm/pcrsig", "./state/tpm/predict") {
 		for _, i := range p.Imports {
 			if i == "golang.org/x/sys/unix" || i == "syscall" {
 				t.Errorf("%s imports %s", p.ImportPath, i)

@@ -9,6 +9,7 @@ import (
 	"sealroot/sealroot/install"
 	"sealroot/sealroot/rollbackfloor"
 	"sealroot/slots"
+	"sealroot/state/layout"
 )
 
 // leveller is a machine that knows the security versions of its slots' images.
@@ -18,7 +19,7 @@ type leveller interface {
 }
 
 // volume is the root of the encrypted volume.
-func (e Env) volume() string { return filepath.Join(e.State, "encrypted") }
+func (e Env) volume() string { return filepath.Join(e.State, layout.Volume) }
 
 // floorNow is the rollback floor that counts or was asked for, whichever is
 // higher; 0 on a machine without one.

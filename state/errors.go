@@ -11,13 +11,17 @@
 // never overwritten, re-made or deleted by this package.
 package state
 
-import "errors"
+import (
+	"errors"
+
+	"sealroot/state/layout"
+)
 
 // ImageName is the file's name in the root of the state partition.
-const ImageName = "encrypted.img"
+const ImageName = layout.Image
 
 // MountDir is the directory, beside the file, that the volume is mounted on.
-const MountDir = "encrypted"
+const MountDir = layout.Volume
 
 var (
 	// ErrNoImage: there is no encrypted.img.

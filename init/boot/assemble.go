@@ -17,6 +17,7 @@ import (
 	"sealroot/slots"
 	"sealroot/state"
 	"sealroot/state/binds"
+	"sealroot/state/layout"
 	"sealroot/state/seed"
 )
 
@@ -94,7 +95,7 @@ func etcLayers(mode config.EtcMode, readOnly bool) mount.Overlay {
 	o := mount.Overlay{Lower: []mount.Place{{Root: newRoot, Path: "etc"}}, Attr: mount.NoSUID | mount.NoDev}
 	owners := mount.Place{Root: encryptedDir, Path: "etc"}
 	if mode != config.EtcVolatile && !readOnly {
-		o.Upper, o.Work = owners, mount.Place{Root: encryptedDir, Path: privateDir + "/etc-work"}
+		o.Upper, o.Work = owners, mount.Place{Root: encryptedDir, Path: layout.EtcWork}
 		return o
 	}
 	if mode != config.EtcVolatile {
@@ -119,7 +120,7 @@ func (b *boot) etc(volume *os.File) error {
 		if _, _, err := seed.Into(volume, "etc", nil); err != nil {
 			return stateError(slots.StateDamaged, "cannot make the upper layer of /etc: %w", err)
 		}
-		for _, dir := range []string{privateDir, o.Work.Path} {
+		for _, dir := range []string{layout.Private, o.Work.Path} {
 			if err := unix.Mkdirat(int(volume.Fd()), dir, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
 				return stateError(slots.StateDamaged, "cannot make %s on the encrypted volume: %w", dir, err)
 			}

@@ -19,6 +19,7 @@ import (
 	"sealroot/init/report"
 	"sealroot/mount/kmod"
 	"sealroot/slots"
+	"sealroot/state/layout"
 	"sealroot/state/luks2"
 	"sealroot/state/tpm"
 )
@@ -318,7 +319,7 @@ func TestFillVolumeKeepsTheRecoveryKeyForRootOnly(t *testing.T) {
 	if err := fillVolume(root, []byte("secret")); err != nil {
 		t.Fatal(err)
 	}
-	for path, want := range map[string]os.FileMode{privateDir: 0o700, filepath.Join(privateDir, recoveryFile): 0o600} {
+	for path, want := range map[string]os.FileMode{layout.Private: 0o700, layout.RecoveryKey: 0o600} {
 		info, err := os.Stat(filepath.Join(dir, path))
 		if err != nil || info.Mode().Perm() != want {
 			t.Errorf("%s: %v, %v; want mode %o", path, info.Mode(), err, want)

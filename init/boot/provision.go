@@ -16,6 +16,7 @@ import (
 	"sealroot/init/report"
 	"sealroot/slots"
 	"sealroot/state"
+	"sealroot/state/layout"
 	"sealroot/state/luks2"
 	"sealroot/state/tpm"
 )
@@ -25,12 +26,6 @@ const (
 	tpmKeyslot      = 0
 	recoveryKeyslot = 1
 )
-
-// privateDir inside the volume holds what is only for sealroot and root.
-const privateDir = ".sealroot"
-
-// recoveryFile holds the recovery key of `recovery: later` until it was shown.
-const recoveryFile = "recovery.key"
 
 // firstBoot makes the volume where none ever was. A missing file on a machine
 // that had one is a message to its owner, never a new volume.
@@ -254,17 +249,17 @@ func (b *boot) showRecovery(ctx context.Context, recovery []byte) error {
 // fillVolume puts sealroot's private directory into a new volume.
 func fillVolume(root *os.File, recovery []byte) error {
 	dir := int(root.Fd())
-	if err := unix.Mkdirat(dir, privateDir, 0o700); err != nil {
-		return fmt.Errorf("cannot make %s in the new volume: %w", privateDir, err)
+	if err := unix.Mkdirat(dir, layout.Private, 0o700); err != nil {
+		return fmt.Errorf("cannot make %s in the new volume: %w", layout.Private, err)
 	}
 	if recovery == nil {
 		return nil
 	}
-	fd, err := unix.Openat(dir, filepath.Join(privateDir, recoveryFile), unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
+	fd, err := unix.Openat(dir, layout.RecoveryKey, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return fmt.Errorf("cannot keep the recovery key in the new volume: %w", err)
 	}
-	f := os.NewFile(uintptr(fd), recoveryFile)
+	f := os.NewFile(uintptr(fd), layout.RecoveryKey)
 	defer f.Close()
 	if _, err := f.Write(recovery); err != nil {
 		return fmt.Errorf("cannot keep the recovery key in the new volume: %w", err)
@@ -279,7 +274,7 @@ func recoveryState(h *luks2.Header, volumeRoot string) string {
 			continue
 		}
 		var st unix.Stat_t
-		if unix.Lstat(filepath.Join(volumeRoot, privateDir, recoveryFile), &st) == nil {
+		if unix.Lstat(filepath.Join(volumeRoot, layout.RecoveryKey), &st) == nil {
 			return report.RecoveryWaiting
 		}
 		return report.RecoveryEnrolled

@@ -17,6 +17,7 @@ import (
 	"sealroot/slots"
 	"sealroot/slots/gpt"
 	"sealroot/state"
+	"sealroot/state/layout"
 	"sealroot/state/luks2"
 	"sealroot/state/tpm"
 )
@@ -38,7 +39,7 @@ var (
 
 // markName is the mark "provisioned" on the state partition. With the TPM's
 // mark it keeps a lost encrypted.img from being taken for a first boot.
-const markName = ".sealroot-provisioned"
+const markName = layout.Provisioned
 
 // openState finds the state partition and opens or creates the encrypted
 // volume on it. What cannot be opened goes down the configured ladder and never

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"sealroot/state/binds"
+	"sealroot/state/layout"
 )
 
 func (v *validator) state(c *Config) {
@@ -215,11 +216,11 @@ func mayBeUnencrypted(target string) bool {
 // isSource accepts a clean relative path none of whose parts is hidden, private
 // to sealroot or lost+found.
 func isSource(p string) bool {
-	if !isClean("/"+p) || strings.HasPrefix(p, "/") || p == "encrypted" {
+	if !isClean("/"+p) || strings.HasPrefix(p, "/") || p == layout.Volume {
 		return false
 	}
 	for _, part := range strings.Split(p, "/") {
-		if part != "encrypted" && binds.NeverBound(part) {
+		if part != layout.Volume && binds.NeverBound(part) {
 			return false
 		}
 	}

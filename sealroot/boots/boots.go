@@ -17,16 +17,18 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"sealroot/state/layout"
 )
 
 // State is where PID 1 mounts the state partition.
-const State = "/state"
+const State = layout.State
 
 // Keep is how many reports are kept.
 const Keep = 10
 
 const (
-	folder    = ".sealroot/boots"
+	folder    = layout.Boots
 	temporary = ".new"
 	// maxReport bounds one report, maxNames the names that are looked at.
 	maxReport = 256 << 10

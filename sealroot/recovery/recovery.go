@@ -14,10 +14,12 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"sealroot/state/layout"
 )
 
 // File is where the key is kept until it was shown.
-const File = "/state/encrypted/.sealroot/recovery.key"
+const File = layout.State + "/" + layout.Volume + "/" + layout.RecoveryKey
 
 // maxKey is more than any form of a recovery key has.
 const maxKey = 512

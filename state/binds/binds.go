@@ -11,6 +11,8 @@ import (
 	"sort"
 	"strings"
 	"unicode/utf8"
+
+	"sealroot/state/layout"
 )
 
 // Bind is one directory that belongs over a place of the root.
@@ -107,7 +109,7 @@ func inOrder(entries []string) []string {
 // NeverBound says that a directory of this name is passed over: it is of the file
 // system, of sealroot, or hidden.
 func NeverBound(name string) bool {
-	return name == "lost+found" || name == "encrypted" || name == "encrypted.img" || strings.HasPrefix(name, ".")
+	return name == "lost+found" || name == layout.Volume || name == layout.Image || strings.HasPrefix(name, ".")
 }
 
 // target is the place that a name means.

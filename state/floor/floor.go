@@ -11,13 +11,15 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+
+	"sealroot/state/layout"
 )
 
 // File holds the floor that was asked for last, as a decimal number and a
 // newline. It lies below the root of the encrypted volume, and stays there: with
 // it the floor is set anew when the TPM has lost it and a person has opened the
 // volume.
-const File = ".sealroot/rollback-floor"
+const File = layout.RollbackFloor
 
 // MaxSize bounds the file, in bytes.
 const MaxSize = 16

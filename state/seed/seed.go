@@ -16,6 +16,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"sealroot/state/layout"
 )
 
 var (
@@ -26,10 +28,6 @@ var (
 	// ErrTooDeep says that the source is nested deeper than maxDepth.
 	ErrTooDeep = errors.New("directories are nested too deep")
 )
-
-// privateDir on the volume holds what is no user's business (work directories
-// of overlays, recovery.key); 0700 root.
-const privateDir = ".sealroot"
 
 // maxDepth bounds the open directories: two for each level.
 const maxDepth = 256
@@ -70,7 +68,7 @@ type seeder struct {
 type inode struct{ dev, ino uint64 }
 
 func (s *seeder) into(volume *os.File, name string, src *os.File) (bool, error) {
-	if name == "" || name == "." || name == ".." || name == privateDir || strings.ContainsAny(name, "/\x00") {
+	if name == "" || name == "." || name == ".." || name == layout.Private || strings.ContainsAny(name, "/\x00") {
 		return false, ErrName
 	}
 	vol := int(volume.Fd())
@@ -148,12 +146,12 @@ func (s *seeder) openPrivate(vol int) (int, error) {
 	if err := s.checkpoint("private"); err != nil {
 		return -1, err
 	}
-	if err := unix.Mkdirat(vol, privateDir, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
-		return -1, fmt.Errorf("cannot make %s: %w", privateDir, err)
+	if err := unix.Mkdirat(vol, layout.Private, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
+		return -1, fmt.Errorf("cannot make %s: %w", layout.Private, err)
 	}
-	fd, err := openDir(vol, privateDir)
+	fd, err := openDir(vol, layout.Private)
 	if err != nil {
-		return -1, fmt.Errorf("cannot open %s: %w", privateDir, err)
+		return -1, fmt.Errorf("cannot open %s: %w", layout.Private, err)
 	}
 	return fd, nil
 }

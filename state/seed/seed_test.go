@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"sealroot/state/layout"
 )
 
 // must is for steps that only prepare a test.
@@ -151,7 +153,7 @@ func checkSame(t *testing.T, got, want string) {
 
 func leftovers(t *testing.T, volume string) []string {
 	t.Helper()
-	found, err := filepath.Glob(filepath.Join(volume, privateDir, "*"))
+	found, err := filepath.Glob(filepath.Join(volume, layout.Private, "*"))
 	must(t, err)
 	return found
 }
@@ -172,9 +174,9 @@ func TestIntoCopiesEverything(t *testing.T) {
 	if err != nil || strings.Contains(string(list[:n]), "trusted.overlay.") {
 		t.Errorf("attribute of an overlay was copied: %q, %v", list[:n], err)
 	}
-	st, err := os.Stat(filepath.Join(volume, privateDir))
+	st, err := os.Stat(filepath.Join(volume, layout.Private))
 	if err != nil || st.Mode() != fs.ModeDir|0o700 {
-		t.Errorf("%s: %v, %v, want drwx------", privateDir, st, err)
+		t.Errorf("%s: %v, %v, want drwx------", layout.Private, st, err)
 	}
 	if l := leftovers(t, volume); len(l) != 0 {
 		t.Errorf("left behind: %v", l)
@@ -225,7 +227,7 @@ func TestIntoRefuses(t *testing.T) {
 
 func TestIntoDoesNotFollowPrivateSymlink(t *testing.T) {
 	volume, outside := t.TempDir(), t.TempDir()
-	must(t, os.Symlink(outside, filepath.Join(volume, privateDir)))
+	must(t, os.Symlink(outside, filepath.Join(volume, layout.Private)))
 	if created, _, err := Into(open(t, volume), "var", nil); err == nil || created {
 		t.Errorf("Into = %v, %v, want an error", created, err)
 	}

@@ -1,0 +1,30 @@
+// Package layout holds all names of sealroot's on the state partition and in the
+// encrypted volume. It makes no system calls.
+package layout
+
+const (
+	// State is where the running system has the partition.
+	State = "/state"
+	// Volume is the directory of the partition that the volume is mounted on, and
+	// Image the file beside it that holds the volume.
+	Volume = "encrypted"
+	Image  = "encrypted.img"
+	// Provisioned is the partition's mark that a volume was made here.
+	Provisioned = ".sealroot-provisioned"
+	// Private is what is no user's business, 0700 root: in the volume, and on the
+	// partition, where it is anybody's who has the disk.
+	Private = ".sealroot"
+)
+
+// In the volume.
+const (
+	// RecoveryKey is kept by state.recovery later until it was shown.
+	RecoveryKey = Private + "/recovery.key"
+	// RollbackFloor is the floor that was asked for last.
+	RollbackFloor = Private + "/rollback-floor"
+	// EtcWork is the work directory of the overlay over /etc.
+	EtcWork = Private + "/etc-work"
+)
+
+// Boots has the reports of the last boots, on the partition.
+const Boots = Private + "/boots"
