@@ -102,26 +102,20 @@ func kernelText(fs int) string {
 // mount has: /home may be bound with exec from a volume that is mounted noexec.
 // Only a read-only source stays read-only. Closing the file before Attach
 // drops the copy.
-func Clone(src *os.File, recursive bool, attr Attr) (*os.File, error) {
-	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_EMPTY_PATH)
-	set := uint(unix.AT_EMPTY_PATH)
-	if recursive {
-		flags |= unix.AT_RECURSIVE
-		set |= unix.AT_RECURSIVE
-	}
-	fd, err := unix.OpenTree(int(src.Fd()), "", flags)
+func Clone(src *os.File, attr Attr) (*os.File, error) {
+	fd, err := unix.OpenTree(int(src.Fd()), "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
 	if err != nil {
 		return nil, fmt.Errorf("cannot clone the mount at %s: %w", src.Name(), err)
 	}
 	tree := os.NewFile(uintptr(fd), src.Name())
-	if err := setAttr(tree, set, attr); err != nil {
+	if err := setAttr(tree, attr); err != nil {
 		tree.Close()
 		return nil, fmt.Errorf("cannot set %s on the mount of %s: %w", strings.Join(attr.Names(), ","), src.Name(), err)
 	}
 	return tree, nil
 }
 
-func setAttr(tree *os.File, flags uint, attr Attr) error {
+func setAttr(tree *os.File, attr Attr) error {
 	// Private: what is mounted below the copy later must not show up in the
 	// source, nor the other way round.
 	const replaced = NoSUID | NoDev | NoExec | NoSymfollow
@@ -130,7 +124,7 @@ func setAttr(tree *os.File, flags uint, attr Attr) error {
 		// The access-time modes are one field, to be cleared as a whole.
 		a.Attr_clr |= unix.MOUNT_ATTR__ATIME
 	}
-	return unix.MountSetattr(int(tree.Fd()), "", flags, &a)
+	return unix.MountSetattr(int(tree.Fd()), "", unix.AT_EMPTY_PATH, &a)
 }
 
 // Attach puts a detached mount on dst. Both are file descriptors: no path is
@@ -143,12 +137,9 @@ func Attach(tree, dst *os.File) error {
 	return nil
 }
 
-// BindAt makes src visible at dst with the attributes; mounts below src do not
-// come along. Both are a directory, or both are not.
-func BindAt(src, dst *os.File, attr Attr) error { return bindAt(src, dst, false, attr) }
-
-func bindAt(src, dst *os.File, recursive bool, attr Attr) (err error) {
-	tree, err := Clone(src, recursive, attr)
+// bindAt makes src visible at dst. Both are a directory, or both are not.
+func bindAt(src, dst *os.File, attr Attr) (err error) {
+	tree, err := Clone(src, attr)
 	if err != nil {
 		return err
 	}

@@ -47,7 +47,7 @@ func (Kernel) Bind(b Bind) error {
 		return err
 	}
 	defer dst.Close()
-	return bindAt(src, dst, b.Recursive, b.Attr)
+	return bindAt(src, dst, b.Attr)
 }
 
 // Overlay opens all directories inside their roots, without following any

@@ -40,7 +40,7 @@ func TestAttributesAreTheKernels(t *testing.T) {
 		src, dst := filepath.Join(dir, "src"), filepath.Join(dir, "dst")
 		mustMkdir(t, src, dst)
 		for _, n := range attrNames {
-			if err := BindAt(mustOpen(t, src), mustOpen(t, dst), n.attr); err != nil {
+			if err := bindAt(mustOpen(t, src), mustOpen(t, dst), n.attr); err != nil {
 				t.Fatalf("%s: %v", n.name, err)
 			}
 			if got := strings.Split(mountLine(t, dst)[5], ","); !slices.Contains(got, n.name) {
@@ -73,7 +73,7 @@ func TestBindHasAttributesOfItsOwn(t *testing.T) {
 				mustMkdir(t, state, filepath.Join(root, "home"))
 				mustMkdir(t, filepath.Join(dir, "from/home/user"))
 				mustWrite(t, filepath.Join(dir, "from/home/user/file"), "mine")
-				if err := BindAt(mustOpen(t, filepath.Join(dir, "from")), mustOpen(t, state), tt.source); err != nil {
+				if err := bindAt(mustOpen(t, filepath.Join(dir, "from")), mustOpen(t, state), tt.source); err != nil {
 					t.Fatal(err)
 				}
 				before := mountLine(t, state)[5]
@@ -95,28 +95,21 @@ func TestBindHasAttributesOfItsOwn(t *testing.T) {
 	}
 }
 
-func TestBindTakesMountsBelowOnlyWhenRecursive(t *testing.T) {
-	for _, recursive := range []bool{false, true} {
-		inNamespace(t, func(t *testing.T, dir string) {
-			sub := filepath.Join(dir, "src/sub")
-			if err := (Kernel{}).Mount(Point{What: "tmpfs", Where: sub, Type: "tmpfs"}); err != nil {
-				t.Fatal(err)
-			}
-			mustWrite(t, filepath.Join(sub, "file"), "below")
-			mustMkdir(t, filepath.Join(dir, "dst"))
-			b := Bind{From: Place{dir, "src"}, To: Place{dir, "dst"}, Attr: NoSUID, Recursive: recursive}
-			if err := (Kernel{}).Bind(b); err != nil {
-				t.Fatal(err)
-			}
-			_, err := os.Stat(filepath.Join(dir, "dst/sub/file"))
-			if got := err == nil; got != recursive {
-				t.Errorf("recursive %t: the mount below came along: %t", recursive, got)
-			}
-			if recursive && !strings.Contains(mountLine(t, filepath.Join(dir, "dst/sub"))[5], "nosuid") {
-				t.Error("the mount below has not got the attribute")
-			}
-		})
-	}
+func TestBindLeavesMountsBelow(t *testing.T) {
+	inNamespace(t, func(t *testing.T, dir string) {
+		sub := filepath.Join(dir, "src/sub")
+		if err := (Kernel{}).Mount(Point{What: "tmpfs", Where: sub, Type: "tmpfs"}); err != nil {
+			t.Fatal(err)
+		}
+		mustWrite(t, filepath.Join(sub, "file"), "below")
+		mustMkdir(t, filepath.Join(dir, "dst"))
+		if err := (Kernel{}).Bind(Bind{From: Place{dir, "src"}, To: Place{dir, "dst"}}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(filepath.Join(dir, "dst/sub/file")); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("the mount below came along: %v", err)
+		}
+	})
 }
 
 func TestBindRefusesLinks(t *testing.T) {

@@ -127,11 +127,6 @@ func Early() Table {
 	}
 }
 
-// SecurityFS is where the kernel shows the TPM's event log.
-func SecurityFS() Point {
-	return Point{What: "securityfs", Where: "/sys/kernel/security", Type: "securityfs", Flags: unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC}
-}
-
 // EFIVars is where the kernel shows the firmware's variables. The directory
 // exists only on a machine that was started by EFI.
 func EFIVars() Point {
@@ -147,20 +142,14 @@ type Place struct {
 // String is the place with a double slash where the root ends.
 func (p Place) String() string { return p.Root + "//" + strings.TrimLeft(p.Path, "/") }
 
-// Bind makes From visible at To.
+// Bind makes From visible at To; mounts below From do not come along.
 type Bind struct {
 	From, To Place
 	// Attr replaces the attributes of From's mount; only read-only stays.
 	Attr Attr
-	// Recursive takes mounts below From along; Attr then holds for them too.
-	Recursive bool
 }
 
 // String is the bind as a mount(8) command line.
 func (b Bind) String() string {
-	word := "bind"
-	if b.Recursive {
-		word = "rbind"
-	}
-	return fmt.Sprintf("mount -o %s %s %s", strings.Join(append([]string{word}, b.Attr.Names()...), ","), b.From, b.To)
+	return fmt.Sprintf("mount -o %s %s %s", strings.Join(append([]string{"bind"}, b.Attr.Names()...), ","), b.From, b.To)
 }

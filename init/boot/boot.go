@@ -187,7 +187,7 @@ func (b *boot) keepReport(stage string, cause error, count bool) {
 
 func newBoot(sys *System) *boot {
 	b := &boot{sys: sys, report: &report.Report{Schema: report.Schema, Program: sys.Program}}
-	b.clock.start = sys.Now()
+	b.clock.start = time.Now()
 	b.report.State.Token, b.report.State.Keyslot = -1, -1
 	if id, err := readBounded("/proc/sys/kernel/random/boot_id", 64); err == nil {
 		b.report.BootID = strings.TrimSpace(string(id))

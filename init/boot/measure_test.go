@@ -56,7 +56,7 @@ func measuring(t *testing.T, transport tpm.Transport, unlock ...string) *boot {
 		Trust: config.Trust{RollbackFloor: true},
 	}.WithDefaults()
 	sys := &System{
-		Log: NewLog(io.Discard), Now: time.Now,
+		Log: NewLog(io.Discard),
 		OpenTPM: func(context.Context) (*tpm.TPM, error) {
 			if transport == nil {
 				return nil, tpm.ErrNoTPM

@@ -33,7 +33,6 @@ type System struct {
 	// Exec replaces this process by the real init.
 	Exec func(path string, argv, env []string) error
 	Rand io.Reader
-	Now  func() time.Time
 	// Program is this program's version, for the report.
 	Program string
 }
@@ -76,7 +75,6 @@ func NewSystem(log *Log, random io.Reader, program string) *System {
 		},
 		Exec:    mount.ExecInit,
 		Rand:    random,
-		Now:     time.Now,
 		Program: program,
 	}
 }

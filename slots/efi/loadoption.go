@@ -18,8 +18,6 @@ var (
 	ErrFormat = errors.New("bad EFI variable")
 	// ErrFull: all 65536 numbers of boot entries are taken.
 	ErrFull = errors.New("no free boot entry")
-	// ErrNoEntry: there is no boot entry for the slot.
-	ErrNoEntry = errors.New("no boot entry")
 )
 
 // Active is the attribute LOAD_OPTION_ACTIVE.
