@@ -23,7 +23,7 @@ type firmware struct {
 }
 
 // chosen is how the slots of the running machine are kept and started: as the
-// configuration of this boot says. A PID 1 that leaves none knew one store, and
+// configuration of this boot says, with its defaults. A PID 1 that leaves none knew one store, and
 // the way it was started tells the loader. Members of a newer configuration are
 // ignored: PID 1 has accepted it.
 func chosen(c config.Config, boot report.Report, fw firmware) live.Choice {
@@ -52,11 +52,12 @@ func refill(c config.Config) int {
 	return c.Boot.Tries
 }
 
-// readConfig is all defaults when there is no configuration.
+// readConfig is the zero value when there is no configuration, and without
+// defaults where there is one.
 func readConfig(path string) (config.Config, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return config.Config{}.WithDefaults(), nil
+		return config.Config{}, nil
 	}
 	if err != nil {
 		return config.Config{}, fmt.Errorf("cannot read the configuration: %w", err)
@@ -70,5 +71,5 @@ func readConfig(path string) (config.Config, error) {
 	if err != nil {
 		return config.Config{}, fmt.Errorf("cannot read the configuration %s: %w", path, err)
 	}
-	return c.WithDefaults(), nil
+	return c, nil
 }

@@ -45,7 +45,7 @@ func TestChosen(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := chosen(cfg, c.boot, firmware{true, true}); got != c.want {
+			if got := chosen(cfg.WithDefaults(), c.boot, firmware{true, true}); got != c.want {
 				t.Errorf("got %+v, want %+v", got, c.want)
 			}
 		})

@@ -86,6 +86,7 @@ func Open(boot report.Report, locked bool) (*Machine, error) {
 	if err != nil {
 		return nil, err
 	}
+	c = c.WithDefaults()
 	m := &Machine{
 		disk: disk, boot: boot, vars: vars, choice: chosen(c, boot, firmware{noEFI == nil, noVars == nil}), refill: refill(c), tries: c.Boot.Tries, verity: c.Root.Verity, partitions: c.Root.Partitions,
 		esp: live.ESP{Disk: disk, Mounter: mounter{mount.Kernel{}, locked}, Dir: espMount},
