@@ -47,7 +47,7 @@ func (c Config) WithDefaults() Config {
 	set(&c.State.Fsck, "no")
 	set(&c.State.Filesystem, "ext4")
 	set(&c.State.AutoResize, "off")
-	if c.State.TPM2.signed() {
+	if c.State.TPM2.Signed() {
 		set(&c.State.TPM2.PublicKey, "pcr.pub")
 	}
 	if c.State.Create == CreateNone {
@@ -103,8 +103,8 @@ func (s State) can(means string) bool { return slices.Contains(s.Unlock, means) 
 // canType tells whether there is something that a person could type.
 func (s State) canType() bool { return s.can(UnlockRecoveryKey) || s.can(UnlockPassphrase) }
 
-// signed tells whether the policy rests on signed values of PCR 11.
-func (t TPM2) signed() bool {
+// Signed tells whether the policy rests on signed values of PCR 11.
+func (t TPM2) Signed() bool {
 	return t.Policy == PolicySignedPCR11And7 || t.Policy == PolicySignedPCR11And4
 }
 

@@ -78,7 +78,7 @@ func (v *validator) measuredCmdline(c *Config) {
 	switch t := c.State.TPM2; {
 	case c.Boot.Loader == LoaderGRUB:
 		v.add("trust.cmdline", "use ignore, or boot.loader: uki", "GRUB makes the command line out of files that nobody signed")
-	case !t.signed() && !slices.Contains(t.PCRs, 12):
+	case !t.Signed() && !slices.Contains(t.PCRs, 12):
 		v.add("trust.cmdline", "use ignore, or a policy that holds PCR 12: signed-pcr11+4, or signed-pcr11+7 with Secure Boot",
 			"nothing would show that load options replaced the command line")
 	}

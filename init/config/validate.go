@@ -130,8 +130,11 @@ func (v *validator) verity(t Verity) {
 	}
 }
 
+// ModuleSets are the names that may stand in modules.sets.
+func ModuleSets() []string { return []string{"virtio", "nvme", "usb", "ahci", "tpm", "watchdog"} }
+
 func (v *validator) modules(c *Config) {
-	v.list("modules.sets", c.Modules.Sets, []string{"virtio", "nvme", "usb", "ahci", "tpm", "watchdog"})
+	v.list("modules.sets", c.Modules.Sets, ModuleSets())
 	for i, name := range c.Modules.Add {
 		if !wordOf(name, 64, letters+"_-") {
 			v.add(fmt.Sprintf("modules.add[%d]", i), "give the name that modprobe knows, without .ko", "%.80q is not a module name", name)

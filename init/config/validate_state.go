@@ -96,13 +96,13 @@ func (v *validator) policy(c *Config) {
 		}
 		return
 	}
-	if strings.HasPrefix(t.Policy, "signed-pcr11") && !t.signed() {
+	if strings.HasPrefix(t.Policy, "signed-pcr11") && !t.Signed() {
 		v.add("state.tpm2.policy", "choose signed-pcr11+7 (Secure Boot) or signed-pcr11+4",
 			"PCR 11 is zero under any system that is not a UKI: whoever boots one can replay it and use the public signature")
 	} else {
 		v.oneOf("state.tpm2.policy", t.Policy, []string{PolicySignedPCR11And7, PolicySignedPCR11And4, PolicyPCRs}, nil)
 	}
-	if t.signed() {
+	if t.Signed() {
 		if c.Boot.Loader == LoaderGRUB {
 			v.add("state.tpm2.policy", "use boot.loader: uki, or policy pcrs",
 				"%s needs a UKI: GRUB measures nothing into PCR 11", t.Policy)

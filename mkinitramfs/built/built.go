@@ -76,7 +76,7 @@ func (r reader) read(ctx context.Context, path string) (predict.Image, error) {
 		return predict.Image{}, fmt.Errorf("%w: %w", ErrImage, err)
 	}
 	switch {
-	case bytes.HasPrefix(head[sectorSize:], []byte("EFI PART")):
+	case bytes.HasPrefix(head[sectorSize:], []byte(gpt.Signature)):
 		return r.disk(ctx, f, info.Size())
 	case string(head[257:262]) == "ustar":
 		return r.parts(tarPart(f))

@@ -61,7 +61,7 @@ func (b *Builder) checkInput(in SlotInput, disk bool) error {
 	if disk && in.Config.Root.Partitions == config.PartitionsDiscoverable {
 		return fmt.Errorf("cannot make a disk for root.partitions discoverable: make `parts`, and the disk from them with systemd-repart or mkosi: %w", ErrOptions)
 	}
-	if in.Config.State.TPM2.Policy != "" && in.Config.State.TPM2.Policy != "pcrs" && b.Signing.PCRKey == nil {
+	if in.Config.State.TPM2.Signed() && b.Signing.PCRKey == nil {
 		return fmt.Errorf("cannot sign PCR 11 for policy %s: no pcr.key in %s: %w", in.Config.State.TPM2.Policy, b.Signing.Dir, ErrOptions)
 	}
 	return b.require(in, disk)

@@ -14,6 +14,7 @@ import (
 	"sealroot/mkinitramfs/modules"
 	"sealroot/slots/guid"
 	"sealroot/slots/manifest"
+	"sealroot/verity/osrelease"
 )
 
 // The file systems of root images.
@@ -40,9 +41,9 @@ func (b *Builder) rootImage(ctx context.Context, in SlotInput, p *parts, dir str
 	edit := rootEdit{
 		release: p.release, needModules: in.RootModules, extra: in.Extra, now: b.Time,
 		osRelease: map[string]string{
-			"IMAGE_ID":                  strconv.Quote(in.Config.Name),
-			"IMAGE_VERSION":             strconv.Quote(in.Config.Version),
-			"SEALROOT_SECURITY_VERSION": strconv.Itoa(in.Config.SecurityVersion),
+			"IMAGE_ID":                   strconv.Quote(in.Config.Name),
+			"IMAGE_VERSION":              strconv.Quote(in.Config.Version),
+			osrelease.SecurityVersionKey: strconv.Itoa(in.Config.SecurityVersion),
 		},
 	}
 	if in.ModulesDir == "" {

@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"slices"
-	"strings"
 
 	"sealroot/init/config"
 	"sealroot/mkinitramfs/initramfs"
@@ -101,9 +100,9 @@ func digest(path string) (manifest.Part, error) {
 // warnOfDevelopment tells that an image for developers is as good as any other to
 // the TPM of a machine: it knows the key that signs PCR 11, and no builds.
 func (b *Builder) warnOfDevelopment(in SlotInput) {
-	if policy := in.Config.State.TPM2.Policy; in.Config.Build == config.Development && strings.HasPrefix(policy, "signed-") {
+	if policy := in.Config.State.TPM2; in.Config.Build == config.Development && policy.Signed() {
 		fmt.Fprintf(b.Log, "warning: development build with policy %s: it opens the state of every machine that is sealed to %s of %s; "+
-			"make keys for development in a folder of their own\n", policy, keys.PCRPublic, b.Signing.Dir)
+			"make keys for development in a folder of their own\n", policy.Policy, keys.PCRPublic, b.Signing.Dir)
 	}
 }
 

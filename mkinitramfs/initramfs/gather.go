@@ -88,7 +88,7 @@ func (in *Input) certificates(s Sources, role config.Role) error {
 // configuration has no such policy.
 func (s Sources) pcrPublic() ([]byte, error) {
 	tpm := s.Config.State.TPM2
-	if !strings.HasPrefix(tpm.Policy, "signed-") {
+	if !tpm.Signed() {
 		return nil, nil
 	}
 	name := tpm.PublicKey

@@ -22,9 +22,8 @@ import (
 
 // Places in the archive, as PID 1 knows them.
 const (
-	initPath      = "init"
-	pcrPublicPath = "etc/sealroot/pcr-public.pem"
-	releasePath   = "etc/initrd-release"
+	initPath    = "init"
+	releasePath = "etc/initrd-release"
 )
 
 // ErrInput means that the parts of an initramfs do not fit together.
@@ -104,7 +103,7 @@ func Records(in Input) ([]cpio.Record, error) {
 		}
 	}
 	if len(in.PCRPublic) > 0 {
-		b.file(pcrPublicPath, in.PCRPublic, 0o644)
+		b.file(strings.TrimPrefix(config.PublicKeyPath, "/"), in.PCRPublic, 0o644)
 	}
 	for i, m := range in.Modules.Modules {
 		content, err := in.ReadModule(in.Modules.Files[i])

@@ -251,9 +251,9 @@ func TestFor(t *testing.T) {
 	if _, err := For(cfg); !errors.Is(err, ErrUnknownSet) {
 		t.Errorf("For(floppy) = %v, want ErrUnknownSet", err)
 	}
-	for _, name := range SetNames() {
+	for _, name := range config.ModuleSets() {
 		if _, ok := set(name); !ok {
-			t.Errorf("SetNames has %s, which is no set", name)
+			t.Errorf("a configuration may name %s, which is no set", name)
 		}
 	}
 }

@@ -36,11 +36,6 @@ func set(name string) ([]string, bool) {
 	return s, ok
 }
 
-// SetNames returns the names that a configuration may use in modules.sets.
-func SetNames() []string {
-	return []string{"ahci", "nvme", "tpm", "usb", "virtio", "watchdog"}
-}
-
 // For returns what a configuration needs, in load order.
 func For(cfg *config.Config) ([]Want, error) {
 	// The hash accelerator comes first: the signature check of every later
@@ -56,7 +51,7 @@ func For(cfg *config.Config) ([]Want, error) {
 	for _, name := range sets {
 		members, ok := set(name)
 		if !ok {
-			return nil, fmt.Errorf("cannot use modules.sets %q: %w; known: %s", name, ErrUnknownSet, strings.Join(SetNames(), ", "))
+			return nil, fmt.Errorf("cannot use modules.sets %q: %w; known: %s", name, ErrUnknownSet, strings.Join(config.ModuleSets(), ", "))
 		}
 		for _, m := range members {
 			wants = append(wants, Want{m, kmod.GroupDriver, true})

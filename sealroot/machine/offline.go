@@ -253,7 +253,7 @@ func sectorSize(f *os.File) (int, error) {
 		if _, err := f.ReadAt(b, int64(size)); err != nil {
 			return 0, fmt.Errorf("cannot read the partition table: %w: %w", ErrNotDisk, err)
 		}
-		if bytes.Equal(b, []byte("EFI PART")) {
+		if bytes.Equal(b, []byte(gpt.Signature)) {
 			return size, nil
 		}
 	}
@@ -267,11 +267,14 @@ func detect(dir string) (live.Choice, error) {
 	switch {
 	case err == nil:
 		c.Loader = live.LoaderGRUB
-		if e, err := grubenv.Parse(env); err != nil {
+		e, err := grubenv.Parse(env)
+		if err != nil {
 			return live.Choice{}, err
-		} else if _, ok := e.Get("BOOT_VERSION"); ok {
+		}
+		switch scheme, _ := grubenv.SchemeOf(e); scheme {
+		case grubenv.Darch:
 			c.Store = live.StoreDarch
-		} else if _, ok := e.Get("ORDER"); ok {
+		case grubenv.RAUC:
 			c.Store = live.StoreRAUC
 		}
 	case !errors.Is(err, fs.ErrNotExist):

@@ -29,8 +29,10 @@ const (
 	minHeader      = 92
 )
 
+// Signature begins the header, which lies in the second sector.
+const Signature = "EFI PART"
+
 const (
-	signature    = "EFI PART"
 	revision     = 0x00010000
 	maxEntries   = 1024
 	minEntrySize = 128
@@ -163,7 +165,7 @@ func readHalf(r io.ReaderAt, lba, sectors uint64, sectorSize int) (*half, error)
 // parseHeader checks a header in the sector b.
 func parseHeader(b []byte, lba, sectors uint64) (*half, error) {
 	le := binary.LittleEndian
-	if string(b[:8]) != signature || le.Uint32(b[offRevision:]) != revision {
+	if string(b[:8]) != Signature || le.Uint32(b[offRevision:]) != revision {
 		return nil, ErrHeader
 	}
 	n := int(le.Uint32(b[offHeaderSize:]))

@@ -32,7 +32,7 @@ func New(disk guid.GUID, size int64, sectorSize int) (*Table, error) {
 		raw: make([]byte, newEntries*minEntrySize),
 	}
 	h := make([]byte, minHeader)
-	copy(h, signature)
+	copy(h, Signature)
 	binary.LittleEndian.PutUint32(h[offRevision:], revision)
 	binary.LittleEndian.PutUint32(h[offHeaderSize:], minHeader)
 	binary.LittleEndian.PutUint64(h[offFirstUsable:], t.FirstUsable)

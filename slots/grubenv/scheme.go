@@ -17,6 +17,17 @@ const (
 	RAUC                    // ORDER, A_OK, A_TRY
 )
 
+// SchemeOf tells whose variables are in the block; false when neither's are.
+func SchemeOf(e *Env) (Scheme, bool) {
+	if _, ok := e.Get(darchVersion); ok {
+		return Darch, true
+	}
+	if _, ok := e.Get(raucOrder); ok {
+		return RAUC, true
+	}
+	return 0, false
+}
+
 // States holds the exact state of the slots (package statetext). A scheme cannot
 // express all of it, so its own variables are a projection of this one; when
 // they differ, somebody else changed them, and they win.

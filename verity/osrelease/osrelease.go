@@ -17,7 +17,10 @@ const MaxSize = 64 << 10
 // Path is the file inside a root.
 const Path = "usr/lib/os-release"
 
-// MaxSecurityVersion bounds SEALROOT_SECURITY_VERSION, whoever writes or reads it:
+// SecurityVersionKey is the variable of SecurityVersion.
+const SecurityVersionKey = "SEALROOT_SECURITY_VERSION"
+
+// MaxSecurityVersion bounds it, whoever writes or reads it:
 // 31 bits, as the rollback floor holds.
 const MaxSecurityVersion = 1<<31 - 1
 
@@ -29,7 +32,7 @@ type Release struct {
 	ImageID      string // IMAGE_ID: the product, must equal the configured name
 	ImageVersion string // IMAGE_VERSION: shown to people
 	PrettyName   string // PRETTY_NAME: shown to people
-	// SecurityVersion is SEALROOT_SECURITY_VERSION, 0 when absent.
+	// SecurityVersion is SecurityVersionKey, 0 when absent.
 	SecurityVersion int
 }
 
@@ -63,10 +66,10 @@ func Parse(content []byte) (Release, error) {
 			r.ImageVersion = value
 		case "PRETTY_NAME":
 			r.PrettyName = value
-		case "SEALROOT_SECURITY_VERSION":
+		case SecurityVersionKey:
 			n, err := strconv.ParseUint(value, 10, 32)
 			if err != nil || n > MaxSecurityVersion {
-				return Release{}, fmt.Errorf("cannot read SEALROOT_SECURITY_VERSION %q as a small integer: %w", value, ErrFormat)
+				return Release{}, fmt.Errorf("cannot read %s %q as a small integer: %w", name, value, ErrFormat)
 			}
 			r.SecurityVersion = int(n)
 		}
