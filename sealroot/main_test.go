@@ -233,6 +233,7 @@ func TestExitStatus(t *testing.T) {
 
 		{"mark_bad", onB, "mark-bad", 0, "sealroot: slot b: marked bad by hand: not bootable any more; the next boot is for slot a\n", ""},
 		{"mark_bad_other", inA, "mark-bad b --reason noisy", 0, "slot b: marked bad by hand: noisy: not bootable any more; the next boot is for slot a", ""},
+		{"mark_bad_with_controls", inA, "mark-bad b --reason no\x1b[1m\u009b2misy", 0, "by hand: no [1m 2misy: not", ""},
 		{"mark_bad_committed", bothGood, "mark-bad b", 0, "slot b: marked bad by hand: last choice now; the next boot is for slot a", ""},
 		{"mark_bad_by_check", onB, "mark-bad --check 10-net", 0, "slot b: health check failed: 10-net: not", ""},
 		{"mark_bad_unknown_slot", onB, "mark-bad x", 2, "", `slot "x"`},

@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"strings"
+	"unicode"
 
 	"sealroot/init/report"
 	"sealroot/sealroot/bootset"
@@ -296,10 +297,11 @@ func (c *command) reboot(ctx context.Context, t target) error {
 	return c.env.Reboot(ctx)
 }
 
-// line makes one line of a text that goes on record.
+// line makes one line of a text that goes on record, without the control
+// characters of either set.
 func line(text string) string {
 	return strings.TrimSpace(strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
+		if unicode.IsControl(r) {
 			return ' '
 		}
 		return r
