@@ -131,7 +131,8 @@ type key struct {
 	tty int
 }
 
-// keys starts one reader for each device; stop ends them all.
+// keys starts one reader for each device; stop ends them all. None outlives it: a
+// device that Go cannot poll, and so has no deadline, does not block either (add).
 func (c *Console) keys(ctx context.Context) (<-chan key, func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	out := make(chan key)

@@ -27,7 +27,9 @@ func (l LoaderConf) IsDefault(slot string) (bool, error) {
 	return !changed && err == nil, err
 }
 
-// SetDefault replaces the file; a power cut leaves the old one or the new one.
+// SetDefault replaces the file; a power cut leaves the old one or the new one. The
+// new name is durable with the folder: ESP.With mounts with dirsync, and the caller
+// unmounts or syncs.
 func (l LoaderConf) SetDefault(slot string) error {
 	conf, err := l.read()
 	if err != nil {
