@@ -57,6 +57,47 @@ func TestTrustSwappedInitramfs(t *testing.T) {
 			vm.PowerOff()
 		}
 	})
+	// The policy holds what GRUB measures: an initramfs of others, or a word more on
+	// the command line, is another PCR. (The control, a policy without them, is below.)
+	t.Run("grub_on_uefi", func(t *testing.T) {
+		t.Parallel()
+		im := Image{Loader: "grub-efi", Edit: []string{"pcrs: []", "pcrs: [8, 9]", "on_failure: [prompt, degraded]", "on_failure: [degraded]"}}
+		own := im.Build(t)
+		disk := own.Copy(t)
+		im.Uncapped, im.Cmdline = true, "systemd.debug_shell=1"
+		theirs := im.Build(t)
+		// GRUB's configuration is inside of its program.
+		const initrd, program = "/sealroot/a/initrd", "/EFI/BOOT/BOOTX64.EFI"
+		m := NewMachine(t, UEFI, disk).WithTPM().Hold().oneBank()
+		for _, tc := range []struct {
+			name           string
+			initrd, loader *Disk // whose is on the disk
+			want, says     string
+		}{
+			{"first_boot", own, own, "created", "the state is sealed to that"},
+			{"swapped_initramfs", theirs, own, "degraded", "the TPM did not open the state"},
+			{"longer_command_line", own, theirs, "degraded", "the TPM did not open the state"},
+			{"control_unchanged", own, own, "tpm2", "the state is sealed to that"},
+		} {
+			if tc.name == "longer_command_line" && !soaking() {
+				continue // one swap is the sample: these boots are slow
+			}
+			disk.PutESP(t, initrd, tc.initrd.GetESP(t, initrd))
+			disk.PutESP(t, program, tc.loader.GetESP(t, program))
+			vm := m.Boot()
+			r := vm.UpIn("a")
+			if r.State.Unlocked != tc.want || r.BootPath != "grub-efi" {
+				t.Errorf("%s: state %+v by boot path %s, want %s by grub-efi", tc.name, r.State, r.BootPath, tc.want)
+			}
+			if tc.want == "degraded" && !strings.Contains(strings.Join(r.State.Attempts, "\n"), "PCR") {
+				t.Errorf("%s: what was tried does not name the PCRs: %q", tc.name, r.State.Attempts)
+			}
+			if text, _ := vm.TryRun("sealroot status"); !strings.Contains(text, tc.says) || strings.Contains(text, "nothing here is sealed") {
+				t.Errorf("%s: sealroot status does not say %q:\n%s", tc.name, tc.says, text)
+			}
+			vm.PowerOff()
+		}
+	})
 	// The named exception: the theft works.
 	t.Run("grub_on_bios", func(t *testing.T) {
 		t.Parallel()

@@ -136,6 +136,16 @@ func situations() map[string]Input {
 		r.BootPath, r.State.Recovery = "unmeasured", "none"
 		r.TPM.Policy, r.TPM.PCRs = "pcrs", []int{15}
 	})
+	add("grub_on_uefi", Input{Slots: slotsOf(good, other)}, func(r *report.Report) {
+		r.BootPath, r.TPM.Policy, r.TPM.PCRs = "grub-efi", "pcrs", []int{15}
+	})
+	add("grub_on_uefi_sealed_to_it", Input{Slots: slotsOf(good, other)}, func(r *report.Report) {
+		r.BootPath, r.TPM.Policy, r.TPM.PCRs = "grub-efi", "pcrs", []int{8, 9, 15}
+	})
+	add("grub_on_uefi_refused", Input{Slots: slotsOf(good, other)}, func(r *report.Report) {
+		r.BootPath, r.TPM.Policy, r.TPM.PCRs = "grub-efi", "", nil
+		r.State.Unlocked, r.State.Keyslot, r.State.Token = "degraded", -1, -1
+	})
 	add("sealed_by_an_earlier_boot", Input{Slots: slotsOf(good, other)}, func(r *report.Report) { r.TPM.Policy = "" })
 	add("nothing_closed", Input{Slots: slotsOf(good, other)}, func(r *report.Report) { r.TPM.Capped = nil })
 	add("no_tpm", Input{Slots: slotsOf(good, other)}, func(r *report.Report) {

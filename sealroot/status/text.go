@@ -3,6 +3,7 @@ package status
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -64,7 +65,7 @@ func (s Status) bootRows(row func(name, format string, args ...any)) {
 	if d := r.Disagreement; d != nil {
 		row("disagreement", "the boot loader loaded %s, slot %s should run: %s", kernelOf(d.Loaded), d.Wanted, d.Why)
 	}
-	row("boot path", "%s: %s", cmp.Or(r.BootPath, "unknown"), meaning(r.BootPath))
+	row("boot path", "%s: %s", cmp.Or(r.BootPath, "unknown"), meaning(r))
 	row("boot disk", "%s, found by %s", r.Disk.Device, foundBy(r.Disk.FoundBy))
 	if s.Store != "" {
 		row("slots kept in", "%s, started by %s", s.Store, cmp.Or(s.Loader, "?"))
@@ -102,15 +103,22 @@ func tries(n int) string {
 	return fmt.Sprintf("%d tries", n)
 }
 
-// meaning says what a row of the table of boot paths protects.
-func meaning(path string) string {
-	switch path {
+// meaning says what a row of the table of boot paths protects on this machine.
+func meaning(r *report.Report) string {
+	switch r.BootPath {
 	case report.PathUKISecureBoot:
 		return "the firmware vouches for what boots; a thief who edits the disk cannot read the state or exchange the image (he can put a state volume of his own in its place: docs/security.md)"
 	case report.PathUKI:
 		return "the TPM tells what boots; a thief who edits the disk cannot read the state, but can run something else"
 	case report.PathGRUBEFI:
-		return "GRUB measures what boots (PCR 8 and 9), but nothing here is sealed to that: as on a BIOS machine, verity protects against accidents, not against a thief who edits the disk"
+		const measures = "GRUB measures what boots (PCR 8 and 9)"
+		switch {
+		case sealedToGRUB(r):
+			return measures + " and the state is sealed to that: an exchanged initramfs or command line does not get the key, another boot loader that repeats what GRUB measures does"
+		case r.State.Unlocked == report.UnlockedDegraded:
+			return measures + "; the TPM did not open the state for it, and verity protects against accidents, not against a thief who edits the disk"
+		}
+		return measures + ", but nothing here is sealed to that: as on a BIOS machine, verity protects against accidents, not against a thief who edits the disk"
 	case report.PathUnmeasured:
 		return "nobody vouches for what boots: verity protects against accidents, not against a thief who edits the disk"
 	}
@@ -164,7 +172,11 @@ func (s Status) stateRows(row func(name, format string, args ...any)) {
 	row("TPM", "%s; %s", policy, closed)
 	if sealed(r) && accepted(r) {
 		// PID 1 seals there only by the exception.
-		row("exception", "%s: the TPM unlocks the state for whatever is started; who takes the machine and edits its disk can read it", config.AcceptTheft)
+		what := "whatever is started"
+		if sealedToGRUB(r) {
+			what = "whatever repeats what GRUB measured"
+		}
+		row("exception", "%s: the TPM unlocks the state for %s; who takes the machine and edits its disk can read it", config.AcceptTheft, what)
 	}
 }
 
@@ -173,6 +185,12 @@ func accepted(r *report.Report) bool {
 	literal := config.TPM2{PCRs: r.TPM.PCRs}
 	return r.BootPath == report.PathUnmeasured || r.BootPath == report.PathGRUBEFI ||
 		r.TPM.Policy == config.PolicyPCRs && !literal.LiteralBacked(r.BootPath == report.PathUKISecureBoot)
+}
+
+// sealedToGRUB says that the policy of the state's key holds what EFI GRUB measures:
+// its commands and the files it read.
+func sealedToGRUB(r *report.Report) bool {
+	return r.BootPath == report.PathGRUBEFI && slices.Contains(r.TPM.PCRs, 8) && slices.Contains(r.TPM.PCRs, 9)
 }
 
 // sealed says that the TPM holds a key of the state.
