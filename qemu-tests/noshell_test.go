@@ -1,6 +1,7 @@
 package qemutests
 
 import (
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -49,6 +50,25 @@ func TestTrustNoShell(t *testing.T) {
 	vm.hammer(presses / 4)
 	vm.Expect(`Linux version`, 2*time.Minute) // by itself
 	vm.Never(noShell)
+	vm.Kill()
+}
+
+// The control: where PID 1 leaves the SysRq keys alone, the same keys reach the
+// kernel, which obeys, and the pattern of the test finds that.
+func TestTrustNoShellRedControl(t *testing.T) {
+	t.Parallel()
+	disk := Image{Init: goBuild(t, "-tags=loud", "../init"), Edit: withoutState()}.Build(t)
+	disk.Write(t, "root-a-verity-sig", 0, make([]byte, 4096))
+	m := NewMachine(t, DirectKernel, disk)
+	m.LoadSlot("a")
+	m.Config.Cmdline = "console=tty0 " + plainCmdline
+	vm := m.Boot()
+	vm.Expect(`sealroot: (restarting in|every slot failed|waiting)`, probeTime)
+	vm.hammer(presses / 20)
+	vm.Expect(`sysrq: `, commandTime)
+	if found := regexp.MustCompile(noShell).FindString(vm.guest.Console()); found == "" {
+		t.Error("the pattern of TestTrustNoShell finds nothing")
+	}
 	vm.Kill()
 }
 

@@ -6,6 +6,9 @@ import (
 	"testing"
 )
 
+// otherOptions are load options that stand in for a UKI's own command line.
+const otherOptions = "console=ttyS0 init=/bin/sh systemd.debug_shell=1 rdinit=/init"
+
 // What the table of boot paths in README promises when somebody exchanges the
 // initramfs, or the command line, of a machine that sealed its state before.
 // (With Secure Boot on nothing else starts: TestSecureBootRefusesUnsigned.)
@@ -34,7 +37,7 @@ func TestTrustSwappedInitramfs(t *testing.T) {
 			{"load_options_before_the_first_boot", own, "console=ttyS0 systemd.debug_shell=1", "degraded", "cannot seal to PCR 12: load options"},
 			{"first_boot", own, "", "created", ""},
 			// They run, and that is all they do.
-			{"load_options_in_place_of_cmdline", own, "console=ttyS0 init=/bin/sh systemd.debug_shell=1 rdinit=/init", "degraded", `"init=/bin/sh" is not honoured`},
+			{"load_options_in_place_of_cmdline", own, otherOptions, "degraded", `"init=/bin/sh" is not honoured`},
 			{"swapped_initramfs", swapped, "", "degraded", "sealroot-demo 2026.11.1"},
 			{"control_unchanged", own, "", "tpm2", ""},
 		} {
@@ -55,6 +58,26 @@ func TestTrustSwappedInitramfs(t *testing.T) {
 				t.Errorf("%s: sealroot status does not name the boot path:\n%s", tc.name, text)
 			}
 			vm.PowerOff()
+		}
+	})
+	// The red control of the load options above: it is PCR 12 that stops them.
+	t.Run("uki_control_without_pcr_12", func(t *testing.T) {
+		t.Parallel()
+		im := Image{Config: "uki", Edit: []string{
+			"policy: signed-pcr11+7\n    public_key: pcr.pub", "policy: pcrs\n    pcrs: [4]\n    tpm_without_measured_boot: accept-theft-by-disk-edit",
+			"on_failure: [prompt, degraded]", "on_failure: [degraded]",
+		}}
+		disk := im.Build(t)
+		uki := filepath.Join(t.TempDir(), "own.efi")
+		writeFile(t, uki, disk.GetESP(t, "/EFI/Linux/sealroot-a.efi"), 0o644)
+		m := NewMachine(t, UEFI, disk).WithTPM().Hold().oneBank().WithArgs("-kernel", uki)
+		for _, want := range []string{"created", "tpm2"} {
+			vm := m.Boot()
+			if r := vm.UpIn("a"); r.State.Unlocked != want || r.BootPath != "uki" {
+				t.Errorf("state %+v by boot path %s, want %s by uki", r.State, r.BootPath, want)
+			}
+			vm.PowerOff()
+			m.WithArgs("-append", otherOptions) // for the second boot
 		}
 	})
 	// The policy holds what GRUB measures: an initramfs of others, or a word more on

@@ -111,7 +111,7 @@ func (b *boot) configure() error {
 	if cfg.Trust.Cmdline != config.CmdlineMeasured {
 		b.tellCommandLine()
 	}
-	if cfg.Build != config.Development {
+	if mutesSysRq && cfg.Build != config.Development {
 		b.muteSysRq()
 	}
 	b.sys.Log.Info("%s %s (%s build)", cfg.Name, cfg.Version, cfg.Build)

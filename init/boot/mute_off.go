@@ -1,0 +1,5 @@
+//go:build loud
+
+package boot
+
+const mutesSysRq = false
