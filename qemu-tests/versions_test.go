@@ -13,7 +13,7 @@ import (
 )
 
 // trunk is the last commit before slots could be installed.
-const trunk = "e8692ab"
+const trunk = "e8692ab6a77890b82487868e78f4c24ccc71aa3c"
 
 // The two slots of a machine hold different versions of this project, which
 // share the boot log and the partition table: init of the trunk with today's
@@ -85,20 +85,37 @@ func TestVersionsTogether(t *testing.T) {
 // trunkTree returns a folder with the trunk's sources and programs.
 func trunkTree(t *testing.T) string {
 	t.Helper()
-	if _, err := runTool("git", "-C", rootDir, "cat-file", "-e", trunk+"^{commit}"); err != nil {
-		t.Fatalf("there is no commit %s to build the older version from: fetch the whole history (git fetch --unshallow), or test in a clone", trunk)
-	}
-	path := filepath.Join(buildDir, "tree-"+trunk)
+	path := filepath.Join(buildDir, "tree-"+trunk[:7])
 	once(t, path, func(path string) {
 		if err := os.MkdirAll(path, 0o755); err != nil {
 			t.Fatal(err)
 		}
 		archive := filepath.Join(t.TempDir(), "trunk.tar")
-		tool(t, "git", "-C", rootDir, "archive", "-o", archive, trunk)
+		tool(t, "git", "-C", trunkHistory(t), "archive", "-o", archive, trunk)
 		tool(t, "tar", "-x", "-C", path, "-f", archive)
 		tool(t, "make", "-s", "-C", path, "build")
 	})
 	return path
+}
+
+// trunkHistory returns a repository with the trunk's last commit: this one, or
+// where it is shallow one beside it with that commit of the same origin.
+func trunkHistory(t *testing.T) string {
+	t.Helper()
+	if _, err := runTool("git", "-C", rootDir, "cat-file", "-e", trunk+"^{commit}"); err == nil {
+		return rootDir
+	}
+	const remedy = "TestVersionsTogether builds the older of its two versions from commit %s, which is not in this folder's history and cannot be fetched from where that comes from. Run it in a whole clone (git fetch --unshallow makes a shallow one whole), or put that commit's sources, built with make, into build/tree-%s:\n%v: %s"
+	origin, err := runTool("git", "-C", rootDir, "remote", "get-url", "origin")
+	if err != nil {
+		t.Fatalf(remedy, trunk, trunk[:7], err, origin)
+	}
+	repository := filepath.Join(t.TempDir(), "history.git")
+	tool(t, "git", "init", "--quiet", "--bare", repository)
+	if output, err := runTool("git", "-C", repository, "fetch", "--quiet", "--depth=1", strings.TrimSpace(origin), trunk); err != nil {
+		t.Fatalf(remedy, trunk, trunk[:7], err, output)
+	}
+	return repository
 }
 
 // future is a field that neither program knows.

@@ -1,6 +1,7 @@
 package boot
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -215,6 +216,32 @@ func TestFixedStoreIsQuiet(t *testing.T) {
 	slot, _, err := b.chooseSlot(t.Context())
 	if slot != "a" || err != nil || len(b.report.Warnings) > 0 || len(b.slots.observed.Took) > 0 {
 		t.Errorf("chooseSlot() = %q, %v, warnings %q, took %q", slot, err, b.report.Warnings, b.slots.observed.Took)
+	}
+}
+
+// What is said of a failed slot is what was written.
+func TestGivenUpSlotInWords(t *testing.T) {
+	for _, tt := range []struct {
+		name       string
+		store      slots.Store
+		want, lies string
+	}{
+		{"fixed", fixed.Store{Names: []string{"a"}}, "slot a is given up for this boot", "marked bad"},
+		{"counting", &fakeStore{}, "slot a is marked bad", "for this boot"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b, _ := testBoot(&person{}, config.State{})
+			var text bytes.Buffer
+			b.sys.Log = NewLog(&text)
+			b.slots.store, b.slots.log = tt.store, &fakeStore{}
+			b.slots.observed = slots.Observed{Slots: []slots.Slot{{Name: "a", Priority: 1, Successful: true}}, LogReadable: true}
+			if err := b.giveUp(t.Context(), slots.Failure{Slot: "a", Class: slots.ImageFailure, Reason: slots.Mount}); err != nil {
+				t.Fatal(err)
+			}
+			if !strings.Contains(text.String(), tt.want) || strings.Contains(text.String(), tt.lies) {
+				t.Errorf("got %q, want %q", &text, tt.want)
+			}
+		})
 	}
 }
 

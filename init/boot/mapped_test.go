@@ -3,6 +3,7 @@ package boot
 import (
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sealroot/init/config"
+	"sealroot/init/report"
 	"sealroot/mount"
 	"sealroot/mount/mounttest"
 	"sealroot/state"
@@ -92,6 +94,46 @@ func TestDegradedBootHasNoVolume(t *testing.T) {
 			}
 			if errors.Is(err, errHalt) != tt.halts || volatile != tt.mounts {
 				t.Errorf("withoutState() = %v, steps %q", err, recorder.Steps())
+			}
+		})
+	}
+}
+
+// boot.json lists what is mounted: not a volume that was closed again.
+func TestReportForgetsAClosedVolume(t *testing.T) {
+	other := report.Mount{What: "/dev/vda10", Where: "/state", Type: "ext4"}
+	for _, tt := range []struct {
+		name string
+		end  func(b *boot) error // closes the volume that is mounted
+	}{
+		{"its_root_cannot_be_opened", func(b *boot) error { // the mount is not real
+			if err := b.openVolume(t.Context()); !errors.Is(err, unix.ENOENT) {
+				return fmt.Errorf("openVolume() = %w, want ENOENT", err)
+			}
+			return nil
+		}},
+		{"closed_for_a_degraded_boot", func(b *boot) error {
+			b.noteMount(report.Mount{What: "/dev/dm-1", Where: "/state/encrypted", Type: "ext4"})
+			b.volume.volume = &state.Volume{}
+			return b.closeVolume()
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b, _ := testBoot(&person{lines: []string{"open sesame"}}, config.State{
+				Unlock: []string{config.UnlockPassphrase}, OnFailure: []string{config.FailureDegraded},
+			})
+			recorder := &mounttest.Recorder{}
+			b.sys.Devices, b.sys.Mounter = &fakeDevices{t: t}, recorder
+			b.volume.outer = outerWithVolume(t)
+			b.noteMount(other)
+			if err := tt.end(b); err != nil {
+				t.Fatal(err)
+			}
+			if steps := strings.Join(recorder.Steps(), "\n"); !strings.Contains(steps, "umount") {
+				t.Errorf("nothing was unmounted:\n%s", steps)
+			}
+			if len(b.report.Mounts) != 1 || b.report.Mounts[0].Where != other.Where {
+				t.Errorf("mounts %+v, want that of /state alone", b.report.Mounts)
 			}
 		})
 	}

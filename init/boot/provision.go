@@ -59,7 +59,7 @@ func (b *boot) firstBoot(ctx context.Context) error {
 			return h, err
 		},
 		Mount:   func(device string) (*os.File, error) { return b.mountVolume(device, volumeAttr) },
-		Unmount: func() error { return b.sys.Mounter.Unmount(encryptedDir) },
+		Unmount: b.unmountVolume,
 		Fill:    func(root *os.File) error { return fillVolume(root, recovery) },
 	})
 	if err != nil {

@@ -242,7 +242,11 @@ func (b *boot) giveUp(ctx context.Context, f slots.Failure) error {
 			f.Above = slots.Standing(s.observed.Slots, f.Slot)
 		}
 		d.Slots = list
-		b.sys.Log.Error("slot %s is marked bad", f.Slot)
+		if _, ok := s.store.(fixed.Store); ok {
+			b.sys.Log.Error("slot %s is given up for this boot: boot.store fixed keeps no mark", f.Slot)
+		} else {
+			b.sys.Log.Error("slot %s is marked bad", f.Slot)
+		}
 	} else if d.Slots, err = s.returned(f.Slot); err != nil {
 		return err
 	}

@@ -137,7 +137,19 @@ func (b *boot) openVolume(ctx context.Context) error {
 func (b *boot) closeVolume() error {
 	v := b.volume.volume
 	b.volume.volume = nil
-	return errors.Join(b.sys.Mounter.Unmount(encryptedDir), v.Close())
+	return errors.Join(b.unmountVolume(), v.Close())
+}
+
+// unmountVolume takes the mount at /state/encrypted out of the report, too.
+func (b *boot) unmountVolume() error {
+	list := b.report.Mounts
+	for i := range list {
+		if list[i].Where == encryptedDir[len(newRoot):] {
+			b.report.Mounts = append(list[:i], list[i+1:]...)
+			break
+		}
+	}
+	return b.sys.Mounter.Unmount(encryptedDir)
 }
 
 func unlockReason(err error) slots.Reason {
@@ -159,7 +171,7 @@ func (b *boot) mountVolume(device string, attr mount.Attr) (*os.File, error) {
 	}
 	root, err := openDir(encryptedDir)
 	if err != nil {
-		return nil, errors.Join(err, b.sys.Mounter.Unmount(encryptedDir))
+		return nil, errors.Join(err, b.unmountVolume())
 	}
 	return root, nil
 }

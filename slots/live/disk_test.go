@@ -132,6 +132,14 @@ func newComputer(t *testing.T, images ...string) computer {
 	return c
 }
 
+// inEachOrder runs a case on a machine with a disk before another, and behind it;
+// name is the disk's in the kernel.
+func inEachOrder(t *testing.T, disk, other string, run func(c computer, name string)) {
+	t.Helper()
+	run(newComputer(t, disk, other), "vda")
+	run(newComputer(t, other, disk), "vdb")
+}
+
 // boot is what PID 1 does with the disk that the loader read its files from.
 func (c computer) boot(t *testing.T, loader string) *Disk {
 	t.Helper()
@@ -190,8 +198,7 @@ func TestCopyOfTheBootDisk(t *testing.T) {
 // the two it is, none is taken.
 func TestAnotherDiskWithTheSameLabels(t *testing.T) {
 	disk, other := image(t), image(t)
-	for want, images := range map[string][]string{"vda": {disk, other}, "vdb": {other, disk}} {
-		c := newComputer(t, images...)
+	inEachOrder(t, disk, other, func(c computer, want string) {
 		if d, err := Find(c.sys, c.dev, espOf(t, disk)); err != nil || d.Block.Name != want || d.LoadedFrom() != espOf(t, disk) {
 			t.Errorf("got %+v, %v, want %s", d, err, want)
 		}
@@ -201,7 +208,7 @@ func TestAnotherDiskWithTheSameLabels(t *testing.T) {
 		if d, err := Find(c.sys, c.dev, "0d5e6c1f-7d5e-4b8e-9d2c-0f0b6a1d2c3e"); !errors.Is(err, ErrNoDisk) || d != nil {
 			t.Errorf("a UUID that no disk has: got %v, %v, want %v", d, err, ErrNoDisk)
 		}
-	}
+	})
 }
 
 // The medium that a disk was copied from may stay in the machine once the disk
@@ -217,8 +224,7 @@ func TestMediumOfTheFlashedImage(t *testing.T) {
 	if first.LoadedFrom() != espOf(t, disk) || espOf(t, disk) == espOf(t, medium) {
 		t.Fatalf("the first boot leaves the ESP with %s, the disk says %s", first.LoadedFrom(), espOf(t, disk))
 	}
-	for want, images := range map[string][]string{"vda": {disk, medium}, "vdb": {medium, disk}} {
-		c := newComputer(t, images...)
+	inEachOrder(t, disk, medium, func(c computer, want string) {
 		before := espOf(t, disk)
 		if d := c.boot(t, before); d.Block.Name != want {
 			t.Errorf("%s booted, want %s", d.Block.Name, want)
@@ -226,7 +232,7 @@ func TestMediumOfTheFlashedImage(t *testing.T) {
 		if espOf(t, disk) != before {
 			t.Error("a later boot changes the GUIDs again")
 		}
-	}
+	})
 }
 
 // A disk that cannot be written keeps what it has.
