@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"sealroot/init/report"
 	"sealroot/qemu-tests/machine"
 	"sealroot/state/tpm/tpmtest"
 )
@@ -92,18 +93,93 @@ func (vm *VM) snapshot() *Machine {
 	return spare
 }
 
+// A floor is for one volume. Neither a genuine first boot nor a volume of one's own
+// at the prompt, both of which have a genuine floor of zero, opens the volume that
+// remembers a higher one. (The pin of the volume would refuse it before: this init
+// does not look at that. The mark is taken away too, which tells of a volume.)
+func TestRollbackFloorOtherVolume(t *testing.T) {
+	t.Parallel()
+	disk := Image{Unpinned: true, Edit: []string{
+		"version: 2026.11.1", "version: 2026.11.1\nsecurity_version: 2", "root: [image.crt]", "root: [image.crt]\n  rollback_floor: true",
+	}}.Build(t)
+	other := disk.Copy(t)
+	m := NewMachine(t, DirectKernel, disk).WithTPM().Hold()
+	m.LoadSlot("a")
+	vm := m.Boot()
+	vm.UpIn("a")
+	key := vm.recoveryKey()
+	vm.Run("sealroot commit")
+	vm.Reboot()
+	wantFloor(t, "the volume of the owner", vm.UpIn("a"), "tpm2", 2)
+	vm.PowerOff()
+
+	// refused boots the owner's volume beside a floor of the other one.
+	refused := func() *VM {
+		t.Helper()
+		m.Config.Disk = disk.Path
+		vm := m.Boot()
+		vm.Expect(`tpm2, token 0: the rollback floor is not known; .*: it was written for another volume`, probeTime)
+		vm.Expect(`type the recovery key`, commandTime)
+		return vm
+	}
+	undefine(t, m.Config.TPM, floorIndex, markIndex)
+	m.Config.Disk = other.Path
+	vm = m.Boot()
+	wantFloor(t, "a first boot", vm.UpIn("a"), "created", 0)
+	otherKey := vm.recoveryKey()
+	vm.Reboot()
+	wantFloor(t, "control: its own volume", vm.UpIn("a"), "tpm2", 0)
+	vm.PowerOff()
+	refused().Kill()
+
+	undefine(t, m.Config.TPM, floorIndex)
+	m.Config.Disk = other.Path
+	vm = m.Boot()
+	vm.Expect(`type the recovery key`, probeTime)
+	vm.Send(otherKey + "\r")
+	wantFloor(t, "a volume of one's own", vm.UpIn("a"), "recovery-key", 0)
+	vm.PowerOff()
+	vm = refused()
+	vm.Send(key + "\r")
+	wantFloor(t, "the owner's key", vm.UpIn("a"), "recovery-key", 2)
+	vm.PowerOff()
+}
+
+// wantFloor compares a boot with how its state was opened, and with the floor.
+func wantFloor(t *testing.T, what string, r report.Report, unlocked string, floor int) {
+	t.Helper()
+	if r.State.Unlocked != unlocked || r.Floor == nil || !r.Floor.Known || r.Floor.Value != floor {
+		t.Errorf("%s: state %+v, floor %+v, want %s and a floor of %d", what, r.State, r.Floor, unlocked, floor)
+	}
+}
+
+// NV indices of the floor and of the mark "provisioned".
+const (
+	floorIndex = "0x1c05ea2"
+	markIndex  = "0x1c05ea1"
+)
+
+// undefine takes indices away, as the owner of the TPM can.
+func undefine(t *testing.T, state string, indices ...string) {
+	t.Helper()
+	chip := tpmtest.StartAt(t, state)
+	defer chip.PowerOff()
+	for _, index := range indices {
+		chip.MustRun("", "tpm2_nvundefine", index, "-C", "o")
+	}
+}
+
 // redefineFloor does what the owner of the TPM can: a floor of zero under the same
 // number.
 func redefineFloor(t *testing.T, state string) {
 	t.Helper()
-	const index = "0x1c05ea2"
 	chip := tpmtest.StartAt(t, state)
 	defer chip.PowerOff()
 	zero := filepath.Join(t.TempDir(), "zero")
 	if err := os.WriteFile(zero, append([]byte("srf2"), make([]byte, 36)...), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	chip.MustRun("", "tpm2_nvundefine", index, "-C", "o")
-	chip.MustRun("", "tpm2_nvdefine", index, "-C", "o", "-s", "40", "-g", "sha256", "-a", "ownerwrite|authwrite|authread|no_da")
-	chip.MustRun("", "tpm2_nvwrite", index, "-C", index, "-i", zero)
+	chip.MustRun("", "tpm2_nvundefine", floorIndex, "-C", "o")
+	chip.MustRun("", "tpm2_nvdefine", floorIndex, "-C", "o", "-s", "40", "-g", "sha256", "-a", "ownerwrite|authwrite|authread|no_da")
+	chip.MustRun("", "tpm2_nvwrite", floorIndex, "-C", floorIndex, "-i", zero)
 }
