@@ -1,7 +1,6 @@
 package qemutests
 
 import (
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -164,14 +163,7 @@ func TestMissingVolumeIsNotMadeAnew(t *testing.T) {
 	vm.UpIn("a")
 	vm.PowerOff()
 	before := disk.Slot(t, "a")
-	state := disk.Extract(t, "state")
-	// The journal first, or its replay brings the file back. Status 1: repaired.
-	if output, err := runTool("e2fsck", "-fy", state); err != nil && !strings.Contains(output, "FILE SYSTEM WAS MODIFIED") && !strings.Contains(output, "recovering journal") {
-		t.Fatalf("e2fsck: %v\n%s", err, output)
-	}
-	tool(t, "debugfs", "-w", "-R", "rm /encrypted.img", state)
-	tool(t, "dd", "if="+state, "of="+disk.Path, "bs=1M", "conv=notrunc", "oflag=seek_bytes",
-		fmt.Sprintf("seek=%d", disk.Part(t, "state").Offset))
+	disk.editState(t, func(state string) { debugfs(t, state, "rm /encrypted.img") })
 
 	vm = m.Boot()
 	if r := vm.UpIn("a"); r.State.Unlocked != "degraded" || !strings.Contains(failuresText(r), "state") {
