@@ -169,6 +169,39 @@ func TestVerityRestart(t *testing.T) {
 	}
 }
 
+// With panic it is a kernel panic, after which the kernel restarts by itself. The
+// slot has spent its one try then, and the other one runs, at the next boot too.
+// (This kernel does not know panic_on_error.)
+func TestVerityPanic(t *testing.T) {
+	t.Parallel()
+	disk := Image{
+		B:    &SlotB{Mode: "good"},
+		Edit: []string{"tries: 3", "tries: 1\n  recount: true", "filesystem: squashfs", "filesystem: squashfs\n  on_corruption: panic"},
+	}.Build(t)
+	disk.setSlot(t, "b", SlotBits{14, 1, 1})
+	disk.Flip(t, "root-b", 8)
+	vm := directMachine(t, disk).WithTPM().Boot()
+	vm.Expect(`Kernel panic - not syncing: dm-verity device corrupted`, probeTime)
+	vm.Expect(`Rebooting in 10 seconds`, commandTime)
+	vm.Reset() // those seconds are minutes under emulation; TestDeadKernelFallsBack waits for them
+	r := vm.UpIn("a")
+	if r.FellBack == nil || r.FellBack.From != "b" || r.FellBack.Reason != "no commit" {
+		t.Errorf("fell back %+v, want from b, which had no commit", r.FellBack)
+	}
+	vm.Run("sealroot commit") // gives slot a its try again
+	vm.Reboot()
+	if r := vm.UpIn("a"); r.Slot.Reason != "committed" || r.FellBack != nil {
+		t.Errorf("the boot after: slot %+v, fell back %+v, want a committed", r.Slot, r.FellBack)
+	}
+	if n := strings.Count(vm.guest.Console(), "Kernel panic"); n != 1 {
+		t.Errorf("%d panics, want one", n)
+	}
+	vm.PowerOff()
+	if b := disk.Slot(t, "b"); b.Tries != 0 || b.Successful != 1 {
+		t.Errorf("slot b is %+v, want committed, without tries", b)
+	}
+}
+
 // SHA-512, erofs and a tree behind the image boot, and parity repairs what the
 // boot reads; where there is none the slot is refused.
 func TestVerityRepairs(t *testing.T) {
