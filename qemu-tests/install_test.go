@@ -65,8 +65,9 @@ func TestInstallTrialCommitReplicate(t *testing.T) {
 	for _, tc := range installs {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
+			tc.image.Edit = replicates("commit")
 			vm, disk := installNext(t, tc.firmware, tc.image)
-			vm.copyAndBack(disk)
+			vm.copyAndBack(disk, "sealroot replicate --quick --configured")
 		})
 	}
 }
@@ -87,12 +88,17 @@ func installNext(t *testing.T, firmware machine.Firmware, image Image) (*VM, *Di
 	return vm, disk
 }
 
+// replicates edits a configuration: boot.replicate.
+func replicates(after string) []string {
+	return []string{"tries: 3", "tries: 3\n  replicate: [" + after + "]"}
+}
+
 // copyAndBack makes slot a a copy of slot b, which was just committed, and boots
 // both.
-func (vm *VM) copyAndBack(disk *Disk) {
+func (vm *VM) copyAndBack(disk *Disk, command string) {
 	t := vm.t
 	t.Helper()
-	vm.Run("sealroot replicate")
+	vm.Run(command)
 	var result struct {
 		Data []struct {
 			Slot    string `json:"slot"`
@@ -147,9 +153,9 @@ func checkESP(t *testing.T, disk *Disk) {
 // the control is that it installs when it is whole.
 func TestInstallRefuses(t *testing.T) {
 	t.Parallel()
-	image := Image{B: &SlotB{Mode: "good"}}
+	image := Image{B: &SlotB{Mode: "good"}, Edit: replicates("failed-install")}
 	disk := image.Build(t)
-	whole := readFile(t, Image{}.next(t).Parts(t))
+	whole := readFile(t, image.next(t).Parts(t))
 	// A digit of the signed version, and a byte in the middle of the root image.
 	unsigned := bytes.Replace(bytes.Clone(whole), []byte(`"2.next"`), []byte(`"3.next"`), 1)
 	changed := bytes.Clone(whole)
@@ -174,8 +180,17 @@ func TestInstallRefuses(t *testing.T) {
 	before = sha256Of(t, disk, "root-a", "root-a-verity", "root-a-verity-sig")
 	vm = m.Boot()
 	vm.UpIn("a")
-	if out, status := vm.TryRun("sealroot install /dev/vdc"); status != 6 || !strings.Contains(out, "was changed") || !strings.Contains(out, "not bootable until") {
+	out, status := vm.TryRun("sealroot install --replicate-on-failure=false /dev/vdc")
+	if status != 6 || !strings.Contains(out, "was changed") || !strings.Contains(out, "not bootable until") || strings.Contains(out, "copy") {
 		t.Errorf("a changed part: exit status %d: %s", status, out)
+	}
+	// As the configuration has it, the slot becomes a copy of the running one.
+	out, status = vm.TryRun("sealroot install /dev/vdc")
+	if status != 6 || !strings.Contains(out, "was changed") || !strings.Contains(out, "slot b: is a verified copy of slot a now") {
+		t.Errorf("a changed part, to be made good: exit status %d: %s", status, out)
+	}
+	if out, status := vm.TryRun("sealroot replicate --configured"); status != 0 || !strings.Contains(out, "nothing is copied") {
+		t.Errorf("a copy after a commit, which was not asked for: exit status %d: %s", status, out)
 	}
 	vm.Run("sealroot install /dev/vdd")
 	vm.Reboot()

@@ -142,7 +142,7 @@ func TestLoadersInstall(t *testing.T) {
 			t.Parallel()
 			vm, disk := installNext(t, tc.firmware, tc.image)
 			if soaking() {
-				vm.copyAndBack(disk)
+				vm.copyAndBack(disk, "sealroot replicate")
 				return
 			}
 			vm.Reboot()

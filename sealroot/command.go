@@ -49,6 +49,13 @@ type result struct {
 	Data any `json:"data,omitempty"`
 }
 
+// given says whether a flag is on the command line.
+func (c *command) given(name string) bool {
+	found := false
+	c.flags.Visit(func(f *flag.Flag) { found = found || f.Name == name })
+	return found
+}
+
 type slotValues struct {
 	Name       string `json:"name"`
 	State      string `json:"state"`

@@ -8,6 +8,7 @@ import (
 	"os"
 	"time"
 
+	"sealroot/init/config"
 	"sealroot/init/report"
 	"sealroot/sealroot/bootset"
 	"sealroot/sealroot/install"
@@ -19,8 +20,10 @@ import (
 type installer interface {
 	Machine
 	Install(changed func(place, slot string)) (install.Machine, error)
-	// Tries is boot.tries of the configuration.
+	// Tries is boot.tries of the configuration, Replicates whether boot.replicate
+	// names an occasion.
 	Tries() int
+	Replicates(after string) bool
 }
 
 // long are the options of the commands that take minutes.
@@ -39,10 +42,9 @@ func longOptions(c *command) long {
 // job is one run of such a command.
 type job struct {
 	machine install.Machine
-	opened  Machine
+	opened  installer
 	report  report.Report
 	running install.Running
-	tries   int
 	close   func()
 }
 
@@ -78,7 +80,7 @@ func (c *command) openJob(r report.Report, progress bool) (*job, error) {
 	if !ok {
 		return nil, fmt.Errorf("this disk cannot be written as a whole: %w", bootset.ErrRefused)
 	}
-	j := &job{opened: m, report: r, tries: m.Tries(), running: install.Running{
+	j := &job{opened: m, report: r, running: install.Running{
 		Boot:    bootset.Boot{Running: r.Slot.Name, Loaded: c.loaded(m), Degraded: r.Degraded},
 		Name:    r.Name,
 		Version: r.Root.ImageVersion, RootHash: r.Root.RootHash, SecurityVersion: r.Root.SecurityVersion,
@@ -115,7 +117,7 @@ func installImage(c *command) action {
 	slot := c.flags.String("slot", "", "slot to write; without it one that is not bootable, else the one of lowest priority")
 	tries := c.flags.Int("tries", 0, "how often it is booted without a commit, 1 to 15 (default: boot.tries of the configuration)")
 	force := c.flags.Bool("force", false, "take another image that has the version which runs")
-	again := c.flags.Bool("replicate-on-failure", false, "when writing fails, make the slot a copy of the running one")
+	again := c.flags.Bool("replicate-on-failure", false, "when writing fails, make the slot a copy of the running one (default: as boot.replicate of the configuration says)")
 	return func(ctx context.Context, words []string) error {
 		if f, ok := c.env.Stdin.(*os.File); words[0] == "-" && ok && isTerminal(f) {
 			return fmt.Errorf("%w: - reads a tar from standard input, which is a terminal", errUsage)
@@ -132,10 +134,13 @@ func installImage(c *command) action {
 		defer source.Close()
 		options := install.Options{Slot: *slot, Tries: *tries, Force: *force}
 		if options.Tries == 0 {
-			options.Tries = j.tries
+			options.Tries = j.opened.Tries()
 		}
 		done, err := j.machine.Install(ctx, source, j.running, options)
 		c.result.Slot, c.result.Data = done.Slot, done
+		if !c.given("replicate-on-failure") {
+			*again = j.opened.Replicates(config.ReplicateFailedInstall)
+		}
 		if *again && errors.Is(err, install.ErrUnbootable) && ctx.Err() == nil {
 			c.say("%v", err)
 			_, copyErr := j.copy(ctx, c, install.CopyOptions{Slot: done.Slot, Force: true})
@@ -181,7 +186,7 @@ func repair(c *command) action {
 	o := longOptions(c)
 	force := c.flags.Bool("force", false, "overwrite a slot that waits for its trial")
 	return func(ctx context.Context, words []string) error {
-		return c.replicate(ctx, o, install.CopyOptions{Slot: words[0], Force: *force})
+		return c.replicate(ctx, o, install.CopyOptions{Slot: words[0], Force: *force}, false)
 	}
 }
 
@@ -189,17 +194,24 @@ func replicate(c *command) action {
 	o := longOptions(c)
 	force := c.flags.Bool("force", false, "overwrite a slot that waits for its trial")
 	quick := c.flags.Bool("quick", false, "do nothing when the slot looks like a copy, without reading it as a whole")
+	configured := c.flags.Bool("configured", false, "do nothing unless boot.replicate of the configuration names commit (sealroot-replicate.service)")
 	return func(ctx context.Context, _ []string) error {
-		return c.replicate(ctx, o, install.CopyOptions{Force: *force, Quick: *quick})
+		return c.replicate(ctx, o, install.CopyOptions{Force: *force, Quick: *quick}, *configured)
 	}
 }
 
-func (c *command) replicate(ctx context.Context, o long, options install.CopyOptions) error {
+// replicate copies the running slot. configured: only where the configuration asks
+// for that after a commit.
+func (c *command) replicate(ctx context.Context, o long, options install.CopyOptions, configured bool) error {
 	j, err := c.begin(ctx, o)
 	if err != nil {
 		return err
 	}
 	defer j.close()
+	if configured && !j.opened.Replicates(config.ReplicateCommit) {
+		c.say("boot.replicate of the configuration does not name commit: nothing is copied")
+		return nil
+	}
 	done, err := j.copy(ctx, c, options)
 	c.result.Slot, c.result.Data = done.To, done
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"sealroot/init/config"
 	"sealroot/init/report"
 	"sealroot/sealroot/install"
 	"sealroot/sealroot/schematest"
@@ -21,9 +22,13 @@ import (
 )
 
 // blank is a machine whose slots hold nothing but zeros.
-type blank struct{ *fake }
+type blank struct {
+	*fake
+	replicate string // boot.replicate of its configuration
+}
 
-func (b blank) Tries() int { return 3 }
+func (b blank) Tries() int                   { return 3 }
+func (b blank) Replicates(after string) bool { return after == b.replicate }
 func (b blank) Install(changed func(place, slot string)) (install.Machine, error) {
 	set, err := b.BootSet(changed)
 	return install.Machine{Machine: set, Disk: b, ESP: noESP{}}, err
@@ -58,6 +63,12 @@ func certificates(t *testing.T) string {
 // onBlank runs a command on a blank machine that runs slot a.
 func onBlank(t *testing.T, ctx context.Context, stdin io.Reader, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
+	return onConfigured(t, ctx, "", stdin, args...)
+}
+
+// onConfigured is the same with boot.replicate.
+func onConfigured(t *testing.T, ctx context.Context, replicate string, stdin io.Reader, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
 	dir := t.TempDir()
 	text, err := (&report.Report{Schema: 1, Name: "kiosk", Slot: report.Slot{Name: "a"}}).Encode()
 	if err != nil {
@@ -66,7 +77,8 @@ func onBlank(t *testing.T, ctx context.Context, stdin io.Reader, args ...string)
 	env := Env{
 		Stdin: stdin, Version: "v1", Report: filepath.Join(dir, "boot.json"), Lock: filepath.Join(dir, "lock"),
 		Open: func(Where) (Machine, error) {
-			return blank{&fake{list: []slots.Slot{{Name: "a", Priority: 2, Successful: true}, {Name: "b", Priority: 1, Successful: true}}}}, nil
+			list := []slots.Slot{{Name: "a", Priority: 2, Successful: true}, {Name: "b", Priority: 1, Successful: true}}
+			return blank{&fake{list: list}, replicate}, nil
 		},
 	}
 	if err := os.WriteFile(env.Report, text, 0o644); err != nil {
@@ -101,6 +113,32 @@ func TestInstallCommands(t *testing.T) {
 				t.Errorf("exit status %d, %q; want %d with %q", code, stderr, c.code, c.want)
 			}
 			_, stdout, _ := onBlank(t, context.Background(), strings.NewReader(""), append(c.args, "--json")...)
+			fitsResult(t, stdout)
+		})
+	}
+}
+
+// Whether a commit is followed by a copy is the configuration's to say; a person
+// who asks for a copy gets one.
+func TestReplicateAsConfigured(t *testing.T) {
+	trust := certificates(t)
+	for _, c := range []struct {
+		name, replicate, args string
+		code                  int
+		want                  string
+	}{
+		{"not_configured", "", "replicate --quick --configured", exitOK, "nothing is copied"},
+		{"another_occasion", config.ReplicateFailedInstall, "replicate --quick --configured", exitOK, "nothing is copied"},
+		{"after_a_commit", config.ReplicateCommit, "replicate --quick --configured", exitBad, "the partition is empty"},
+		{"by_hand", "", "replicate --quick", exitBad, "the partition is empty"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			args := append(strings.Fields(c.args), "--trust", trust)
+			code, stdout, stderr := onConfigured(t, context.Background(), c.replicate, nil, args...)
+			if code != c.code || !strings.Contains(stdout+stderr, c.want) {
+				t.Errorf("exit status %d, %q, %q; want %d with %q", code, stdout, stderr, c.code, c.want)
+			}
+			_, stdout, _ = onConfigured(t, context.Background(), c.replicate, nil, append(args, "--json")...)
 			fitsResult(t, stdout)
 		})
 	}

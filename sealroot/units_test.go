@@ -72,6 +72,7 @@ func TestUnitsThatAreWrong(t *testing.T) {
 	for _, c := range []struct{ name, unit, old, changed, want string }{
 		{"cycle_of_the_commit", "sealroot-commit.service", "[Unit]\n", "[Unit]\nBefore=multi-user.target\n", "ordering cycle"},
 		{"cycle_of_the_checks", "sealroot-check.service", "Before=boot-complete.target", "After=sealroot-commit.service\nBefore=boot-complete.target", "ordering cycle"},
+		{"cycle_of_the_copy", "sealroot-replicate.service", "After=multi-user.target ", "After=", "ordering cycle"},
 		{"unknown_key", "sealroot-deadline.timer", "AccuracySec=", "AccuracySex=", "AccuracySex"},
 		{"no_such_program", "sealroot-record.service", "/usr/bin/sealroot", "/usr/bin/seelroot", "seelroot"},
 	} {
@@ -88,7 +89,7 @@ func TestUnitsThatAreWrong(t *testing.T) {
 func TestUnitsAreEnabled(t *testing.T) {
 	root := installed(t, "/bin/true")
 	args := []string{"--root=" + root, "enable",
-		"sealroot-commit.service", "sealroot-check.service", "sealroot-record.service", "sealroot-deadline.timer"}
+		"sealroot-commit.service", "sealroot-check.service", "sealroot-record.service", "sealroot-deadline.timer", "sealroot-replicate.service"}
 	if out, err := exec.Command("systemctl", args...).CombinedOutput(); err != nil {
 		t.Fatalf("systemctl enable: %v\n%s", err, out)
 	}
@@ -104,7 +105,7 @@ func TestUnitsAreEnabled(t *testing.T) {
 		return strings.Join(found, "\n")
 	}
 	want, got := links("etc/systemd/system"), links("usr/lib/systemd/system")
-	if strings.Count(want, "\n") != 3 || got != want {
+	if strings.Count(want, "\n") != 4 || got != want {
 		t.Errorf("units/install enables\n%s\nwant\n%s", got, want)
 	}
 }

@@ -59,8 +59,11 @@ type Boot struct {
 	CommitDeadline Duration `json:"commit_deadline,omitempty"`
 	// EagerCheck has a slot on trial read as a whole, through dm-verity, before
 	// it is committed.
-	EagerCheck bool     `json:"eager_check,omitempty"`
-	Watchdog   Watchdog `json:"watchdog"`
+	EagerCheck bool `json:"eager_check,omitempty"`
+	// Replicate says after what the running system makes the other slot a verified
+	// copy of the running one: ReplicateFailedInstall, ReplicateCommit. Default: never.
+	Replicate []string `json:"replicate,omitempty"`
+	Watchdog  Watchdog `json:"watchdog"`
 	// NewGUIDs is NewGUIDsFirstBoot or NewGUIDsNever: whether the first boot of a
 	// disk gives it and its partitions new random GUIDs. Default: first-boot,
 	// never where something rests on them.
@@ -71,6 +74,12 @@ type Boot struct {
 const (
 	NewGUIDsFirstBoot = "first-boot"
 	NewGUIDsNever     = "never"
+)
+
+// The values of Boot.Replicate.
+const (
+	ReplicateFailedInstall = "failed-install" // an installation left the slot unbootable
+	ReplicateCommit        = "commit"         // the running slot was committed
 )
 
 // Loader is the program that loads the kernel.

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -22,11 +23,25 @@ func (v *validator) boot(c *Config) {
 	if b.Recount && b.Store == StoreFixed {
 		v.add("boot.recount", "leave it out, or choose another boot.store", "boot.store fixed counts nothing")
 	}
+	v.replicate(b)
 	v.oneOf("boot.new_guids", b.NewGUIDs, []string{NewGUIDsFirstBoot, NewGUIDsNever}, nil)
 	if why := c.restsOnGUIDs(); why != "" && b.NewGUIDs == NewGUIDsFirstBoot {
 		v.add("boot.new_guids", "use never", "the first boot would change GUIDs that the next one needs: %s", why)
 	}
 	v.watchdog(b.Watchdog)
+}
+
+func (v *validator) replicate(b Boot) {
+	for i, when := range b.Replicate {
+		at := fmt.Sprintf("boot.replicate[%d]", i)
+		v.oneOf(at, when, []string{ReplicateFailedInstall, ReplicateCommit}, nil)
+		if slices.Contains(b.Replicate[:i], when) {
+			v.add(at, "", "%.60q is given twice", when)
+		}
+	}
+	if len(b.Replicate) > 0 && b.Store == StoreFixed {
+		v.add("boot.replicate", "leave it out, or choose another boot.store", "boot.store fixed has one slot")
+	}
 }
 
 // needsLoader lists the stores that are one loader's own. The others do with

@@ -55,6 +55,7 @@ type Machine struct {
 	tries      int // boot.tries
 	verity     config.Verity
 	partitions string // root.partitions
+	replicate  []string
 	esp        live.ESP
 	vars       efi.Vars // nil for a disk that is not this machine's
 	offline    bool     // opened by OpenDisk
@@ -88,7 +89,7 @@ func Open(boot report.Report, locked bool) (*Machine, error) {
 	}
 	c = c.WithDefaults()
 	m := &Machine{
-		disk: disk, boot: boot, vars: vars, choice: chosen(c, boot, firmware{noEFI == nil, noVars == nil}), refill: refill(c), tries: c.Boot.Tries, verity: c.Root.Verity, partitions: c.Root.Partitions,
+		disk: disk, boot: boot, vars: vars, choice: chosen(c, boot, firmware{noEFI == nil, noVars == nil}), refill: refill(c), tries: c.Boot.Tries, replicate: c.Boot.Replicate, verity: c.Root.Verity, partitions: c.Root.Partitions,
 		esp: live.ESP{Disk: disk, Mounter: mounter{mount.Kernel{}, locked}, Dir: espMount},
 	}
 	if m.choice.Discoverable {

@@ -306,5 +306,9 @@ func (f bootFolder) Publish(slot string, files []install.BootFile) error {
 	return syncFS(f.dir)
 }
 
+// Replicates says whether boot.replicate of the configuration names an occasion,
+// such as config.ReplicateCommit.
+func (m *Machine) Replicates(after string) bool { return slices.Contains(m.replicate, after) }
+
 // Tries is how often a new slot is booted without a commit: boot.tries.
 func (m *Machine) Tries() int { return m.tries }
