@@ -134,7 +134,7 @@ func TestHealth(t *testing.T) {
 	vm.Expect(`slot b: starting /sbin/init`, bootTime)
 	vm.WaitReady(bootTime)
 	checkSystemd(t, vm)
-	for unit, want := range map[string]string{"check": "2 checks: all good", "commit": "slot b: committed"} {
+	for unit, want := range map[string]string{"check": "2 checks: all good", "commit": "slot b: committed", "replicate": "nothing is copied"} {
 		if text := vm.Run("journalctl -b -o cat --no-pager -u sealroot-" + unit + ".service"); !strings.Contains(text, want) {
 			t.Errorf("sealroot-%s.service said %q, want %q in it", unit, text, want)
 		}
@@ -173,6 +173,45 @@ func TestHealth(t *testing.T) {
 			t.Errorf("slot %s of the other disk: attributes %s, want %s", slot, got, want)
 		}
 	}
+}
+
+// configure is a script that has to succeed before the new system is kept.
+const configure = "#!/usr/sbin/init\nwrite /var/lib/configured by this script\ncat /var/lib/wanted\n"
+
+// Without systemd one command at the end of the start does it all: a configure
+// script that fails leaves the slot on trial, with its name as the reason, and one
+// that succeeds has the slot committed.
+func TestHealthConfigureScript(t *testing.T) {
+	t.Parallel()
+	disk := Image{B: &SlotB{}, Extra: map[string]string{"usr/lib/sealroot/checks.d/90-configure": configure}}.Build(t)
+	vm := directMachine(t, disk).WithTPM().Boot()
+	if r := vm.UpIn("b"); !r.Slot.Trial {
+		t.Errorf("slot %+v, want a trial", r.Slot)
+	}
+	vm.post("sealroot check --commit")
+	r := vm.UpIn("a") // the command restarts the machine
+	if r.FellBack == nil || r.FellBack.From != "b" || !strings.Contains(r.FellBack.Reason, "90-configure: exit status 1") {
+		t.Errorf("fell back %+v, want from b, because of 90-configure", r.FellBack)
+	}
+	const failed = "health-check, health check failed: 90-configure: exit status 1: open /var/lib/wanted: no such file or directory"
+	if state, failure := status(t, vm).slotB(); state != "not bootable" || failure != failed {
+		t.Errorf("slot b is %q, %q; want it not bootable, %q", state, failure, failed)
+	}
+	vm.Run("write /var/lib/wanted this") // and the script will succeed
+	vm.Run("sealroot try b")
+	vm.Reboot()
+	vm.UpIn("b")
+	if text := vm.Run("sealroot check --commit"); !strings.Contains(text, "1 check: all good") || !strings.Contains(text, "slot b: committed") {
+		t.Errorf("sealroot check --commit said %q", text)
+	}
+	if got := vm.Run("cat /var/lib/configured"); got != "by this script" {
+		t.Errorf("the script has written %q", got)
+	}
+	vm.Reboot()
+	if r := vm.UpIn("b"); r.Slot.Reason != "committed" {
+		t.Errorf("slot %+v, want committed", r.Slot)
+	}
+	vm.PowerOff()
 }
 
 // offline works on a disk that this machine does not run from, and finds that

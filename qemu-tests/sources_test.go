@@ -116,6 +116,7 @@ func probeTar(t *testing.T, path string) {
 	add(tar.Header{Typeflag: tar.TypeReg, Name: "var/lib/from-image", Mode: 0o640, Uid: 7, Gid: 8}, "var of the image\n")
 	add(tar.Header{Typeflag: tar.TypeReg, Name: "usr/sbin/init", Mode: 0o755}, string(program))
 	add(tar.Header{Typeflag: tar.TypeSymlink, Name: "usr/sbin/modprobe", Linkname: "init", Mode: 0o777}, "")
+	add(tar.Header{Typeflag: tar.TypeSymlink, Name: "usr/sbin/reboot", Linkname: "init", Mode: 0o777}, "")
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -125,6 +126,23 @@ func TestRestartKeepsTheReport(t *testing.T) {
 	}
 	if code, stdout, _, o := w.outcome(t, "deadline"); code != exitOK || o.reboots != 1 || !strings.Contains(stdout, "the report of this boot is not kept") {
 		t.Errorf("a report that cannot be kept: exit status %d, %d restarts, %q; want 0, a restart, and word of it", code, o.reboots, stdout)
+	}
+}
+
+// On trial the deadline lies in systemd's folder, although another init runs.
+func TestRestartProgram(t *testing.T) {
+	run := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(run, "systemd/system/sealroot-deadline.timer.d"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if name, args := restartProgram(run); name != "reboot" || len(args) > 0 {
+		t.Errorf("another init: %s %q, want reboot", name, args)
+	}
+	if err := os.WriteFile(filepath.Join(run, "systemd/private"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if name, args := restartProgram(run); name != "systemctl" || !slices.Contains(args, "reboot") {
+		t.Errorf("systemd: %s %q, want systemctl reboot", name, args)
 	}
 }
 

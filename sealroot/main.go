@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 
 	"sealroot/init/report"
@@ -142,17 +143,23 @@ func open(w Where) (Machine, error) {
 	return m, nil
 }
 
-// restart asks the real init to restart the machine. systemctl is systemd's;
-// the others have a program reboot.
+// restart asks the real init to restart the machine.
 func restart(ctx context.Context) error {
-	name, args := "reboot", []string{}
-	if _, err := os.Stat("/run/systemd/system"); err == nil {
-		name, args = "systemctl", []string{"--no-block", "--no-wall", "reboot"}
-	}
+	name, args := restartProgram("/run")
 	if out, err := exec.CommandContext(ctx, name, args...).CombinedOutput(); err != nil {
 		return fmt.Errorf("cannot restart: %s: %w: %s", name, err, line(string(out)))
 	}
 	return nil
+}
+
+// restartProgram is systemd's systemctl; other inits have a program reboot. That
+// systemd runs is told by its private socket: in /run/systemd/system PID 1 of the
+// initramfs leaves the deadline of a trial, whatever comes after it.
+func restartProgram(run string) (name string, args []string) {
+	if _, err := os.Stat(filepath.Join(run, "systemd/private")); err == nil {
+		return "systemctl", []string{"--no-block", "--no-wall", "reboot"}
+	}
+	return "reboot", nil
 }
 
 // Main runs one command and returns the exit status.

@@ -38,8 +38,7 @@ func main() {
 		return
 	}
 	if os.Getpid() != 1 {
-		fmt.Fprintln(os.Stderr, "probe: this is an init for test images, it only runs as PID 1")
-		os.Exit(1)
+		os.Exit(notInit(os.Args))
 	}
 	began := handedOver()
 	if err := serve(began); err != nil {
@@ -48,6 +47,34 @@ func main() {
 	// An init must not end: that would be a kernel panic.
 	time.Sleep(5 * time.Second)
 	unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+}
+
+// notInit is what the program does for others: as reboot it restarts the machine,
+// and after "#!" in a script it runs the script's lines until one fails.
+func notInit(args []string) (status int) {
+	if filepath.Base(args[0]) == "reboot" {
+		unix.Sync()
+		unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+		return 1
+	}
+	if len(args) != 2 {
+		fmt.Fprintln(os.Stderr, "probe: this is an init for test images; beside PID 1 it only runs scripts")
+		return 1
+	}
+	text, err := os.ReadFile(args[1])
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	for line := range strings.Lines(string(text)) {
+		if strings.HasPrefix(line, "#") {
+			continue
+		}
+		if status, _ := run(os.Stdout, start{}, strings.Fields(line)); status != 0 {
+			return status
+		}
+	}
+	return 0
 }
 
 // handedOver looks at the process before it opens anything itself.
