@@ -107,7 +107,7 @@ func tries(n int) string {
 func meaning(r *report.Report) string {
 	switch r.BootPath {
 	case report.PathUKISecureBoot:
-		return "the firmware vouches for what boots; a thief who edits the disk cannot read the state or exchange the image (he can put a state volume of his own in its place: docs/security.md)"
+		return "the firmware vouches for what boots; a thief who edits the disk cannot read the state, exchange the image, or have a state of his own run"
 	case report.PathUKI:
 		return "the TPM tells what boots; a thief who edits the disk cannot read the state, but can run something else"
 	case report.PathGRUBEFI:
