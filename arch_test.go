@@ -61,7 +61,7 @@ var allowed = map[string][]string{
 	"slots/manifest":  {"verity"},
 	"publickey":       {},
 	"verity":          {"publickey"},
-	"init/config":     {"verity", "slots", "state/binds", "state/layout"},
+	"init/config":     {"verity", "slots", "slots/gpt", "slots/guid", "state/binds", "state/layout"},
 	"init/cmdline":    {"verity"},
 	"init/report":     {},
 	"state/luks2":     {},

@@ -76,6 +76,17 @@ func (d *Disk) Part(t *testing.T, name string) Partition {
 	return Partition{}
 }
 
+// image is how the labels of the slots' partitions begin.
+func (d *Disk) image(t *testing.T) string {
+	t.Helper()
+	for _, p := range d.Partitions(t) {
+		if p.Name == "usr-a" {
+			return "usr-"
+		}
+	}
+	return "root-"
+}
+
 // Extract copies a partition to a file of its own and returns its path.
 func (d *Disk) Extract(t *testing.T, name string) string {
 	t.Helper()
@@ -168,7 +179,7 @@ type SlotBits struct{ Priority, Tries, Successful int }
 // Slot returns the attribute bits of a slot.
 func (d *Disk) Slot(t *testing.T, slot string) SlotBits {
 	t.Helper()
-	number := d.Part(t, "root-"+slot).Number
+	number := d.Part(t, d.image(t)+slot).Number
 	bit := func(flag string) (n int) {
 		output := tool(t, "cgpt", "show", "-i", fmt.Sprint(number), flag, d.Path)
 		if _, err := fmt.Sscan(output, &n); err != nil {
@@ -205,7 +216,7 @@ func tableProblem(t *testing.T, path string) string {
 // CheckVerity has veritysetup judge a slot's image and hash tree.
 func (d *Disk) CheckVerity(t *testing.T, slot string) {
 	t.Helper()
-	output, err := runTool("veritysetup", "verify", d.Extract(t, "root-"+slot), d.Extract(t, "root-"+slot+"-verity"), d.rootHash(t, slot))
+	output, err := runTool("veritysetup", "verify", d.Extract(t, d.image(t)+slot), d.Extract(t, d.image(t)+slot+"-verity"), d.rootHash(t, slot))
 	if err != nil {
 		t.Errorf("veritysetup verify of slot %s: %v: %s", slot, err, output)
 	}
@@ -214,7 +225,7 @@ func (d *Disk) CheckVerity(t *testing.T, slot string) {
 // rootHash returns the root hash that a slot's signature partition names.
 func (d *Disk) rootHash(t *testing.T, slot string) string {
 	t.Helper()
-	name := "root-" + slot + "-verity-sig"
+	name := d.image(t) + slot + "-verity-sig"
 	var signature struct {
 		RootHash string `json:"rootHash"`
 	}

@@ -90,7 +90,7 @@ func (h *hostBoots) once(d *writes.Disk) (slots.Decision, error) {
 	if err != nil {
 		return slots.Decision{}, err
 	}
-	list, err := table.Slots()
+	list, err := table.Slots(gpt.Naming{})
 	if err != nil {
 		return slots.Decision{}, err
 	}

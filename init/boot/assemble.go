@@ -64,35 +64,32 @@ func (b *boot) seedAll(volume *os.File) error {
 	if b.volume.readOnly() {
 		return nil
 	}
-	root, err := mount.OpenRoot(newRoot)
-	if err != nil {
-		return stateError(slots.StateDamaged, "cannot open the root: %w", err)
-	}
-	defer root.Close()
 	for _, name := range alwaysBound {
-		src, err := mount.OpenBeneath(root, name, unix.O_RDONLY|unix.O_DIRECTORY, mount.Strict)
+		src, err := b.openImage(name)
 		if err != nil {
 			return imageError(slots.Mount, "cannot open /%s of the image: %w", name, err)
 		}
 		made, stats, err := seed.Into(volume, name, src)
-		src.Close()
+		if src != nil {
+			src.Close()
+		}
 		if err != nil {
 			return stateError(slots.StateDamaged, "cannot fill /%s: %w", name, err)
 		}
-		if made {
+		if made && src != nil {
 			b.sys.Log.Info("state: /%s filled from the image, %d entries, %d MiB", name, stats.Entries, stats.Bytes>>20)
 		}
 	}
 	return nil
 }
 
-// etcLayers is the overlay of /etc. Its upper layer is code for root, so it lies
+// etcLayers is the overlay of /etc over that of the image. Its upper layer is code for root, so it lies
 // on the encrypted volume or in memory, never beside it. With a volume that is
 // read-only the owner's changes stay in force, as a lower layer: without them the
 // image's passwords and services would stand before the owner's data, and whoever
 // fills the state partition could bring that about.
-func etcLayers(mode config.EtcMode, readOnly bool) mount.Overlay {
-	o := mount.Overlay{Lower: []mount.Place{{Root: newRoot, Path: "etc"}}, Attr: mount.NoSUID | mount.NoDev}
+func etcLayers(image mount.Place, mode config.EtcMode, readOnly bool) mount.Overlay {
+	o := mount.Overlay{Lower: []mount.Place{image}, Attr: mount.NoSUID | mount.NoDev}
 	owners := mount.Place{Root: encryptedDir, Path: "etc"}
 	if mode != config.EtcVolatile && !readOnly {
 		o.Upper, o.Work = owners, mount.Place{Root: encryptedDir, Path: layout.EtcWork}
@@ -108,10 +105,20 @@ func etcLayers(mode config.EtcMode, readOnly bool) mount.Overlay {
 
 // etc mounts /etc as the configuration says.
 func (b *boot) etc(volume *os.File) error {
+	image, err := b.etcPlace()
+	if err != nil {
+		return imageError(slots.Mount, "cannot open /etc of the image: %w", err)
+	}
 	if b.cfg.Etc == config.EtcReadOnly {
+		if !b.cfg.Root.Usr() {
+			return nil
+		}
+		if err := b.bind(image, "/etc", mount.ReadOnly|mount.NoSUID|mount.NoDev); err != nil {
+			return imageError(slots.Mount, "%w", err)
+		}
 		return nil
 	}
-	o := etcLayers(b.cfg.Etc, b.volume.readOnly())
+	o := etcLayers(image, b.cfg.Etc, b.volume.readOnly())
 	if o.Upper.Root != encryptedDir {
 		if err := mkdirs(o.Upper.Root+"/upper", o.Upper.Root+"/work"); err != nil {
 			return stateError(slots.StateDamaged, "cannot make a volatile /etc: %w", err)

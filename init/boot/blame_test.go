@@ -5,6 +5,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sealroot/init/config"
 	"sealroot/init/report"
 	"sealroot/slots"
 )
@@ -35,7 +36,7 @@ func TestImageUnderAnotherSlotsInitramfs(t *testing.T) {
 		{"another_slots_and_the_disk", "a", true, "V", environmentError(slots.IOError, "slow"), slots.IOError},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			b := &boot{sys: &System{Verity: fakeVerity{status: tc.verity}}, report: &report.Report{}}
+			b := &boot{cfg: &config.Config{}, sys: &System{Verity: fakeVerity{status: tc.verity}}, report: &report.Report{}}
 			b.slots.observed.Loaded = tc.loaded
 			class, reason := classOf(b.blameInitramfs(t.Context(), "b", tc.foreign, tc.err))
 			if reason != tc.want || (class == slots.ImageFailure) != (reason != slots.WrongKernel && reason != slots.IOError) {

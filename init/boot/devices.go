@@ -15,6 +15,7 @@ import (
 	"sealroot/mount/kmod"
 	"sealroot/mount/uevent"
 	"sealroot/slots"
+	"sealroot/slots/gpt"
 	"sealroot/slots/live"
 )
 
@@ -72,7 +73,11 @@ func (b *boot) findDisk(ctx context.Context) error {
 	if want == "" {
 		want = b.fw.ESP
 	}
-	what := "the boot disk: one with a partition root-a"
+	naming := b.cfg.Root.Naming()
+	what := "the boot disk: one with a partition " + naming.Label("a", gpt.Data)
+	if naming.UUIDs != nil {
+		what = "the boot disk: one with a partition of root.partuuids"
+	}
 	if want != "" {
 		what = "the boot disk: the one with partition UUID " + want
 	}
@@ -83,7 +88,7 @@ func (b *boot) findDisk(ctx context.Context) error {
 		if err := b.loadDrivers(ctx, events); err != nil {
 			return false, err
 		}
-		b.disk, last = live.Find("/sys", "/dev", want)
+		b.disk, last = live.Find("/sys", "/dev", naming, want)
 		if errors.Is(last, live.ErrNoDisk) {
 			return false, nil
 		}
@@ -129,7 +134,7 @@ func (b *boot) renewGUIDs() {
 // sameDisk looks once more before the state is touched: a copy of the boot disk
 // may have appeared since, and must not be taken for it.
 func (b *boot) sameDisk() error {
-	again, err := live.Find("/sys", "/dev", b.disk.LoadedFrom())
+	again, err := live.Find("/sys", "/dev", b.cfg.Root.Naming(), b.disk.LoadedFrom())
 	if err == nil && again.Block.DevNo() != b.disk.Block.DevNo() {
 		err = fmt.Errorf("the boot disk was %s and is now %s: %w", b.disk.Block.Node, again.Block.Node, live.ErrAmbiguous)
 	}

@@ -79,7 +79,7 @@ func (b *boot) leaveMarks() error {
 		return nil
 	}
 	for _, m := range b.report.Mounts {
-		if b.cfg.Boot.EagerCheck && m.Where == "/" {
+		if b.cfg.Boot.EagerCheck && m.Where == b.image() {
 			if err := writeFile(report.EagerCheck, []byte(m.What+"\n")); err != nil {
 				return err
 			}

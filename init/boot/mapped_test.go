@@ -177,7 +177,7 @@ func TestEtcOfAReadOnlyVolume(t *testing.T) {
 		{"read_only", config.EtcOverlay, true, true, runDir + "/etc"},
 		{"volatile_by_configuration", config.EtcVolatile, true, false, runDir + "/etc"},
 	} {
-		o := etcLayers(tt.mode, tt.readOnly)
+		o := etcLayers(mount.Place{Root: newRoot, Path: "etc"}, tt.mode, tt.readOnly)
 		if err := o.Validate(); err != nil {
 			t.Errorf("%s: %v", tt.name, err)
 		}

@@ -155,7 +155,7 @@ func (b *boot) measureRoot(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("cannot measure root hash %q: %w", b.report.Root.RootHash, err)
 	}
-	text := pcrsig.RootEvent(pcrsig.RoleRoot, hash, b.report.Root.SecurityVersion)
+	text := pcrsig.RootEvent(string(b.cfg.Root.ImageRole()), hash, b.report.Root.SecurityVersion)
 	b.measure(ctx, tpm.Event{PCR: b.cfg.Trust.MeasurePCR, Data: []byte(text), Text: text})
 	return nil
 }

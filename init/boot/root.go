@@ -24,9 +24,6 @@ import (
 	"sealroot/verity/signature"
 )
 
-// dmRoot is the device-mapper name of the root.
-const dmRoot = "sealroot-root"
-
 // openRoot decides which slot runs and mounts its verified root. A slot whose
 // image fails is given up and the next one decided on, in the same boot where
 // the running kernel fits it.
@@ -69,7 +66,7 @@ func (b *boot) openRoot(ctx context.Context) error {
 // mountSlot verifies one slot and mounts its root. foreign means that the
 // running kernel was not loaded for this slot.
 func (b *boot) mountSlot(ctx context.Context, slot string, foreign bool) error {
-	r := report.Root{Filesystem: b.cfg.Root.Filesystem, KernelRelease: b.kernelRelease}
+	r := report.Root{Role: string(b.cfg.Root.ImageRole()), Filesystem: b.cfg.Root.Filesystem, KernelRelease: b.kernelRelease}
 	root, err := b.rootHash(ctx, slot, foreign)
 	if err != nil {
 		return err
@@ -80,13 +77,9 @@ func (b *boot) mountSlot(ctx context.Context, slot string, foreign bool) error {
 		return err
 	}
 	fs := mount.Filesystem{Type: r.Filesystem, Source: device.Path, Attr: mount.ReadOnly | mount.NoDev}
-	if err := os.MkdirAll(newRoot, 0o755); err != nil {
-		return environmentError(slots.IOError, "cannot make %s: %w", newRoot, err)
+	if err := b.mountImage(slot, fs); err != nil {
+		return err
 	}
-	if err := b.sys.Mounter.MountIn(fs, mount.Place{Root: "/", Path: newRoot}); err != nil {
-		return imageError(slots.Mount, "cannot mount slot %s: %w", slot, err)
-	}
-	b.report.Mounts = []report.Mount{{What: device.Path, Where: "/", Type: fs.Type, Options: fs.Attr.Names()}}
 	if err := b.checkRoot(ctx, slot, foreign, &r); err != nil {
 		return err
 	}
@@ -108,7 +101,7 @@ func (b *boot) blame(err error) error {
 
 // corrupted tells whether dm-verity found a block that does not match.
 func (b *boot) corrupted() bool {
-	status, err := b.sys.Verity.Status(dmRoot)
+	status, err := b.sys.Verity.Status(b.dmName())
 	for _, s := range status {
 		if s.Text == "C" {
 			return true
@@ -142,7 +135,7 @@ func (b *boot) underForeignInitramfs(ctx context.Context, slot string, foreign b
 
 // rootHash is the slot's root hash, when it is trusted.
 func (b *boot) rootHash(ctx context.Context, slot string, foreign bool) (vouched, error) {
-	part, err := b.slotPartition(gpt.SigLabel(slot))
+	part, err := b.slotPartition(slot, gpt.Sig)
 	if err != nil {
 		return vouched{}, err
 	}
@@ -150,7 +143,7 @@ func (b *boot) rootHash(ctx context.Context, slot string, foreign bool) (vouched
 	if err != nil {
 		return vouched{}, imageError(slots.Signature, "cannot read the signature of slot %s: %w", slot, err)
 	}
-	root, err := trustedHash(b.cfg, b.cmd.RootHash, text, config.CertificatesDir)
+	root, err := trustedHash(b.cfg, b.hashOnLine(), text, config.CertificatesDir)
 	if err == nil && !root.confirmed && b.underForeignInitramfs(ctx, slot, foreign) {
 		// dm-verity would find blocks that do not match, and could not tell why
 		err = fmt.Errorf("%w: the slot's signature partition does not say which", errOtherRoot)
@@ -163,8 +156,8 @@ func (b *boot) rootHash(ctx context.Context, slot string, foreign bool) (vouched
 
 // slotPartition finds a partition of a slot. One that the table does not have
 // is the slot's fault, one that is ambiguous or not shown the machine's.
-func (b *boot) slotPartition(label string) (blockdev.Partition, error) {
-	part, err := b.disk.Partition(label)
+func (b *boot) slotPartition(slot string, of gpt.Part) (blockdev.Partition, error) {
+	part, err := b.disk.InSlot(slot, of)
 	switch {
 	case errors.Is(err, gpt.ErrNotFound):
 		return part, imageError(slots.Verity, "%w", err)
@@ -177,7 +170,7 @@ func (b *boot) slotPartition(label string) (blockdev.Partition, error) {
 // openVerity opens the slot's data behind its hash tree. Everything in the
 // superblock is a claim; the root hash decides whether it was true.
 func (b *boot) openVerity(slot string, rootHash []byte) (dm.Device, error) {
-	data, err := b.slotPartition(gpt.RootLabel(slot))
+	data, err := b.slotPartition(slot, gpt.Data)
 	if err != nil {
 		return dm.Device{}, err
 	}
@@ -186,7 +179,7 @@ func (b *boot) openVerity(slot string, rootHash []byte) (dm.Device, error) {
 	room := min(at, data.Size)
 	if at == 0 {
 		room = data.Size
-		if tree, err = b.slotPartition(gpt.VerityLabel(slot)); err != nil {
+		if tree, err = b.slotPartition(slot, gpt.Tree); err != nil {
 			return dm.Device{}, err
 		}
 	}
@@ -202,8 +195,8 @@ func (b *boot) openVerity(slot string, rootHash []byte) (dm.Device, error) {
 	if err != nil {
 		return dm.Device{}, imageError(slots.Verity, "cannot use the superblock of slot %s: %w", slot, err)
 	}
-	uuid := fmt.Sprintf("CRYPT-VERITY-%x-%s", params.UUID, dmRoot)
-	device, err := b.sys.Verity.Verity(dmRoot, uuid, b.verityTarget(target))
+	uuid := fmt.Sprintf("CRYPT-VERITY-%x-%s", params.UUID, b.dmName())
+	device, err := b.sys.Verity.Verity(b.dmName(), uuid, b.verityTarget(target))
 	if err != nil {
 		if errors.Is(err, dm.ErrTarget) || errors.Is(err, unix.EINVAL) {
 			return dm.Device{}, imageError(slots.Verity, "cannot open slot %s: %w", slot, err)
@@ -286,15 +279,8 @@ func (b *boot) checkRoot(ctx context.Context, slot string, foreign bool, r *repo
 	if err := mount.CheckInit(root, b.initPath()); err != nil {
 		return imageError(slots.Mount, "cannot use the root of slot %s: %w", slot, err)
 	}
-	for _, dir := range []string{"etc", "home", "state", "var"} {
-		d, err := mount.OpenBeneath(root, dir, unix.O_RDONLY|unix.O_DIRECTORY, mount.Strict)
-		if err == nil {
-			_, err = d.Readdirnames(-1)
-			d.Close()
-		}
-		if err != nil {
-			return imageError(slots.Mount, "cannot use /%s of slot %s: %w", dir, slot, err)
-		}
+	if err := b.readDirs(); err != nil {
+		return imageError(slots.Mount, "cannot use the image of slot %s: %w", slot, err)
 	}
 	if foreign || b.slots.compare {
 		return b.checkModules(ctx, root, slot)
@@ -321,10 +307,16 @@ func (b *boot) checkModules(ctx context.Context, root *os.File, slot string) err
 
 // dropRoot takes a root that failed away again.
 func (b *boot) dropRoot() {
-	if err := b.sys.Mounter.Unmount(newRoot); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-		b.sys.Log.Warn("%v", err)
+	where := []string{newRoot}
+	if b.cfg.Root.Usr() {
+		where = []string{b.imageDir(), newRoot}
 	}
-	if err := b.sys.Verity.Remove(dmRoot); err != nil && !errors.Is(err, unix.ENXIO) {
+	for _, w := range where {
+		if err := b.sys.Mounter.Unmount(w); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+			b.sys.Log.Warn("%v", err)
+		}
+	}
+	if err := b.sys.Verity.Remove(b.dmName()); err != nil && !errors.Is(err, unix.ENXIO) {
 		b.sys.Log.Warn("%v", err)
 	}
 	b.report.Mounts = nil

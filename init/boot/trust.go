@@ -20,7 +20,7 @@ import (
 // Where the root hash of a slot comes from, in the order of trust: the
 // configuration, when it names one, is never overruled, nor is the command line
 // where it is known to be the builder's (honourCommandLine); else the slot's
-// signature partition, as far as a certificate for roots vouches for it. Nothing
+// signature partition, as far as a certificate for such images vouches for it. Nothing
 // else names one.
 const (
 	sourceConfiguration = "configuration"
@@ -79,6 +79,14 @@ func (b *boot) honourCommandLine() {
 	b.tellCommandLine()
 }
 
+// hashOnLine is the root hash of a vouched command line: for a /usr that of usrhash=.
+func (b *boot) hashOnLine() string {
+	if b.cfg.Root.Usr() {
+		return b.cmd.UsrHash
+	}
+	return b.cmd.RootHash
+}
+
 // trustedHash is the root hash of a slot with this signature partition; onLine is
 // that of a vouched command line, "" for none. Errors: errOtherRoot, those of
 // signature.Parse and signature.Verify.
@@ -111,7 +119,7 @@ func trustedHash(cfg *config.Config, onLine string, partition []byte, certificat
 		return vouched{hash, sourceSignature, signer.Subject, true}, nil
 	}
 	if errors.Is(err, signature.ErrUnknownSigner) {
-		err = fmt.Errorf("%w%s", err, otherRole(certificates, sig))
+		err = fmt.Errorf("%w%s", err, otherRole(certificates, cfg.Root.ImageRole(), sig))
 	}
 	return vouched{}, err
 }
@@ -129,16 +137,16 @@ func certificatesOf(dir string, roles []config.Role) ([]*signature.Certificate, 
 	return all, nil
 }
 
-// otherRole says, behind the words for a signer that is unknown for roots, that it
-// may sign other things here.
-func otherRole(dir string, sig signature.Signature) string {
+// otherRole says, behind the words for a signer that is unknown for images of role
+// wanted, that it may sign other things here.
+func otherRole(dir string, wanted config.Role, sig signature.Signature) string {
 	for _, role := range config.Roles() {
 		certs, err := certificatesOf(dir, []config.Role{role})
 		if err != nil {
 			continue
 		}
 		if _, _, err := signature.Verify(sig, certs); err == nil {
-			return fmt.Sprintf(" (a certificate of the role %q, which vouches for no root here)", role)
+			return fmt.Sprintf(" (a certificate of the role %q, which vouches for no %s here)", role, wanted)
 		}
 	}
 	return ""

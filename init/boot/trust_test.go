@@ -57,16 +57,21 @@ func putCertificate(t *testing.T, dir string, role config.Role, s signaturetest.
 // same partition is accepted once its certificate has the right role.
 func TestTrustedHash(t *testing.T) {
 	image, second, layer, dev, stranger := newSigner(t, 1), newSigner(t, 2), newSigner(t, 3), newSigner(t, 4), newSigner(t, 0x5a5a)
+	usr := newSigner(t, 5)
 	dir := t.TempDir()
 	putCertificate(t, dir, config.RoleRoot, image)
 	putCertificate(t, dir, config.RoleRoot, second)
 	putCertificate(t, dir, config.RoleLayer, layer)
 	putCertificate(t, dir, config.RoleDev, dev)
+	putCertificate(t, dir, config.RoleUsr, usr)
 	hash, other := bytes.Repeat([]byte{0xa1}, 32), bytes.Repeat([]byte{0xb2}, 32)
 	text := func(h []byte) string { return hex.EncodeToString(h) }
 	production := config.Config{Build: config.Production, Trust: config.Trust{Root: []string{"image.crt"}, Layer: []string{"l.crt"}, Dev: []string{"d.crt"}}}
 	development := production
 	development.Build = config.Development
+	ofUsr := production
+	ofUsr.Root.Source, ofUsr.Trust.Usr = config.SourceUsrVerity, []string{"u.crt"}
+	production.Trust.Usr = ofUsr.Trust.Usr
 	pinned := production
 	pinned.Root.Hash = text(hash)
 	forged := bytes.Replace(signed(t, image, other), []byte(text(other)), []byte(text(hash)), 1)
@@ -88,6 +93,11 @@ func TestTrustedHash(t *testing.T) {
 		{"development_image_in_production", production, "", signed(t, dev, hash), "", signature.ErrUnknownSigner, `role "dev"`},
 		{"development_image_in_development", development, "", signed(t, dev, hash), sourceSignature, nil, ""},
 		{"production_image_in_development", development, "", signed(t, image, hash), sourceSignature, nil, ""},
+		{"usr_certificate_on_a_root", production, "", signed(t, usr, hash), "", signature.ErrUnknownSigner, `role "usr", which vouches for no root here`},
+		{"usr", ofUsr, "", signed(t, usr, hash), sourceSignature, nil, ""},
+		{"root_certificate_on_a_usr", ofUsr, "", signed(t, image, hash), "", signature.ErrUnknownSigner, `role "root", which vouches for no usr here`},
+		{"stranger_on_a_usr", ofUsr, "", signed(t, stranger, hash), "", signature.ErrUnknownSigner, "serial 5a5a"},
+		{"usr_on_the_vouched_line", ofUsr, text(hash), make([]byte, 4096), sourceCommandLine, nil, ""},
 		{"signature_of_another_root", production, "", forged, "", signature.ErrBadSignature, ""},
 		{"unsigned", production, "", make([]byte, 4096), "", signature.ErrFormat, "empty"},
 		{"pinned", pinned, "", signed(t, image, hash), sourceConfiguration, nil, ""},
@@ -119,7 +129,12 @@ func TestTrustedHash(t *testing.T) {
 		})
 	}
 
-	for role, s := range map[string]signaturetest.Signer{"stranger": stranger, "layer": layer, "development": dev} {
+	asUsr := t.TempDir()
+	putCertificate(t, asUsr, config.RoleUsr, image)
+	if got, err := trustedHash(&ofUsr, "", signed(t, image, hash), asUsr); err != nil || !bytes.Equal(got.hash, hash) {
+		t.Errorf("control: the certificate for roots in the role for /usr: %v, want its /usr accepted", err)
+	}
+	for role, s := range map[string]signaturetest.Signer{"stranger": stranger, "layer": layer, "development": dev, "usr": usr} {
 		control := t.TempDir()
 		putCertificate(t, control, config.RoleRoot, s)
 		cfg := production
@@ -191,6 +206,19 @@ func TestLineVouched(t *testing.T) {
 	}
 	if err := lineVouched(&config.Config{}, "", pathUKISecureBoot); !errors.Is(err, errForeignLine) {
 		t.Errorf("without a kernel in the configuration: %v", err)
+	}
+}
+
+// Of a vouched line a root takes roothash=, a /usr usrhash=.
+func TestHashOnLine(t *testing.T) {
+	b := &boot{cfg: &config.Config{}}
+	b.cmd.RootHash, b.cmd.UsrHash = "of the root", "of /usr"
+	if got := b.hashOnLine(); got != "of the root" {
+		t.Errorf("root: got the hash %s", got)
+	}
+	b.cfg.Root.Source = config.SourceUsrVerity
+	if got := b.hashOnLine(); got != "of /usr" {
+		t.Errorf("/usr: got the hash %s", got)
 	}
 }
 

@@ -29,9 +29,9 @@ type CommandLine struct {
 	DiskUUID string
 	// Quiet asks for warnings only.
 	Quiet bool
-	// RootHash and Init are those of roothash= and init=, "" when not given. Only
-	// ParseVouched sets them.
-	RootHash, Init string
+	// RootHash, UsrHash and Init are those of roothash=, usrhash= and init=, "" when
+	// not given. Only ParseVouched sets them.
+	RootHash, UsrHash, Init string
 	// Consoles are the devices of console=, in order and without options:
 	// "ttyS0". The last one is /dev/console.
 	Consoles []string
@@ -47,7 +47,7 @@ type CommandLine struct {
 func Parse(line string) CommandLine { return parse(line, false) }
 
 // ParseVouched is Parse for a line that is known to be the image builder's own:
-// it honours roothash= and init= as well.
+// it honours roothash=, usrhash= and init= as well.
 func ParseVouched(line string) CommandLine { return parse(line, true) }
 
 func parse(line string, vouched bool) CommandLine {
@@ -55,7 +55,7 @@ func parse(line string, vouched bool) CommandLine {
 		return CommandLine{Refused: []string{fmt.Sprintf("command line of %d bytes", len(line))}}
 	}
 	var c CommandLine
-	var slots, disks, hashes, inits []string
+	var slots, disks, hashes, usrHashes, inits []string
 	for _, w := range split(line) {
 		switch {
 		case w.afterDashes:
@@ -71,6 +71,8 @@ func parse(line string, vouched bool) CommandLine {
 			c.console(w)
 		case vouched && w.name == "roothash":
 			hashes = append(hashes, w.value)
+		case vouched && w.name == "usrhash":
+			usrHashes = append(usrHashes, w.value)
 		case vouched && w.name == "init":
 			inits = append(inits, w.value)
 		case isDangerous(w.name):
@@ -82,6 +84,7 @@ func parse(line string, vouched bool) CommandLine {
 	c.Slot = c.one("sealroot.slot", slots, isSlot)
 	c.DiskUUID = c.one("sealroot.disk", disks, isUUID)
 	c.RootHash = c.one("roothash", hashes, verity.IsRootHash)
+	c.UsrHash = c.one("usrhash", usrHashes, verity.IsRootHash)
 	c.Init = c.one("init", inits, isProgram)
 	return c
 }

@@ -117,12 +117,14 @@ func TestParseVouched(t *testing.T) {
 		want CommandLine
 	}{
 		{"ro roothash=" + hash + " init=/usr/bin/x", CommandLine{RootHash: hash, Init: "/usr/bin/x", Ignored: []string{"ro"}}},
+		{"usrhash=" + hash, CommandLine{UsrHash: hash}},
+		{"usrhash=0", CommandLine{Refused: []string{"usrhash=0"}}},
 		{"roothash=" + strings.ToUpper(hash), CommandLine{Refused: []string{"roothash=" + strings.ToUpper(hash)}}},
 		{"roothash=" + hash + " roothash=" + strings.Repeat("cd", 32), CommandLine{Refused: []string{"roothash=" + hash, "roothash=" + strings.Repeat("cd", 32)}}},
 		{"init=sh", CommandLine{Refused: []string{"init=sh"}}},
 		{"init=/../bin/sh init", CommandLine{Refused: []string{"init=/../bin/sh", "init="}}},
 		{"init=/", CommandLine{Refused: []string{"init=/"}}},
-		{"rdinit=/x rd.break usrhash=" + hash, CommandLine{Refused: []string{"rdinit=/x", "rd.break", "usrhash=" + hash}}},
+		{"rdinit=/x rd.break usr=" + hash, CommandLine{Refused: []string{"rdinit=/x", "rd.break", "usr=" + hash}}},
 		{"-- init=/usr/bin/x", CommandLine{Ignored: []string{"init=/usr/bin/x"}}},
 	} {
 		if got := ParseVouched(tc.line); !reflect.DeepEqual(got, tc.want) {

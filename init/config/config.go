@@ -107,13 +107,15 @@ const (
 
 // Root says what kind of root a slot holds.
 type Root struct {
-	Source     string `json:"source"`     // verity (default, and the only one this version boots)
+	Source     string `json:"source"`     // SourceVerity (default) | SourceUsrVerity
 	Filesystem string `json:"filesystem"` // squashfs (default) | erofs
-	// Partitions is PartitionsLabels (default) or PartitionsDiscoverable: how the
-	// partitions of a slot are found on the boot disk.
-	Partitions   string `json:"partitions,omitempty"`
-	OnCorruption string `json:"on_corruption"` // eio (default) | restart | panic; as dm.OnCorruption
-	Verity       Verity `json:"verity"`
+	// Partitions is how the partitions of a slot are found on the boot disk:
+	// PartitionsLabels (default), PartitionsDiscoverable or PartitionsPartUUIDs.
+	Partitions string `json:"partitions,omitempty"`
+	// PartUUIDs are what PartitionsPartUUIDs finds them by.
+	PartUUIDs    PartUUIDs `json:"partuuids,omitzero"`
+	OnCorruption string    `json:"on_corruption"` // eio (default) | restart | panic; as dm.OnCorruption
+	Verity       Verity    `json:"verity"`
 	// Hash ties the initramfs to one root: its root hash in lower-case hex. No
 	// signature is asked then. In YAML also HashEmbed, which mkinitramfs replaces.
 	Hash string `json:"hash,omitempty"`
@@ -121,10 +123,12 @@ type Root struct {
 
 // The values of Root.Partitions.
 const (
-	PartitionsLabels = "labels" // root-a, root-a-verity, root-a-verity-sig
+	// PartitionsLabels: root-a, root-a-verity, root-a-verity-sig, or usr-a and so on.
+	PartitionsLabels = "labels"
 	// PartitionsDiscoverable: by UUIDs that are halves of the root hash, as
 	// systemd-repart and mkosi make disks.
 	PartitionsDiscoverable = "discoverable"
+	PartitionsPartUUIDs    = "partuuids" // by Root.PartUUIDs
 )
 
 // Verity says how an image's hash tree is made, and where it lies. Hash and block
@@ -144,8 +148,8 @@ type Verity struct {
 // TreeAt is TreeAtMiB in bytes.
 func (v Verity) TreeAt() int64 { return int64(v.TreeAtMiB) << 20 }
 
-// CmdlineMeasured as Trust.Cmdline honours roothash= and init= of the command
-// line in the UKI.
+// CmdlineMeasured as Trust.Cmdline honours roothash= (usrhash= for a /usr) and init=
+// of the command line in the UKI.
 const CmdlineMeasured = "measured"
 
 // HashEmbed as Root.Hash means the image that the initramfs is built with.
@@ -153,10 +157,12 @@ const HashEmbed = "embed"
 
 // Trust names certificates and what the command line may say.
 type Trust struct {
-	// Root, Layer and Dev are certificate file names, one list for each role: in
-	// YAML relative to the YAML file, in JSON the base name below
-	// /etc/verity.d/<role>/. Those of Dev vouch for roots in development builds.
-	Root    []string `json:"root"`
+	// Root, Usr, Layer and Dev are certificate file names, one list for each role:
+	// in YAML relative to the YAML file, in JSON the base name below
+	// /etc/verity.d/<role>/. Those of Dev vouch for the images of slots in
+	// development builds.
+	Root    []string `json:"root,omitempty"`
+	Usr     []string `json:"usr,omitempty"`
 	Layer   []string `json:"layer,omitempty"`
 	Dev     []string `json:"dev,omitempty"`
 	Cmdline string   `json:"cmdline,omitempty"` // ignore (default) | CmdlineMeasured

@@ -114,6 +114,9 @@ func TestValidate(t *testing.T) {
 			*c = goodGRUB()
 			c.Root.Partitions, c.Boot.Store = PartitionsDiscoverable, StoreFixed
 		}, []string{"root.partitions"}},
+		{"usr", func(c *Config) { c.Root.Source, c.Trust = SourceUsrVerity, Trust{Usr: []string{"u.crt"}} }, nil},
+		{"usr_vouched_for_by_a_certificate_for_roots", func(c *Config) { c.Root.Source = SourceUsrVerity }, []string{"trust.usr"}},
+		{"root_vouched_for_by_a_certificate_for_usr", func(c *Config) { c.Trust = Trust{Usr: []string{"u.crt"}} }, []string{"trust.root"}},
 		{"partitions_unknown", func(c *Config) { c.Root.Partitions = "guess" }, []string{"root.partitions"}},
 		{"stateless", func(c *Config) { c.State = State{Create: CreateNone} }, nil},
 		{"stateless_with_what_needs_state", func(c *Config) {
@@ -294,7 +297,7 @@ func TestRefusalByName(t *testing.T) {
 	c := goodUKI()
 	c.Root.Source = "ostree"
 	c = c.WithDefaults()
-	const want = "root.source: ostree is not supported by this version; supported: verity"
+	const want = "root.source: ostree is not supported by this version; supported: verity, usr-verity"
 	if err := c.Validate(); err == nil || err.Error() != want {
 		t.Errorf("Validate = %v; want %s", err, want)
 	}

@@ -29,7 +29,7 @@ func (c Config) WithDefaults() Config {
 	if c.Boot.CommitDeadline == 0 {
 		c.Boot.CommitDeadline = Duration(10 * time.Minute)
 	}
-	set(&c.Root.Source, "verity")
+	set(&c.Root.Source, SourceVerity)
 	set(&c.Root.Partitions, PartitionsLabels)
 	set(&c.Root.Filesystem, "squashfs")
 	set(&c.Root.OnCorruption, "eio")
@@ -76,6 +76,9 @@ func (c Config) restsOnGUIDs() string {
 	if c.Root.Partitions == PartitionsDiscoverable {
 		return "root.partitions discoverable pairs partitions by them"
 	}
+	if c.Root.Partitions == PartitionsPartUUIDs {
+		return "root.partuuids names partitions by them"
+	}
 	for _, pcr := range c.State.TPM2.PCRs {
 		// 1: boot entries; 5: the partition table; 8: GRUB's commands, among them
 		// sealroot.disk=; 9: the command line again, by the kernel.
@@ -121,6 +124,7 @@ func (t TPM2) LiteralBacked(secureBoot bool) bool {
 func (c Config) Embed(kernel Kernel) (Config, error) {
 	c.Kernel = &kernel
 	c.Trust.Root = baseNames(c.Trust.Root)
+	c.Trust.Usr = baseNames(c.Trust.Usr)
 	c.Trust.Layer = baseNames(c.Trust.Layer)
 	c.Trust.Dev = baseNames(c.Trust.Dev)
 	if c.State.TPM2.PublicKey != "" {

@@ -12,12 +12,13 @@ import (
 // CertificatesDir that holds the certificates of the role.
 type Role string
 
-// The roles. RoleUsr is for roots that this version does not boot.
+// The roles. What a slot's image is signed by is RoleRoot or RoleUsr, as Root.Source
+// says, and neither vouches for the other.
 const (
 	RoleRoot  Role = "root"
 	RoleUsr   Role = "usr"
 	RoleLayer Role = "layer"
-	RoleDev   Role = "dev" // roots, in development builds
+	RoleDev   Role = "dev" // either, in development builds
 )
 
 // CertificatesDir holds a folder for each role in the initramfs.
@@ -31,6 +32,8 @@ func (t Trust) Certificates(r Role) []string {
 	switch r {
 	case RoleRoot:
 		return t.Root
+	case RoleUsr:
+		return t.Usr
 	case RoleLayer:
 		return t.Layer
 	case RoleDev:
@@ -39,12 +42,13 @@ func (t Trust) Certificates(r Role) []string {
 	return nil
 }
 
-// RootRoles are the roles whose certificates vouch for a root: never those of
-// layers, and those for development only in a development build.
+// RootRoles are the roles whose certificates vouch for the images of the slots: that
+// of Root.Source, never those of layers, and those for development only in a
+// development build.
 func (c *Config) RootRoles() []Role {
 	var roles []Role
-	if len(c.Trust.Root) > 0 {
-		roles = append(roles, RoleRoot)
+	if role := c.Root.ImageRole(); len(c.Trust.Certificates(role)) > 0 {
+		roles = append(roles, role)
 	}
 	if c.Build == Development && len(c.Trust.Dev) > 0 {
 		roles = append(roles, RoleDev)
@@ -56,7 +60,8 @@ func (c *Config) RootRoles() []Role {
 func (v *validator) trust(c *Config) {
 	t := c.Trust
 	if len(c.RootRoles()) == 0 {
-		v.add("trust.root", "name the certificate that `mkinitramfs keys` made", "no certificate: no root could ever be verified")
+		role := string(c.Root.ImageRole())
+		v.add("trust."+role, "name the certificate that `mkinitramfs keys` made", "no certificate: no %s could ever be verified", role)
 	}
 	for _, role := range Roles() {
 		v.certificates("trust."+string(role), t.Certificates(role))
@@ -97,9 +102,9 @@ func (v *validator) certificates(path string, files []string) {
 }
 
 // embeddedTrust checks the names that certificates have inside an initramfs:
-// those that vouch for a root come to lie in one folder of the running system.
+// those that vouch for a slot's image come to lie in one folder of the running system.
 func (v *validator) embeddedTrust(c *Config) {
-	var ofRoots []string
+	ofImages := c.Trust.Certificates(c.Root.ImageRole())
 	for _, role := range Roles() {
 		files := c.Trust.Certificates(role)
 		for i, name := range files {
@@ -107,12 +112,9 @@ func (v *validator) embeddedTrust(c *Config) {
 			if strings.ContainsRune(name, '/') {
 				v.add(at, "", "%.80q is not a base name", name)
 			}
-			if slices.Contains(files[:i], name) || role == RoleDev && slices.Contains(ofRoots, name) {
+			if slices.Contains(files[:i], name) || role == RoleDev && slices.Contains(ofImages, name) {
 				v.add(at, "rename one of the files", "%.80q is given twice", name)
 			}
-		}
-		if role == RoleRoot {
-			ofRoots = files
 		}
 	}
 	if c.Root.Hash == HashEmbed {

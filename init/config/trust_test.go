@@ -39,7 +39,7 @@ func TestValidateTrust(t *testing.T) {
 // Only a development build takes certificates of the role dev for roots, also
 // where a configuration that nobody validated holds them; layers' never count.
 func TestRootRoles(t *testing.T) {
-	every := Trust{Root: []string{"a.crt"}, Layer: []string{"l.crt"}, Dev: []string{"d.crt"}}
+	every := Trust{Root: []string{"a.crt"}, Usr: []string{"u.crt"}, Layer: []string{"l.crt"}, Dev: []string{"d.crt"}}
 	for _, tc := range []struct {
 		build Build
 		want  []Role
@@ -51,6 +51,11 @@ func TestRootRoles(t *testing.T) {
 		c := Config{Build: tc.build, Trust: every}
 		if got := c.RootRoles(); !slices.Equal(got, tc.want) {
 			t.Errorf("build %q: roles %q, want %q", tc.build, got, tc.want)
+		}
+		c.Root.Source = SourceUsrVerity
+		tc.want[0] = RoleUsr
+		if got := c.RootRoles(); !slices.Equal(got, tc.want) {
+			t.Errorf("build %q of a /usr: roles %q, want %q", tc.build, got, tc.want)
 		}
 	}
 }
@@ -65,6 +70,7 @@ func TestEmbedTrust(t *testing.T) {
 		{"folders", Trust{Root: []string{"x/a.crt"}, Layer: []string{"y/a.crt"}}, "", nil},
 		{"same_name_in_one_role", Trust{Root: []string{"x/a.crt", "y/a.crt"}}, "", []string{"trust.root[1]"}},
 		{"same_name_for_root_and_dev", Trust{Root: []string{"a.crt"}, Dev: []string{"d/a.crt"}}, "", []string{"trust.dev[0]"}},
+		{"same_name_for_root_and_usr", Trust{Root: []string{"a.crt"}, Usr: []string{"u/a.crt"}}, "", nil},
 		{"line_without_image", Trust{Root: []string{"a.crt"}, Cmdline: CmdlineMeasured}, "", []string{"trust.cmdline"}},
 		{"hash_without_image", Trust{Root: []string{"a.crt"}}, HashEmbed, []string{"root.hash"}},
 	} {

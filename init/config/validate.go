@@ -84,18 +84,9 @@ func (v *validator) identity(c *Config) {
 
 func (v *validator) root(c *Config) {
 	r := c.Root
-	v.oneOf("root.source", r.Source, []string{"verity"},
-		[]string{"usr-verity", "image-file", "ostree", "container", "plain"})
-	v.oneOf("root.partitions", r.Partitions, []string{PartitionsLabels, PartitionsDiscoverable}, nil)
-	if r.Partitions == PartitionsDiscoverable && c.Boot.Store != StoreFixed {
-		v.add("root.partitions", "use boot.store: fixed, or labels", "discoverable has no slots that boot.store %s could count", c.Boot.Store)
-	}
-	if r.Partitions == PartitionsDiscoverable && r.Verity.TreeAtMiB != 0 {
-		v.add("root.partitions", "leave root.verity.tree_at_mib out, or use labels", "discoverable finds the hash tree in a partition of its own")
-	}
-	if r.Partitions == PartitionsDiscoverable && c.Boot.Loader == LoaderGRUB {
-		v.add("root.partitions", "use boot.loader: uki or systemd-boot", "discoverable is for disks of systemd-repart and mkosi, and boot.loader grub for those of `mkinitramfs disk`")
-	}
+	v.oneOf("root.source", r.Source, []string{SourceVerity, SourceUsrVerity},
+		[]string{"image-file", "ostree", "container", "plain"})
+	v.partitions(c)
 	v.oneOf("root.filesystem", r.Filesystem, []string{"squashfs", "erofs"}, nil)
 	v.oneOf("root.on_corruption", r.OnCorruption, []string{"eio", "restart", "panic"}, nil)
 	if (r.OnCorruption == "restart" || r.OnCorruption == "panic") && !c.Boot.Recount {

@@ -10,7 +10,7 @@ const (
 	// Config is the configuration, byte for byte as the boot path vouched for.
 	Config = Dir + "/config.json"
 	// RootCertificates is the folder with the certificates that PID 1 trusts for
-	// root images.
+	// the images of the slots, roots or /usr.
 	RootCertificates = Dir + "/verity.d/root"
 	// Trial and FellBack are files, so that a systemd unit can have them as a
 	// condition: the slot that runs is on trial; another one should have run.

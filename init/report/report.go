@@ -63,8 +63,9 @@ type Slot struct {
 	TriesAfter  int    `json:"tries_after"`
 }
 
-// Root is the verified root file system.
+// Root is the verified image: a root file system, or /usr.
 type Root struct {
+	Role            string `json:"role,omitempty"` // root or usr
 	RootHash        string `json:"root_hash"`
 	HashSource      string `json:"hash_source"` // configuration, or signature partition: by Certificate
 	Certificate     string `json:"certificate,omitempty"`

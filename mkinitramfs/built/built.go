@@ -108,7 +108,7 @@ func image(uki io.ReaderAt, initrd, rootHash []byte) (predict.Image, error) {
 		return predict.Image{}, err
 	}
 	// What PID 1 measures stands in os-release, where it comes from here.
-	im.SecurityVersion, im.RootPCR = c.SecurityVersion, c.Trust.MeasurePCR
+	im.Role, im.SecurityVersion, im.RootPCR = string(c.Root.ImageRole()), c.SecurityVersion, c.Trust.MeasurePCR
 	return im, nil
 }
 
@@ -170,7 +170,7 @@ func (r reader) disk(ctx context.Context, f *os.File, size int64) (predict.Image
 		return predict.Image{}, err
 	}
 	slot := r.options.Slot
-	sig, err := table.ByName(gpt.SigLabel(slot))
+	sig, err := table.InSlot(gpt.NamingOf(table), slot, gpt.Sig)
 	if err != nil {
 		return predict.Image{}, err
 	}

@@ -134,7 +134,7 @@ func (b *Builder) assemble(ctx context.Context, disk *os.File, parts []partition
 	if err := bootlog.Format(window{disk, at[gpt.LabelLog]}); err != nil {
 		return err
 	}
-	if err := writeTable(disk, size, parts, attributesOf(parts, p.kept.attr), rand.Reader); err != nil {
+	if err := writeTable(disk, size, parts, attributesOf(p.needs.naming, p.slots, p.kept.attr), rand.Reader); err != nil {
 		return err
 	}
 	return p.loader.place(disk, at[gpt.LabelBIOSBoot])
@@ -143,7 +143,8 @@ func (b *Builder) assemble(ctx context.Context, disk *os.File, parts []partition
 // placeSets copies root image, hash tree and signature of each slot.
 func placeSets(disk *os.File, at map[string]partition, sets []set) error {
 	for _, s := range sets {
-		root, tree := at[gpt.RootLabel(s.name)], at[gpt.VerityLabel(s.name)]
+		n := s.in.Config.Root.Naming()
+		root, tree := at[n.Label(s.name, gpt.Data)], at[n.Label(s.name, gpt.Tree)]
 		if offset := s.in.Config.Root.Verity.TreeAt(); offset > 0 {
 			root, tree = root.split(offset)
 		}
@@ -155,7 +156,7 @@ func placeSets(disk *os.File, at map[string]partition, sets []set) error {
 				return fmt.Errorf("slot %s: %w", s.name, err)
 			}
 		}
-		if _, err := disk.WriteAt(s.parts.signature, at[gpt.SigLabel(s.name)].start); err != nil {
+		if _, err := disk.WriteAt(s.parts.signature, at[n.Label(s.name, gpt.Sig)].start); err != nil {
 			return fmt.Errorf("slot %s: cannot write signature: %w", s.name, err)
 		}
 	}

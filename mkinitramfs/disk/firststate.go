@@ -54,7 +54,7 @@ func oneBoot(store config.Store) []string {
 }
 
 // keep writes the first state down for the store.
-func keep(boot config.Boot, list []slots.Slot) (kept, error) {
+func keep(boot config.Boot, n gpt.Naming, list []slots.Slot) (kept, error) {
 	k := kept{attr: map[string]gpt.Attributes{}, files: map[string]content{}}
 	for i := range list {
 		if boot.Recount && list[i].Successful {
@@ -68,7 +68,7 @@ func keep(boot config.Boot, list []slots.Slot) (kept, error) {
 	case config.StoreGPT:
 		var none gpt.Attributes
 		for _, s := range list {
-			k.attr[gpt.RootLabel(s.Name)] = none.WithSlot(s.Priority, s.Tries, s.Successful)
+			k.attr[n.Label(s.Name, gpt.Data)] = none.WithSlot(s.Priority, s.Tries, s.Successful)
 		}
 	case config.StoreBLS:
 		counters, text, err := bls.Initial(list)

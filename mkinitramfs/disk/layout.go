@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"sealroot/slots/gpt"
+	"sealroot/slots/guid"
 )
 
 const (
@@ -34,12 +35,14 @@ type needs struct {
 	verity func(root int64) int64
 	esp    int64 // files on the ESP for one slot
 	shared int64 // files on the ESP for no slot
+	naming gpt.Naming
 }
 
 // partition is one partition of the disk that is to be made.
 type partition struct {
 	label, kind string
-	start, size int64 // bytes
+	start, size int64     // bytes
+	uuid        guid.GUID // zero: a random one
 }
 
 // split returns the partition up to byte at of it, and the rest.
@@ -86,17 +89,18 @@ func layout(sizes Sizes, need needs, slots []string) (parts []partition, disk in
 
 	at := alignment
 	add := func(label, kind string, size int64) {
-		parts = append(parts, partition{label, kind, at, size})
+		parts = append(parts, partition{label: label, kind: kind, start: at, size: size})
 		at += size
 	}
 	add(gpt.LabelBIOSBoot, gpt.TypeBIOSBoot, mib)
 	add(gpt.LabelESP, gpt.TypeESP, espSize)
 	for _, s := range slots {
-		add(gpt.RootLabel(s), gpt.TypeRoot, rootSize)
-		if need.treeAt == 0 {
-			add(gpt.VerityLabel(s), gpt.TypeVerity, roundUp(need.verity(rootSize), alignment))
+		for part, size := range [...]int64{rootSize, roundUp(need.verity(rootSize), alignment), mib} {
+			if part := gpt.Part(part); part != gpt.Tree || need.treeAt == 0 {
+				add(need.naming.Label(s, part), need.naming.Type(part), size)
+				parts[len(parts)-1].uuid = need.naming.UUID(s, part)
+			}
 		}
-		add(gpt.SigLabel(s), gpt.TypeSig, mib)
 	}
 	add(gpt.LabelLog, gpt.TypeLog, mib)
 	if sizes.Disk != 0 {

@@ -138,7 +138,7 @@ func TestFirstStateAsTheStoresReadIt(t *testing.T) {
 			scheme grubenv.Scheme
 		}{{config.StoreGrubenvDarch, grubenv.Darch}, {config.StoreGrubenvRAUC, grubenv.RAUC}} {
 			t.Run(string(tc.store)+"_"+string(state), func(t *testing.T) {
-				k, err := keep(config.Boot{Loader: config.LoaderGRUB, Store: tc.store}, list)
+				k, err := keep(config.Boot{Loader: config.LoaderGRUB, Store: tc.store}, gpt.Naming{}, list)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -152,7 +152,7 @@ func TestFirstStateAsTheStoresReadIt(t *testing.T) {
 			})
 		}
 		t.Run("bls_"+string(state), func(t *testing.T) {
-			k, err := keep(config.Boot{Loader: config.LoaderSystemdBoot, Store: config.StoreBLS}, list)
+			k, err := keep(config.Boot{Loader: config.LoaderSystemdBoot, Store: config.StoreBLS}, gpt.Naming{}, list)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -44,8 +44,8 @@ func (b *Builder) check(o Options) error {
 		return fmt.Errorf("cannot build a disk with loader %s and store %s in slot a, %s and %s in slot b: a disk has one of each: %w",
 			one.Loader, one.Store, two.Loader, two.Store, ErrOptions)
 	}
-	if x, y := o.A.Config.Root.Verity.TreeAtMiB, o.B.Config.Root.Verity.TreeAtMiB; x != y {
-		return fmt.Errorf("cannot build a disk with root.verity.tree_at_mib %d in slot a, %d in slot b: the kernel of each slot must find the tree of the other: %w", x, y, ErrOptions)
+	if err := sameLayout(o.A.Config.Root, o.B.Config.Root); err != nil {
+		return err
 	}
 	switch {
 	case one.Store == config.StoreFixed:
@@ -56,10 +56,29 @@ func (b *Builder) check(o Options) error {
 	return nil
 }
 
+// sameLayout: the kernel of each slot must find the image of the other.
+func sameLayout(a, b config.Root) error {
+	for _, c := range []struct {
+		key  string
+		a, b any
+	}{
+		{"source", a.Source, b.Source}, {"partitions", a.Partitions, b.Partitions},
+		{"partuuids", a.PartUUIDs.Line(), b.PartUUIDs.Line()}, {"verity.tree_at_mib", a.Verity.TreeAtMiB, b.Verity.TreeAtMiB},
+	} {
+		if c.a != c.b {
+			return fmt.Errorf("cannot build a disk with root.%s %v in slot a, %v in slot b: the kernel of each slot must find the image of the other: %w", c.key, c.a, c.b, ErrOptions)
+		}
+	}
+	return nil
+}
+
 // checkInput is check for what one slot holds.
 func (b *Builder) checkInput(in SlotInput, disk bool) error {
 	if disk && in.Config.Root.Partitions == config.PartitionsDiscoverable {
 		return fmt.Errorf("cannot make a disk for root.partitions discoverable: make `parts`, and the disk from them with systemd-repart or mkosi: %w", ErrOptions)
+	}
+	if disk && in.Config.Root.PartUUIDs.C != (config.SlotPartUUIDs{}) {
+		return fmt.Errorf("cannot make a disk for root.partuuids.c: it gets slots a and b: %w", ErrOptions)
 	}
 	if in.Config.State.TPM2.Signed() && b.Signing.PCRKey == nil {
 		return fmt.Errorf("cannot sign PCR 11 for policy %s: no pcr.key in %s: %w", in.Config.State.TPM2.Policy, b.Signing.Dir, ErrOptions)
@@ -81,7 +100,7 @@ func (b *Builder) plan(ctx context.Context, o Options, work string) (plan, error
 	for _, s := range list {
 		p.slots = append(p.slots, s.Name)
 	}
-	if p.kept, err = keep(boot, list); err != nil {
+	if p.kept, err = keep(boot, o.A.Config.Root.Naming(), list); err != nil {
 		return plan{}, err
 	}
 	if p.sets, err = b.sets(ctx, o, work); err != nil {
@@ -139,6 +158,7 @@ func (p *plan) count() error {
 		p.needs.root, p.needs.esp = max(p.needs.root, s.parts.rootSize), max(p.needs.esp, size)
 		maps.Copy(p.files, files)
 	}
+	p.needs.naming = p.sets[0].in.Config.Root.Naming()
 	p.needs.treeAt = p.sets[0].in.Config.Root.Verity.TreeAt()
 	p.needs.verity = func(root int64) int64 {
 		size := int64(0)

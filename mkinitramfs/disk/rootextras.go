@@ -24,7 +24,11 @@ func (f *rootFilter) listExtras() error {
 			return err
 		}
 		if !d.IsDir() {
-			f.extras[filepath.ToSlash(rel)] = true
+			name := filepath.ToSlash(rel)
+			f.extras[name] = true
+			if to := inUsr(name); f.usr && to != "" {
+				f.extras[to] = true
+			}
 		}
 		return nil
 	})
@@ -55,6 +59,16 @@ func (f *rootFilter) copyDir(from, to string, skip func(rel string) bool) error 
 		info, err := d.Info()
 		if err != nil {
 			return fmt.Errorf("cannot add files: %w", err)
+		}
+		if f.usr {
+			if to := inUsr(name); to != "" {
+				name = to
+			} else if info.IsDir() {
+				return nil
+			} else {
+				f.leaveOut(name, tar.TypeReg)
+				return nil
+			}
 		}
 		if info.IsDir() {
 			if f.seen[name] != 0 {

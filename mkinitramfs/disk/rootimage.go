@@ -39,7 +39,7 @@ var errReaderGone = errors.New("the program that makes the image has ended")
 // rootImage streams the root through the filter into what makes the image.
 func (b *Builder) rootImage(ctx context.Context, in SlotInput, p *parts, dir string) error {
 	edit := rootEdit{
-		release: p.release, needModules: in.RootModules, extra: in.Extra, now: b.Time,
+		release: p.release, needModules: in.RootModules, extra: in.Extra, now: b.Time, usr: in.Config.Root.Usr(),
 		osRelease: map[string]string{
 			"IMAGE_ID":                   strconv.Quote(in.Config.Name),
 			"IMAGE_VERSION":              strconv.Quote(in.Config.Version),
@@ -59,17 +59,14 @@ func (b *Builder) rootImage(ctx context.Context, in SlotInput, p *parts, dir str
 	if err != nil {
 		return err
 	}
-	source, err := openRoot(from)
-	if err != nil {
-		return err
-	}
-	defer source.Close()
 	r, w := io.Pipe()
-	image, fed := whileWriting(w, in.Config.Boot.Watchdog)
+	image, fed := whileWriting(w, in.Config.Boot.Watchdog, edit.usr)
+	leftOut := ""
 	done := make(chan error, 1)
 	go func() {
-		text, err := filterRoot(tar.NewReader(source), tar.NewWriter(image), edit)
-		p.osRelease = text
+		open := func() (io.ReadCloser, error) { return openRoot(from) }
+		found, err := filterRoot(open, tar.NewWriter(image), edit)
+		p.osRelease, leftOut = found.osRelease, found.leftOut
 		w.CloseWithError(err)
 		done <- err
 	}()
@@ -88,6 +85,9 @@ func (b *Builder) rootImage(ctx context.Context, in SlotInput, p *parts, dir str
 		return fmt.Errorf("cannot read root image: %w", err)
 	}
 	p.rootSize = info.Size()
+	if leftOut != "" {
+		fmt.Fprintln(b.Log, "warning:", leftOut)
+	}
 	return nil
 }
 

@@ -27,6 +27,7 @@ type rootEdit struct {
 	extra       string            // directory of files to add or replace; "" for none
 	osRelease   map[string]string // variables of os-release to set
 	now         time.Time         // time stamp of files that are made here
+	usr         bool              // the image is to be a /usr, see inUsr
 }
 
 const (
@@ -44,42 +45,76 @@ type rootFilter struct {
 	seen    map[string]byte   // path → type flag
 	links   map[string]string // symbolic links
 	dropped map[string]bool   // paths that do not get into the image as they are
+	left    map[string]int    // files that are left out of a /usr, by their first directory
+	merged  []string          // links of the merged /usr
 	osText  []byte            // content of os-release
 	hasMods bool              // the root has modules of the kernel
 }
 
-// filterRoot copies the root from in to out with the changes of edit. Owners,
-// modes, times, extended attributes, hard links and devices stay as they are.
-// The result is the content of the image's os-release.
-func filterRoot(in *tar.Reader, out *tar.Writer, edit rootEdit) (osRelease []byte, err error) {
+// filtered is what filterRoot found out.
+type filtered struct {
+	osRelease []byte // content of the image's os-release
+	leftOut   string // what the image lacks, for a person; "" for nothing
+}
+
+// filterRoot copies the root that open opens to out with the changes of edit.
+// Owners, modes, times, extended attributes, hard links and devices stay as they
+// are. A /usr is read first, and then the rest.
+func filterRoot(open func() (io.ReadCloser, error), out *tar.Writer, edit rootEdit) (filtered, error) {
 	f := &rootFilter{
 		rootEdit: edit, out: out, extras: map[string]bool{}, seen: map[string]byte{},
-		links: map[string]string{}, dropped: map[string]bool{},
+		links: map[string]string{}, dropped: map[string]bool{}, left: map[string]int{},
 	}
 	if err := f.listExtras(); err != nil {
-		return nil, err
+		return filtered{}, err
 	}
-	for {
-		h, err := in.Next()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return nil, fmt.Errorf("cannot read root tar: %w", err)
-		}
-		if err := f.entry(h, in); err != nil {
-			return nil, err
+	passes := []func(name string) bool{func(string) bool { return true }}
+	if f.usr {
+		ofUsr := func(name string) bool { return inUsr(name) == name }
+		passes = []func(string) bool{ofUsr, func(name string) bool { return !ofUsr(name) }}
+	}
+	for _, take := range passes {
+		if err := f.copyTar(open, take); err != nil {
+			return filtered{}, err
 		}
 	}
 	if len(f.seen) == 0 {
-		return nil, fmt.Errorf("cannot make an image of an empty root: %w", ErrRoot)
+		return filtered{}, fmt.Errorf("cannot make an image of an empty root: %w", ErrRoot)
 	}
-	for _, step := range []func() error{f.addMountPoints, f.addReleaseFiles, f.addModuleTree, f.addExtras, out.Close} {
+	for _, step := range []func() error{f.addMountPoints, f.addReleaseFiles, f.addModuleTree, f.addExtras, f.checkMerged, out.Close} {
 		if err := step(); err != nil {
-			return nil, err
+			return filtered{}, err
 		}
 	}
-	return f.osText, nil
+	return filtered{f.osText, f.leftOut()}, nil
+}
+
+// copyTar copies the entries whose names are to be taken.
+func (f *rootFilter) copyTar(open func() (io.ReadCloser, error), take func(name string) bool) error {
+	source, err := open()
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	for in := tar.NewReader(source); ; {
+		h, err := in.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("cannot read root tar: %w", err)
+		}
+		name, err := cleanName(h.Name)
+		if err != nil {
+			return err
+		}
+		if !take(name) {
+			continue
+		}
+		if err := f.entry(name, h, in); err != nil {
+			return err
+		}
+	}
 }
 
 // cleanName returns the name of an entry relative to the root, "." for the root.
@@ -92,13 +127,9 @@ func cleanName(name string) (string, error) {
 }
 
 // entry copies one entry, or keeps it back.
-func (f *rootFilter) entry(h *tar.Header, content io.Reader) error {
+func (f *rootFilter) entry(name string, h *tar.Header, content io.Reader) (err error) {
 	if h.Typeflag == tar.TypeXGlobalHeader {
 		return nil
-	}
-	name, err := cleanName(h.Name)
-	if err != nil {
-		return err
 	}
 	if name == "." {
 		return nil // sqfstar is told what the root directory is
@@ -120,9 +151,15 @@ func (f *rootFilter) entry(h *tar.Header, content io.Reader) error {
 		}
 	}
 	isDir := h.Typeflag == tar.TypeDir
-	if name == osReleasePath || name == machineIDPath || f.extras[name] && !isDir {
+	if name == osReleasePath || name == machineIDPath || f.usr && name == inUsr(machineIDPath) || f.extras[name] && !isDir {
 		f.dropped[name] = true
 		return nil
+	}
+	if f.usr {
+		var ok bool
+		if name, ok, err = f.place(name, h); !ok || err != nil {
+			return err
+		}
 	}
 	f.seen[name] = h.Typeflag
 	if h.Typeflag == tar.TypeSymlink {
@@ -136,6 +173,15 @@ func (f *rootFilter) entry(h *tar.Header, content io.Reader) error {
 
 // write writes one entry with a normal header.
 func (f *rootFilter) write(name string, h *tar.Header, content io.Reader) error {
+	if f.usr {
+		if name == "usr" {
+			return nil // the root directory of the image
+		}
+		name = strings.TrimPrefix(name, "usr/")
+		if h.Typeflag == tar.TypeLink {
+			h.Linkname = strings.TrimPrefix(h.Linkname, "usr/")
+		}
+	}
 	h.Name = name
 	if h.Typeflag == tar.TypeDir {
 		h.Name += "/"
@@ -228,8 +274,12 @@ func (f *rootFilter) file(name string, mode int64, content []byte) error {
 }
 
 // addMountPoints adds the directories that PID 1 and the real init mount on:
-// the root is read-only, nobody can make them later.
+// the root is read-only, nobody can make them later. That around a /usr is made
+// at each boot.
 func (f *rootFilter) addMountPoints() error {
+	if f.usr {
+		return nil
+	}
 	for _, d := range []struct {
 		name string
 		mode int64
@@ -257,10 +307,14 @@ func (f *rootFilter) addReleaseFiles() error {
 	if err := f.file(osReleasePath, 0o644, f.osText); err != nil {
 		return err
 	}
-	if f.extras[machineIDPath] {
+	at := machineIDPath
+	if f.usr {
+		at = inUsr(at)
+	}
+	if f.extras[machineIDPath] || f.extras[at] {
 		return nil
 	}
-	return f.file(machineIDPath, 0o444, nil)
+	return f.file(at, 0o444, nil)
 }
 
 // addModuleTree adds the kernel's modules when the root has none.
@@ -275,7 +329,7 @@ func (f *rootFilter) addModuleTree() error {
 		return nil
 	}
 	base := "lib/modules"
-	if f.seen["lib"] == 0 || f.seen["lib"] == tar.TypeSymlink {
+	if f.usr || f.seen["lib"] == 0 || f.seen["lib"] == tar.TypeSymlink {
 		base = "usr/lib/modules"
 	}
 	base = path.Join(base, f.release)

@@ -63,7 +63,8 @@ type file struct {
 func filter(t *testing.T, in []byte, edit rootEdit) (map[string]file, error) {
 	t.Helper()
 	var out bytes.Buffer
-	if _, err := filterRoot(tar.NewReader(bytes.NewReader(in)), tar.NewWriter(&out), edit); err != nil {
+	open := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(in)), nil }
+	if _, err := filterRoot(open, tar.NewWriter(&out), edit); err != nil {
 		return nil, err
 	}
 	files := map[string]file{}

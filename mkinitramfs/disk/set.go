@@ -62,6 +62,7 @@ func (b *Builder) describe(in SlotInput, p *parts) error {
 		Architecture: manifest.Architecture, KernelRelease: p.release, RootHash: p.rootHash,
 		Layout: &manifest.Layout{
 			Loader: string(in.Config.Boot.Loader), Store: string(in.Config.Boot.Store),
+			Source: sourceOf(in), PartUUIDs: in.Config.Root.PartUUIDs.Line(),
 			Partitions: in.Config.Root.Partitions, TreeAtMiB: in.Config.Root.Verity.TreeAtMiB,
 			Filesystem: in.Config.Root.Filesystem,
 		},
@@ -80,6 +81,14 @@ func (b *Builder) describe(in SlotInput, p *parts) error {
 	}
 	p.signed, err = manifest.Sign(p.manifest, b.Signing.ImageCert, b.Signing.ImageKey)
 	return err
+}
+
+// sourceOf is root.source for the manifest, where a root needs no word.
+func sourceOf(in SlotInput) string {
+	if in.Config.Root.Usr() {
+		return in.Config.Root.Source
+	}
+	return ""
 }
 
 // digest reads a file for its size and SHA-256.

@@ -40,7 +40,8 @@ type SlotInput struct {
 // knows its slot.
 type parts struct {
 	dir       string // holds the files, named as file has it
-	fs        string // of the root image
+	fs        string // of the image
+	role      string // of the image: root or usr
 	release   string // kernel release
 	rootSize  int64  // bytes
 	params    verity.Params
@@ -61,11 +62,11 @@ func (p parts) path(name manifest.Name) string { return filepath.Join(p.dir, p.f
 func (p parts) file(name manifest.Name) string {
 	switch name {
 	case manifest.Root:
-		return "root." + p.fs
+		return p.role + "." + p.fs
 	case manifest.Verity:
-		return "root.verity"
+		return p.role + ".verity"
 	case manifest.Signature:
-		return "root.verity-sig"
+		return p.role + ".verity-sig"
 	case manifest.Kernel:
 		return "vmlinuz"
 	case manifest.Initrd:
@@ -77,7 +78,7 @@ func (p parts) file(name manifest.Name) string {
 // buildParts makes everything of one version in dir: the set in a folder of its
 // own, beside what is needed on the way.
 func (b *Builder) buildParts(ctx context.Context, in SlotInput, dir string) (parts, error) {
-	p := parts{dir: filepath.Join(dir, "set"), fs: filesystemOf(in), release: in.KernelVersion}
+	p := parts{dir: filepath.Join(dir, "set"), fs: filesystemOf(in), role: string(in.Config.Root.ImageRole()), release: in.KernelVersion}
 	if err := os.MkdirAll(p.dir, 0o700); err != nil {
 		return parts{}, fmt.Errorf("cannot make work directory: %w", err)
 	}
@@ -210,8 +211,8 @@ func (b *Builder) initrd(ctx context.Context, in SlotInput, p *parts, dir string
 	b.warnOfDates(input)
 	b.warnOfDevelopment(in)
 	if !trusts(input, b.Signing.ImageCert) {
-		return fmt.Errorf("cannot make an image that would not boot: %s of %s is not among trust.root%s: %w",
-			keys.ImageCert, b.Signing.Dir, orDev(cfg), initramfs.ErrInput)
+		return fmt.Errorf("cannot make an image that would not boot: %s of %s is not among trust.%s%s: %w",
+			keys.ImageCert, b.Signing.Dir, p.role, orDev(cfg), initramfs.ErrInput)
 	}
 	records, err := initramfs.Records(input)
 	if err != nil {
@@ -255,9 +256,16 @@ func withCmdline(c *config.Config, line string, rootHash []byte) (*config.Config
 		return c, nil
 	}
 	read := cmdline.ParseVouched(line)
-	if text := hex.EncodeToString(rootHash); read.RootHash != "" && read.RootHash != text {
-		return nil, fmt.Errorf("cannot make an image that would not boot: its root hash is %s, roothash= of the command line is %s: %w",
-			text, read.RootHash, initramfs.ErrInput)
+	word, named, other, wrong := "roothash=", read.RootHash, "usrhash=", read.UsrHash
+	if c.Root.Usr() {
+		word, named, other, wrong = other, wrong, word, named
+	}
+	if text := hex.EncodeToString(rootHash); named != "" && named != text {
+		return nil, fmt.Errorf("cannot make an image that would not boot: its root hash is %s, %s of the command line is %s: %w",
+			text, word, named, initramfs.ErrInput)
+	}
+	if wrong != "" {
+		return nil, fmt.Errorf("cannot honour %s of the command line: root.source is %s, use %s: %w", other, c.Root.Source, word, initramfs.ErrInput)
 	}
 	with := *c
 	with.Kernel = &config.Kernel{Cmdline: line}

@@ -4,14 +4,14 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 
 	"sealroot/slots/gpt"
 	"sealroot/slots/guid"
 )
 
-// writeTable writes the partition table. Every UUID is random: two slots may
-// hold the same image, and tools refuse a table in which a UUID is there twice.
+// writeTable writes the partition table. Every UUID that the configuration does not
+// name is random: two slots may hold the same image, and tools refuse a table in
+// which a UUID is there twice.
 func writeTable(disk gpt.Device, size int64, parts []partition, attr map[string]gpt.Attributes, random io.Reader) error {
 	id, err := guid.Random(random)
 	if err != nil {
@@ -22,9 +22,11 @@ func writeTable(disk gpt.Device, size int64, parts []partition, attr map[string]
 		return err
 	}
 	for _, p := range parts {
-		id, err := guid.Random(random)
-		if err != nil {
-			return err
+		id := p.uuid
+		if id.IsZero() {
+			if id, err = guid.Random(random); err != nil {
+				return err
+			}
 		}
 		kind, err := guid.Parse(p.kind)
 		if err != nil {
@@ -42,11 +44,11 @@ func writeTable(disk gpt.Device, size int64, parts []partition, attr map[string]
 
 // attributesOf collects the attributes by partition label. Nobody is to mount
 // a partition of a slot for writing, an empty one included.
-func attributesOf(parts []partition, first map[string]gpt.Attributes) map[string]gpt.Attributes {
+func attributesOf(n gpt.Naming, slots []string, first map[string]gpt.Attributes) map[string]gpt.Attributes {
 	attr := map[string]gpt.Attributes{}
-	for _, p := range parts {
-		if strings.HasPrefix(p.label, gpt.RootLabel("")) {
-			attr[p.label] = gpt.ReadOnly
+	for _, s := range slots {
+		for _, part := range []gpt.Part{gpt.Data, gpt.Tree, gpt.Sig} {
+			attr[n.Label(s, part)] = gpt.ReadOnly
 		}
 	}
 	for label, a := range first {

@@ -39,16 +39,16 @@ func CheckWatchdog(c *config.Config, rootfs string) error {
 }
 
 // whileWriting looks at an image's tar as it is written to w, with all that the
-// builder adds to the root. verdict must be called when the tar is complete, or
-// was given up.
-func whileWriting(w io.Writer, c config.Watchdog) (both io.Writer, verdict func() error) {
+// builder adds to the root, or /usr. verdict must be called when the tar is
+// complete, or was given up.
+func whileWriting(w io.Writer, c config.Watchdog, usr bool) (both io.Writer, verdict func() error) {
 	if !c.Handover {
 		return w, func() error { return nil }
 	}
 	r, copied := io.Pipe()
 	result := make(chan error, 1)
 	go func() {
-		seen := watchedFiles{service: serviceName(c.Daemon)}
+		seen := watchedFiles{service: serviceName(c.Daemon), usr: usr}
 		err := seen.read(tar.NewReader(r))
 		// The image goes on, whatever was found.
 		_, _ = io.Copy(io.Discard, r)
@@ -87,6 +87,7 @@ type watchedFiles struct {
 	conf    map[string]string // system.conf and its drop-ins
 	units   map[string]bool   // files of the service's unit → masked
 	enabled bool              // something wants the service
+	usr     bool              // the tar is that of an image of /usr
 }
 
 // read gathers what matters from a root's tar.
@@ -103,6 +104,9 @@ func (f *watchedFiles) read(in *tar.Reader) error {
 		name, err := cleanName(h.Name)
 		if err != nil {
 			return err
+		}
+		if f.usr {
+			name = fromUsr(name)
 		}
 		switch {
 		case isSystemConf(name):

@@ -79,7 +79,7 @@ func TestRootFeedsWatchdog(t *testing.T) {
 			}
 			// The same while the image is made, and the image gets it all.
 			var image strings.Builder
-			both, verdict := whileWriting(&image, w)
+			both, verdict := whileWriting(&image, w, false)
 			if _, err := both.Write(text); err != nil {
 				t.Fatal(err)
 			}
@@ -131,7 +131,7 @@ func TestWatchdogOfTheBootAloneNeedsNobody(t *testing.T) {
 	if err := CheckWatchdog(c, ""); !errors.Is(err, ErrUnfed) {
 		t.Errorf("CheckWatchdog() with handover and without a root = %v, want %v", err, ErrUnfed)
 	}
-	both, verdict := whileWriting(io.Discard, w)
+	both, verdict := whileWriting(io.Discard, w, false)
 	if err := verdict(); err != nil || both != io.Discard {
 		t.Errorf("whileWriting() = %v, want the writer as it was", err)
 	}
@@ -140,7 +140,7 @@ func TestWatchdogOfTheBootAloneNeedsNobody(t *testing.T) {
 // A tar that breaks off is an error, never a verdict, and nobody waits for ever.
 func TestWatchdogInTruncatedTar(t *testing.T) {
 	text := tarOf(t, []entry{{name: "etc/systemd/system.conf", content: "[Manager]\nRuntimeWatchdogSec=30s\n"}})
-	both, verdict := whileWriting(io.Discard, config.Watchdog{Seconds: 30, Handover: true})
+	both, verdict := whileWriting(io.Discard, config.Watchdog{Seconds: 30, Handover: true}, false)
 	if _, err := both.Write(text[:530]); err != nil {
 		t.Fatal(err)
 	}

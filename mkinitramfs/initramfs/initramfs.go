@@ -54,7 +54,7 @@ type Input struct {
 	PCRPublic    []byte                            // PEM, may be empty
 }
 
-// RootCertificates are the files that vouch for a root.
+// RootCertificates are the files that vouch for the images of slots.
 func (in Input) RootCertificates() []File {
 	var files []File
 	for _, role := range in.Config.RootRoles() {
@@ -70,7 +70,7 @@ func Records(in Input) ([]cpio.Record, error) {
 		return nil, fmt.Errorf("cannot pack initramfs without init: %w", ErrInput)
 	}
 	if len(in.RootCertificates()) == 0 {
-		return nil, fmt.Errorf("cannot pack initramfs without a certificate for the root image (trust.root): %w", ErrInput)
+		return nil, fmt.Errorf("cannot pack initramfs without a certificate for the image (trust.%s): %w", in.Config.Root.ImageRole(), ErrInput)
 	}
 	kernel := config.Kernel{Release: in.Modules.Release}
 	if in.Config.Kernel != nil {

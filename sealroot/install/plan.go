@@ -145,7 +145,9 @@ func checkLayout(set *manifest.Layout, disk manifest.Layout) error {
 	}{
 		{"boot.loader", set.Loader, disk.Loader},
 		{"boot.store", set.Store, disk.Store},
+		{"root.source", cmp.Or(set.Source, "verity"), cmp.Or(disk.Source, "verity")},
 		{"root.partitions", set.Partitions, disk.Partitions},
+		{"root.partuuids", cmp.Or(set.PartUUIDs, "none"), cmp.Or(disk.PartUUIDs, "none")},
 		{"root.verity.tree_at_mib", set.TreeAtMiB, disk.TreeAtMiB},
 	} {
 		if c.set != c.disk {

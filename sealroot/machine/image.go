@@ -24,7 +24,7 @@ func (m *Machine) Image() (predict.Image, error) {
 	if err != nil {
 		return predict.Image{}, err
 	}
-	im := predict.Image{RootHash: hash, SecurityVersion: m.boot.Root.SecurityVersion, RootPCR: c.WithDefaults().Trust.MeasurePCR}
+	im := predict.Image{Role: m.boot.Root.Role, RootHash: hash, SecurityVersion: m.boot.Root.SecurityVersion, RootPCR: c.WithDefaults().Trust.MeasurePCR}
 	if m.boot.BootPath != report.PathUKI && m.boot.BootPath != report.PathUKISecureBoot {
 		return im, nil
 	}

@@ -48,19 +48,18 @@ const efiVars = "/sys/firmware/efi/efivars"
 
 // Machine is the boot disk and what started from it.
 type Machine struct {
-	disk       *live.Disk
-	boot       report.Report
-	choice     live.Choice
-	refill     int // tries that a commit gives, with boot.recount
-	tries      int // boot.tries
-	verity     config.Verity
-	partitions string // root.partitions
-	replicate  []string
-	esp        live.ESP
-	vars       efi.Vars // nil for a disk that is not this machine's
-	offline    bool     // opened by OpenDisk
-	espErr     error    // why the ESP of such a disk cannot be read
-	release    func() error
+	disk      *live.Disk
+	boot      report.Report
+	choice    live.Choice
+	refill    int // tries that a commit gives, with boot.recount
+	tries     int // boot.tries
+	root      config.Root
+	replicate []string
+	esp       live.ESP
+	vars      efi.Vars // nil for a disk that is not this machine's
+	offline   bool     // opened by OpenDisk
+	espErr    error    // why the ESP of such a disk cannot be read
+	release   func() error
 }
 
 // Open finds the disk that the machine was booted from: the same way as PID 1
@@ -73,7 +72,11 @@ func Open(boot report.Report, locked bool) (*Machine, error) {
 	if from == "" {
 		from = startedFrom(vars)
 	}
-	disk, err := live.Find("/sys", "/dev", from)
+	c, err := readConfig(report.Config)
+	if err != nil {
+		return nil, err
+	}
+	disk, err := find(c.Root, from)
 	if err != nil {
 		return nil, err
 	}
@@ -83,13 +86,9 @@ func Open(boot report.Report, locked bool) (*Machine, error) {
 	}
 	_, noEFI := os.Stat(filepath.Dir(efiVars))
 	_, noVars := os.Stat(efiVars)
-	c, err := readConfig(report.Config)
-	if err != nil {
-		return nil, err
-	}
 	c = c.WithDefaults()
 	m := &Machine{
-		disk: disk, boot: boot, vars: vars, choice: chosen(c, boot, firmware{noEFI == nil, noVars == nil}), refill: refill(c), tries: c.Boot.Tries, replicate: c.Boot.Replicate, verity: c.Root.Verity, partitions: c.Root.Partitions,
+		disk: disk, boot: boot, vars: vars, choice: chosen(c, boot, firmware{noEFI == nil, noVars == nil}), refill: refill(c), tries: c.Boot.Tries, replicate: c.Boot.Replicate, root: c.Root,
 		esp: live.ESP{Disk: disk, Mounter: mounter{mount.Kernel{}, locked}, Dir: espMount},
 	}
 	if m.choice.Discoverable {
@@ -107,6 +106,16 @@ func Open(boot report.Report, locked bool) (*Machine, error) {
 		}
 	}
 	return m, nil
+}
+
+// find finds the boot disk. A machine that has no configuration may have slots of
+// either kind.
+func find(root config.Root, from string) (*live.Disk, error) {
+	disk, err := live.Find("/sys", "/dev", root.Naming(), from)
+	if root.Source == "" && (errors.Is(err, live.ErrNoDisk) || err == nil && gpt.NamingOf(disk.Table).Usr) {
+		return live.Find("/sys", "/dev", gpt.Naming{Usr: true}, from)
+	}
+	return disk, err
 }
 
 // Loaded is the slot whose kernel runs, as far as that can be found out: PID 1
@@ -311,7 +320,7 @@ func recounted(list []slots.Slot) int {
 // the kernel where the loader of this machine looks for it. That the image
 // itself is whole is checked by the boot, as always.
 func (m *Machine) holdsImage(slot string) error {
-	part, err := m.disk.Partition(gpt.SigLabel(slot))
+	part, err := m.disk.InSlot(slot, gpt.Sig)
 	if err != nil {
 		return err
 	}

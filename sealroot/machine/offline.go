@@ -215,10 +215,10 @@ func (a *attachment) attach() (*live.Disk, error) {
 	if err = errors.Join(err, d.Close()); err != nil {
 		return nil, err
 	}
-	disk := &live.Disk{Table: table, Block: blockdev.Disk{
+	disk := live.New(blockdev.Disk{
 		Name: filepath.Base(whole.Path), Node: whole.Path, Major: whole.Major, Minor: whole.Minor,
 		Size: size, SectorSize: sector, ReadOnly: !a.write,
-	}}
+	}, table, gpt.NamingOf(table))
 	for _, p := range table.Partitions {
 		if p.Name != gpt.LabelESP && p.Name != gpt.LabelLog && !strings.HasSuffix(p.Name, gpt.SigLabel("")[len(gpt.RootLabel("")):]) {
 			continue

@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sealroot/init/config"
 	"sealroot/mount/blockdev"
 	"sealroot/sealroot/bootset"
 	"sealroot/sealroot/install"
@@ -27,21 +29,24 @@ func (m *Machine) Install(changed func(place, slot string)) (install.Machine, er
 	if err != nil {
 		return install.Machine{}, err
 	}
-	return install.Machine{Machine: b, Disk: m, ESP: bootESP{m.esp, m.choice}, FECRoots: m.verity.FECRoots,
-		Layout: manifest.Layout{Loader: m.choice.Loader, Store: m.choice.Store, Partitions: m.partitions, TreeAtMiB: m.verity.TreeAtMiB}}, nil
+	return install.Machine{Machine: b, Disk: m, ESP: bootESP{m.esp, m.choice}, FECRoots: m.root.Verity.FECRoots,
+		Layout: manifest.Layout{
+			Loader: m.choice.Loader, Store: m.choice.Store, Source: m.root.Source,
+			Partitions: cmp.Or(m.root.Partitions, config.PartitionsLabels), PartUUIDs: m.root.PartUUIDs.Line(), TreeAtMiB: m.root.Verity.TreeAtMiB,
+		}}, nil
 }
 
 // OpenPart opens a partition of a slot, or the part of one that holds image or
 // hash tree where they share it.
 func (m *Machine) OpenPart(slot string, part manifest.Name, write bool) (install.Partition, error) {
-	label, at := gpt.RootLabel(slot), m.verity.TreeAt()
+	of, at := gpt.Data, m.root.Verity.TreeAt()
 	switch {
 	case part == manifest.Verity && at == 0:
-		label = gpt.VerityLabel(slot)
+		of = gpt.Tree
 	case part == manifest.Signature:
-		label = gpt.SigLabel(slot)
+		of = gpt.Sig
 	}
-	p, err := m.disk.Partition(label)
+	p, err := m.disk.InSlot(slot, of)
 	if err != nil {
 		return nil, err
 	}

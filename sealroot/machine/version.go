@@ -18,7 +18,7 @@ import (
 // are hints, as the file system they are on is anybody's. A slot without a
 // manifest is left out; one that cannot be read is an error beside the others.
 func (m *Machine) Versions() (map[string]string, error) {
-	all, err := m.disk.Table.Slots()
+	all, err := m.disk.Slots()
 	if err != nil {
 		return nil, err
 	}

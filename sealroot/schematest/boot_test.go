@@ -17,7 +17,7 @@ func whole() report.Report {
 		Disk: report.Disk{Device: "/dev/vda", GUID: "guid", FoundBy: "loader", BootPartition: "guid"},
 		Slot: report.Slot{Name: "a", Loaded: "?", Reason: "fallback", Trial: true, Priority: 15, Successful: true, TriesBefore: 15, TriesAfter: 14},
 		Root: report.Root{
-			RootHash: strings.Repeat("0a", 32), HashSource: "signature partition", Certificate: "CN=x", Filesystem: "squashfs",
+			Role: "usr", RootHash: strings.Repeat("0a", 32), HashSource: "signature partition", Certificate: "CN=x", Filesystem: "squashfs",
 			ImageID: "kiosk", ImageVersion: "1", SecurityVersion: 3, KernelRelease: "6.1",
 		},
 		State: report.State{

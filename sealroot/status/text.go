@@ -70,7 +70,11 @@ func (s Status) bootRows(row func(name, format string, args ...any)) {
 	if s.Store != "" {
 		row("slots kept in", "%s, started by %s", s.Store, cmp.Or(s.Loader, "?"))
 	}
-	row("root hash", "%s", r.Root.RootHash)
+	of := ""
+	if r.Root.Role == string(config.RoleUsr) {
+		of = " (of /usr)"
+	}
+	row("root hash", "%s%s", r.Root.RootHash, of)
 	source := r.Root.HashSource
 	if cert := r.Root.Certificate; cert != "" && !strings.Contains(source, cert) {
 		source += ", certificate " + cert

@@ -6,39 +6,39 @@ import (
 	"sealroot/slots/guid"
 )
 
-// Set is the three partitions of a slot.
-type Set struct{ Root, Verity, Sig *Partition }
+// Set is the three partitions of a slot, by Part.
+type Set [3]*Partition
 
 // maxSets bounds what Discover returns: each set has the letter of a slot.
 const maxSets = 15
 
 // Discover pairs partitions by their UUIDs, as systemd-repart and mkosi give them
-// (Discoverable Partitions Specification): the root's is the first half of the
+// (Discoverable Partitions Specification): the data's is the first half of the
 // root hash, the hash tree's the last. rootHash is what a signature partition
 // names; nil: nothing. A signature whose halves no partition has is left out, so
 // of two that name one root hash, with one pair of partitions, the second.
 //
-// The order is that of the signature partitions; sets whose root is labelled with
+// The order is that of the signature partitions; sets whose data is labelled with
 // the version, as in "kiosk_2", come first. Labels and signatures may be anybody's:
 // the order is no judgement, and a root hash is to be verified before it is used.
-func (t *Table) Discover(version string, rootHash func(sig *Partition) []byte) []Set {
+func (t *Table) Discover(n Naming, version string, rootHash func(sig *Partition) []byte) []Set {
 	var first, others []Set
 	used := map[*Partition]bool{}
 	for i := range t.Partitions {
 		sig := &t.Partitions[i]
-		if sig.Type.String() != TypeSig || len(first)+len(others) == maxSets {
+		if sig.Type.String() != n.Type(Sig) || len(first)+len(others) == maxSets {
 			continue
 		}
 		hash := rootHash(sig)
 		if len(hash) < 32 {
 			continue
 		}
-		set := Set{t.unused(TypeRoot, hash, used), t.unused(TypeVerity, hash[len(hash)-16:], used), sig}
-		if set.Root == nil || set.Verity == nil {
+		set := Set{t.unused(n.Type(Data), hash, used), t.unused(n.Type(Tree), hash[len(hash)-16:], used), sig}
+		if set[Data] == nil || set[Tree] == nil {
 			continue
 		}
-		used[set.Root], used[set.Verity] = true, true
-		if strings.HasSuffix(set.Root.Name, "_"+version) {
+		used[set[Data]], used[set[Tree]] = true, true
+		if strings.HasSuffix(set[Data].Name, "_"+version) {
 			first = append(first, set)
 		} else {
 			others = append(others, set)

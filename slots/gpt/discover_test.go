@@ -68,8 +68,8 @@ func TestDiscover(t *testing.T) {
 				hash = func(*Partition) []byte { t.Error("a partition of another type is read"); return nil }
 			}
 			got := ""
-			for _, s := range table.Discover("2", hash) {
-				got += fmt.Sprintf(" [%d %d %d]", s.Root.Number, s.Verity.Number, s.Sig.Number)
+			for _, s := range table.Discover(Naming{}, "2", hash) {
+				got += fmt.Sprintf(" [%d %d %d]", s[Data].Number, s[Tree].Number, s[Sig].Number)
 			}
 			if got != tt.want && got != " "+tt.want {
 				t.Errorf("got%s, want %s", got, tt.want)
@@ -82,7 +82,7 @@ func TestDiscover(t *testing.T) {
 		rows = append(rows, root(0xa1, ""), tree(0xa2), sig(9, one))
 	}
 	table, hash := repartTable(rows...)
-	if got := table.Discover("", hash); len(got) != maxSets {
+	if got := table.Discover(Naming{}, "", hash); len(got) != maxSets {
 		t.Errorf("got %d sets, want %d", len(got), maxSets)
 	}
 }
@@ -119,7 +119,7 @@ func TestDiscoverJudge(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sets := table.Discover("2", func(p *Partition) []byte {
+	sets := table.Discover(Naming{}, "2", func(p *Partition) []byte {
 		var sig struct {
 			RootHash string `json:"rootHash"`
 		}
@@ -133,12 +133,12 @@ func TestDiscoverJudge(t *testing.T) {
 		}
 		return hash
 	})
-	if len(sets) != 2 || sets[0].Root.Name != "kiosk_2" || sets[1].Root.Name != "kiosk_1" {
+	if len(sets) != 2 || sets[0][Data].Name != "kiosk_2" || sets[1][Data].Name != "kiosk_1" {
 		t.Fatalf("got %d sets, want kiosk_2 and kiosk_1", len(sets))
 	}
 	for _, s := range sets {
-		if s.Verity.Number != s.Root.Number+1 || s.Sig.Number != s.Root.Number+2 {
-			t.Errorf("root %d goes with %d and %d, want those behind it", s.Root.Number, s.Verity.Number, s.Sig.Number)
+		if s[Tree].Number != s[Data].Number+1 || s[Sig].Number != s[Data].Number+2 {
+			t.Errorf("root %d goes with %d and %d, want those behind it", s[Data].Number, s[Tree].Number, s[Sig].Number)
 		}
 	}
 }

@@ -367,7 +367,7 @@ func FuzzRead(f *testing.F) {
 				t.Fatalf("partition outside the disk: %+v", p)
 			}
 		}
-		if _, err := table.Slots(); err != nil && !errors.Is(err, ErrAmbiguous) {
+		if _, err := table.Slots(Naming{}); err != nil && !errors.Is(err, ErrAmbiguous) {
 			t.Fatal(err)
 		}
 		d := slotstest.NewDisk(b)

@@ -1,14 +1,16 @@
 package gpt
 
 import (
+	"errors"
 	"fmt"
-	"strings"
 
 	"sealroot/slots"
 )
 
-// Store keeps the slots in the attribute bits of the partitions root-<slot>.
+// Store keeps the slots in the attribute bits of the partitions with their data:
+// root-<slot>, or as Naming says.
 type Store struct {
+	Naming     Naming
 	Dev        Device
 	Size       int64 // of the device, in bytes
 	SectorSize int   // logical sector size of the device
@@ -27,20 +29,20 @@ func (s Store) Load() ([]slots.Slot, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot load the slots: %w", err)
 	}
-	return t.Slots()
+	return t.Slots(s.Naming)
 }
 
-// Slots returns the slots of the table, in the order of their names: the
-// partitions labelled root-<letter>.
-func (t *Table) Slots() ([]slots.Slot, error) {
+// Slots returns the slots of the table, in the order of their names: each letter
+// that has a partition with data.
+func (t *Table) Slots(n Naming) ([]slots.Slot, error) {
 	var out []slots.Slot
 	for name := 'a'; name <= 'z'; name++ {
-		p, n := t.slot(string(name))
-		if n == 0 {
+		p, err := t.InSlot(n, string(name), Data)
+		if errors.Is(err, ErrNotFound) {
 			continue
 		}
-		if n > 1 {
-			return nil, fmt.Errorf("cannot load slot %c: %w", name, ErrAmbiguous)
+		if err != nil {
+			return nil, fmt.Errorf("cannot load slot %c: %w", name, err)
 		}
 		out = append(out, slots.Slot{
 			Name: string(name), Priority: p.Attributes.Priority(),
@@ -48,15 +50,6 @@ func (t *Table) Slots() ([]slots.Slot, error) {
 		})
 	}
 	return out, nil
-}
-
-func (t *Table) slot(name string) (p Partition, n int) {
-	for _, q := range t.Partitions {
-		if strings.TrimPrefix(q.Name, "root-") == name && q.Name != name {
-			p, n = q, n+1
-		}
-	}
-	return p, n
 }
 
 // Save changes the slot bits of the slots given, and only when one differs or a
@@ -97,12 +90,9 @@ func (s Store) plan(want []slots.Slot) (*Table, map[int]Attributes, error) {
 	bits := map[int]Attributes{}
 	changed := !t.healthy()
 	for _, w := range want {
-		p, n := t.slot(w.Name)
-		switch {
-		case n == 0:
-			return nil, nil, fmt.Errorf("cannot save slot %s: %w", w.Name, ErrNotFound)
-		case n > 1:
-			return nil, nil, fmt.Errorf("cannot save slot %s: %w", w.Name, ErrAmbiguous)
+		p, err := t.InSlot(s.Naming, w.Name, Data)
+		if err != nil {
+			return nil, nil, fmt.Errorf("cannot save slot %s: %w", w.Name, err)
 		}
 		bits[p.Number] = p.Attributes.WithSlot(w.Priority, w.Tries, w.Successful)
 		changed = changed || bits[p.Number] != p.Attributes

@@ -32,7 +32,7 @@ func (l BootLog) with(write bool, use func(bootlog.Log) error) error {
 // made it know none. Nothing can be recorded there, and nothing is missed. On a
 // disk of our own a log that is not there is an error.
 func (l BootLog) Absent() bool {
-	_, err := l.Disk.entry(gpt.LabelLog)
+	_, err := l.Disk.Table.ByName(gpt.LabelLog)
 	return l.Disk.found != nil && errors.Is(err, gpt.ErrNotFound)
 }
 

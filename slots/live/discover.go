@@ -11,14 +11,13 @@ import (
 
 // Discover finds the slots of a disk that systemd-repart or mkosi made, where
 // partitions belong together by their UUIDs, see gpt.Table.Discover. From then on
-// the labels of slots "a", "b" and so on mean what was found, whatever the
-// partitions' own labels are.
+// slots "a", "b" and so on are what was found, whatever the partitions' labels are.
 //
 // rootHash reads the root hash that a signature partition names from its content.
 // Those that cannot be read are returned in skipped. slots.ErrNoSlot when no signature has its
 // partitions.
 func (d *Disk) Discover(version string, rootHash func(io.ReaderAt) ([]byte, error)) (skipped []error, err error) {
-	d.found = d.Table.Discover(version, func(sig *gpt.Partition) []byte {
+	d.found = d.Table.Discover(d.naming, version, func(sig *gpt.Partition) []byte {
 		part, err := d.shown(*sig)
 		var hash []byte
 		if err == nil {
@@ -30,7 +29,7 @@ func (d *Disk) Discover(version string, rootHash func(io.ReaderAt) ([]byte, erro
 		return hash
 	})
 	if d.found == nil {
-		err = fmt.Errorf("cannot find a root on %s: no signature partition names a root hash whose halves are the UUIDs of a root and of its hash tree: %w",
+		err = fmt.Errorf("cannot find an image on %s: no signature partition names a root hash whose halves are the UUIDs of its data and of its hash tree: %w",
 			d.Block.Node, slots.ErrNoSlot)
 	}
 	return skipped, err
@@ -48,19 +47,17 @@ func readPartition(part blockdev.Partition, rootHash func(io.ReaderAt) ([]byte, 
 // slotName is the name of a set that was discovered, by its place.
 func slotName(i int) string { return string(rune('a' + i)) }
 
-// entry is the partition of that label in the table.
-func (d *Disk) entry(label string) (gpt.Partition, error) {
+// inSlot is the partition of a slot's part in the table.
+func (d *Disk) inSlot(slot string, part gpt.Part) (gpt.Partition, error) {
+	if d.found == nil {
+		return d.Table.InSlot(d.naming, slot, part)
+	}
 	for i, set := range d.found {
-		switch name := slotName(i); label {
-		case gpt.RootLabel(name):
-			return *set.Root, nil
-		case gpt.VerityLabel(name):
-			return *set.Verity, nil
-		case gpt.SigLabel(name):
-			return *set.Sig, nil
+		if slotName(i) == slot {
+			return *set[part], nil
 		}
 	}
-	return d.Table.ByName(label)
+	return gpt.Partition{}, gpt.ErrNotFound
 }
 
 // shown is a partition of the table as the kernel shows it. That the kernel and

@@ -72,12 +72,13 @@ func TestDiscoveredDisk(t *testing.T) {
 		t.Fatalf("got %v, %v, want one signature left out", skipped, err)
 	}
 	// newDisk has partitions labelled root-a and root-b: labels count no more.
-	for label, number := range map[string]int{
-		gpt.RootLabel("a"): 6, gpt.VerityLabel("a"): 7, gpt.SigLabel("a"): 5, gpt.LabelESP: 1,
-	} {
-		if p, err := d.Partition(label); err != nil || p.Number != number {
-			t.Errorf("%s: got partition %d, %v, want %d", label, p.Number, err, number)
+	for part, number := range map[gpt.Part]int{gpt.Data: 6, gpt.Tree: 7, gpt.Sig: 5} {
+		if p, err := d.InSlot("a", part); err != nil || p.Number != number {
+			t.Errorf("part %d: got partition %d, %v, want %d", part, p.Number, err, number)
 		}
+	}
+	if p, err := d.InSlot("b", gpt.Data); !errors.Is(err, gpt.ErrNotFound) {
+		t.Errorf("slot b: got partition %d, %v, want %v", p.Number, err, gpt.ErrNotFound)
 	}
 	k, err := d.Open(Choice{Store: StoreFixed, Loader: LoaderUKI, UEFI: true, Discoverable: true}, ESP{}, slotstest.NewVars())
 	if err != nil || k.Loader != nil {

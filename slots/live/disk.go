@@ -31,15 +31,22 @@ type Disk struct {
 	// From is the number of the partition that the loader named; 0: none did.
 	From int
 
-	found []gpt.Set // by Discover; nil: partitions are found by their labels
+	naming gpt.Naming
+	found  []gpt.Set // by Discover; nil: partitions are found as naming has them
+}
+
+// New is a disk whose table has been read.
+func New(block blockdev.Disk, table *gpt.Table, naming gpt.Naming) *Disk {
+	return &Disk{Block: block, Table: table, naming: naming}
 }
 
 // Find looks at the partition tables of all disks and picks the boot disk: the
 // one that has the partition partUUID (the ESP that the loader was read from),
 // or without one the only disk that has a slot. Nothing else of any disk is
-// read. sys and dev are "/sys" and "/dev" on a real machine.
-func Find(sys, dev, partUUID string) (*Disk, error) {
-	found, err := candidates(sys, dev, partUUID)
+// read. sys and dev are "/sys" and "/dev" on a real machine; naming is how the
+// slots' partitions are found, now and later.
+func Find(sys, dev string, naming gpt.Naming, partUUID string) (*Disk, error) {
+	found, err := candidates(sys, dev, naming, partUUID)
 	if err != nil {
 		return nil, err
 	}
@@ -57,7 +64,7 @@ func Find(sys, dev, partUUID string) (*Disk, error) {
 		strings.Join(nodes, " and "), ErrAmbiguous)
 }
 
-func candidates(sys, dev, partUUID string) ([]*Disk, error) {
+func candidates(sys, dev string, naming gpt.Naming, partUUID string) ([]*Disk, error) {
 	disks, err := blockdev.Scan(sys, dev)
 	if err != nil {
 		return nil, err
@@ -77,7 +84,7 @@ func candidates(sys, dev, partUUID string) ([]*Disk, error) {
 	var found []*Disk
 	for _, block := range disks {
 		if table := tables[block.Name]; table != nil {
-			if d := (&Disk{Block: block, Table: table}); d.matches(partUUID) {
+			if d := New(block, table, naming); d.matches(partUUID) {
 				found = append(found, d)
 			}
 		}
@@ -108,7 +115,7 @@ func readTable(block blockdev.Disk) (*gpt.Table, error) {
 
 func (d *Disk) matches(partUUID string) bool {
 	if partUUID == "" {
-		all, err := d.Table.Slots()
+		all, err := d.Slots()
 		return err == nil && len(all) > 0
 	}
 	want, err := guid.Parse(partUUID)
@@ -133,12 +140,25 @@ func (d *Disk) LoadedFrom() string {
 
 // Partition is the partition of that label, as the kernel shows it.
 func (d *Disk) Partition(label string) (blockdev.Partition, error) {
-	entry, err := d.entry(label)
+	entry, err := d.Table.ByName(label)
 	if err != nil {
 		return blockdev.Partition{}, fmt.Errorf("cannot find partition %s on %s: %w", label, d.Block.Node, err)
 	}
 	return d.shown(entry)
 }
+
+// InSlot is the partition that holds a part of the slot, as the kernel shows it.
+func (d *Disk) InSlot(slot string, part gpt.Part) (blockdev.Partition, error) {
+	entry, err := d.inSlot(slot, part)
+	if err != nil {
+		return blockdev.Partition{}, fmt.Errorf("cannot find partition %s on %s: %w", d.naming.Label(slot, part), d.Block.Node, err)
+	}
+	return d.shown(entry)
+}
+
+// Slots are those that the table has, in the order of their names, as the store gpt
+// counts them.
+func (d *Disk) Slots() ([]slots.Slot, error) { return d.Table.Slots(d.naming) }
 
 // lockTime is how long writers of the partition table may keep us waiting.
 const lockTime = 10 * time.Second
@@ -155,7 +175,7 @@ func (s store) open(write bool) (*blockdev.Device, gpt.Store, error) {
 	if err != nil {
 		return nil, gpt.Store{}, err
 	}
-	return d, gpt.Store{Dev: d, Size: d.Size(), SectorSize: d.SectorSize(), Lock: func() (func() error, error) {
+	return d, gpt.Store{Naming: s.disk.naming, Dev: d, Size: d.Size(), SectorSize: d.SectorSize(), Lock: func() (func() error, error) {
 		ctx, cancel := context.WithTimeout(context.Background(), lockTime)
 		defer cancel()
 		return d.Lock(ctx)

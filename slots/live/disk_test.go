@@ -143,7 +143,7 @@ func inEachOrder(t *testing.T, disk, other string, run func(c computer, name str
 // boot is what PID 1 does with the disk that the loader read its files from.
 func (c computer) boot(t *testing.T, loader string) *Disk {
 	t.Helper()
-	d, err := Find(c.sys, c.dev, loader)
+	d, err := Find(c.sys, c.dev, gpt.Naming{}, loader)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -182,13 +182,13 @@ func TestCopyOfTheBootDisk(t *testing.T) {
 	} {
 		c := newComputer(t, images...)
 		for _, from := range []string{espOf(t, disk), ""} {
-			d, err := Find(c.sys, c.dev, from)
+			d, err := Find(c.sys, c.dev, gpt.Naming{}, from)
 			if !errors.Is(err, ErrAmbiguous) || d != nil || !strings.Contains(err.Error(), "vdb") || !strings.Contains(err.Error(), "sgdisk -G") {
 				t.Errorf("%s, loader %q: got %v, %v, want a refusal that names the disks and what to do", name, from, d, err)
 			}
 		}
 		// The control: without the rule one of them would be taken, by chance.
-		if found, err := candidates(c.sys, c.dev, espOf(t, disk)); err != nil || len(found) != 2 {
+		if found, err := candidates(c.sys, c.dev, gpt.Naming{}, espOf(t, disk)); err != nil || len(found) != 2 {
 			t.Errorf("%s: candidates %v, %v, want the disk and its copy", name, found, err)
 		}
 	}
@@ -199,13 +199,13 @@ func TestCopyOfTheBootDisk(t *testing.T) {
 func TestAnotherDiskWithTheSameLabels(t *testing.T) {
 	disk, other := image(t), image(t)
 	inEachOrder(t, disk, other, func(c computer, want string) {
-		if d, err := Find(c.sys, c.dev, espOf(t, disk)); err != nil || d.Block.Name != want || d.LoadedFrom() != espOf(t, disk) {
+		if d, err := Find(c.sys, c.dev, gpt.Naming{}, espOf(t, disk)); err != nil || d.Block.Name != want || d.LoadedFrom() != espOf(t, disk) {
 			t.Errorf("got %+v, %v, want %s", d, err, want)
 		}
-		if d, err := Find(c.sys, c.dev, ""); !errors.Is(err, ErrAmbiguous) || d != nil {
+		if d, err := Find(c.sys, c.dev, gpt.Naming{}, ""); !errors.Is(err, ErrAmbiguous) || d != nil {
 			t.Errorf("without a word of the loader: got %v, %v, want %v", d, err, ErrAmbiguous)
 		}
-		if d, err := Find(c.sys, c.dev, "0d5e6c1f-7d5e-4b8e-9d2c-0f0b6a1d2c3e"); !errors.Is(err, ErrNoDisk) || d != nil {
+		if d, err := Find(c.sys, c.dev, gpt.Naming{}, "0d5e6c1f-7d5e-4b8e-9d2c-0f0b6a1d2c3e"); !errors.Is(err, ErrNoDisk) || d != nil {
 			t.Errorf("a UUID that no disk has: got %v, %v, want %v", d, err, ErrNoDisk)
 		}
 	})
@@ -217,7 +217,7 @@ func TestMediumOfTheFlashedImage(t *testing.T) {
 	medium := image(t)
 	disk := copyOf(t, medium)
 	both := newComputer(t, disk, medium)
-	if d, err := Find(both.sys, both.dev, espOf(t, disk)); !errors.Is(err, ErrAmbiguous) {
+	if d, err := Find(both.sys, both.dev, gpt.Naming{}, espOf(t, disk)); !errors.Is(err, ErrAmbiguous) {
 		t.Fatalf("the control: got %+v, %v, want no choice before the disk has booted without it", d, err)
 	}
 	first := newComputer(t, disk).boot(t, espOf(t, disk))
@@ -240,7 +240,7 @@ func TestRenewOfAReadOnlyDisk(t *testing.T) {
 	disk := image(t)
 	before := espOf(t, disk)
 	c := newComputer(t, disk)
-	d, err := Find(c.sys, c.dev, before)
+	d, err := Find(c.sys, c.dev, gpt.Naming{}, before)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -255,7 +255,7 @@ func TestRenewOfADiskThatTheFirmwareNames(t *testing.T) {
 	disk := image(t)
 	before := espOf(t, disk)
 	c := newComputer(t, disk)
-	d, err := Find(c.sys, c.dev, before)
+	d, err := Find(c.sys, c.dev, gpt.Naming{}, before)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,7 +9,7 @@ import (
 
 // EFIHint is the one-shot of the firmware itself, BootNext.
 func (d *Disk) EFIHint(vars efi.Vars) (efi.Hint, error) {
-	esp, err := d.entry(gpt.LabelESP)
+	esp, err := d.Table.ByName(gpt.LabelESP)
 	if err != nil {
 		return efi.Hint{}, fmt.Errorf("cannot find the EFI system partition of %s: %w", d.Block.Node, err)
 	}

@@ -26,7 +26,7 @@ func (d *Disk) Renew(random io.Reader, vars efi.Vars) (renewed bool, err error) 
 		return false, nil
 	}
 	if vars != nil {
-		esp, err := d.entry(gpt.LabelESP)
+		esp, err := d.Table.ByName(gpt.LabelESP)
 		if err != nil {
 			return false, err
 		}

@@ -50,7 +50,7 @@ func (d *Disk) slotNames() ([]string, error) {
 		}
 		return names, nil
 	}
-	list, err := d.Table.Slots()
+	list, err := d.Slots()
 	if err == nil && len(list) == 0 {
 		err = slots.ErrNoSlot
 	}

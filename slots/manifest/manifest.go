@@ -17,12 +17,15 @@
 //	  "layers": [],                 always empty in schema 1
 //	  "x-layout": {                 the disk that the set is for, as in the configuration
 //	    "loader": "uki", "store": "gpt", "partitions": "labels", "tree_at_mib": 0,
+//	    "source": "usr-verity",     missing: verity
+//	    "partuuids": "a=…,…,…;b=…", missing: none; data, hash and signature of each slot
 //	    "filesystem": "squashfs"
 //	  }
 //	}
 //
 // Keys are spelled exactly so and given once; a key that is not listed here is
-// refused unless it begins with "x-", and only those may be missing. manifest.sig is a detached PKCS#7 message
+// refused unless it begins with "x-", and only those, and where it says so, may be
+// missing. manifest.sig is a detached PKCS#7 message
 // (DER) over the bytes of manifest.json, by the key that signs root hashes.
 //
 // Nothing here makes system calls, and PID 1 does not use it.
@@ -104,6 +107,9 @@ type Layout struct {
 	Store      string // boot.store
 	Partitions string // root.partitions
 	TreeAtMiB  int    // root.verity.tree_at_mib
+	Source     string // root.source; "" is verity
+	// PartUUIDs is root.partuuids, on one line; "" for none.
+	PartUUIDs string
 	// Filesystem is root.filesystem, for people: an initramfs finds out that a
 	// slot's is another one, and has the slot's own kernel started.
 	Filesystem string
@@ -147,6 +153,8 @@ type layoutDocument struct {
 	Store      string `json:"store"`
 	Partitions string `json:"partitions"`
 	TreeAtMiB  int    `json:"tree_at_mib"`
+	Source     string `json:"source,omitempty"`
+	PartUUIDs  string `json:"partuuids,omitempty"`
 	Filesystem string `json:"filesystem"`
 }
 
@@ -203,6 +211,9 @@ func (m Manifest) check() error {
 			if !word(s, 32, "-") {
 				return fmt.Errorf("%w: %.40q in x-layout", ErrFormat, s)
 			}
+		}
+		if l.Source != "" && !word(l.Source, 32, "-") || l.PartUUIDs != "" && !word(l.PartUUIDs, 512, "-=,;") {
+			return fmt.Errorf("%w: source %.40q or partuuids %.200q in x-layout", ErrFormat, l.Source, l.PartUUIDs)
 		}
 		if l.TreeAtMiB < 0 || l.TreeAtMiB > 1<<20 {
 			return fmt.Errorf("%w: tree_at_mib %d in x-layout", ErrFormat, l.TreeAtMiB)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -85,7 +86,9 @@ func (r reader) layout() (*Layout, error) {
 			return err
 		}},
 		{"filesystem", func() error { return r.text(&l.Filesystem) }},
-	})
+		{"source", func() error { return r.text(&l.Source) }},
+		{"partuuids", func() error { return r.text(&l.PartUUIDs) }},
+	}, "source", "partuuids")
 }
 
 func (r reader) part() (p Part, err error) {
@@ -117,8 +120,8 @@ type field struct {
 }
 
 // object reads an object with exactly the fields, beside extensions "x-…", which
-// may be missing too.
-func (r reader) object(what string, fields []field) error {
+// may be missing too, as may those named.
+func (r reader) object(what string, fields []field, optional ...string) error {
 	if t, err := r.Token(); err != nil || t != json.Delim('{') {
 		return fmt.Errorf("%s is not a JSON object", what)
 	}
@@ -141,7 +144,7 @@ func (r reader) object(what string, fields []field) error {
 		return fmt.Errorf("%s does not end", what)
 	}
 	for _, f := range fields {
-		if !seen[f.key] && !strings.HasPrefix(f.key, "x-") {
+		if !seen[f.key] && !strings.HasPrefix(f.key, "x-") && !slices.Contains(optional, f.key) {
 			return fmt.Errorf("%s has no %s", what, f.key)
 		}
 	}

@@ -16,8 +16,11 @@ const (
 	PCRVolume = 15 // identity of the volume that was unlocked
 )
 
-// RoleRoot is the role of a root file system in RootEvent.
-const RoleRoot = "root"
+// The roles in RootEvent.
+const (
+	RoleRoot = "root" // a root file system
+	RoleUsr  = "usr"  // a /usr without a root
+)
 
 // RootEvent is the text that the PCR for the root is extended with. It names no
 // slot, so that an image has one value wherever it lies.

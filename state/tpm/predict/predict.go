@@ -4,6 +4,7 @@
 package predict
 
 import (
+	"cmp"
 	"encoding/hex"
 	"fmt"
 
@@ -15,6 +16,7 @@ type Image struct {
 	// Sections are those of the unified kernel image that its stub measures; none
 	// when the kernel is started in another way.
 	Sections        []pcrsig.Section
+	Role            string // of the image: pcrsig.RoleUsr, else RoleRoot
 	RootHash        []byte
 	SecurityVersion int
 	RootPCR         int // trust.measure_pcr
@@ -44,7 +46,7 @@ type Value struct {
 // nobody passes a command line, credentials or extensions from outside. Errors
 // are pcrsig's.
 func Values(im Image, banks []pcrsig.Bank) ([]Value, error) {
-	root := pcrsig.RootEvent(pcrsig.RoleRoot, im.RootHash, im.SecurityVersion)
+	root := pcrsig.RootEvent(cmp.Or(im.Role, pcrsig.RoleRoot), im.RootHash, im.SecurityVersion)
 	stub := len(im.Sections) > 0
 	var list []Value
 	if stub {
