@@ -82,8 +82,13 @@ func TestUsrRefused(t *testing.T) {
 	m := NewMachine(t, DirectKernel, disk).WithTPM().Hold()
 	m.LoadSlot("a")
 
-	m.Config.Initrd = otherInitramfs(t, usrEdit("", usrTrust+"  root: [stranger.crt]\n"), "stranger")
+	m.Config.Initrd = otherInitramfs(t, usrEdit("", "  usr: [image.crt, stranger.crt]\n"), "stranger")
 	vm := m.Boot()
+	vm.UpIn("b")
+	vm.PowerOff()
+
+	m.Config.Initrd = otherInitramfs(t, usrEdit("", usrTrust+"  root: [stranger.crt]\n"), "stranger")
+	vm = m.Boot()
 	r := vm.UpIn("a")
 	if text := failuresText(r); !strings.Contains(text, `a certificate of the role "root", which vouches for no usr here`) {
 		t.Errorf("the report does not say why slot b does not run:\n%s", text)
@@ -95,10 +100,8 @@ func TestUsrRefused(t *testing.T) {
 	if _, status := vm.TryRun("sealroot verify b"); status != 6 {
 		t.Errorf("sealroot verify b ends with %d, want 6: it is not signed for /usr", status)
 	}
+	vm.Run("sealroot replicate")
+	vm.Run("sealroot verify b")
 	vm.PowerOff()
-
-	m.Config.Initrd = otherInitramfs(t, usrEdit("", "  usr: [image.crt, stranger.crt]\n"), "stranger")
-	vm = m.Boot()
-	vm.UpIn("b")
-	vm.PowerOff()
+	disk.CheckVerity(t, "b")
 }

@@ -17,7 +17,7 @@ func (b *boot) discover() error {
 	if !b.discoverable() {
 		return nil
 	}
-	skipped, err := b.disk.Discover(b.cfg.Version, signature.ReadRootHash)
+	skipped, err := b.disk.Discover(b.cfg.Wanted(), signature.ReadRootHash)
 	for _, s := range skipped {
 		b.warn("%v", s)
 	}

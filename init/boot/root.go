@@ -143,7 +143,7 @@ func (b *boot) rootHash(ctx context.Context, slot string, foreign bool) (vouched
 	if err != nil {
 		return vouched{}, imageError(slots.Signature, "cannot read the signature of slot %s: %w", slot, err)
 	}
-	root, err := trustedHash(b.cfg, b.hashOnLine(), text, config.CertificatesDir)
+	root, err := trustedHash(b.cfg, b.cmd.RootHash, text, config.CertificatesDir)
 	if err == nil && !root.confirmed && b.underForeignInitramfs(ctx, slot, foreign) {
 		// dm-verity would find blocks that do not match, and could not tell why
 		err = fmt.Errorf("%w: the slot's signature partition does not say which", errOtherRoot)

@@ -74,17 +74,9 @@ func (b *boot) honourCommandLine() {
 	if err := lineVouched(b.cfg, b.cmdText, b.fw.path(b.grub())); err != nil {
 		b.warn("trust.cmdline: %v", err)
 	} else {
-		b.cmd = cmdline.ParseVouched(b.cmdText)
+		b.cmd = cmdline.ParseVouched(b.cmdText, string(b.cfg.Root.ImageRole()))
 	}
 	b.tellCommandLine()
-}
-
-// hashOnLine is the root hash of a vouched command line: for a /usr that of usrhash=.
-func (b *boot) hashOnLine() string {
-	if b.cfg.Root.Usr() {
-		return b.cmd.UsrHash
-	}
-	return b.cmd.RootHash
 }
 
 // trustedHash is the root hash of a slot with this signature partition; onLine is

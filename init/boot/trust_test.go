@@ -209,19 +209,6 @@ func TestLineVouched(t *testing.T) {
 	}
 }
 
-// Of a vouched line a root takes roothash=, a /usr usrhash=.
-func TestHashOnLine(t *testing.T) {
-	b := &boot{cfg: &config.Config{}}
-	b.cmd.RootHash, b.cmd.UsrHash = "of the root", "of /usr"
-	if got := b.hashOnLine(); got != "of the root" {
-		t.Errorf("root: got the hash %s", got)
-	}
-	b.cfg.Root.Source = config.SourceUsrVerity
-	if got := b.hashOnLine(); got != "of /usr" {
-		t.Errorf("/usr: got the hash %s", got)
-	}
-}
-
 // A line that is not the builder's changes neither root nor init, and is told.
 func TestHonourCommandLine(t *testing.T) {
 	const line = "ro init=/usr/bin/other"

@@ -149,20 +149,18 @@ func (b *boot) openImage(name string) (*os.File, error) {
 	return dir, err
 }
 
+// errNoEtc: a read-only /etc is nothing but the image's.
+var errNoEtc = errors.New("etc: read-only needs /usr/" + factory + "/etc")
+
 // readDirs reads the directories of the image that are needed later.
 func (b *boot) readDirs() error {
-	dirs := []string{"etc", "home", "state", "var"}
-	if b.cfg.Root.Usr() {
-		dirs = []string{"etc", "home", "var"}
-	}
-	for _, name := range dirs {
+	for _, name := range [...]string{"etc", "home", "state", "var"} {
 		d, err := b.openImage(name)
-		switch {
-		case err == nil && d != nil:
+		if err == nil && d != nil {
 			_, err = d.Readdirnames(-1)
 			d.Close()
-		case err == nil && name == "etc" && b.cfg.Etc == config.EtcReadOnly:
-			err = fmt.Errorf("etc: read-only needs usr/%s/etc: %w", factory, os.ErrNotExist)
+		} else if err == nil && name == "etc" && b.cfg.Etc == config.EtcReadOnly {
+			err = errNoEtc
 		}
 		if err != nil {
 			return fmt.Errorf("/%s: %w", name, err)

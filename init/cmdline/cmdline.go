@@ -29,9 +29,9 @@ type CommandLine struct {
 	DiskUUID string
 	// Quiet asks for warnings only.
 	Quiet bool
-	// RootHash, UsrHash and Init are those of roothash=, usrhash= and init=, "" when
-	// not given. Only ParseVouched sets them.
-	RootHash, UsrHash, Init string
+	// RootHash and Init are those of roothash= (or usrhash=) and init=, "" when not
+	// given. Only ParseVouched sets them.
+	RootHash, Init string
 	// Consoles are the devices of console=, in order and without options:
 	// "ttyS0". The last one is /dev/console.
 	Consoles []string
@@ -44,18 +44,21 @@ type CommandLine struct {
 
 // Parse reads the line and never fails: what cannot be used is in Ignored or
 // Refused. A line that is too long is refused as a whole.
-func Parse(line string) CommandLine { return parse(line, false) }
+func Parse(line string) CommandLine { return parse(line, "") }
 
 // ParseVouched is Parse for a line that is known to be the image builder's own:
-// it honours roothash=, usrhash= and init= as well.
-func ParseVouched(line string) CommandLine { return parse(line, true) }
+// it honours init= as well, and roothash= for an image of the role root, usrhash= for
+// one of the role usr.
+func ParseVouched(line, role string) CommandLine { return parse(line, role) }
 
-func parse(line string, vouched bool) CommandLine {
+// parse reads the line; role is "" for one that nobody vouches for.
+func parse(line, role string) CommandLine {
 	if len(line) > maxLength {
 		return CommandLine{Refused: []string{fmt.Sprintf("command line of %d bytes", len(line))}}
 	}
 	var c CommandLine
-	var slots, disks, hashes, usrHashes, inits []string
+	vouched := role != ""
+	var slots, disks, hashes, inits []string
 	for _, w := range split(line) {
 		switch {
 		case w.afterDashes:
@@ -69,12 +72,11 @@ func parse(line string, vouched bool) CommandLine {
 		case w.name == "panic": // the kernel's, and known
 		case w.name == "console":
 			c.console(w)
-		case vouched && w.name == "roothash":
+		case vouched && w.name == role+"hash":
 			hashes = append(hashes, w.value)
-		case vouched && w.name == "usrhash":
-			usrHashes = append(usrHashes, w.value)
 		case vouched && w.name == "init":
 			inits = append(inits, w.value)
+		case vouched && strings.HasPrefix(w.name, "systemd.verity_"): // read at build time, see Partitions
 		case isDangerous(w.name):
 			c.Refused = append(c.Refused, w.printable())
 		default:
@@ -83,8 +85,7 @@ func parse(line string, vouched bool) CommandLine {
 	}
 	c.Slot = c.one("sealroot.slot", slots, isSlot)
 	c.DiskUUID = c.one("sealroot.disk", disks, isUUID)
-	c.RootHash = c.one("roothash", hashes, verity.IsRootHash)
-	c.UsrHash = c.one("usrhash", usrHashes, verity.IsRootHash)
+	c.RootHash = c.one(role+"hash", hashes, verity.IsRootHash)
 	c.Init = c.one("init", inits, isProgram)
 	return c
 }

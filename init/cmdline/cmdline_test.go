@@ -70,7 +70,7 @@ func FuzzParse(f *testing.F) {
 		if c.Slot != "" && !isSlot(c.Slot) || c.DiskUUID != "" && !isUUID(c.DiskUUID) {
 			t.Fatalf("Parse = %+v", c)
 		}
-		if v := ParseVouched(line); v.RootHash != "" && !verity.IsRootHash(v.RootHash) || v.Init != "" && v.Init[0] != '/' || c.RootHash+c.Init != "" {
+		if v := ParseVouched(line, "root"); v.RootHash != "" && !verity.IsRootHash(v.RootHash) || v.Init != "" && v.Init[0] != '/' || c.RootHash+c.Init != "" {
 			t.Fatalf("Parse = %+v, ParseVouched = %+v", c, v)
 		}
 		for _, console := range c.Consoles {

@@ -117,7 +117,8 @@ func TestParseVouched(t *testing.T) {
 		want CommandLine
 	}{
 		{"ro roothash=" + hash + " init=/usr/bin/x", CommandLine{RootHash: hash, Init: "/usr/bin/x", Ignored: []string{"ro"}}},
-		{"usrhash=" + hash, CommandLine{UsrHash: hash}},
+		{"usrhash=" + hash, CommandLine{Refused: []string{"usrhash=" + hash}}},
+		{"systemd.verity_usr_data=PARTLABEL=x systemd.verity=0", CommandLine{Refused: []string{"systemd.verity=0"}}},
 		{"usrhash=0", CommandLine{Refused: []string{"usrhash=0"}}},
 		{"roothash=" + strings.ToUpper(hash), CommandLine{Refused: []string{"roothash=" + strings.ToUpper(hash)}}},
 		{"roothash=" + hash + " roothash=" + strings.Repeat("cd", 32), CommandLine{Refused: []string{"roothash=" + hash, "roothash=" + strings.Repeat("cd", 32)}}},
@@ -127,8 +128,13 @@ func TestParseVouched(t *testing.T) {
 		{"rdinit=/x rd.break usr=" + hash, CommandLine{Refused: []string{"rdinit=/x", "rd.break", "usr=" + hash}}},
 		{"-- init=/usr/bin/x", CommandLine{Ignored: []string{"init=/usr/bin/x"}}},
 	} {
-		if got := ParseVouched(tc.line); !reflect.DeepEqual(got, tc.want) {
+		if got := ParseVouched(tc.line, "root"); !reflect.DeepEqual(got, tc.want) {
 			t.Errorf("ParseVouched(%q) = %+v, want %+v", tc.line, got, tc.want)
 		}
+	}
+	// For a /usr the other word counts, and only that.
+	line, want := "roothash="+hash+" usrhash="+hash, CommandLine{RootHash: hash, Refused: []string{"roothash=" + hash}}
+	if got := ParseVouched(line, "usr"); !reflect.DeepEqual(got, want) {
+		t.Errorf("for a /usr: %+v, want %+v", got, want)
 	}
 }

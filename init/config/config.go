@@ -294,4 +294,8 @@ type Kernel struct {
 	// Cmdline is the line embedded in the UKI, byte for byte, for
 	// trust.cmdline: measured.
 	Cmdline string `json:"cmdline,omitempty"`
+	// Data and Hash are the partitions that this line names, as gpt.Wanted has them,
+	// with PartitionsDiscoverable: hints, for what is verified all the same.
+	Data string `json:"data,omitempty"`
+	Hash string `json:"hash,omitempty"`
 }

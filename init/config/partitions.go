@@ -25,6 +25,15 @@ func (r *Root) ImageRole() Role {
 	return RoleRoot
 }
 
+// Wanted is what comes first among the sets of PartitionsDiscoverable.
+func (c *Config) Wanted() gpt.Wanted {
+	w := gpt.Wanted{Version: c.Version}
+	if c.Kernel != nil {
+		w.Data, w.Tree = c.Kernel.Data, c.Kernel.Hash
+	}
+	return w
+}
+
 // PartUUIDs are the UUIDs of the slots' partitions (PARTUUID), by slot.
 type PartUUIDs struct {
 	A SlotPartUUIDs `json:"a,omitzero"`

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"sealroot/init/cmdline"
 	"sealroot/init/config"
 	"sealroot/mkinitramfs/initramfs"
 	"sealroot/slots/gpt"
@@ -178,6 +179,22 @@ func TestSlotsOfTwoLayouts(t *testing.T) {
 		if (err == nil) != (key == "") || err != nil && (!errors.Is(err, ErrOptions) || !strings.Contains(err.Error(), key)) {
 			t.Errorf("%s: %v", key, err)
 		}
+	}
+}
+
+// Partitions that the command line names are hints for a disk of systemd-repart.
+func TestCmdlineNamesPartitions(t *testing.T) {
+	const line = "systemd.verity_root_data=PARTLABEL=kiosk_1 systemd.verity_root_hash=PARTLABEL=kiosk_1_verity"
+	for partitions, ok := range map[string]bool{config.PartitionsDiscoverable: true, config.PartitionsLabels: false} {
+		c := &config.Config{Trust: config.Trust{Cmdline: config.CmdlineMeasured}, Root: config.Root{Partitions: partitions}}
+		got, err := withCmdline(c, line, nil)
+		if (err == nil) != ok || ok && got.Wanted() != (gpt.Wanted{Data: "PARTLABEL=kiosk_1", Tree: "PARTLABEL=kiosk_1_verity"}) {
+			t.Errorf("%s: %v", partitions, err)
+		}
+	}
+	c := &config.Config{Trust: config.Trust{Cmdline: config.CmdlineMeasured}, Root: config.Root{Source: config.SourceUsrVerity, Partitions: config.PartitionsDiscoverable}}
+	if _, err := withCmdline(c, line, nil); !errors.Is(err, cmdline.ErrHint) {
+		t.Errorf("partitions of a root for a /usr: %v, want %v", err, cmdline.ErrHint)
 	}
 }
 

@@ -255,20 +255,27 @@ func withCmdline(c *config.Config, line string, rootHash []byte) (*config.Config
 	if c.Trust.Cmdline != config.CmdlineMeasured {
 		return c, nil
 	}
-	read := cmdline.ParseVouched(line)
-	word, named, other, wrong := "roothash=", read.RootHash, "usrhash=", read.UsrHash
+	role, other := config.RoleRoot, config.RoleUsr
 	if c.Root.Usr() {
-		word, named, other, wrong = other, wrong, word, named
+		role, other = other, role
 	}
-	if text := hex.EncodeToString(rootHash); named != "" && named != text {
-		return nil, fmt.Errorf("cannot make an image that would not boot: its root hash is %s, %s of the command line is %s: %w",
-			text, word, named, initramfs.ErrInput)
+	read := cmdline.ParseVouched(line, string(role))
+	if text := hex.EncodeToString(rootHash); read.RootHash != "" && read.RootHash != text {
+		return nil, fmt.Errorf("cannot make an image that would not boot: its root hash is %s, %shash= of the command line is %s: %w",
+			text, role, read.RootHash, initramfs.ErrInput)
 	}
-	if wrong != "" {
-		return nil, fmt.Errorf("cannot honour %s of the command line: root.source is %s, use %s: %w", other, c.Root.Source, word, initramfs.ErrInput)
+	if cmdline.ParseVouched(line, string(other)).RootHash != "" {
+		return nil, fmt.Errorf("cannot honour %shash= of the command line: root.source is %s, use %shash=: %w", other, c.Root.Source, role, initramfs.ErrInput)
+	}
+	data, tree, err := cmdline.Partitions(line, string(role))
+	if err != nil {
+		return nil, fmt.Errorf("cannot honour the command line: %w", err)
+	}
+	if data+tree != "" && c.Root.Partitions != config.PartitionsDiscoverable {
+		return nil, fmt.Errorf("cannot honour systemd.verity_* of the command line: with root.partitions %s the slot says which partition is taken: %w", c.Root.Partitions, initramfs.ErrInput)
 	}
 	with := *c
-	with.Kernel = &config.Kernel{Cmdline: line}
+	with.Kernel = &config.Kernel{Cmdline: line, Data: data, Hash: tree}
 	return &with, nil
 }
 

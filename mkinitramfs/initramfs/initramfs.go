@@ -72,10 +72,11 @@ func Records(in Input) ([]cpio.Record, error) {
 	if len(in.RootCertificates()) == 0 {
 		return nil, fmt.Errorf("cannot pack initramfs without a certificate for the image (trust.%s): %w", in.Config.Root.ImageRole(), ErrInput)
 	}
-	kernel := config.Kernel{Release: in.Modules.Release}
+	var kernel config.Kernel
 	if in.Config.Kernel != nil {
-		kernel.Cmdline = in.Config.Kernel.Cmdline
+		kernel = *in.Config.Kernel
 	}
+	kernel.Release = in.Modules.Release
 	cfg, err := in.Config.Embed(kernel)
 	if err != nil {
 		return nil, err

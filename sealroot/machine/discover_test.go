@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"sealroot/sealroot/bootset"
+	"sealroot/slots/gpt"
 	"sealroot/slots/live"
 	"sealroot/verity/signature"
 )
@@ -49,7 +50,7 @@ func TestDiscoverableDisk(t *testing.T) {
 	defer m.Close()
 	m.offline, m.espErr = false, nil
 	m.choice = live.Choice{Store: live.StoreFixed, Loader: live.LoaderUKI, UEFI: true, Discoverable: true}
-	if skipped, err := m.disk.Discover("1", signature.ReadRootHash); err != nil || len(skipped) > 0 {
+	if skipped, err := m.disk.Discover(gpt.Wanted{Version: "1"}, signature.ReadRootHash); err != nil || len(skipped) > 0 {
 		t.Fatalf("Discover: %v, %v", skipped, err)
 	}
 	if r, err := m.Record(); err != nil || len(r.Failures)+len(r.Reports) > 0 {

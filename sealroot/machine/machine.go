@@ -92,7 +92,7 @@ func Open(boot report.Report, locked bool) (*Machine, error) {
 		esp: live.ESP{Disk: disk, Mounter: mounter{mount.Kernel{}, locked}, Dir: espMount},
 	}
 	if m.choice.Discoverable {
-		if _, err := disk.Discover(c.Version, signature.ReadRootHash); err != nil {
+		if _, err := disk.Discover(c.Wanted(), signature.ReadRootHash); err != nil {
 			return nil, err
 		}
 	}

@@ -18,15 +18,15 @@ const maxSets = 15
 // names; nil: nothing. A signature whose halves no partition has is left out, so
 // of two that name one root hash, with one pair of partitions, the second.
 //
-// The order is that of the signature partitions; sets whose data is labelled with
-// the version, as in "kiosk_2", come first. Labels and signatures may be anybody's:
-// the order is no judgement, and a root hash is to be verified before it is used.
-func (t *Table) Discover(n Naming, version string, rootHash func(sig *Partition) []byte) []Set {
-	var first, others []Set
+// The order is that of the signature partitions; sets that are wanted come first.
+// Labels and signatures may be anybody's: the order is no judgement, and a root hash
+// is to be verified before it is used.
+func (t *Table) Discover(n Naming, w Wanted, rootHash func(sig *Partition) []byte) []Set {
+	var named, first, others []Set
 	used := map[*Partition]bool{}
 	for i := range t.Partitions {
 		sig := &t.Partitions[i]
-		if sig.Type.String() != n.Type(Sig) || len(first)+len(others) == maxSets {
+		if sig.Type.String() != n.Type(Sig) || len(named)+len(first)+len(others) == maxSets {
 			continue
 		}
 		hash := rootHash(sig)
@@ -38,13 +38,32 @@ func (t *Table) Discover(n Naming, version string, rootHash func(sig *Partition)
 			continue
 		}
 		used[set[Data]], used[set[Tree]] = true, true
-		if strings.HasSuffix(set[Data].Name, "_"+version) {
+		switch {
+		case w.names(set):
+			named = append(named, set)
+		case strings.HasSuffix(set[Data].Name, "_"+w.Version):
 			first = append(first, set)
-		} else {
+		default:
 			others = append(others, set)
 		}
 	}
-	return append(first, others...)
+	return append(append(named, first...), others...)
+}
+
+// Wanted says which sets come first: those whose partitions are named, then those
+// whose data is labelled with the version, as in "kiosk_2".
+type Wanted struct {
+	Version string
+	// Data and Tree are PARTUUID=<lower case> or PARTLABEL=<label>, "" for any.
+	Data, Tree string
+}
+
+func (w Wanted) names(s Set) bool {
+	return w.Data+w.Tree != "" && isNamed(s[Data], w.Data) && isNamed(s[Tree], w.Tree)
+}
+
+func isNamed(p *Partition, name string) bool {
+	return name == "" || name == "PARTUUID="+p.UUID.String() || name == "PARTLABEL="+p.Name
 }
 
 // unused is the first partition of a type, and not in used, whose UUID is the

@@ -68,7 +68,7 @@ func TestDiscover(t *testing.T) {
 				hash = func(*Partition) []byte { t.Error("a partition of another type is read"); return nil }
 			}
 			got := ""
-			for _, s := range table.Discover(Naming{}, "2", hash) {
+			for _, s := range table.Discover(Naming{}, Wanted{Version: "2"}, hash) {
 				got += fmt.Sprintf(" [%d %d %d]", s[Data].Number, s[Tree].Number, s[Sig].Number)
 			}
 			if got != tt.want && got != " "+tt.want {
@@ -82,13 +82,20 @@ func TestDiscover(t *testing.T) {
 		rows = append(rows, root(0xa1, ""), tree(0xa2), sig(9, one))
 	}
 	table, hash := repartTable(rows...)
-	if got := table.Discover(Naming{}, "", hash); len(got) != maxSets {
+	if got := table.Discover(Naming{}, Wanted{Version: ""}, hash); len(got) != maxSets {
 		t.Errorf("got %d sets, want %d", len(got), maxSets)
 	}
 }
 
 // The judge: what Debian's systemd-repart makes is found as it means it.
 func TestDiscoverJudge(t *testing.T) {
+	for kind, n := range map[string]Naming{"root": {}, "usr": {Usr: true}} {
+		t.Run(kind, func(t *testing.T) { discoverJudge(t, kind, n) })
+	}
+}
+
+func discoverJudge(t *testing.T, kind string, n Naming) {
+	t.Helper()
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
 	write := func(name, text string) {
@@ -101,12 +108,12 @@ func TestDiscoverJudge(t *testing.T) {
 	}
 	write("root.img", string(bytes.Repeat([]byte("root"), 64<<10)))
 	for _, slot := range []string{"1", "2"} { // repart takes another salt for each
-		part := func(n, kind, verity, more string) {
-			write("repart.d/"+slot+n+".conf", "[Partition]\nType="+kind+"\nVerity="+verity+"\nVerityMatchKey="+slot+"\n"+more)
+		part := func(place, ofType, verity, more string) {
+			write("repart.d/"+slot+place+".conf", "[Partition]\nType="+ofType+"\nVerity="+verity+"\nVerityMatchKey="+slot+"\n"+more)
 		}
-		part("0", "root-x86-64", "data", "Label=kiosk_"+slot+"\nCopyBlocks="+at("root.img")+"\nSizeMaxBytes=10M\n")
-		part("1", "root-x86-64-verity", "hash", "SizeMaxBytes=10M\n")
-		part("2", "root-x86-64-verity-sig", "signature", "")
+		part("0", kind+"-x86-64", "data", "Label=kiosk_"+slot+"\nCopyBlocks="+at("root.img")+"\nSizeMaxBytes=10M\n")
+		part("1", kind+"-x86-64-verity", "hash", "SizeMaxBytes=10M\n")
+		part("2", kind+"-x86-64-verity-sig", "signature", "")
 	}
 	run(t, true, "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=test", "-keyout", at("key"), "-out", at("crt"))
 	run(t, true, "systemd-repart", "--definitions="+at("repart.d"), "--empty=create", "--size=auto", "--dry-run=no",
@@ -119,7 +126,7 @@ func TestDiscoverJudge(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sets := table.Discover(Naming{}, "2", func(p *Partition) []byte {
+	sets := table.Discover(n, Wanted{Version: "2"}, func(p *Partition) []byte {
 		var sig struct {
 			RootHash string `json:"rootHash"`
 		}

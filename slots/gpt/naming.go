@@ -1,10 +1,6 @@
 package gpt
 
-import (
-	"fmt"
-
-	"sealroot/slots/guid"
-)
+import "sealroot/slots/guid"
 
 // Part is what a partition is to its slot.
 type Part int
@@ -57,7 +53,7 @@ func (t *Table) InSlot(n Naming, slot string, part Part) (Partition, error) {
 	}
 	id := n.UUID(slot, part)
 	if id.IsZero() {
-		return Partition{}, fmt.Errorf("cannot find %s, which has no UUID: %w", n.Label(slot, part), ErrNotFound)
+		return Partition{}, ErrNotFound
 	}
 	return t.ByUUID(id)
 }

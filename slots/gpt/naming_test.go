@@ -85,6 +85,26 @@ func TestNamingOf(t *testing.T) {
 	}
 }
 
+// A set whose partitions are named comes before the one of the version; a name that
+// none has changes nothing.
+func TestDiscoverWanted(t *testing.T) {
+	table, read := repartTable(
+		repartRow{kind: TypeRoot, half: 0xa1, label: "x_1"}, repartRow{kind: TypeVerity, half: 0xa2, label: "t1"}, repartRow{kind: TypeSig, half: 7, hash: hashOf(0xa1, 0xa2)},
+		repartRow{kind: TypeRoot, half: 0xb1, label: "x_2"}, repartRow{kind: TypeVerity, half: 0xb2, label: "t2"}, repartRow{kind: TypeSig, half: 8, hash: hashOf(0xb1, 0xb2)})
+	for _, tt := range []struct {
+		data, tree string
+		first      int
+	}{
+		{"", "", 4}, {"PARTUUID=" + idOf(0xa1).String(), "", 1}, {"", "PARTLABEL=t1", 1}, {"PARTLABEL=x_1", "PARTLABEL=t1", 1},
+		{"PARTLABEL=x_1", "PARTLABEL=t2", 4}, {"PARTLABEL=none", "", 4}, {"x_1", "", 4},
+	} {
+		sets := table.Discover(Naming{}, Wanted{Version: "2", Data: tt.data, Tree: tt.tree}, read)
+		if len(sets) != 2 || sets[0][Data].Number != tt.first {
+			t.Errorf("%q, %q: %d first of %d, want %d of 2", tt.data, tt.tree, sets[0][Data].Number, len(sets), tt.first)
+		}
+	}
+}
+
 // A disk of systemd-repart with a root and a /usr of one root hash: each layout
 // takes its own types.
 func TestDiscoverUsr(t *testing.T) {
@@ -93,7 +113,7 @@ func TestDiscoverUsr(t *testing.T) {
 		repartRow{kind: TypeRoot, half: 0xa1}, repartRow{kind: TypeVerity, half: 0xa2}, repartRow{kind: TypeSig, half: 7, hash: hash},
 		repartRow{kind: TypeUsr, half: 0xa1}, repartRow{kind: TypeUsrVerity, half: 0xa2}, repartRow{kind: TypeUsrSig, half: 8, hash: hash})
 	for first, n := range map[int]Naming{1: {}, 4: {Usr: true}} {
-		sets := table.Discover(n, "1", read)
+		sets := table.Discover(n, Wanted{Version: "1"}, read)
 		if len(sets) != 1 || sets[0][Data].Number != first || sets[0][Tree].Number != first+1 || sets[0][Sig].Number != first+2 {
 			t.Errorf("%+v: got %v, want partitions %d to %d", n, sets, first, first+2)
 		}

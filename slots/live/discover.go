@@ -16,8 +16,8 @@ import (
 // rootHash reads the root hash that a signature partition names from its content.
 // Those that cannot be read are returned in skipped. slots.ErrNoSlot when no signature has its
 // partitions.
-func (d *Disk) Discover(version string, rootHash func(io.ReaderAt) ([]byte, error)) (skipped []error, err error) {
-	d.found = d.Table.Discover(d.naming, version, func(sig *gpt.Partition) []byte {
+func (d *Disk) Discover(wanted gpt.Wanted, rootHash func(io.ReaderAt) ([]byte, error)) (skipped []error, err error) {
+	d.found = d.Table.Discover(d.naming, wanted, func(sig *gpt.Partition) []byte {
 		part, err := d.shown(*sig)
 		var hash []byte
 		if err == nil {
@@ -47,17 +47,21 @@ func readPartition(part blockdev.Partition, rootHash func(io.ReaderAt) ([]byte, 
 // slotName is the name of a set that was discovered, by its place.
 func slotName(i int) string { return string(rune('a' + i)) }
 
-// inSlot is the partition of a slot's part in the table.
-func (d *Disk) inSlot(slot string, part gpt.Part) (gpt.Partition, error) {
-	if d.found == nil {
-		return d.Table.InSlot(d.naming, slot, part)
-	}
+// InSlot is the partition that holds a part of the slot, as the kernel shows it.
+func (d *Disk) InSlot(slot string, part gpt.Part) (blockdev.Partition, error) {
 	for i, set := range d.found {
 		if slotName(i) == slot {
-			return *set[part], nil
+			return d.shown(*set[part])
 		}
 	}
-	return gpt.Partition{}, gpt.ErrNotFound
+	entry, err := gpt.Partition{}, gpt.ErrNotFound
+	if d.found == nil {
+		entry, err = d.Table.InSlot(d.naming, slot, part)
+	}
+	if err != nil {
+		return blockdev.Partition{}, fmt.Errorf("cannot find partition %s on %s: %w", d.naming.Label(slot, part), d.Block.Node, err)
+	}
+	return d.shown(entry)
 }
 
 // shown is a partition of the table as the kernel shows it. That the kernel and

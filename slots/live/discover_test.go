@@ -67,7 +67,7 @@ func head(r io.ReaderAt) ([]byte, error) {
 
 func TestDiscoveredDisk(t *testing.T) {
 	d, _ := repartDisk(t)
-	skipped, err := d.Discover("1", head)
+	skipped, err := d.Discover(gpt.Wanted{Version: "1"}, head)
 	if err != nil || len(skipped) != 1 || !errors.Is(skipped[0], errNoHash) {
 		t.Fatalf("got %v, %v, want one signature left out", skipped, err)
 	}
@@ -92,12 +92,12 @@ func TestDiscoveredDisk(t *testing.T) {
 
 func TestDiscoverWithoutASlot(t *testing.T) {
 	d, hash := repartDisk(t)
-	if _, err := d.Discover("1", func(io.ReaderAt) ([]byte, error) { return hash[:31], nil }); !errors.Is(err, slots.ErrNoSlot) {
+	if _, err := d.Discover(gpt.Wanted{Version: "1"}, func(io.ReaderAt) ([]byte, error) { return hash[:31], nil }); !errors.Is(err, slots.ErrNoSlot) {
 		t.Errorf("got %v, want %v", err, slots.ErrNoSlot)
 	}
 	// A partition that the kernel shows elsewhere is not read.
 	d.Block.Partitions[4].Start += 512
-	skipped, err := d.Discover("1", func(r io.ReaderAt) ([]byte, error) {
+	skipped, err := d.Discover(gpt.Wanted{Version: "1"}, func(r io.ReaderAt) ([]byte, error) {
 		if _, err := head(r); err == nil {
 			t.Error("it was read")
 		}
@@ -112,7 +112,7 @@ func TestDiscoverWithoutASlot(t *testing.T) {
 func TestDiscoverWithoutANode(t *testing.T) {
 	d, _ := repartDisk(t)
 	d.Block.Partitions[3].Node = "/nonexistent"
-	skipped, err := d.Discover("1", head)
+	skipped, err := d.Discover(gpt.Wanted{Version: "1"}, head)
 	if err != nil || len(skipped) != 1 || !errors.Is(skipped[0], fs.ErrNotExist) {
 		t.Errorf("got %v, %v, want one partition left out", skipped, err)
 	}
@@ -125,7 +125,7 @@ func TestAbsentBootLog(t *testing.T) {
 		t.Errorf("our own disk: absent %t, %v, want %v", own.Absent(), err, gpt.ErrNotFound)
 	}
 	d, _ := repartDisk(t)
-	if _, err := d.Discover("1", head); err != nil {
+	if _, err := d.Discover(gpt.Wanted{Version: "1"}, head); err != nil {
 		t.Fatal(err)
 	}
 	l := BootLog{Disk: d}

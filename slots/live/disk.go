@@ -147,15 +147,6 @@ func (d *Disk) Partition(label string) (blockdev.Partition, error) {
 	return d.shown(entry)
 }
 
-// InSlot is the partition that holds a part of the slot, as the kernel shows it.
-func (d *Disk) InSlot(slot string, part gpt.Part) (blockdev.Partition, error) {
-	entry, err := d.inSlot(slot, part)
-	if err != nil {
-		return blockdev.Partition{}, fmt.Errorf("cannot find partition %s on %s: %w", d.naming.Label(slot, part), d.Block.Node, err)
-	}
-	return d.shown(entry)
-}
-
 // Slots are those that the table has, in the order of their names, as the store gpt
 // counts them.
 func (d *Disk) Slots() ([]slots.Slot, error) { return d.Table.Slots(d.naming) }
