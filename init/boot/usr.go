@@ -35,6 +35,10 @@ func (b *boot) imageDir() string { return path.Join(newRoot, b.image()) }
 // dmName is the device-mapper name of the image.
 func (b *boot) dmName() string { return "sealroot-" + string(b.cfg.Root.ImageRole()) }
 
+// errWholeRoot: with its links of a merged /usr a root would pass for a /usr. The
+// signature covers bytes, so where one key signs for both roles nothing else tells.
+var errWholeRoot = errors.New("it holds a whole root, and root.source is usr-verity")
+
 // mountImage mounts the verified image of a slot, and the root in memory below it
 // where it is none itself.
 func (b *boot) mountImage(slot string, fs mount.Filesystem) error {
@@ -58,7 +62,9 @@ func (b *boot) mountImage(slot string, fs mount.Filesystem) error {
 	if err != nil {
 		return imageError(slots.Mount, "cannot list /usr of slot %s: %w", slot, err)
 	}
-	if err := makeAround(newRoot, names); err != nil {
+	if err := makeAround(newRoot, names); errors.Is(err, errWholeRoot) {
+		return imageError(slots.WrongImage, "cannot use slot %s: %w", slot, err)
+	} else if err != nil {
 		return environmentError(slots.IOError, "cannot make a root in memory: %w", err)
 	}
 	return nil
@@ -105,8 +111,12 @@ func modeOf(dir string) uint32 {
 	return 0o755
 }
 
-// makeAround makes them in a directory that is ours alone.
+// makeAround makes them in a directory that is ours alone. errWholeRoot when the
+// names are not those of a /usr.
 func makeAround(root string, names []string) error {
+	if slices.Contains(names, "usr") {
+		return errWholeRoot
+	}
 	dirs, links := aroundUsr(names)
 	for _, name := range dirs {
 		at := path.Join(root, name)

@@ -56,6 +56,17 @@ func TestAroundUsr(t *testing.T) {
 	}
 }
 
+// A whole root in the place of a /usr gets no root around it.
+func TestWholeRootAsUsr(t *testing.T) {
+	dir := t.TempDir()
+	if err := makeAround(dir, []string{"bin", "lib", "sbin", "usr"}); !errors.Is(err, errWholeRoot) {
+		t.Errorf("got %v, want %v", err, errWholeRoot)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
+		t.Errorf("there are %v, %v", entries, err)
+	}
+}
+
 // Where the image is, and what is unmounted when it fails: the deeper mount first.
 func TestImageOfUsr(t *testing.T) {
 	b, m := usrBoot(config.Config{})

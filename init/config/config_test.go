@@ -116,6 +116,7 @@ func TestValidate(t *testing.T) {
 		}, []string{"root.partitions"}},
 		{"usr", func(c *Config) { c.Root.Source, c.Trust = SourceUsrVerity, Trust{Usr: []string{"u.crt"}} }, nil},
 		{"usr_vouched_for_by_a_certificate_for_roots", func(c *Config) { c.Root.Source = SourceUsrVerity }, []string{"trust.usr"}},
+		{"one_certificate_for_both", func(c *Config) { c.Trust = Trust{Root: []string{"a.crt"}, Usr: []string{"u.crt", "a.crt"}} }, []string{"trust.usr[1]"}},
 		{"root_vouched_for_by_a_certificate_for_usr", func(c *Config) { c.Trust = Trust{Usr: []string{"u.crt"}} }, []string{"trust.root"}},
 		{"partitions_unknown", func(c *Config) { c.Root.Partitions = "guess" }, []string{"root.partitions"}},
 		{"stateless", func(c *Config) { c.State = State{Create: CreateNone} }, nil},

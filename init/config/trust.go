@@ -66,6 +66,11 @@ func (v *validator) trust(c *Config) {
 	for _, role := range Roles() {
 		v.certificates("trust."+string(role), t.Certificates(role))
 	}
+	for i, file := range t.Usr {
+		if slices.Contains(t.Root, file) {
+			v.add(fmt.Sprintf("trust.usr[%d]", i), "sign with a key for each role", "%.80q vouches for roots as well: nothing would tell one from a /usr", file)
+		}
+	}
 	if c.Build != Development && len(t.Dev) > 0 {
 		v.add("trust.dev", "leave it out, or set build: development", "a %s build accepts no development image", c.Build)
 	}
