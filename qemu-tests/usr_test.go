@@ -96,7 +96,7 @@ func TestUsrRefused(t *testing.T) {
 	if got := vm.Run("cat /etc/from-image /var/lib/from-image"); got != "etc of the image\nvar of the image" {
 		t.Errorf("content of the image in /etc and /var: %q", got)
 	}
-	vm.Run("sealroot verify")
+	vm.Run("sealroot verify a")
 	if _, status := vm.TryRun("sealroot verify b"); status != 6 {
 		t.Errorf("sealroot verify b ends with %d, want 6: it is not signed for /usr", status)
 	}
