@@ -57,7 +57,7 @@ func TestTrustNoShell(t *testing.T) {
 // kernel, which obeys, and the pattern of the test finds that.
 func TestTrustNoShellRedControl(t *testing.T) {
 	t.Parallel()
-	disk := Image{Init: goBuild(t, "-tags=loud", "../init"), Edit: withoutState()}.Build(t)
+	disk := Image{Init: taggedInit(t, "loud"), Edit: withoutState()}.Build(t)
 	disk.Write(t, "root-a-verity-sig", 0, make([]byte, 4096))
 	m := NewMachine(t, DirectKernel, disk)
 	m.LoadSlot("a")

@@ -69,7 +69,7 @@ func once(t *testing.T, path string, build func(path string)) {
 func probe(t *testing.T) string { return goBuild(t, "./probe") }
 
 // taggedInit builds an init without one of its defences: "uncapped" leaves the TPM
-// open, "unpinned" does not ask whose volume it unlocks.
+// open, "unpinned" does not ask whose volume it unlocks, "loud" leaves SysRq on.
 func taggedInit(t *testing.T, tag string) string { return goBuild(t, "-tags="+tag, "../init") }
 
 // goBuild builds a static program and returns its path.
