@@ -13,9 +13,23 @@ import (
 // not a plain file with one name is refused, before any byte of it is read.
 // Errors: ErrNoImage, ErrNotImage, ErrInUse.
 func OpenImage(dir *os.File) (*os.File, error) {
+	f, err := openImage(dir, unix.O_RDWR)
+	if err != nil {
+		return nil, err
+	}
+	if err := lockImage(f, unix.LOCK_EX); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// openImage opens the file if it is one that this program makes; access is
+// unix.O_RDONLY or O_RDWR.
+func openImage(dir *os.File, access uint64) (*os.File, error) {
 	fd, err := unix.Openat2(int(dir.Fd()), ImageName, &unix.OpenHow{
 		// O_NONBLOCK so that a FIFO cannot hold up the boot.
-		Flags:   unix.O_RDWR | unix.O_CLOEXEC | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_NOCTTY,
+		Flags:   access | unix.O_CLOEXEC | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_NOCTTY,
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
 	})
 	switch {
@@ -45,8 +59,23 @@ func checkImage(f *os.File) error {
 	if st.Nlink != 1 {
 		return fmt.Errorf("cannot use %s with %d names: %w", ImageName, st.Nlink, ErrNotImage)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	return nil
+}
+
+// lockImage takes the flock that cryptsetup honours too, without waiting.
+func lockImage(f *os.File, how int) error {
+	if err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB); err != nil {
 		return fmt.Errorf("cannot lock %s: %w", ImageName, errors.Join(ErrInUse, err))
+	}
+	return nil
+}
+
+// unlockImage gives the lock up. The loop device keeps the open file, and with it
+// the lock, for as long as the machine runs: everybody who wants to change the
+// header then would wait for ever.
+func unlockImage(f *os.File) error {
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_UN); err != nil {
+		return fmt.Errorf("cannot unlock %s: %w", ImageName, err)
 	}
 	return nil
 }

@@ -130,7 +130,10 @@ func (v *Volume) open(devs Devices, unlock Unlock) error {
 	if err := v.attach(devs, key); err != nil {
 		return err
 	}
-	return v.restore(info.Size())
+	if err := v.restore(info.Size()); err != nil {
+		return err
+	}
+	return unlockImage(v.image)
 }
 
 // restore makes the invariant true again: what the inner file system spans is
