@@ -68,6 +68,7 @@ var allowed = map[string][]string{
 	"state/binds":     {"state/layout"},
 	"state/layout":    {},
 	"state/tpm":       {"publickey"},
+	"state/enrol":     {"init/config", "init/report", "state/luks2", "state/tpm"},
 	// one kernel facility each
 	"mount":        {},
 	"state/ext4":   {},

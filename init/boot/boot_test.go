@@ -19,6 +19,7 @@ import (
 	"sealroot/init/report"
 	"sealroot/mount/kmod"
 	"sealroot/slots"
+	"sealroot/state/enrol"
 	"sealroot/state/layout"
 	"sealroot/state/luks2"
 	"sealroot/state/tpm"
@@ -43,65 +44,6 @@ func TestBootPath(t *testing.T) {
 				t.Errorf("path() = %s, want %s", got, tt.want)
 			}
 		})
-	}
-}
-
-func TestPolicyThatTheBootPathDoesNotBackIsRefused(t *testing.T) {
-	exception := config.AcceptTheft
-	for _, tt := range []struct {
-		name, policy, exception string
-		path                    bootPath
-		pcrs                    []int
-		ok                      bool
-	}{
-		{"signed_7_with_secure_boot", "signed-pcr11+7", "", pathUKISecureBoot, nil, true},
-		{"signed_7_without_secure_boot", "signed-pcr11+7", "", pathUKI, nil, false},
-		{"signed_4_without_secure_boot", "signed-pcr11+4", "", pathUKI, nil, true},
-		{"signed_4_under_grub", "signed-pcr11+4", "", pathGRUBEFI, nil, false},
-		{"pcrs_8_and_9_under_efi_grub", "pcrs", "", pathGRUBEFI, []int{8, 9}, true},
-		{"other_pcrs_under_efi_grub", "pcrs", "", pathGRUBEFI, []int{7}, false},
-		{"pcr_7_with_secure_boot", "pcrs", "", pathUKISecureBoot, []int{7}, true},
-		{"pcr_7_without_secure_boot", "pcrs", "", pathUKI, []int{7}, false},
-		{"pcr_4_without_load_options", "pcrs", "", pathUKI, []int{4}, false},
-		{"pcr_4_and_7_without_secure_boot", "pcrs", "", pathUKI, []int{4, 7}, false},
-		{"pcr_4_until_secure_boot_is_switched_off", "pcrs", "", pathUKISecureBoot, []int{4}, false},
-		{"pcr_4_and_12", "pcrs", "", pathUKI, []int{4, 12}, true},
-		{"pcr_4_with_the_named_exception", "pcrs", exception, pathUKI, []int{4}, true},
-		{"pcrs_under_bios", "pcrs", "", pathUnmeasured, []int{8, 9}, false},
-		{"pcrs_under_bios_with_the_named_exception", "pcrs", exception, pathUnmeasured, nil, true},
-		{"pcrs_under_bios_with_another_word", "pcrs", "yes", pathUnmeasured, nil, false},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			err := backed(config.TPM2{Policy: tt.policy, PCRs: tt.pcrs, WithoutMeasuredBoot: tt.exception}, tt.path)
-			if (err == nil) != tt.ok || err != nil && !errors.Is(err, errNotBacked) {
-				t.Errorf("backed() = %v, want ok %v", err, tt.ok)
-			}
-		})
-	}
-}
-
-// Whatever the configuration says, the policy holds a PCR that init extends.
-func TestEveryPolicyIsCapped(t *testing.T) {
-	for _, c := range []config.TPM2{
-		{Policy: "signed-pcr11+7"}, {Policy: "signed-pcr11+4"}, {Policy: "pcrs"},
-		{Policy: "pcrs", PCRs: []int{8, 9}}, {Policy: "pcrs", PCRs: []int{15}},
-	} {
-		p, err := sealPolicy(c, []byte("key"))
-		if err != nil || !p.Capped() {
-			t.Errorf("sealPolicy(%+v) = %+v, %v; want a capped policy", c, p, err)
-		}
-	}
-	// Without Secure Boot, load options stand in for the command line of a UKI,
-	// and PCR 4 and 11 stay as they were.
-	if p, err := sealPolicy(config.TPM2{Policy: "signed-pcr11+4"}, []byte("key")); err != nil || !slices.Equal(p.PCRs, []int{4, 12}) {
-		t.Errorf("sealPolicy(signed-pcr11+4) = %+v, %v; want PCRs 4 and 12", p, err)
-	}
-	if p, err := sealPolicy(config.TPM2{Policy: "signed-pcr11"}, nil); err == nil {
-		t.Errorf("sealPolicy(signed-pcr11) = %+v, want an error: PCR 11 alone can be replayed", p)
-	}
-	p, _ := sealPolicy(config.TPM2{Policy: "pcrs"}, nil)
-	if v, ok := p.Values[pcrVolume]; !slices.Equal(p.PCRs, []int{pcrVolume}) || !ok || v != nil {
-		t.Errorf("empty list of PCRs gives %+v, want PCR 15 at zero", p)
 	}
 }
 
@@ -309,6 +251,32 @@ func TestRecoveryKeyIsShownBeforeItIsEnrolled(t *testing.T) {
 	}
 }
 
+// A manage key is made only where the configuration asks for it, and opens a
+// keyslot of its own.
+func TestManageKeyIsEnrolledWhenAsked(t *testing.T) {
+	h, key, _ := volume(t)
+	b, _ := testBoot(&person{}, config.State{})
+	if got, manage, err := b.enrollManage(t.Context(), h, key); got != h || manage != nil || err != nil {
+		t.Errorf("unasked: a key of %d bytes, %v", len(manage), err)
+	}
+	b, _ = testBoot(&person{}, config.State{ManageKey: true})
+	got, manage, err := b.enrollManage(t.Context(), h, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tokens := got.TokensOfType(enrol.ManageTokenType)
+	if len(tokens) != 1 || len(manage) != enrol.ManageKeyBytes {
+		t.Fatalf("tokens %v, a key of %d bytes", tokens, len(manage))
+	}
+	opened, keyslot, err := got.Authorize(manage, &luks2.Budget{Work: 1 << 20})
+	if err != nil || !bytes.Equal(opened, key) {
+		t.Errorf("the manage key opens keyslot %d: %v", keyslot, err)
+	}
+	if _, err := h.Unlock(keyslot, manage); err == nil {
+		t.Error("it opened the volume before it was enrolled")
+	}
+}
+
 func TestFillVolumeKeepsTheRecoveryKeyForRootOnly(t *testing.T) {
 	dir := t.TempDir()
 	root, err := openDir(dir)
@@ -316,10 +284,10 @@ func TestFillVolumeKeepsTheRecoveryKeyForRootOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer root.Close()
-	if err := fillVolume(root, []byte("secret")); err != nil {
+	if err := fillVolume(root, []byte("secret"), []byte("other")); err != nil {
 		t.Fatal(err)
 	}
-	for path, want := range map[string]os.FileMode{layout.Private: 0o700, layout.RecoveryKey: 0o600} {
+	for path, want := range map[string]os.FileMode{layout.Private: 0o700, layout.RecoveryKey: 0o600, layout.ManageKey: 0o600} {
 		info, err := os.Stat(filepath.Join(dir, path))
 		if err != nil || info.Mode().Perm() != want {
 			t.Errorf("%s: %v, %v; want mode %o", path, info.Mode(), err, want)

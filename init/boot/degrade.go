@@ -79,5 +79,5 @@ func (b *boot) volatileState(source string) error {
 		return stateError(slots.StateDamaged, "cannot open the volatile state: %w", err)
 	}
 	defer root.Close()
-	return fillVolume(root, nil)
+	return fillVolume(root, nil, nil)
 }

@@ -108,7 +108,7 @@ func (b *boot) findDisk(ctx context.Context) error {
 		b.report.Disk.FoundBy = report.FoundAlone
 	}
 	b.report.BootPath = string(b.fw.path(b.grub()))
-	b.sys.Log.Info("boot disk %s; %s", b.disk.Block.Node, b.fw.path(b.grub()).describe())
+	b.sys.Log.Info("boot disk %s; %s", b.disk.Block.Node, b.fw.path(b.grub()).Describe())
 	return nil
 }
 

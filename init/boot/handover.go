@@ -34,6 +34,7 @@ var initEnv = [...]string{"HOME=/", "TERM=linux"}
 func (b *boot) publish(context.Context) error {
 	passOn(stubSignatures, "/run/systemd/tpm2-pcr-signature.json")
 	passOn(stubPublicKey, "/run/systemd/tpm2-pcr-public-key.pem")
+	passOn(config.PublicKeyPath, report.PCRPublicKey) // what sealroot state enroll seals to
 	if err := errors.Join(b.leaveTrust(), b.leaveMarks()); err != nil {
 		b.warn("%v", err)
 	}

@@ -21,6 +21,7 @@ import (
 	"sealroot/mount/uevent"
 	"sealroot/slots"
 	"sealroot/state"
+	"sealroot/state/enrol"
 	"sealroot/state/luks2"
 	"sealroot/state/tpm"
 	"sealroot/state/tpm/tpmtest"
@@ -238,11 +239,11 @@ func TestNothingIsSealedToLoadOptions(t *testing.T) {
 			}
 			defer b.capAndRelease(t.Context())
 			h, key, _ := volume(t)
-			h, err := h.RemoveKeyslot(tpmKeyslot)
+			h, err := h.RemoveKeyslot(0)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err = b.enrollTPM(t.Context(), h, key); (err == nil) != tt.ok || err != nil && !errors.Is(err, errNotBacked) {
+			if _, err = b.enrollTPM(t.Context(), h, key); (err == nil) != tt.ok || err != nil && !errors.Is(err, enrol.ErrNotBacked) {
 				t.Errorf("enrollTPM() = %v, want ok %v", err, tt.ok)
 			}
 		})
@@ -357,7 +358,7 @@ func TestFloorOfAnotherVolume(t *testing.T) {
 		}
 		h, key, _ := volume(t)
 		id, other = luks2.VolumeKeyID(key, state.DeviceName, h.UUID()), bytes.Repeat([]byte{5}, 32)
-		h, err := h.RemoveKeyslot(tpmKeyslot)
+		h, err := h.RemoveKeyslot(0)
 		if err != nil {
 			t.Fatal(err)
 		}

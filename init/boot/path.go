@@ -1,16 +1,15 @@
 package boot
 
-import "sealroot/init/report"
+import "sealroot/state/enrol"
 
-// bootPath is a row of the table of boot paths in DESIGN and README: who
-// vouches for the initramfs.
-type bootPath string
+// bootPath is a row of the table of boot paths.
+type bootPath = enrol.Path
 
 const (
-	pathUKISecureBoot bootPath = report.PathUKISecureBoot
-	pathUKI           bootPath = report.PathUKI
-	pathGRUBEFI       bootPath = report.PathGRUBEFI
-	pathUnmeasured    bootPath = report.PathUnmeasured
+	pathUKISecureBoot = enrol.UKISecureBoot
+	pathUKI           = enrol.UKI
+	pathGRUBEFI       = enrol.GRUBEFI
+	pathUnmeasured    = enrol.Unmeasured
 )
 
 // firmware is what the firmware and the loader told about themselves.
@@ -34,17 +33,4 @@ func (f firmware) path(grub bool) bootPath {
 		return pathGRUBEFI
 	}
 	return pathUnmeasured
-}
-
-// describe is the row in words, for the console and status.
-func (p bootPath) describe() string {
-	switch p {
-	case pathUKISecureBoot:
-		return "UKI with Secure Boot: the firmware vouches for the initramfs"
-	case pathUKI:
-		return "UKI without Secure Boot: PCR 4 and 11 tell an exchanged initramfs"
-	case pathGRUBEFI:
-		return "EFI GRUB: PCR 8 and 9 tell an exchanged initramfs"
-	}
-	return "nobody vouches for the initramfs: verity protects against accidents, not against a thief who edits the disk"
 }

@@ -1,14 +1,12 @@
 package boot
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -16,6 +14,7 @@ import (
 	"sealroot/init/report"
 	"sealroot/slots"
 	"sealroot/state"
+	"sealroot/state/enrol"
 	"sealroot/state/layout"
 	"sealroot/state/luks2"
 	"sealroot/state/tpm"
@@ -25,6 +24,7 @@ import (
 const (
 	tpmKeyslot      = 0
 	recoveryKeyslot = 1
+	manageKeyslot   = 2
 )
 
 // firstBoot makes the volume where none ever was. A missing file on a machine
@@ -41,8 +41,8 @@ func (b *boot) firstBoot(ctx context.Context) error {
 		return stateError(slots.StateDamaged, "%w, and state.create is %q", state.ErrNoImage, b.cfg.State.Create)
 	}
 	b.sys.Log.Info("state: first boot, creating the encrypted volume")
-	var recovery []byte
-	defer func() { clear(recovery) }()
+	var recovery, manage []byte
+	defer func() { clear(recovery); clear(manage) }()
 	v, err := state.Create(b.volume.outer, b.sys.Devices, state.CreateParams{
 		Label: b.cfg.Name,
 		Rand:  b.randomness(ctx),
@@ -55,12 +55,15 @@ func (b *boot) firstBoot(ctx context.Context) error {
 			if err := errors.Join(b.makePin(ctx, id), b.makeFloor(ctx, id)); err != nil {
 				return nil, err
 			}
-			h, recovery, err = b.enrollRecovery(ctx, h, key)
+			if h, recovery, err = b.enrollRecovery(ctx, h, key); err != nil {
+				return nil, err
+			}
+			h, manage, err = b.enrollManage(ctx, h, key)
 			return h, err
 		},
 		Mount:   func(device string) (*os.File, error) { return b.mountVolume(device, volumeAttr) },
 		Unmount: b.unmountVolume,
-		Fill:    func(root *os.File) error { return fillVolume(root, recovery) },
+		Fill:    func(root *os.File) error { return fillVolume(root, recovery, manage) },
 	})
 	if err != nil {
 		return stateError(createReason(err), "cannot create the encrypted volume: %w", err)
@@ -76,7 +79,7 @@ func (b *boot) firstBoot(ctx context.Context) error {
 }
 
 func createReason(err error) slots.Reason {
-	if errors.Is(err, errNotBacked) || errors.Is(err, tpm.ErrNoTPM) {
+	if errors.Is(err, enrol.ErrNotBacked) || errors.Is(err, tpm.ErrNoTPM) {
 		return slots.TPM
 	}
 	return slots.StateDamaged
@@ -114,33 +117,37 @@ func (b *boot) enrollTPM(ctx context.Context, h *luks2.Header, key []byte) (*luk
 	defer cancel()
 	policy, err := b.provisionPolicy(ctx)
 	if err == nil {
-		err = b.nothingAdded(ctx, policy)
+		err = enrol.NothingAdded(ctx, b.tpm.dev, b.cfg.State.TPM2, policy)
 	}
 	if err != nil {
 		return nil, err
 	}
-	secret := make([]byte, tpm.SecretSize)
-	defer clear(secret)
-	if _, err := io.ReadFull(b.randomness(ctx), secret); err != nil {
+	token, pass, err := enrol.Seal(ctx, b.tpm.dev, policy, b.randomness(ctx))
+	if err != nil {
 		return nil, err
 	}
-	token, err := b.tpm.dev.Seal(ctx, policy, secret, nil)
-	if err != nil {
-		return nil, fmt.Errorf("cannot seal to the TPM: %w", err)
-	}
+	defer clear(pass)
 	token.Keyslots = []int{tpmKeyslot}
 	text, err := token.Encode()
 	if err != nil {
 		return nil, err
 	}
-	pass := tpm.Passphrase(secret)
-	defer clear(pass)
-	if h, err = h.AddKeyslot(tpmKeyslot, key, pass, luks2.RandomSecretKDF(), b.sys.Rand); err != nil {
-		return nil, err
-	}
 	b.report.State.Token, b.report.State.Keyslot = tpmKeyslot, tpmKeyslot
 	b.report.TPM.Policy, b.report.TPM.PCRs = b.cfg.State.TPM2.Policy, token.AllPCRs()
-	return h.AddToken(tpmKeyslot, text)
+	return enrol.Add(h, tpmKeyslot, key, pass, text, b.sys.Rand)
+}
+
+// enrollManage adds the keyslot by which root on the running system changes
+// keyslots, where the configuration wants that. The key is kept in the volume.
+func (b *boot) enrollManage(ctx context.Context, h *luks2.Header, key []byte) (*luks2.Header, []byte, error) {
+	if !b.cfg.State.ManageKey {
+		return h, nil, nil
+	}
+	manage, err := enrol.NewManageKey(b.randomness(ctx))
+	if err == nil {
+		h, err = enrol.Add(h, manageKeyslot, key, manage, enrol.ManageToken(manageKeyslot), b.sys.Rand)
+	}
+	return h, manage, err
 }
 
 // provisionPolicy is the configured policy after the checks that it means
@@ -150,39 +157,16 @@ func (b *boot) provisionPolicy(ctx context.Context) (tpm.Policy, error) {
 	if err != nil {
 		return tpm.Policy{}, err
 	}
-	measured := append([]int(nil), policy.SignedPCRs...)
-	for _, pcr := range policy.PCRs {
-		if pcr != pcrVolume && pcr != pcrLoadOptions { // may be zero
-			measured = append(measured, pcr)
-		}
-	}
-	if err := b.tpm.dev.Sanity(ctx, policy.Bank, measured...); err != nil {
+	if err := enrol.Measured(ctx, b.tpm.dev, policy, false); err != nil {
 		return tpm.Policy{}, err
 	}
 	return policy, nil
 }
 
-// nothingAdded refuses to seal to what somebody gave the UKI from outside before
-// its first boot: the policy would go by it for good. On the named exception it
-// is accepted like the rest.
-func (b *boot) nothingAdded(ctx context.Context, policy tpm.Policy) error {
-	if !slices.Contains(policy.PCRs, pcrLoadOptions) || b.cfg.State.TPM2.WithoutMeasuredBoot == config.AcceptTheft {
-		return nil
-	}
-	banks, err := b.tpm.dev.ActiveBanks(ctx)
-	for _, bank := range banks {
-		values, readErr := b.tpm.dev.ReadPCRs(ctx, bank, []int{pcrLoadOptions})
-		if err = errors.Join(err, readErr); err == nil && len(bytes.Trim(values[pcrLoadOptions], "\x00")) > 0 {
-			return fmt.Errorf("cannot seal to PCR %d: load options, credentials or addons were given to the UKI; start it once without them: %w", pcrLoadOptions, errNotBacked)
-		}
-	}
-	return err
-}
-
 // statePolicy is the configured policy, if the boot path backs it.
 func (b *boot) statePolicy() (tpm.Policy, error) {
 	c := b.cfg.State.TPM2
-	if err := backed(c, b.fw.path(b.grub())); err != nil {
+	if err := enrol.Backed(c, b.fw.path(b.grub())); err != nil {
 		return tpm.Policy{}, err
 	}
 	var public []byte
@@ -192,7 +176,7 @@ func (b *boot) statePolicy() (tpm.Policy, error) {
 			return tpm.Policy{}, fmt.Errorf("cannot read the key of the PCR policy: %w", err)
 		}
 	}
-	return sealPolicy(c, public)
+	return enrol.Policy(c, public)
 }
 
 // enrollRecovery adds the recovery key as the configuration wants it. The key
@@ -215,10 +199,7 @@ func (b *boot) enrollRecovery(ctx context.Context, h *luks2.Header, key []byte) 
 			return h, nil, nil
 		}
 	}
-	h, err = h.AddKeyslot(recoveryKeyslot, key, recovery, luks2.RandomSecretKDF(), b.sys.Rand)
-	if err == nil {
-		h, err = h.AddToken(recoveryKeyslot, luks2.RecoveryToken(recoveryKeyslot))
-	}
+	h, err = enrol.Add(h, recoveryKeyslot, key, recovery, luks2.RecoveryToken(recoveryKeyslot), b.sys.Rand)
 	if err != nil {
 		clear(recovery)
 		return nil, nil, err
@@ -246,23 +227,28 @@ func (b *boot) showRecovery(ctx context.Context, recovery []byte) error {
 	return err
 }
 
-// fillVolume puts sealroot's private directory into a new volume.
-func fillVolume(root *os.File, recovery []byte) error {
-	dir := int(root.Fd())
-	if err := unix.Mkdirat(dir, layout.Private, 0o700); err != nil {
+// fillVolume puts sealroot's private directory into a new volume, with the keys
+// that are kept there.
+func fillVolume(root *os.File, recovery, manage []byte) error {
+	if err := unix.Mkdirat(int(root.Fd()), layout.Private, 0o700); err != nil {
 		return fmt.Errorf("cannot make %s in the new volume: %w", layout.Private, err)
 	}
-	if recovery == nil {
+	return errors.Join(keep(root, layout.RecoveryKey, recovery), keep(root, layout.ManageKey, manage))
+}
+
+// keep writes a key, if there is one, into the volume.
+func keep(root *os.File, name string, key []byte) error {
+	if key == nil {
 		return nil
 	}
-	fd, err := unix.Openat(dir, layout.RecoveryKey, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
+	fd, err := unix.Openat(int(root.Fd()), name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
 	if err != nil {
-		return fmt.Errorf("cannot keep the recovery key in the new volume: %w", err)
+		return fmt.Errorf("cannot keep %s in the new volume: %w", name, err)
 	}
-	f := os.NewFile(uintptr(fd), layout.RecoveryKey)
+	f := os.NewFile(uintptr(fd), name)
 	defer f.Close()
-	if _, err := f.Write(recovery); err != nil {
-		return fmt.Errorf("cannot keep the recovery key in the new volume: %w", err)
+	if _, err := f.Write(key); err != nil {
+		return fmt.Errorf("cannot keep %s in the new volume: %w", name, err)
 	}
 	return f.Sync()
 }

@@ -14,6 +14,7 @@ import (
 	"sealroot/init/cmdline"
 	"sealroot/init/config"
 	"sealroot/slots"
+	"sealroot/state/enrol"
 	"sealroot/verity/signature"
 )
 
@@ -55,11 +56,11 @@ var errForeignLine = errors.New("the command line is not honoured")
 // the UKI (nil), else why not. With Secure Boot off anybody's load options stand
 // in for it, and only PCR 12 in the state's policy makes that count.
 func lineVouched(cfg *config.Config, line string, path bootPath) error {
-	policy, _ := sealPolicy(cfg.State.TPM2, nil)
+	policy, _ := enrol.Policy(cfg.State.TPM2, nil)
 	switch {
 	case cfg.Kernel == nil || cfg.Kernel.Cmdline == "" || strings.TrimSuffix(line, "\n") != cfg.Kernel.Cmdline:
 		return fmt.Errorf("%w: it is not that of this image", errForeignLine)
-	case path == pathUKISecureBoot, path == pathUKI && slices.Contains(policy.PCRs, pcrLoadOptions):
+	case path == pathUKISecureBoot, path == pathUKI && slices.Contains(policy.PCRs, enrol.PCRLoadOptions):
 		return nil
 	}
 	return fmt.Errorf("%w: Secure Boot is off, and the state is not sealed to PCR 12", errForeignLine)

@@ -184,7 +184,9 @@ type State struct {
 	// Recovery is show | escrow | later | none. A production build must say it;
 	// a development build that does not gets later or, without tpm2 and
 	// recovery-key among Unlock, none.
-	Recovery  string `json:"recovery"`
+	Recovery string `json:"recovery"`
+	// ManageKey keeps a key inside the volume by which root on the running system
+	// changes keyslots, and can carry off a lasting key.
 	ManageKey bool   `json:"manage_key,omitempty"`
 	Fsck      string `json:"fsck,omitempty"` // auto | no (default)
 	// OnFailure is what happens, in order, when the state cannot be unlocked:

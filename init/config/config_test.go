@@ -199,7 +199,7 @@ func TestValidateState(t *testing.T) {
 		{"nothing_behind_halt", func(c *Config) { c.State.OnFailure = []string{FailureHalt, FailurePrompt} }, []string{"state.on_failure[0]"}},
 		{"all_ends", func(c *Config) { c.State.OnFailure = []string{FailurePrompt, FailureReboot} }, nil},
 		{"on_failure_unknown", func(c *Config) { c.State.OnFailure = []string{"shell"} }, []string{"state.on_failure[0]"}},
-		{"manage_key_by_name", func(c *Config) { c.State.ManageKey = true }, []string{"state.manage_key"}},
+		{"manage_key", func(c *Config) { c.State.ManageKey = true }, nil},
 		{"fsck_by_name", func(c *Config) { c.State.Fsck = "auto" }, []string{"state.fsck"}},
 		{"btrfs_by_name", func(c *Config) { c.State.Filesystem = "btrfs" }, []string{"state.filesystem"}},
 		{"grow_by_name", func(c *Config) { c.State.AutoResize = "grow" }, []string{"state.auto_resize"}},

@@ -34,7 +34,6 @@ func (v *validator) state(c *Config) {
 			v.add(at, "put it last", "nothing behind %.40s is ever reached", action)
 		}
 	}
-	v.notYet("state.manage_key", s.ManageKey, "leave it out")
 	v.oneOf("state.fsck", s.Fsck, []string{"no"}, []string{"auto"})
 	v.oneOf("state.filesystem", s.Filesystem, []string{"ext4"}, []string{"btrfs"})
 	v.oneOf("state.auto_resize", s.AutoResize, []string{"off"}, []string{"grow", "both"})
@@ -51,6 +50,7 @@ func (v *validator) stateless(c *Config) {
 		{"state.unlock", len(c.State.Unlock) > 0},
 		{"state.recovery", c.State.Recovery != RecoveryNone},
 		{"state.on_failure", len(c.State.OnFailure) > 0},
+		{"state.manage_key", c.State.ManageKey},
 		{"binds.unencrypted", len(c.Binds.Unencrypted) > 0},
 		{"binds.extra", len(c.Binds.Extra) > 0},
 	} {

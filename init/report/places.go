@@ -12,6 +12,9 @@ const (
 	// RootCertificates is the folder with the certificates that PID 1 trusts for
 	// the images of the slots, roots or /usr.
 	RootCertificates = Dir + "/verity.d/root"
+	// PCRPublicKey is the key of the PCR policy, as the boot path vouched for it; the
+	// one in a token on the disk is anybody's.
+	PCRPublicKey = Dir + "/pcr-public.pem"
 	// Trial and FellBack are files, so that a systemd unit can have them as a
 	// condition: the slot that runs is on trial; another one should have run.
 	Trial    = Dir + "/trial"

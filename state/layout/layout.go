@@ -20,6 +20,8 @@ const (
 const (
 	// RecoveryKey is kept by state.recovery later until it was shown.
 	RecoveryKey = Private + "/recovery.key"
+	// ManageKey opens a keyslot of its own, with state.manage_key.
+	ManageKey = Private + "/manage.key"
 	// RollbackFloor is the floor that was asked for last.
 	RollbackFloor = Private + "/rollback-floor"
 	// EtcWork is the work directory of the overlay over /etc.
