@@ -50,8 +50,12 @@ func commands(env Env) []completed {
 				one.slots = true
 			case strings.Contains(word, "FILE"):
 				one.files = true
-			case strings.ToLower(word) == word:
-				one.words = append(one.words, strings.Split(word, "|")...)
+			default: // those in capitals are not to be typed
+				for _, w := range strings.Split(word, "|") {
+					if strings.ToLower(w) == w {
+						one.words = append(one.words, w)
+					}
+				}
 			}
 		}
 		if v.name == "commit" {
@@ -63,7 +67,7 @@ func commands(env Env) []completed {
 }
 
 // fileFlags take a file or a folder.
-var fileFlags = [...]string{"disk", "trust"}
+var fileFlags = [...]string{"disk", "trust", "recovery-key-file", "passphrase-file", "old-passphrase-file"}
 
 func completion(c *command) action {
 	return func(_ context.Context, words []string) error {
@@ -119,7 +123,7 @@ _sealroot() {
 		fmt.Fprintf(&b, "\t%q) flags=%q values=%q files=%q words=\"%s\" ;;\n", c.name,
 			strings.Join(flags, " "), strings.Join(values, " "), strings.Join(files, " "), words)
 	}
-	fmt.Fprintf(&b, "\tstate) words=recovery-key ;;\n\t'') words=%q ;;\n\tesac\n", strings.Join(firstWords(all), " "))
+	fmt.Fprintf(&b, "\tstate) words=%q ;;\n\t'') words=%q ;;\n\tesac\n", strings.Join(wordsBehind("state"), " "), strings.Join(firstWords(all), " "))
 	b.WriteString(`	case " $values " in *" $prev "*) return ;; esac
 	case " $files " in
 	*" $prev "*) COMPREPLY=($(compgen -f -- "$cur")); return ;;
@@ -157,7 +161,7 @@ func zshCompletion(all []completed) string {
 		fmt.Fprintf(&b, "\t\t%s\n", quoted(strings.Fields(c.name)[0]+":"+strings.ReplaceAll(c.summary, ":", `\:`)))
 	}
 	b.WriteString("\t)\n\tif (( CURRENT == 2 )); then _describe command commands; return; fi\n\tlocal command=$words[2]\n")
-	b.WriteString("\tif [[ $command == state ]]; then\n\t\tif (( CURRENT == 3 )); then compadd recovery-key; return; fi\n\t\tshift words; (( CURRENT-- )); command=\"state $words[2]\"\n\tfi\n")
+	b.WriteString("\tif [[ $command == state ]]; then\n\t\tif (( CURRENT == 3 )); then compadd " + strings.Join(wordsBehind("state"), " ") + "; return; fi\n\t\tshift words; (( CURRENT-- )); command=\"state $words[2]\"\n\tfi\n")
 	b.WriteString("\tshift words; (( CURRENT-- ))\n\tcase $command in\n")
 	for _, c := range all {
 		fmt.Fprintf(&b, "\t%q) _arguments", c.name)

@@ -21,8 +21,14 @@ import (
 	"sealroot/sealroot/install"
 	"sealroot/sealroot/machine"
 	"sealroot/sealroot/recovery"
+	"sealroot/sealroot/secret"
+	"sealroot/sealroot/volume"
 	"sealroot/slots"
 	"sealroot/slots/bootlog"
+	"sealroot/state"
+	"sealroot/state/enrol"
+	"sealroot/state/luks2"
+	"sealroot/state/tpm"
 )
 
 const exitText = `Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused or nothing to do it
@@ -91,9 +97,15 @@ type Env struct {
 	Eager    string   // file that names the device of the root when all of it is to be read
 	Checks   []string // folders of health checks, the one that wins first
 	TPM      string   // the TPM in sysfs
-	Version  string
-	Open     func(Where) (Machine, error)
-	Reboot   func(context.Context) error
+	Config   string   // path of the configuration of this boot
+	PCRKey   string   // path of its PCR policy key
+	Meminfo  string   // how much memory there is
+	// OpenTPM opens the TPM, TTY the terminal at which a person can be asked.
+	OpenTPM func(context.Context) (*tpm.TPM, error)
+	TTY     func() (*os.File, error)
+	Version string
+	Open    func(Where) (Machine, error)
+	Reboot  func(context.Context) error
 }
 
 // version is set by the linker.
@@ -114,6 +126,11 @@ func main() {
 		Eager:    report.EagerCheck,
 		Checks:   []string{"/etc/sealroot/checks.d", "/usr/lib/sealroot/checks.d"},
 		TPM:      "/sys/class/tpm/tpm0",
+		Config:   report.Config,
+		PCRKey:   report.PCRPublicKey,
+		Meminfo:  "/proc/meminfo",
+		OpenTPM:  func(ctx context.Context) (*tpm.TPM, error) { return tpm.Open(ctx, "/dev") },
+		TTY:      terminal,
 		Version:  version,
 		Open:     open,
 		Reboot:   restart,
@@ -183,6 +200,8 @@ func exitCode(err error) int {
 		{exitNotBooted, []error{errNotBooted}},
 		{exitUsage, []error{errUsage, errSaid, bootset.ErrUsage}},
 		{exitBad, []error{errBad, install.ErrSet, install.ErrBad}},
+		{exitRefused, []error{errNoAuthority, luks2.ErrPassphrase, luks2.ErrRecoveryKey, luks2.ErrLastKeyslot, volume.ErrNothing, volume.ErrPCRs}},
+		{exitRefused, []error{enrol.ErrNotBacked, tpm.ErrNoTPM, tpm.ErrSanity, secret.ErrForm, state.ErrNoImage, state.ErrNotImage}},
 		{exitRefused, []error{bootset.ErrRefused, bootset.ErrNoImage, machine.ErrInUse, machine.ErrNotDisk, install.ErrRoom, recovery.ErrNone, recovery.ErrNotTerminal}},
 	} {
 		for _, e := range c.errs {

@@ -12,7 +12,23 @@ import (
 func recoveryKey(c *command) action {
 	show := c.flags.Bool("show", false, "print the key although standard output is no terminal")
 	yes := c.flags.Bool("yes", false, "delete the key here after showing it, without asking")
-	return func(ctx context.Context, _ []string) error { return c.recoveryKey(ctx, *show, *yes) }
+	fresh := c.flags.Bool("new", false, "enrol a new recovery key in place of the old one first")
+	a := authorityOptions(c, "passphrase-file")
+	return func(ctx context.Context, _ []string) error {
+		if !*fresh && (*a.recovery != "" || *a.passphrase != "") {
+			return fmt.Errorf("%w: only --new needs a key", errUsage)
+		}
+		if *fresh {
+			if err := c.newRecoveryKey(ctx, a); err != nil {
+				return err
+			}
+			if !c.env.Terminal && !*show {
+				fmt.Fprintln(c.stderr, "sealroot: it is kept in the volume until sealroot state recovery-key has shown it")
+				return nil
+			}
+		}
+		return c.recoveryKey(ctx, *show, *yes)
+	}
 }
 
 func (c *command) recoveryKey(ctx context.Context, show, yes bool) error {
@@ -21,6 +37,9 @@ func (c *command) recoveryKey(ctx context.Context, show, yes bool) error {
 		return err
 	}
 	defer unlock()
+	if err := c.settleRecoveryKey(ctx); err != nil {
+		return err
+	}
 	err = recovery.Run(ctx, recovery.Ask{
 		Path: c.env.Key, In: c.env.Stdin, Out: c.stdout, Terminal: c.env.Terminal, Show: show, Yes: yes,
 	})

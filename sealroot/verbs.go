@@ -49,13 +49,29 @@ func verbs() []verb {
 		{name: "mark-bad", args: "[SLOT] [--reason TEXT] [--reboot] [--disk FILE]", summary: "leave a slot, the running one by default, as bad", most: 1, output: results, setup: markBad},
 		{name: "rollback", args: "[--reboot] [--disk FILE]", summary: "leave the running slot for the other committed one", output: results, setup: rollback},
 		{name: "check", args: "[--commit] [--lower]", summary: "run the health checks; a slot on trial that fails one is left", output: results, setup: check},
-		{name: "state recovery-key", args: "[--show] [--yes]", summary: "show the recovery key once, then delete it here", setup: recoveryKey},
+		{name: "state status", args: "[--json]", summary: "keyslots and tokens of the encrypted volume, what opens it at the next boot", output: own, setup: stateStatus},
+		{name: "state enroll", summary: "bind the TPM anew, as the machine boots now", output: results, setup: enroll},
+		{name: "state recovery-key", args: "[--new] [--show] [--yes]", summary: "show the recovery key once, then delete it here; --new makes another one", setup: recoveryKey},
+		{name: "state passphrase", args: "[--add] [--passphrase-file FILE]", summary: "enrol a passphrase, or another one in its place", output: results, setup: passphrase},
+		{name: "state remove", args: "KEYSLOT|tpm2|recovery|passphrase|manage", summary: "take a way to open the volume away, never the last one", least: 1, most: 1, output: results, setup: removeKeyslot},
+		{name: "state rekey", summary: "rotate the secrets of the TPM and of the manage key", output: results, setup: rekey},
 		{name: "record", summary: "keep the report of this boot (sealroot-record.service)", output: results, hidden: true, setup: record},
 		{name: "deadline", summary: "end a trial that was not committed (sealroot-deadline.service)", output: results, hidden: true, setup: deadline},
 		{name: "completion", args: "bash|zsh|fish", summary: "completion of these commands for a shell", least: 1, most: 1, anyone: true, setup: completion},
 		{name: "version", summary: "this program's version", anyone: true, setup: showVersion},
 		{name: "help", args: "[COMMAND]", summary: "this list, or one command's options", most: 2, anyone: true, setup: help},
 	}
+}
+
+// wordsBehind are the second words of the commands whose first word this is.
+func wordsBehind(first string) []string {
+	var words []string
+	for _, v := range verbs() {
+		if f := strings.Fields(v.name); len(f) == 2 && f[0] == first {
+			words = append(words, f[1])
+		}
+	}
+	return words
 }
 
 // usage lists the commands.
@@ -89,7 +105,7 @@ func find(args []string) (verb, []string, error) {
 		}
 	}
 	if args[0] == "state" {
-		return verb{}, nil, fmt.Errorf("%w: sealroot state knows only recovery-key", errUsage)
+		return verb{}, nil, fmt.Errorf("%w: sealroot state knows %s", errUsage, strings.Join(wordsBehind("state"), ", "))
 	}
 	return verb{}, nil, fmt.Errorf("%w: unknown command %q (sealroot help lists them)", errUsage, args[0])
 }

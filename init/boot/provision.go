@@ -24,7 +24,7 @@ import (
 const (
 	tpmKeyslot      = 0
 	recoveryKeyslot = 1
-	manageKeyslot   = 2
+	manageKeyslot   = 3 // 2 is left for a key file
 )
 
 // firstBoot makes the volume where none ever was. A missing file on a machine

@@ -65,7 +65,7 @@ func Run(ctx context.Context, a Ask) error {
 		}
 		return fmt.Errorf("cannot show the recovery key: %w; --show prints it all the same, --show --yes also deletes it here", ErrNotTerminal)
 	}
-	key, err := read(a.Path)
+	key, err := Read(a.Path)
 	if err != nil {
 		return err
 	}
@@ -115,8 +115,10 @@ func (a Ask) talk(ctx context.Context, key []byte) error {
 
 func line(key []byte) []byte { return append(bytes.Clone(key), '\n') }
 
-// read returns the key. The file has to be root's own and nobody else's.
-func read(path string) ([]byte, error) {
+// Read returns a key that is kept in the volume, the recovery key or another one; the
+// caller wipes it. The file has to be root's own and nobody else's. Errors: ErrNone,
+// ErrUnsafe.
+func Read(path string) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, ErrNone
@@ -125,12 +127,12 @@ func read(path string) ([]byte, error) {
 		return nil, fmt.Errorf("cannot use %s: a symbolic link: %w", path, ErrUnsafe)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("cannot read the recovery key: %w", err)
+		return nil, fmt.Errorf("cannot read %s: %w", path, err)
 	}
 	defer f.Close()
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return nil, fmt.Errorf("cannot read the recovery key: %w", err)
+		return nil, fmt.Errorf("cannot read %s: %w", path, err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Mode&0o077 != 0 || int(st.Uid) != os.Geteuid() || st.Nlink != 1 || st.Size > maxKey {
 		return nil, fmt.Errorf("cannot use %s: owner, mode or kind: %w", path, ErrUnsafe)
@@ -139,7 +141,7 @@ func read(path string) ([]byte, error) {
 	n, err := io.ReadFull(f, key)
 	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
 		clear(key)
-		return nil, fmt.Errorf("cannot read the recovery key: %w", err)
+		return nil, fmt.Errorf("cannot read %s: %w", path, err)
 	}
 	text := bytes.TrimRight(key[:n], "\n")
 	for _, c := range text {

@@ -1,0 +1,377 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+
+	"sealroot/init/config"
+	"sealroot/sealroot/bootset"
+	"sealroot/sealroot/recovery"
+	"sealroot/sealroot/secret"
+	"sealroot/sealroot/volume"
+	"sealroot/state/enrol"
+	"sealroot/state/luks2"
+)
+
+func enroll(c *command) action {
+	a := authorityOptions(c, "passphrase-file")
+	return func(ctx context.Context, _ []string) error {
+		j, err := c.beginKeys(ctx)
+		if err != nil {
+			return err
+		}
+		defer j.close()
+		look, done := c.lookAtTPM(ctx, j.report, j.config)
+		defer done()
+		// What cannot work is refused before anybody types a key.
+		plan, err := c.planEnrolment(ctx, j, look)
+		if err != nil {
+			return err
+		}
+		key, err := c.allow(ctx, a, j.Header)
+		if err != nil {
+			return err
+		}
+		defer clear(key)
+		h, enrolled, err := plan(j.Header, change(key))
+		if err != nil {
+			return err
+		}
+		if err := j.Apply(h, rand.Reader); err != nil {
+			return err
+		}
+		c.result.Data = enrolled
+		c.tellEnrolled(enrolled)
+		if f := j.report.Floor; f != nil && !f.Known {
+			c.say("the rollback floor is not known: the next boot asks for the recovery key once more, and sets it")
+		}
+		return nil
+	}
+}
+
+// enrolment makes the header with the TPM's new keyslot.
+type enrolment func(*luks2.Header, volume.Change) (*luks2.Header, volume.Enrolled, error)
+
+// planEnrolment decides what to seal to, and refuses what would not open at the
+// next boot.
+func (c *command) planEnrolment(ctx context.Context, j *keyJob, look volume.Look) (enrolment, error) {
+	if !slices.Contains(j.config.State.Unlock, config.UnlockTPM2) {
+		return nil, fmt.Errorf("cannot enrol the TPM: state.unlock of this image lacks tpm2: %w", bootset.ErrRefused)
+	}
+	policy, err := look.Policy(ctx, j.config.State.TPM2, enrol.Path(j.report.BootPath))
+	if err != nil {
+		return nil, fmt.Errorf("cannot enrol the TPM: %w", err)
+	}
+	if j.report.State.Unlocked == "tpm2" {
+		for _, t := range look.Tokens(ctx, j.Header) {
+			if t.ID == j.report.State.Token && t.NextBoot == volume.No && !t.OpensNow {
+				return nil, fmt.Errorf("cannot enrol the TPM: token %d opened this boot, and would not open the next one (%s): %w", t.ID, t.Why, volume.ErrPCRs)
+			}
+		}
+	}
+	return func(h *luks2.Header, change volume.Change) (*luks2.Header, volume.Enrolled, error) {
+		return look.Enroll(ctx, h, policy, change)
+	}, nil
+}
+
+func (c *command) tellEnrolled(e volume.Enrolled) {
+	for _, r := range e.Replaced {
+		if r.NextBoot == volume.Yes {
+			c.say("token %d is replaced; it was still good", r.Token)
+		} else {
+			c.say("token %d is replaced: %s", r.Token, r.Why)
+		}
+	}
+	for _, id := range e.Kept {
+		c.say("token %d was made by others and stays; sealroot state remove takes its keyslot away", id)
+	}
+	c.say("the TPM opens the volume by itself from the next boot on: keyslot %d, token %d, %s", e.Keyslot, e.Token, e.Policy)
+}
+
+// newRecoveryKey puts a new recovery key in the place of the old one and keeps it in
+// the volume, where the command shows it once.
+func (c *command) newRecoveryKey(ctx context.Context, a authority) error {
+	j, err := c.beginKeys(ctx)
+	if err != nil {
+		return err
+	}
+	defer j.close()
+	if !slices.Contains(j.config.State.Unlock, config.UnlockRecoveryKey) {
+		return fmt.Errorf("cannot enrol a recovery key: state.unlock of this image lacks recovery-key, so no boot would ask for it: %w", bootset.ErrRefused)
+	}
+	key, err := c.allow(ctx, a, j.Header)
+	if err != nil {
+		return err
+	}
+	defer clear(key)
+	fresh, err := luks2.GenerateRecoveryKey(rand.Reader)
+	if err != nil {
+		return err
+	}
+	defer clear(fresh)
+	h, keyslot, err := change(key).RecoveryKey(j.Header, fresh)
+	if err != nil {
+		return err
+	}
+	if err := c.replaceKept(j, c.env.Key, fresh, h); err != nil {
+		return err
+	}
+	fmt.Fprintf(c.stderr, "sealroot: a new recovery key opens keyslot %d; the old one opens nothing any more\n", keyslot)
+	return nil
+}
+
+// replaceKept changes the header and the key that is kept for it: see recovery.
+func (c *command) replaceKept(j *keyJob, path string, key []byte, h *luks2.Header) error {
+	if err := recovery.Prepare(path, key); err != nil {
+		return err
+	}
+	// crash point: the new file opens nothing yet
+	if err := j.Apply(h, rand.Reader); err != nil {
+		return err
+	}
+	// crash point: it waits under its other name
+	return recovery.Publish(path)
+}
+
+// settleRecoveryKey gives a recovery key its name that a power cut kept from it,
+// if it opens the volume.
+func (c *command) settleRecoveryKey(ctx context.Context) error {
+	if !kept(recovery.Pending(c.env.Key)) {
+		return nil
+	}
+	im, err := volume.Open(ctx, c.env.State, false)
+	if err != nil {
+		return err
+	}
+	defer im.Close()
+	waiting, err := recovery.Read(recovery.Pending(c.env.Key))
+	if err != nil {
+		return err
+	}
+	defer clear(waiting)
+	key, err := c.open(im.Header, waiting)
+	clear(key)
+	if err != nil {
+		return nil // of a change that never was
+	}
+	return recovery.Publish(c.env.Key)
+}
+
+// minPassphrase is the shortest passphrase that is enrolled, in bytes.
+const minPassphrase = 8
+
+func passphrase(c *command) action {
+	a := authorityOptions(c, "old-passphrase-file")
+	file := c.flags.String("passphrase-file", "", "file with the new passphrase, - for standard input; without it a person types it twice")
+	add := c.flags.Bool("add", false, "keep the passphrases that are there")
+	return func(ctx context.Context, _ []string) error {
+		j, err := c.beginKeys(ctx)
+		if err != nil {
+			return err
+		}
+		defer j.close()
+		if !slices.Contains(j.config.State.Unlock, config.UnlockPassphrase) {
+			return fmt.Errorf("cannot enrol a passphrase: state.unlock of this image lacks passphrase, so no boot would ask for it: %w", bootset.ErrRefused)
+		}
+		old := volume.Of(j.Header, volume.Passphrase)
+		if *add {
+			old = nil
+		}
+		if len(old) > 1 {
+			return fmt.Errorf("cannot tell which passphrase to replace, keyslots %v have one; --add keeps them, sealroot state remove takes one away: %w", old, bootset.ErrRefused)
+		}
+		key, err := c.allow(ctx, a, j.Header)
+		if err != nil {
+			return err
+		}
+		defer clear(key)
+		fresh, err := c.newPassphrase(ctx, *file)
+		if err != nil {
+			return err
+		}
+		defer clear(fresh)
+		// At the next boot as much is free as now, or more.
+		h, keyslot, err := change(key).Passphrase(j.Header, fresh, volume.Budget(c.env.Meminfo).MemoryKiB/2, old)
+		if err != nil {
+			return err
+		}
+		if err := j.Apply(h, rand.Reader); err != nil {
+			return err
+		}
+		c.result.Data = map[string]any{"keyslot": keyslot, "replaced": append([]int{}, old...)}
+		c.say("the passphrase opens keyslot %d", keyslot)
+		return nil
+	}
+}
+
+// newPassphrase takes it from a file, or from a person twice.
+func (c *command) newPassphrase(ctx context.Context, file string) (fresh []byte, err error) {
+	if file != "" {
+		fresh, err = secret.FromFile(file, c.env.Stdin)
+	} else {
+		fresh, err = c.typedTwice(ctx)
+	}
+	if err == nil && len(fresh) < minPassphrase {
+		err = fmt.Errorf("the passphrase has less than %d bytes: %w", minPassphrase, secret.ErrForm)
+	}
+	if err == nil && slices.ContainsFunc(fresh, func(b byte) bool { return b < ' ' || b == 0x7f }) {
+		err = fmt.Errorf("the passphrase has a byte that no prompt takes: %w", secret.ErrForm)
+	}
+	if err != nil {
+		clear(fresh)
+		return nil, err
+	}
+	return fresh, nil
+}
+
+func (c *command) typedTwice(ctx context.Context) ([]byte, error) {
+	tty, err := c.env.TTY()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w; --passphrase-file takes it from a file", secret.ErrTerminal, err)
+	}
+	defer tty.Close()
+	first, err := secret.Ask(ctx, tty, "New passphrase (it is not shown): ")
+	if err != nil {
+		return nil, err
+	}
+	second, err := secret.Ask(ctx, tty, "The same once more: ")
+	defer clear(second)
+	if err == nil && !slices.Equal(first, second) {
+		err = fmt.Errorf("the two are not the same; nothing was changed: %w", secret.ErrForm)
+	}
+	if err != nil {
+		clear(first)
+		return nil, err
+	}
+	return first, nil
+}
+
+func removeKeyslot(c *command) action {
+	a := authorityOptions(c, "passphrase-file")
+	return func(ctx context.Context, words []string) error {
+		j, err := c.beginKeys(ctx)
+		if err != nil {
+			return err
+		}
+		defer j.close()
+		var ids []int
+		kind := volume.Kind(words[0])
+		if slices.Contains(volume.Kinds(), kind) {
+			ids = volume.Of(j.Header, kind)
+		} else if id, err := strconv.Atoi(words[0]); err == nil {
+			ids = []int{id}
+		} else {
+			return fmt.Errorf("%w: %q is neither a keyslot nor tpm2, recovery, passphrase or manage", errUsage, words[0])
+		}
+		recoveries, manages := volume.Of(j.Header, volume.Recovery), volume.Of(j.Header, volume.Manage)
+		h, err := volume.Remove(j.Header, ids)
+		if err != nil {
+			return err
+		}
+		key, err := c.allow(ctx, a, j.Header)
+		if err != nil {
+			return err
+		}
+		clear(key)
+		if err := j.Apply(h, rand.Reader); err != nil {
+			return err
+		}
+		// crash point: a kept key that opens nothing
+		for path, was := range map[string][]int{c.env.Key: recoveries, c.env.manageKey(): manages} {
+			if len(was) > 0 && !slices.ContainsFunc(was, func(id int) bool { return !slices.Contains(ids, id) }) {
+				err = errors.Join(err, recovery.Forget(path))
+			}
+		}
+		c.result.Data = map[string]any{"removed": ids}
+		c.say("keyslots %v are gone, and were overwritten", ids)
+		left := volume.Left(h)
+		c.say("the volume is opened by: %s", orNothing(left))
+		if len(left) == 1 {
+			c.say("WARNING: when that is lost, so is the state")
+		}
+		return err
+	}
+}
+
+func orNothing(list []string) string {
+	text := ""
+	for i, w := range list {
+		if i > 0 {
+			text += ", "
+		}
+		text += w
+	}
+	return text
+}
+
+func rekey(c *command) action {
+	a := authorityOptions(c, "passphrase-file")
+	return func(ctx context.Context, _ []string) error {
+		j, err := c.beginKeys(ctx)
+		if err != nil {
+			return err
+		}
+		defer j.close()
+		look, done := c.lookAtTPM(ctx, j.report, j.config)
+		defer done()
+		var plan enrolment
+		if slices.Contains(j.config.State.Unlock, config.UnlockTPM2) {
+			if plan, err = c.planEnrolment(ctx, j, look); err != nil {
+				return err
+			}
+		}
+		if plan == nil && !j.config.State.ManageKey {
+			return fmt.Errorf("there is nothing to rotate: neither tpm2 in state.unlock nor state.manage_key: %w", bootset.ErrRefused)
+		}
+		key, err := c.allow(ctx, a, j.Header)
+		if err != nil {
+			return err
+		}
+		defer clear(key)
+		h := j.Header
+		var enrolled *volume.Enrolled
+		if plan != nil {
+			var e volume.Enrolled
+			if h, e, err = plan(h, change(key)); err != nil {
+				return err
+			}
+			enrolled = &e
+		}
+		data := map[string]any{"tpm2": enrolled}
+		if !j.config.State.ManageKey {
+			err = j.Apply(h, rand.Reader)
+		} else {
+			var keyslot int
+			if keyslot, err = c.rotateManageKey(j, h, key); err == nil {
+				data["manage_keyslot"] = keyslot
+				c.say("a new manage key opens keyslot %d", keyslot)
+			}
+		}
+		if err != nil {
+			return err
+		}
+		c.result.Data = data
+		if enrolled != nil {
+			c.tellEnrolled(*enrolled)
+		}
+		return nil
+	}
+}
+
+// rotateManageKey applies h with a new manage key.
+func (c *command) rotateManageKey(j *keyJob, h *luks2.Header, key []byte) (int, error) {
+	manage, err := enrol.NewManageKey(rand.Reader)
+	if err != nil {
+		return 0, err
+	}
+	defer clear(manage)
+	h, keyslot, err := change(key).ManageKey(h, manage)
+	if err != nil {
+		return 0, err
+	}
+	return keyslot, c.replaceKept(j, c.env.manageKey(), manage, h)
+}

@@ -1,0 +1,541 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"sealroot/init/config"
+	"sealroot/init/report"
+	"sealroot/sealroot/recovery"
+	"sealroot/sealroot/schematest"
+	"sealroot/sealroot/volume"
+	"sealroot/state"
+	"sealroot/state/enrol"
+	"sealroot/state/luks2"
+	"sealroot/state/tpm"
+	"sealroot/state/tpm/tpmtest"
+)
+
+const volumeID = "11111111-2222-4333-8444-555555555555"
+
+// sealed is a machine whose state is sealed to PCR 7 of a TPM.
+type sealed struct {
+	t        *testing.T
+	tpm      *tpmtest.Machine
+	env      Env
+	report   *report.Report
+	config   config.Config
+	recovery []byte
+	key      []byte // volume key
+}
+
+// newSealed makes the volume as PID 1 does; the machine runs then, closed.
+func newSealed(t *testing.T) *sealed {
+	t.Helper()
+	dir := t.TempDir()
+	s := &sealed{t: t, tpm: tpmtest.Start(t), key: make([]byte, 64)}
+	rand.Read(s.key) // never fails
+	s.config = config.Config{State: config.State{
+		Create: config.CreateFirstBoot,
+		Unlock: []string{config.UnlockTPM2, config.UnlockRecoveryKey, config.UnlockPassphrase},
+		TPM2:   config.TPM2{Policy: config.PolicyPCRs, PCRs: []int{7}, WithoutMeasuredBoot: config.AcceptTheft},
+	}}
+	s.report = running(func(r *report.Report) {
+		r.BootPath = string(enrol.Unmeasured)
+		r.State.UUID, r.State.Unlocked, r.State.Token = volumeID, "tpm2", 0
+	})
+	s.env = Env{
+		Stdin: strings.NewReader(""), Version: "v1", Report: filepath.Join(dir, "boot.json"), State: filepath.Join(dir, "state"),
+		Key: filepath.Join(dir, "state/encrypted/.sealroot/recovery.key"), Lock: filepath.Join(dir, "lock"),
+		Config: filepath.Join(dir, "config.json"), PCRKey: filepath.Join(dir, "pcr.pem"),
+		OpenTPM: func(context.Context) (*tpm.TPM, error) { return tpm.New(s.tpm), nil },
+		TTY:     func() (*os.File, error) { return nil, errors.New("no terminal") },
+		Open:    func(Where) (Machine, error) { return nil, errors.New("no disk") },
+	}
+	s.env.Meminfo = filepath.Join(dir, "meminfo") // a small machine, so that passphrases cost little
+	if err := os.WriteFile(s.env.Meminfo, []byte("MemTotal: 524288 kB\nMemAvailable: 262144 kB\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Dir(s.env.Key), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s.boot("A", false)
+	h, err := luks2.Format(luks2.FormatParams{UUID: volumeID, VolumeKey: s.key, Rand: rand.Reader})
+	if err != nil {
+		t.Fatal(err)
+	}
+	policy, err := enrol.Policy(s.config.State.TPM2, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, pass, err := enrol.Seal(t.Context(), tpm.New(s.tpm), policy, rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token.Keyslots = []int{0}
+	text, err := token.Encode()
+	if err == nil {
+		h, err = enrol.Add(h, 0, s.key, pass, text, rand.Reader)
+	}
+	if err == nil {
+		s.recovery, err = luks2.GenerateRecoveryKey(rand.Reader)
+	}
+	if err == nil {
+		h, err = enrol.Add(h, 1, s.key, s.recovery, luks2.RecoveryToken(1), rand.Reader)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(s.image(), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = luks2.WriteNew(f, h, rand.Reader)
+	if err := errors.Join(err, f.Truncate(64<<20), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	s.close()
+	return s
+}
+
+func (s *sealed) image() string { return filepath.Join(s.env.State, state.ImageName) }
+
+// boot is a start of the machine as far as PID 1; firmware is what PCR 7 tells.
+func (s *sealed) boot(firmware string, other bool) {
+	s.t.Helper()
+	if other {
+		s.tpm = tpmtest.Start(s.t)
+	} else {
+		s.tpm.Reset()
+	}
+	for _, pcr := range []int{4, 7} {
+		if err := tpm.New(s.tpm).Extend(s.t.Context(), pcr, []byte(firmware)); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+}
+
+// close is the hand-over to the system that runs.
+func (s *sealed) close() {
+	s.t.Helper()
+	if _, err := tpm.New(s.tpm).Cap(s.t.Context(), nil, 11, 15); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *sealed) header() *luks2.Header {
+	s.t.Helper()
+	f, err := os.Open(s.image())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer f.Close()
+	h, err := luks2.Read(f, 64<<20)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return h
+}
+
+// opensByTPM is what PID 1 does with the tokens.
+func (s *sealed) opensByTPM() bool {
+	s.t.Helper()
+	h := s.header()
+	for _, t := range h.Tokens() {
+		token, err := tpm.ParseToken(t.JSON)
+		if t.Type != tpm.TokenType || err != nil {
+			continue
+		}
+		secret, err := tpm.New(s.tpm).Unseal(s.t.Context(), token, nil, nil)
+		if err != nil {
+			continue
+		}
+		if key, err := h.Unlock(t.Keyslots[0], tpm.Passphrase(secret)); err == nil && bytes.Equal(key, s.key) {
+			return true
+		}
+	}
+	return false
+}
+
+// cryptsetup has it try a passphrase.
+func (s *sealed) cryptsetup(passphrase []byte) bool {
+	s.t.Helper()
+	cmd := exec.Command("cryptsetup", "open", "--test-passphrase", "--key-file=-", s.image())
+	cmd.Stdin = bytes.NewReader(passphrase)
+	return cmd.Run() == nil
+}
+
+// file writes a secret to a file.
+func (s *sealed) file(text string) string {
+	s.t.Helper()
+	f, err := os.CreateTemp(s.t.TempDir(), "secret")
+	if err == nil {
+		_, err = f.WriteString(text)
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		s.t.Fatal(err)
+	}
+	return f.Name()
+}
+
+func (s *sealed) run(args ...string) (code int, stdout, stderr string) {
+	s.t.Helper()
+	text, err := s.report.Encode()
+	if err == nil {
+		err = os.WriteFile(s.env.Report, text, 0o644)
+	}
+	var cfg []byte
+	if err == nil {
+		cfg, err = s.config.Encode()
+	}
+	if err == nil {
+		err = os.WriteFile(s.env.Config, cfg, 0o644)
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	var out, errs bytes.Buffer
+	code = Main(s.t.Context(), args, &out, &errs, s.env)
+	return code, out.String(), errs.String()
+}
+
+// ok runs a command that has to succeed.
+func (s *sealed) ok(args ...string) string {
+	s.t.Helper()
+	code, out, errs := s.run(args...)
+	if code != 0 {
+		s.t.Fatalf("sealroot %q: exit status %d: %s%s", args, code, out, errs)
+	}
+	return out
+}
+
+// status runs state status, whose output has to fit its schema.
+func (s *sealed) status() (d volume.Description) {
+	s.t.Helper()
+	out := s.ok("state", "status", "--json")
+	schema, err := os.ReadFile("../docs/state.schema.json")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for _, p := range schematest.Check(schema, []byte(out)) {
+		s.t.Errorf("state status --json: %s", p)
+	}
+	if err := json.Unmarshal([]byte(out), &d); err != nil {
+		s.t.Fatal(err)
+	}
+	if text := s.ok("state", "status"); !strings.Contains(text, d.UUID) {
+		s.t.Errorf("state status: %q", text)
+	}
+	return d
+}
+
+// TestEnroll: after the recovery key was typed because the TPM refused, the TPM is
+// bound to what boots now, in place of before, and the next boot opens by itself.
+func TestEnroll(t *testing.T) {
+	for _, c := range []struct {
+		name, firmware, why string
+		other               bool
+	}{
+		{"secure_boot_changed", "B", "PCR 7 of bank sha256 changed", false},
+		{"other_tpm", "A", "sealed by another TPM", true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newSealed(t)
+			s.boot("A", false)
+			if !s.opensByTPM() {
+				t.Fatal("control: the TPM does not open the volume that was sealed to it")
+			}
+			s.close()
+			if d := s.status(); d.NextBoot != "by-itself" || d.Recovery != "enrolled" || len(d.ToDo) != 0 {
+				t.Errorf("at first: %+v", d)
+			}
+			s.boot(c.firmware, c.other)
+			if s.opensByTPM() {
+				t.Fatal("control: the TPM opens it all the same")
+			}
+			s.close()
+			s.report.State.Unlocked, s.report.State.Token = "recovery-key", -1
+			d := s.status()
+			if d.NextBoot != "asks" && d.NextBoot != "locked" || d.Tokens[0].NextBoot != volume.No || !strings.Contains(d.Tokens[0].Why, c.why) {
+				t.Errorf("the TPM refuses: %+v", d)
+			}
+			if code, _, errs := s.run("state", "enroll"); code != exitRefused || !strings.Contains(errs, "--recovery-key-file") {
+				t.Errorf("without a key: exit status %d, %q", code, errs)
+			}
+			out := s.ok("state", "enroll", "--recovery-key-file", s.file(strings.ToUpper(string(s.recovery))+"\n"))
+			if !strings.Contains(out, c.why) {
+				t.Errorf("enroll does not say what changed: %q", out)
+			}
+			if d := s.status(); d.NextBoot != "by-itself" || len(d.Keyslots) != 2 || len(d.Tokens) != 2 {
+				t.Errorf("enrolled: %+v", d)
+			}
+			if s.opensByTPM() {
+				t.Error("the running system can unseal what was enrolled")
+			}
+			s.boot(c.firmware, false)
+			if !s.opensByTPM() {
+				t.Error("the next boot does not open by itself")
+			}
+			if !s.cryptsetup(s.recovery) {
+				t.Error("cryptsetup refuses the recovery key after it")
+			}
+			if !c.other {
+				s.boot("A", false)
+				if s.opensByTPM() {
+					t.Error("what was there before still opens")
+				}
+			}
+		})
+	}
+}
+
+// TestEnrollSigned: a policy of signed PCR 11 and PCR 7 is enrolled with the key of
+// the image, not with one that lies in a token.
+func TestEnrollSigned(t *testing.T) {
+	s := newSealed(t)
+	s.report.BootPath = string(enrol.UKISecureBoot)
+	s.config.State.TPM2 = config.TPM2{Policy: config.PolicySignedPCR11And7, PublicKey: "pcr.pub"}
+	given := s.file(string(s.recovery))
+	if code, _, errs := s.run("state", "enroll", "--recovery-key-file", given); code != exitRefused || !strings.Contains(errs, "left no PCR policy key") {
+		t.Errorf("without a key of the image: exit status %d, %q", code, errs)
+	}
+	dir := t.TempDir()
+	for _, args := range [][]string{
+		{"genrsa", "-out", filepath.Join(dir, "key"), "2048"},
+		{"rsa", "-in", filepath.Join(dir, "key"), "-pubout", "-out", s.env.PCRKey},
+	} {
+		if out, err := exec.Command("openssl", args...).CombinedOutput(); err != nil {
+			t.Fatalf("openssl: %v: %s", err, out)
+		}
+	}
+	s.ok("state", "enroll", "--recovery-key-file", given)
+	d := s.status()
+	if i := slices.IndexFunc(d.Tokens, func(t volume.Token) bool { return t.Type == tpm.TokenType }); i < 0 ||
+		!slices.Equal(d.Tokens[i].SignedPCRs, []int{11}) || !slices.Equal(d.Tokens[i].PCRs, []int{7}) || d.NextBoot != "by-itself" {
+		t.Errorf("enrolled: %+v", d)
+	}
+	// Another image's key: its signatures open nothing here.
+	if out, err := exec.Command("openssl", "genrsa", "-out", filepath.Join(dir, "key"), "2048").CombinedOutput(); err != nil {
+		t.Fatalf("openssl: %v: %s", err, out)
+	}
+	if out, err := exec.Command("openssl", "rsa", "-in", filepath.Join(dir, "key"), "-pubout", "-out", s.env.PCRKey).CombinedOutput(); err != nil {
+		t.Fatalf("openssl: %v: %s", err, out)
+	}
+	if d := s.status(); d.NextBoot == "by-itself" {
+		t.Errorf("with the key of another image: %+v", d)
+	}
+}
+
+// TestKeysAreRefused: what would not open, or is not allowed, changes nothing.
+func TestKeysAreRefused(t *testing.T) {
+	s := newSealed(t)
+	good := s.file(string(s.recovery))
+	whole, before := s.report, s.header().SequenceID()
+	for _, c := range []struct {
+		name   string
+		args   string
+		change func()
+		code   int
+		text   string
+	}{
+		{"degraded", "state enroll", func() { s.report.Degraded, s.report.State.UUID = true, "" }, exitRefused, "degraded"},
+		{"no_volume", "state enroll", func() { s.report.State.UUID = "" }, exitRefused, "no encrypted volume"},
+		{"another_volume", "state enroll", func() { s.report.State.UUID = "66666666-2222-4333-8444-555555555555" }, exitRefused, "the one that is open"},
+		{"boot_path_does_not_back_it", "state enroll", func() { s.config.State.TPM2.WithoutMeasuredBoot = "" }, exitRefused, "not backed by this boot path"},
+		{"secure_boot_is_off", "state enroll", func() {
+			s.report.BootPath = string(enrol.UKI)
+			s.config.State.TPM2 = config.TPM2{Policy: config.PolicySignedPCR11And7}
+		}, exitRefused, "Secure Boot is off"},
+		{"not_measured", "state enroll", func() { s.config.State.TPM2.PCRs = []int{7, 8} }, exitRefused, "PCR 8"},
+		{"changes_while_it_runs", "state enroll", func() { s.config.State.TPM2.PCRs = []int{10} }, exitRefused, "PCR 10"},
+		{"no_tpm", "state enroll", func() {
+			s.env.OpenTPM = func(context.Context) (*tpm.TPM, error) { return nil, tpm.ErrNoTPM }
+		}, exitRefused, "no TPM"},
+		{"image_without_tpm", "state enroll", func() { s.config.State.Unlock = []string{config.UnlockPassphrase} }, exitRefused, "lacks tpm2"},
+		{"wrong_key", "state enroll --recovery-key-file " + s.file(strings.Repeat("c", 64)), nil, exitRefused, "wrong passphrase"},
+		{"no_recovery_key", "state enroll --recovery-key-file " + s.file("hello"), nil, exitRefused, "not a recovery key"},
+		{"two_keys", "state enroll --recovery-key-file " + good + " --passphrase-file " + good, nil, exitUsage, "one key is enough"},
+		{"no_authority", "state remove tpm2", nil, exitRefused, "state.manage_key"},
+		{"nothing_to_remove", "state remove 7", nil, exitRefused, "no such keyslot"},
+		{"no_kind", "state remove everything", nil, exitUsage, "neither a keyslot"},
+		{"no_passphrases_here", "state passphrase", func() { s.config.State.Unlock = []string{config.UnlockTPM2} }, exitRefused, "lacks passphrase"},
+		{"short_passphrase", "state passphrase --recovery-key-file " + good + " --passphrase-file " + s.file("short"), nil, exitRefused, "less than 8 bytes"},
+		{"nothing_to_rotate", "state rekey", func() { s.config.State.Unlock = []string{config.UnlockPassphrase} }, exitRefused, "nothing to rotate"},
+		{"authority_for_nothing", "state recovery-key --recovery-key-file " + good, nil, exitUsage, "only --new"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			env, cfg, copied := s.env, s.config, *whole
+			s.report = &copied
+			defer func() { s.env, s.config, s.report = env, cfg, whole }()
+			if c.change != nil {
+				c.change()
+			}
+			code, out, errs := s.run(strings.Fields(c.args)...)
+			if code != c.code || !strings.Contains(errs, c.text) {
+				t.Errorf("exit status %d, %q, %q; want %d, %q", code, out, errs, c.code, c.text)
+			}
+			if s.header().SequenceID() != before {
+				t.Error("the header was changed")
+			}
+		})
+	}
+	// What somebody extended since the boot is not what the next boot has.
+	if err := tpm.New(s.tpm).Extend(t.Context(), 7, []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, errs := s.run("state", "enroll", "--recovery-key-file", good); code != exitRefused || !strings.Contains(errs, "would not open the next one") {
+		t.Errorf("PCR 7 extended on the running system: exit status %d, %q", code, errs)
+	}
+}
+
+func TestNewRecoveryKey(t *testing.T) {
+	s := newSealed(t)
+	given := s.file(string(s.recovery))
+	code, out, errs := s.run("state", "recovery-key", "--new", "--show", "--yes", "--recovery-key-file", given)
+	fresh := []byte(strings.TrimSpace(out))
+	if code != 0 || len(fresh) != luks2.RecoveryKeyBytes {
+		t.Fatalf("exit status %d, %q, %q", code, out, errs)
+	}
+	if !s.cryptsetup(fresh) || s.cryptsetup(s.recovery) {
+		t.Error("cryptsetup takes the old key, or not the new one")
+	}
+	if d := s.status(); d.Recovery != "enrolled" || len(d.Keyslots) != 2 || kept(s.env.Key) {
+		t.Errorf("shown: %+v", d)
+	}
+	// Without anybody who looks it is kept, and status asks for it to be shown.
+	s.ok("state", "recovery-key", "--new", "--recovery-key-file", s.file(string(fresh)))
+	if d := s.status(); d.Recovery != "waiting-to-be-shown" || len(d.ToDo) == 0 {
+		t.Errorf("kept: %+v", d)
+	}
+	// A power cut between header and file.
+	if err := os.Rename(s.env.Key, recovery.Pending(s.env.Key)); err != nil {
+		t.Fatal(err)
+	}
+	last := []byte(strings.TrimSpace(s.ok("state", "recovery-key", "--show", "--yes")))
+	if !s.cryptsetup(last) || s.cryptsetup(fresh) {
+		t.Error("the key that was shown is not the one that opens")
+	}
+	// One that waits for a header that was never written is not shown.
+	if err := os.WriteFile(recovery.Pending(s.env.Key), fresh, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if code, out, _ := s.run("state", "recovery-key", "--show"); code != exitRefused || out != "" {
+		t.Errorf("a key that opens nothing is shown: %d, %q", code, out)
+	}
+}
+
+func TestPassphraseCommand(t *testing.T) {
+	s := newSealed(t)
+	given := s.file(string(s.recovery))
+	s.ok("state", "passphrase", "--recovery-key-file", given, "--passphrase-file", s.file("correct horse\n"))
+	if !s.cryptsetup([]byte("correct horse")) {
+		t.Error("cryptsetup refuses the passphrase")
+	}
+	d := s.status()
+	if i := slices.IndexFunc(d.Keyslots, func(k volume.Keyslot) bool { return k.Kind == volume.Passphrase }); i < 0 || d.Keyslots[i].KDF != luks2.KDFArgon2id {
+		t.Errorf("keyslots %+v", d.Keyslots)
+	}
+	// The next one takes its place, allowed by the old one; --add keeps it.
+	s.ok("state", "passphrase", "--old-passphrase-file", s.file("correct horse"), "--passphrase-file", s.file("battery staple"))
+	if s.cryptsetup([]byte("correct horse")) || !s.cryptsetup([]byte("battery staple")) {
+		t.Error("the passphrase was not replaced")
+	}
+	s.ok("state", "passphrase", "--add", "--recovery-key-file", given, "--passphrase-file", s.file("a third one"))
+	if !s.cryptsetup([]byte("battery staple")) || !s.cryptsetup([]byte("a third one")) {
+		t.Error("--add replaced a passphrase")
+	}
+	if code, _, errs := s.run("state", "passphrase", "--recovery-key-file", given, "--passphrase-file", s.file("a fourth one")); code != exitRefused || !strings.Contains(errs, "which passphrase") {
+		t.Errorf("two are there: exit status %d, %q", code, errs)
+	}
+}
+
+func TestRemoveKeyslot(t *testing.T) {
+	s := newSealed(t)
+	given := s.file(string(s.recovery))
+	if err := os.WriteFile(s.env.Key, s.recovery, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.config.State.ManageKey = true
+	s.ok("state", "rekey", "--recovery-key-file", given)
+	out := s.ok("state", "remove", "recovery") // by the manage key
+	if s.cryptsetup(s.recovery) || kept(s.env.Key) || !strings.Contains(out, "WARNING") == (len(volume.Left(s.header())) == 1) {
+		t.Errorf("the recovery key is still there, or kept: %q", out)
+	}
+	// The manage key lies inside: alone it opens nothing.
+	if code, _, errs := s.run("state", "remove", "tpm2"); code != exitRefused || !strings.Contains(errs, "no keyslot would be left") {
+		t.Errorf("the last way in: exit status %d, %q", code, errs)
+	}
+	if out := s.ok("state", "remove", "manage"); kept(s.env.manageKey()) || !strings.Contains(out, "WARNING") {
+		t.Errorf("the manage key is still kept, or no warning: %q", out)
+	}
+	if d := s.status(); len(d.Keyslots) != 1 || d.NextBoot != "by-itself" {
+		t.Errorf("left: %+v", d)
+	}
+}
+
+// TestRekey: the manage key allows changes without anybody, and is rotated with the
+// TPM's secret.
+func TestRekey(t *testing.T) {
+	s := newSealed(t)
+	s.config.State.ManageKey = true
+	s.ok("state", "rekey", "--recovery-key-file", s.file(string(s.recovery)))
+	first, err := os.ReadFile(s.env.manageKey())
+	if err != nil || len(first) != enrol.ManageKeyBytes || !s.cryptsetup(first) {
+		t.Fatalf("a manage key of %d bytes, %v", len(first), err)
+	}
+	if info, err := os.Stat(s.env.manageKey()); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v", info.Mode(), err)
+	}
+	s.ok("state", "rekey")
+	second, err := os.ReadFile(s.env.manageKey())
+	if err != nil || !s.cryptsetup(second) || s.cryptsetup(first) {
+		t.Errorf("the manage key was not rotated: %v", err)
+	}
+	if d := s.status(); d.ManageKey != "kept" || len(d.Keyslots) != 3 || len(d.Tokens) != 3 {
+		t.Errorf("rotated: %+v", d)
+	}
+	// A power cut between header and file: the new one is found.
+	if err := errors.Join(os.Rename(s.env.manageKey(), recovery.Pending(s.env.manageKey())), os.WriteFile(s.env.manageKey(), first, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	s.ok("state", "enroll")
+	if now, err := os.ReadFile(s.env.manageKey()); err != nil || !bytes.Equal(now, second) {
+		t.Errorf("the manage key is not the one that opens: %v", err)
+	}
+	s.boot("A", false)
+	if !s.opensByTPM() {
+		t.Error("the TPM does not open the volume any more")
+	}
+	if err := os.Remove(s.env.manageKey()); err != nil {
+		t.Fatal(err)
+	}
+	s.close()
+	if d := s.status(); d.ManageKey != "lost" {
+		t.Errorf("without its file: %+v", d)
+	}
+}
+
+// TestStateStatusWithoutVolume: a degraded boot still reads the header.
+func TestStateStatusWithoutVolume(t *testing.T) {
+	s := newSealed(t)
+	s.report.Degraded, s.report.State = true, report.State{Unlocked: "degraded", Token: -1, Attempts: []string{"tpm2: no"}}
+	if d := s.status(); d.Volume != "locked" || d.UUID != volumeID || len(d.Keyslots) != 2 {
+		t.Errorf("degraded: %+v", d)
+	}
+	if err := os.Remove(s.image()); err != nil {
+		t.Fatal(err)
+	}
+	var d volume.Description
+	if err := json.Unmarshal([]byte(s.ok("state", "status", "--json")), &d); err != nil || d.Volume != "unusable" || len(d.Problems) == 0 {
+		t.Errorf("without a file: %+v, %v", d, err)
+	}
+}

@@ -1,0 +1,67 @@
+package recovery
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// A kept key and its keyslot change together. The file of the new key is written
+// beside the old one first (Prepare), then the header changes, then the file takes
+// its name (Publish). Crash points:
+//
+//	before the header: the old key opens, the new file is good for nothing
+//	after it:          the new file holds the key, under the name that Pending gives
+//
+// Whoever uses a kept key tries both.
+
+// Pending is where the new key of the file at path waits.
+func Pending(path string) string { return path + ".new" }
+
+// Prepare writes the new key of the file at path, and is done when it is on stable
+// storage.
+func Prepare(path string, key []byte) error {
+	if err := destroy(Pending(path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(Pending(path), os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return fmt.Errorf("cannot keep the new key: %w", err)
+	}
+	_, err = f.Write(key)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("cannot keep the new key: %w", err)
+	}
+	return syncDir(path)
+}
+
+// Publish gives the new key the name of the old one.
+func Publish(path string) error {
+	if err := os.Rename(Pending(path), path); err != nil {
+		return fmt.Errorf("cannot keep the new key: %w", err)
+	}
+	return syncDir(path)
+}
+
+// Forget deletes a kept key, and one that waits; it is no error when there is none.
+func Forget(path string) error {
+	var errs []error
+	for _, p := range []string{path, Pending(path)} {
+		if err := destroy(p); !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

@@ -1,0 +1,58 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"sealroot/init/config"
+	"sealroot/sealroot/recovery"
+	"sealroot/sealroot/volume"
+)
+
+// escrowName is the file beside encrypted.img that holds an escrowed recovery key.
+const escrowName = ".sealroot-escrow.p7m"
+
+func stateStatus(c *command) action {
+	return func(ctx context.Context, _ []string) error {
+		r, err := c.booted()
+		if err != nil {
+			return err
+		}
+		cfg, err := c.env.configuration()
+		if err != nil {
+			fmt.Fprintf(c.stderr, "sealroot: %v\n", err)
+		}
+		f := volume.Facts{
+			Report:     r,
+			KeyWaits:   kept(c.env.Key) || kept(recovery.Pending(c.env.Key)),
+			Escrow:     kept(filepath.Join(c.env.State, escrowName)),
+			ManageFile: kept(c.env.manageKey()) || kept(recovery.Pending(c.env.manageKey())),
+			People: slices.ContainsFunc(cfg.State.Unlock, func(how string) bool {
+				return how == config.UnlockRecoveryKey || how == config.UnlockPassphrase
+			}) && (slices.Contains(cfg.State.OnFailure, config.FailurePrompt) || !slices.Contains(cfg.State.Unlock, config.UnlockTPM2)),
+		}
+		var fs unix.Statfs_t
+		f.ReadOnlyMount = unix.Statfs(c.env.volume(), &fs) == nil && fs.Flags&unix.ST_RDONLY != 0
+		im, err := volume.Open(ctx, c.env.State, false)
+		if err != nil {
+			f.Err = err
+		} else {
+			f.Image = im
+			// What was read is all that is needed: nobody is kept waiting for the TPM.
+			if err := im.Close(); err != nil {
+				return err
+			}
+		}
+		look, done := c.lookAtTPM(ctx, r, cfg)
+		defer done()
+		d := look.Describe(ctx, f)
+		if c.json {
+			return c.printJSON(d)
+		}
+		return d.Write(c.stdout)
+	}
+}

@@ -1,0 +1,123 @@
+package volume
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"sealroot/state/enrol"
+	"sealroot/state/luks2"
+	"sealroot/state/tpm"
+)
+
+// Kind says what opens a keyslot.
+type Kind string
+
+// The kinds.
+const (
+	TPM2       Kind = "tpm2"
+	Recovery   Kind = "recovery"
+	Manage     Kind = "manage"
+	Passphrase Kind = "passphrase"
+	// Unknown keyslots have a token of another program, or none and the key
+	// derivation of random secrets, as key files have.
+	Unknown Kind = "unknown"
+)
+
+// Kinds are those that a person may name.
+func Kinds() []Kind { return []Kind{TPM2, Recovery, Passphrase, Manage} }
+
+// Keyslot is one keyslot.
+type Keyslot struct {
+	ID   int    `json:"id"`
+	Kind Kind   `json:"kind"`
+	KDF  string `json:"kdf"`
+	// Tokens name the keyslot.
+	Tokens []int `json:"tokens"`
+}
+
+// Keyslots lists the keyslots of a header by id.
+func Keyslots(h *luks2.Header) []Keyslot {
+	list := []Keyslot{}
+	for _, k := range h.Keyslots() {
+		one := Keyslot{ID: k.ID, Kind: Unknown, KDF: k.KDF.Type, Tokens: []int{}}
+		if k.KDF.Type != luks2.KDFPBKDF2 {
+			one.Kind = Passphrase
+		}
+		for _, t := range h.Tokens() {
+			if !slices.Contains(t.Keyslots, k.ID) {
+				continue
+			}
+			one.Tokens = append(one.Tokens, t.ID)
+			one.Kind = kindOf(t.Type)
+		}
+		list = append(list, one)
+	}
+	return list
+}
+
+func kindOf(token string) Kind {
+	switch token {
+	case tpm.TokenType:
+		return TPM2
+	case luks2.RecoveryTokenType:
+		return Recovery
+	case enrol.ManageTokenType:
+		return Manage
+	}
+	return Unknown
+}
+
+// Of lists the keyslots of a kind.
+func Of(h *luks2.Header, kind Kind) []int {
+	var ids []int
+	for _, k := range Keyslots(h) {
+		if k.Kind == kind {
+			ids = append(ids, k.ID)
+		}
+	}
+	return ids
+}
+
+// ErrNothing: there is no such keyslot.
+var ErrNothing = errors.New("there is no such keyslot")
+
+// Remove returns a header without these keyslots and the tokens that name them. One
+// that opens the volume from outside has to be left: the manage key lies inside of
+// it. Errors: ErrNothing, luks2.ErrLastKeyslot.
+func Remove(h *luks2.Header, keyslots []int) (*luks2.Header, error) {
+	var tokens []int
+	left := map[Kind]int{}
+	there := 0
+	for _, k := range Keyslots(h) {
+		if !slices.Contains(keyslots, k.ID) {
+			left[k.Kind]++
+			continue
+		}
+		there++
+		tokens = append(tokens, k.Tokens...)
+	}
+	switch {
+	case there == 0 || there != len(keyslots):
+		return nil, fmt.Errorf("cannot remove keyslots %v: %w", keyslots, ErrNothing)
+	case left[TPM2]+left[Recovery]+left[Passphrase]+left[Unknown] == 0:
+		return nil, fmt.Errorf("cannot remove keyslots %v: nothing would open the volume at a boot: %w", keyslots, luks2.ErrLastKeyslot)
+	}
+	slices.Sort(tokens)
+	return h.Retire(slices.Compact(tokens), keyslots)
+}
+
+// Left lists in words what opens a volume.
+func Left(h *luks2.Header) []string {
+	names := map[Kind]string{
+		TPM2: "the TPM", Recovery: "a recovery key", Passphrase: "a passphrase",
+		Manage: "the manage key", Unknown: "something that is not known here",
+	}
+	var words []string
+	for _, k := range append(Kinds(), Unknown) {
+		if len(Of(h, k)) > 0 {
+			words = append(words, names[k])
+		}
+	}
+	return words
+}
