@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"sealroot/mount/dm"
 )
 
 // start is what the program before this one handed over.
@@ -205,6 +207,12 @@ func run(w io.Writer, began start, words []string) (status int, then func()) {
 			break
 		}
 		err = unix.Mount(words[1], words[2], words[1], 0, "")
+	case "dmtable": // dmtable NAME: the table as the kernel shows it to root, with what stands for keys
+		var table []dm.Status
+		table, err = dm.New().Table(words[len(words)-1])
+		for _, line := range table {
+			fmt.Fprintln(w, line)
+		}
 	case "ls":
 		var names []string
 		names, err = filepath.Glob(filepath.Join(words[len(words)-1], "*"))
