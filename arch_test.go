@@ -67,6 +67,7 @@ var allowed = map[string][]string{
 	"state/luks2":     {},
 	"state/binds":     {"state/layout"},
 	"state/layout":    {},
+	"state/escrow":    {},
 	"state/tpm":       {"publickey"},
 	"state/enrol":     {"init/config", "init/report", "state/luks2", "state/tpm"},
 	// one kernel facility each
@@ -80,7 +81,7 @@ var allowed = map[string][]string{
 	"init/boot":  {"init", "slots", "verity", "mount", "state"},
 	// programs
 	"init":        {"init/boot", "mount"},
-	"mkinitramfs": {"init/config", "init/cmdline", "slots", "verity", "state/tpm/pcrsig", "state/tpm/predict", "mount/kmod"},
+	"mkinitramfs": {"init/config", "init/cmdline", "slots", "verity", "state/tpm/pcrsig", "state/tpm/predict", "state/escrow", "mount/kmod"},
 	"sealroot":    {"init/report", "init/config", "init/cmdline", "slots", "verity", "mount", "state"},
 	"qemu-tests":  {"init/report", "mount/dm", "slots", "state/luks2", "state/tpm", "verity"},
 }
@@ -141,7 +142,7 @@ func TestInitLinksNothingItDoesNotNeed(t *testing.T) {
 func TestPurePackagesMakeNoSystemCalls(t *testing.T) {
 	for _, p := range list(t, "./slots", "./slots/gpt", "./slots/grubenv", "./slots/efi", "./slots/bootlog", "./slots/guid",
 		"./slots/esp", "./slots/statetext", "./slots/bls", "./slots/manifest",
-		"./publickey", "./verity", "./verity/signature", "./verity/osrelease", "./init/config", "./init/cmdline", "./init/report", "./slots/fixed", "./state/binds", "./state/layout", "./state/floor", "./state/tpm/pcrsig", "./state/tpm/predict") {
+		"./publickey", "./verity", "./verity/signature", "./verity/osrelease", "./init/config", "./init/cmdline", "./init/report", "./slots/fixed", "./state/binds", "./state/layout", "./state/floor", "./state/escrow", "./state/tpm/pcrsig", "./state/tpm/predict") {
 		for _, i := range p.Imports {
 			if i == "golang.org/x/sys/unix" || i == "syscall" {
 				t.Errorf("%s imports %s", p.ImportPath, i)

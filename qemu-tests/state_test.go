@@ -3,6 +3,7 @@ package qemutests
 import (
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -98,6 +99,36 @@ func TestRecoveryKeyIsShown(t *testing.T) {
 	vm.PowerOff()
 	if output, err := opens(t, disk.EncryptedImage(t), key); err != nil {
 		t.Errorf("cryptsetup refuses the key that was shown: %s", output)
+	}
+}
+
+// With recovery: escrow nobody sees the key at the machine; the holder of the
+// private key (here that of images) gets it out of what lies on the state partition.
+func TestRecoveryKeyIsEscrowed(t *testing.T) {
+	t.Parallel()
+	disk := Image{Edit: []string{"recovery: later", "recovery: escrow\n  escrow: [image.crt]"}}.Build(t)
+	vm := NewMachine(t, BIOS, disk).WithTPM().Boot()
+	if r := vm.UpIn("a"); r.State.Recovery != "escrowed" {
+		t.Errorf("recovery is %q, want escrowed", r.State.Recovery)
+	}
+	text := filepath.Join(t.TempDir(), "escrow.pem")
+	writeFile(t, text, []byte(vm.Run("sealroot state escrow")), 0o600)
+	if kept := vm.Run("ls /state/encrypted/.sealroot"); strings.Contains(kept, "recovery") {
+		t.Errorf("the volume keeps %s", kept)
+	}
+	vm.PowerOff()
+	keys := keyFolder(t, "")
+	key, err := exec.Command("openssl", "cms", "-decrypt", "-inform", "PEM", "-in", text,
+		"-recip", filepath.Join(keys, "image.crt"), "-inkey", filepath.Join(keys, "image.key")).Output()
+	if err != nil {
+		t.Fatalf("openssl does not decrypt the escrow: %v", err)
+	}
+	volume := disk.EncryptedImage(t)
+	if output, err := opens(t, volume, string(key)); err != nil {
+		t.Errorf("cryptsetup refuses the escrowed key: %s", output)
+	}
+	if _, err := opens(t, volume, strings.ToUpper(string(key))); err == nil {
+		t.Error("control: cryptsetup takes another key too")
 	}
 }
 

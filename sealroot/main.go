@@ -91,6 +91,7 @@ type Env struct {
 	Terminal bool     // a person sits at standard input and output
 	Report   string   // path of boot.json
 	Key      string   // path of the kept recovery key
+	Escrow   string   // folder with the certificates of the escrow
 	Lock     string   // file that commands which write lock
 	State    string   // where the state partition is mounted
 	Trial    string   // file that is there when this boot is on trial
@@ -120,6 +121,7 @@ func main() {
 		Terminal: isTerminal(os.Stdin) && isTerminal(os.Stdout),
 		Report:   report.Path,
 		Key:      recovery.File,
+		Escrow:   report.EscrowCertificates,
 		Lock:     report.Lock,
 		State:    boots.State,
 		Trial:    report.Trial,
@@ -202,7 +204,7 @@ func exitCode(err error) int {
 		{exitBad, []error{errBad, install.ErrSet, install.ErrBad}},
 		{exitRefused, []error{errNoAuthority, luks2.ErrPassphrase, luks2.ErrRecoveryKey, luks2.ErrLastKeyslot, volume.ErrNothing, volume.ErrPCRs}},
 		{exitRefused, []error{enrol.ErrNotBacked, tpm.ErrNoTPM, tpm.ErrSanity, secret.ErrForm, state.ErrNoImage, state.ErrNotImage}},
-		{exitRefused, []error{bootset.ErrRefused, bootset.ErrNoImage, machine.ErrInUse, machine.ErrNotDisk, install.ErrRoom, recovery.ErrNone, recovery.ErrNotTerminal}},
+		{exitRefused, []error{bootset.ErrRefused, bootset.ErrNoImage, machine.ErrInUse, machine.ErrNotDisk, install.ErrRoom, recovery.ErrNone, recovery.ErrNoEscrow, recovery.ErrNotTerminal}},
 	} {
 		for _, e := range c.errs {
 			if errors.Is(err, e) {

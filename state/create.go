@@ -167,9 +167,8 @@ func (v *Volume) name(dir, root *os.File) error {
 		return fmt.Errorf("cannot sync %s: %w", ImageName, err)
 	}
 	// crash point: before this line there is no file, after it a whole one
-	err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", v.image.Fd()), int(dir.Fd()), ImageName, unix.AT_SYMLINK_FOLLOW)
-	if err != nil {
-		return fmt.Errorf("cannot name %s: %w", ImageName, err)
+	if err := give(v.image, dir, ImageName); err != nil {
+		return err
 	}
 	if err := unix.Syncfs(int(dir.Fd())); err != nil {
 		return fmt.Errorf("cannot sync the state partition: %w", err)

@@ -50,6 +50,15 @@ func (b *boot) leaveTrust() error {
 	if err := writeFile(report.Config, b.cfgText); err != nil {
 		return err
 	}
+	for _, name := range b.cfg.State.Escrow {
+		text, err := readBounded(filepath.Join(config.EscrowDir, name), 1<<20)
+		if err == nil {
+			err = writeFile(filepath.Join(report.EscrowCertificates, name), text)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	for _, role := range b.cfg.RootRoles() {
 		for _, name := range b.cfg.Trust.Certificates(role) {
 			text, err := readBounded(filepath.Join(config.CertificatesDir, string(role), name), 1<<20)

@@ -204,8 +204,14 @@ func (b *boot) enrollRecovery(ctx context.Context, h *luks2.Header, key []byte) 
 		clear(recovery)
 		return nil, nil, err
 	}
-	if b.cfg.State.Recovery == config.RecoveryLater {
+	switch b.cfg.State.Recovery {
+	case config.RecoveryLater:
 		return h, recovery, nil
+	case config.RecoveryEscrow:
+		defer clear(recovery)
+		if err := b.escrowKey(ctx, recovery, config.EscrowDir); err != nil {
+			return nil, nil, err
+		}
 	}
 	return h, nil, nil
 }

@@ -205,6 +205,7 @@ func (b *boot) describe(v *state.Volume) {
 	b.report.State.UUID = v.Header.UUID()
 	b.report.State.ReservedBytes = v.Reserved
 	b.report.State.Recovery = recoveryState(v.Header, encryptedDir)
+	b.escrowState()
 }
 
 // setMarks sets the marks "provisioned" where they are missing: after creation,

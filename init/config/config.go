@@ -185,6 +185,9 @@ type State struct {
 	// a development build that does not gets later or, without tpm2 and
 	// recovery-key among Unlock, none.
 	Recovery string `json:"recovery"`
+	// Escrow lists the certificate files that `recovery: escrow` encrypts the key
+	// to: in YAML relative to the YAML file, in JSON the base name below EscrowDir.
+	Escrow []string `json:"escrow,omitempty"`
 	// ManageKey keeps a key inside the volume by which root on the running system
 	// changes keyslots, and can carry off a lasting key.
 	ManageKey bool   `json:"manage_key,omitempty"`
@@ -208,9 +211,10 @@ const (
 	CreateNever     = "never"
 	CreateNone      = "none"
 
-	RecoveryShow  = "show"
-	RecoveryLater = "later"
-	RecoveryNone  = "none"
+	RecoveryShow   = "show"
+	RecoveryLater  = "later"
+	RecoveryEscrow = "escrow"
+	RecoveryNone   = "none"
 
 	FailurePrompt   = "prompt"
 	FailureDegraded = "degraded"
@@ -246,6 +250,9 @@ type TPM2 struct {
 
 // PublicKeyPath is where the PCR policy key lies in the initramfs.
 const PublicKeyPath = "/etc/sealroot/pcr-public.pem"
+
+// EscrowDir holds the certificates of State.Escrow in the initramfs.
+const EscrowDir = "/etc/sealroot/escrow"
 
 // AcceptTheft is the named exception of TPM2.WithoutMeasuredBoot.
 const AcceptTheft = "accept-theft-by-disk-edit"

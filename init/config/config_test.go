@@ -183,7 +183,16 @@ func TestValidateState(t *testing.T) {
 		{"unlock_twice", func(c *Config) { c.State.Unlock = []string{UnlockTPM2, UnlockRecoveryKey, UnlockTPM2} }, []string{"state.unlock[2]"}},
 		{"production_must_say_recovery", func(c *Config) { c.State.Recovery = "" }, []string{"state.recovery"}},
 		{"development_need_not", func(c *Config) { c.Build, c.State.Recovery = Development, "" }, nil},
-		{"escrow_by_name", func(c *Config) { c.State.Recovery = "escrow" }, []string{"state.recovery"}},
+		{"escrow", func(c *Config) { c.State.Recovery, c.State.Escrow = RecoveryEscrow, []string{"escrow.crt"} }, nil},
+		{"escrow_to_nobody", func(c *Config) { c.State.Recovery = RecoveryEscrow }, []string{"state.escrow"}},
+		{"escrow_without_escrow", func(c *Config) { c.State.Escrow = []string{"escrow.crt"} }, []string{"state.escrow"}},
+		{"escrow_to_a_key", func(c *Config) { c.State.Recovery, c.State.Escrow = RecoveryEscrow, []string{"escrow.key"} }, []string{"state.escrow[0]"}},
+		{"escrow_to_many", func(c *Config) {
+			c.State.Recovery, c.State.Escrow = RecoveryEscrow, strings.Fields("1.crt 2.crt 3.crt 4.crt 5.crt 6.crt 7.crt 8.crt 9.crt")
+		}, []string{"state.escrow"}},
+		{"escrow_not_accepted", func(c *Config) {
+			c.State.Recovery, c.State.Escrow, c.State.Unlock = RecoveryEscrow, []string{"escrow.crt"}, []string{UnlockTPM2}
+		}, []string{"state.recovery"}},
 		{"recovery_key_not_accepted", func(c *Config) { c.State.Unlock = []string{UnlockTPM2} }, []string{"state.recovery"}},
 		{"recovery_key_with_create_never", func(c *Config) { c.State.Create = CreateNever }, []string{"state.recovery"}},
 		{"later_without_tpm2", func(c *Config) {

@@ -127,6 +127,7 @@ func (c Config) Embed(kernel Kernel) (Config, error) {
 	c.Trust.Usr = baseNames(c.Trust.Usr)
 	c.Trust.Layer = baseNames(c.Trust.Layer)
 	c.Trust.Dev = baseNames(c.Trust.Dev)
+	c.State.Escrow = baseNames(c.State.Escrow)
 	if c.State.TPM2.PublicKey != "" {
 		c.State.TPM2.PublicKey = path.Base(c.State.TPM2.PublicKey)
 	}

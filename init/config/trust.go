@@ -122,6 +122,15 @@ func (v *validator) embeddedTrust(c *Config) {
 			}
 		}
 	}
+	for i, name := range c.State.Escrow {
+		at := fmt.Sprintf("state.escrow[%d]", i)
+		if strings.ContainsRune(name, '/') {
+			v.add(at, "", "%.80q is not a base name", name)
+		}
+		if slices.Contains(c.State.Escrow[:i], name) {
+			v.add(at, "rename one of the files", "%.80q is given twice", name)
+		}
+	}
 	if c.Root.Hash == HashEmbed {
 		v.add("root.hash", "build with the command disk or parts, or give the root hash itself", "no image is built here whose root hash could be embedded")
 	}

@@ -60,18 +60,30 @@ func (v *validator) stateless(c *Config) {
 	}
 }
 
+// maxEscrow bounds the certificates that a recovery key is encrypted to.
+const maxEscrow = 8
+
 func (v *validator) recovery(c *Config) {
 	s := c.State
-	choices := []string{RecoveryShow, RecoveryLater, RecoveryNone}
+	choices := []string{RecoveryShow, RecoveryLater, RecoveryEscrow, RecoveryNone}
+	v.certificates("state.escrow", s.Escrow)
+	switch {
+	case s.Recovery == RecoveryEscrow && len(s.Escrow) == 0:
+		v.add("state.escrow", "name the certificate of whoever keeps the recovery keys", "missing: state.recovery is escrow")
+	case s.Recovery != RecoveryEscrow && len(s.Escrow) > 0:
+		v.add("state.escrow", "leave it out, or set state.recovery: escrow", "set, but state.recovery is not escrow")
+	case len(s.Escrow) > maxEscrow:
+		v.add("state.escrow", "", "%d certificates; at most %d are taken", len(s.Escrow), maxEscrow)
+	}
 	if s.Recovery == "" && c.Build == Production {
 		v.add("state.recovery", "choose "+orList(choices), "a production build must say what happens to the recovery key")
 		return
 	}
-	v.oneOf("state.recovery", s.Recovery, choices, []string{"escrow"})
+	v.oneOf("state.recovery", s.Recovery, choices, nil)
 	if s.Create == CreateNone {
 		return // see stateless
 	}
-	enrols := s.Recovery == RecoveryShow || s.Recovery == RecoveryLater
+	enrols := s.Recovery == RecoveryShow || s.Recovery == RecoveryLater || s.Recovery == RecoveryEscrow
 	if enrols && !s.can(UnlockRecoveryKey) {
 		v.add("state.recovery", "add recovery-key to state.unlock, or use none",
 			"%s makes a key that state.unlock does not accept", s.Recovery)

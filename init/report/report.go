@@ -84,7 +84,7 @@ type State struct {
 	Token         int      `json:"token"` // -1 when none was used
 	UUID          string   `json:"uuid,omitempty"`
 	Attempts      []string `json:"attempts,omitempty"` // what was tried before and why it failed
-	Recovery      string   `json:"recovery,omitempty"` // RecoveryNone, RecoveryEnrolled, RecoveryWaiting
+	Recovery      string   `json:"recovery,omitempty"` // RecoveryNone, RecoveryEnrolled, RecoveryEscrowed, RecoveryWaiting
 	ReservedBytes int64    `json:"reserved_bytes,omitempty"`
 	// Pinned tells whether the TPM has this volume for the machine's: yes; anew,
 	// since this boot, for a person opened it; no. Empty where the state is not

@@ -29,5 +29,6 @@ const (
 const (
 	RecoveryNone     = "none"
 	RecoveryEnrolled = "enrolled"
+	RecoveryEscrowed = "escrowed"            // and encrypted to certificates, beside the volume
 	RecoveryWaiting  = "waiting-to-be-shown" // and the key is kept in the volume
 )

@@ -40,6 +40,9 @@ func Gather(ctx context.Context, s Sources) (Input, error) {
 			return Input{}, err
 		}
 	}
+	if in.Escrow, err = s.escrow(); err != nil {
+		return Input{}, err
+	}
 	if in.PCRPublic, err = s.pcrPublic(); err != nil {
 		return Input{}, err
 	}

@@ -52,6 +52,7 @@ type Input struct {
 	ReadModule   func(file string) ([]byte, error) // see modules.Tree.ReadModule
 	Certificates map[config.Role][]File            // PEM
 	PCRPublic    []byte                            // PEM, may be empty
+	Escrow       []File                            // PEM, see config.State.Escrow
 }
 
 // RootCertificates are the files that vouch for the images of slots.
@@ -102,6 +103,9 @@ func Records(in Input) ([]cpio.Record, error) {
 		for _, f := range in.Certificates[role] {
 			b.file(path.Join(strings.TrimPrefix(config.CertificatesDir, "/"), string(role), f.Name), f.Content, 0o644)
 		}
+	}
+	for _, f := range in.Escrow {
+		b.file(path.Join(strings.TrimPrefix(config.EscrowDir, "/"), f.Name), f.Content, 0o644)
 	}
 	if len(in.PCRPublic) > 0 {
 		b.file(strings.TrimPrefix(config.PublicKeyPath, "/"), in.PCRPublic, 0o644)

@@ -25,6 +25,7 @@ type Recovery string
 const (
 	RecoveryNone     Recovery = report.RecoveryNone
 	RecoveryEnrolled Recovery = report.RecoveryEnrolled
+	RecoveryEscrowed Recovery = report.RecoveryEscrowed
 	RecoveryWaiting  Recovery = report.RecoveryWaiting
 )
 

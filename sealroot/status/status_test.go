@@ -131,6 +131,7 @@ func situations() map[string]Input {
 	add("recovery_waiting", Input{Slots: slotsOf(good, other), KeyKept: true}, func(r *report.Report) {
 		r.State.Unlocked, r.State.Recovery = "created", "waiting-to-be-shown"
 	})
+	add("recovery_escrowed", Input{Slots: slotsOf(good, other)}, func(r *report.Report) { r.State.Recovery = "escrowed" })
 	add("recovery_shown_since", Input{Slots: slotsOf(good, other)}, func(r *report.Report) { r.State.Recovery = "waiting-to-be-shown" })
 	add("bios_without_recovery", Input{Slots: slotsOf(good, slots.Slot{})}, func(r *report.Report) {
 		r.BootPath, r.State.Recovery = "unmeasured", "none"

@@ -150,6 +150,8 @@ func (s Status) stateRows(row func(name, format string, args ...any)) {
 		row("recovery key", "none")
 	case RecoveryEnrolled:
 		row("recovery key", "enrolled")
+	case RecoveryEscrowed:
+		row("recovery key", "enrolled, escrowed (sealroot state escrow)")
 	case RecoveryWaiting:
 		row("recovery key", "enrolled, NOT SHOWN YET")
 	default:

@@ -20,8 +20,9 @@ type Certificate struct {
 	Raw     []byte // the whole, DER
 	Subject string // for a person, as "CN=sealroot image signing"
 	Key     crypto.PublicKey
-	issuer  []byte // DER of the name
-	serial  []byte // content of the DER integer
+	// Issuer and Serial are what a message names the certificate by.
+	Issuer []byte // DER of the name
+	Serial []byte // content of the DER integer
 }
 
 // Equal says that both are the same certificate.
@@ -50,7 +51,7 @@ func ParseCertificate(der []byte) (*Certificate, error) {
 	}
 	c := &Certificate{
 		Raw: bytes.Clone(der), Subject: nameOf(subject), Key: public,
-		issuer: bytes.Clone(issuer), serial: bytes.Clone(serial),
+		Issuer: bytes.Clone(issuer), Serial: bytes.Clone(serial),
 	}
 	if err := c.checkKey(); err != nil {
 		return nil, err

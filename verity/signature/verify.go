@@ -61,7 +61,7 @@ func verifyText(text, message, fingerprint []byte, certs []*Certificate) (*Certi
 	digest := h.Sum(nil)
 	err = unknownSigner(info, fingerprint)
 	for _, cert := range certs {
-		if !bytes.Equal(cert.issuer, info.issuer) || !bytes.Equal(cert.serial, info.serial) {
+		if !bytes.Equal(cert.Issuer, info.issuer) || !bytes.Equal(cert.Serial, info.serial) {
 			continue
 		}
 		// Nothing makes a serial number unique: try all that match. What the
