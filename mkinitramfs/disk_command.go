@@ -74,6 +74,20 @@ func (s *size) Set(text string) error {
 	return nil
 }
 
+// stateSize is a size, or 0 for no partition at all.
+type stateSize struct {
+	size
+	none bool
+}
+
+func (s *stateSize) Set(text string) error {
+	if s.none = text == "0"; s.none {
+		s.size = 0
+		return nil
+	}
+	return s.size.Set(text)
+}
+
 // buildFlags are the options of everything that is built from a root.
 type buildFlags struct {
 	a                                   slotFlags
@@ -147,10 +161,11 @@ func partsCommand(ctx context.Context, args []string, stdin io.Reader, stdout, s
 // diskFlags is everything that the disk command can be told.
 type diskFlags struct {
 	buildFlags
-	b                            slotFlags
-	state                        string
-	rootSize, espSize, stateSize size
-	diskSize                     size
+	b                 slotFlags
+	state             string
+	rootSize, espSize size
+	stateSize         stateSize
+	diskSize          size
 }
 
 func (f *diskFlags) register(fs *flag.FlagSet) {
@@ -159,7 +174,7 @@ func (f *diskFlags) register(fs *flag.FlagSet) {
 	fs.StringVar(&f.state, "slot-b", string(disk.Good), "how slot b begins: good, trial or off")
 	fs.Var(&f.rootSize, "root-size", "size of a root slot (default: 1.5 times the image)")
 	fs.Var(&f.espSize, "esp-size", "size of the EFI system partition (default: three boot sets)")
-	fs.Var(&f.stateSize, "state-size", "size of the state partition (default: 1G)")
+	fs.Var(&f.stateSize, "state-size", "size of the state partition (default: 1G); 0: the first boot adds it, as large as the medium lets it")
 	fs.Var(&f.diskSize, "size", "size of the disk; the state partition gets what is left")
 }
 
@@ -186,7 +201,7 @@ func diskCommand(ctx context.Context, args []string, stdin io.Reader, stderr io.
 func (f *diskFlags) options() (disk.Options, error) {
 	o := disk.Options{
 		BState: disk.SlotState(f.state), Output: f.out,
-		Sizes: disk.Sizes{Root: int64(f.rootSize), ESP: int64(f.espSize), State: int64(f.stateSize), Disk: int64(f.diskSize)},
+		Sizes: disk.Sizes{Root: int64(f.rootSize), ESP: int64(f.espSize), State: int64(f.stateSize.size), Disk: int64(f.diskSize), NoState: f.stateSize.none},
 	}
 	var err error
 	if o.A, err = f.a.input(f.cmdline, f.extra, !f.noRootModules); err != nil {

@@ -34,6 +34,8 @@ func TestUsage(t *testing.T) {
 		{"parts_has_no_slot_b", []string{"parts", "--slot-b", "good"}, 2, "slot-b"},
 		{"disk_help", []string{"disk", "-h"}, 0, "slot-b-rootfs"},
 		{"stray_argument", []string{"tools", "x"}, 2, "unexpected argument"},
+		{"no_size", []string{"disk", "--size", "0"}, 2, "not a size"},
+		{"bad_state_size", []string{"disk", "--state-size", "0M"}, 2, "not a size"},
 		{"bad_size", []string{"disk", "--size", "4X"}, 2, "not a size"},
 		{"config_missing", []string{"-o", "x", "--kernel-version", "1", "--modules-dir", ".", "--config", "/nonexistent.yaml"}, 1, "/nonexistent.yaml"},
 		{"tools", []string{"tools"}, 0, "squashfs-tools"},

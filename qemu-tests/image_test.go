@@ -58,6 +58,8 @@ type Image struct {
 	// Tree is another tree of sources, with its programs in its build/, whose
 	// sealroot-mkinitramfs, init and configuration make the image.
 	Tree string
+	// Disk are further flags of the disk command.
+	Disk []string
 	// Sealroot is the path of another command sealroot for the running system.
 	Sealroot string
 	// Keys is the name of another key folder than that of all test images.
@@ -169,7 +171,7 @@ func (im Image) program(name string) string {
 // make runs sealroot-mkinitramfs disk.
 func (im Image) make(t *testing.T, path string) {
 	t.Helper()
-	args := []string{"-o", path}
+	args := append([]string{"-o", path}, im.Disk...)
 	if b := im.B; b != nil {
 		k := kernel(t, b.Kernel)
 		other := im

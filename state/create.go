@@ -139,20 +139,7 @@ func (v *Volume) format(p CreateParams) ([]byte, error) {
 // makeFilesystem writes the template and mounts it; finish grows it to what is
 // reserved: the kernel does in milliseconds what mkfs would do in user space.
 func (v *Volume) makeFilesystem(p CreateParams) (*os.File, error) {
-	var uuid, seed [16]byte
-	for _, b := range [][]byte{uuid[:], seed[:]} {
-		if _, err := io.ReadFull(p.Rand, b); err != nil {
-			return nil, err
-		}
-	}
-	uuid[6], uuid[8] = uuid[6]&0x0f|0x40, uuid[8]&0x3f|0x80
-	if err := ext4.WriteTemplate(v.crypt, uuid, seed); err != nil {
-		return nil, fmt.Errorf("cannot make the file system in %s: %w", ImageName, err)
-	}
-	// The template went through the device's page cache. Pages that are still
-	// dirty when the file system is mounted would be written later, over what
-	// its journal wrote past that cache.
-	if err := v.crypt.Sync(); err != nil {
+	if err := WriteFilesystem(v.crypt, p.Rand); err != nil {
 		return nil, fmt.Errorf("cannot make the file system in %s: %w", ImageName, err)
 	}
 	return p.Mount(v.crypt.Path())

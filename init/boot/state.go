@@ -15,7 +15,6 @@ import (
 	"sealroot/mount"
 	"sealroot/mount/kmod"
 	"sealroot/slots"
-	"sealroot/slots/gpt"
 	"sealroot/state"
 	"sealroot/state/layout"
 	"sealroot/state/luks2"
@@ -55,7 +54,7 @@ func (b *boot) openState(ctx context.Context) error {
 	if err := b.loader.LoadGroup(ctx, kmod.GroupState); err != nil {
 		b.warn("%v", err)
 	}
-	err := b.mountOuter()
+	err := b.mountOuter(ctx)
 	if err == nil {
 		err = b.openVolume(ctx)
 	}
@@ -71,8 +70,8 @@ func (b *boot) openState(ctx context.Context) error {
 
 // mountOuter mounts the state partition. Its file system is anybody's, so
 // nothing on it can run, be a device, or lead elsewhere.
-func (b *boot) mountOuter() error {
-	part, err := b.disk.Partition(gpt.LabelState)
+func (b *boot) mountOuter(ctx context.Context) error {
+	part, unfinished, err := b.statePartition(ctx)
 	if err != nil {
 		return stateError(slots.StateDamaged, "%w", err)
 	}
@@ -86,6 +85,12 @@ func (b *boot) mountOuter() error {
 	dir, err := openDir(stateDir)
 	if err != nil {
 		return stateError(slots.StateDamaged, "cannot open the state partition: %w", err)
+	}
+	if unfinished {
+		if err := b.finishOuter(dir, part); err != nil {
+			dir.Close()
+			return stateError(slots.StateDamaged, "%w", err)
+		}
 	}
 	if err := unix.Mkdirat(int(dir.Fd()), state.MountDir, 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
 		dir.Close()
@@ -246,6 +251,11 @@ func (b *boot) provisioned(ctx context.Context) (string, error) {
 	if !errors.Is(err, unix.ENOENT) {
 		return "", fmt.Errorf("cannot look for %s: %w", markName, err)
 	}
+	return b.tpmRemembers(ctx)
+}
+
+// tpmRemembers is the part of provisioned that the TPM knows.
+func (b *boot) tpmRemembers(ctx context.Context) (string, error) {
 	if !b.sealsState() {
 		return "", nil
 	}

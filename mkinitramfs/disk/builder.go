@@ -127,8 +127,10 @@ func (b *Builder) assemble(ctx context.Context, disk *os.File, parts []partition
 	if err := b.step("EFI system partition", func() error { return b.placeESP(ctx, disk, at[gpt.LabelESP], p.files, work) }); err != nil {
 		return err
 	}
-	if err := b.step("state partition", func() error { return b.placeState(ctx, disk, at[gpt.LabelState]) }); err != nil {
-		return err
+	if state, ok := at[gpt.LabelState]; ok {
+		if err := b.step("state partition", func() error { return b.placeState(ctx, disk, state) }); err != nil {
+			return err
+		}
 	}
 	// An empty but valid log: a damaged one would make the first boot careful.
 	if err := bootlog.Format(window{disk, at[gpt.LabelLog]}); err != nil {

@@ -76,6 +76,8 @@ func TestLayout(t *testing.T) {
 		{"esp_too_small_for_an_update", Sizes{ESP: 62 * mib}, false},
 		{"esp_too_small_for_fat32", Sizes{ESP: 33 * mib}, false},
 		{"disk_size_gives_the_state_the_rest", Sizes{Disk: 4096 * mib}, true},
+		{"no_state", Sizes{NoState: true}, true},
+		{"no_state_on_a_disk_too_small", Sizes{NoState: true, Disk: 300 * mib}, false},
 		{"disk_too_small", Sizes{Disk: 300 * mib}, false},
 		{"state_does_not_fit_on_the_disk", Sizes{Disk: 1024 * mib, State: 900 * mib}, false},
 	} {
@@ -365,8 +367,11 @@ func TestErofsRoot(t *testing.T) {
 func TestEmptySlotB(t *testing.T) {
 	b, in := builder(t)
 	out := filepath.Join(t.TempDir(), "disk.img")
-	if err := b.Disk(t.Context(), Options{A: in, Output: out, Sizes: Sizes{State: 64 * mib}}); err != nil {
+	if err := b.Disk(t.Context(), Options{A: in, Output: out, Sizes: Sizes{NoState: true}}); err != nil {
 		t.Fatal(err)
+	}
+	if dump := sfdisk(t, out); strings.Contains(dump, gpt.TypeState) || !strings.Contains(dump, gpt.TypeLog) {
+		t.Errorf("want a disk without a state partition:\n%s", dump)
 	}
 	for _, label := range []string{gpt.RootLabel("b"), gpt.VerityLabel("b"), gpt.SigLabel("b")} {
 		path, p := part(t, out, label)
@@ -378,6 +383,16 @@ func TestEmptySlotB(t *testing.T) {
 			t.Errorf("partition %s has attributes %v or content, want read-only and empty", label, p.Attributes)
 		}
 	}
+}
+
+// sfdisk is the partition table as sfdisk reads it, in lower case.
+func sfdisk(t *testing.T, path string) string {
+	t.Helper()
+	out, err := exec.Command("sfdisk", "--dump", path).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.ToLower(string(out))
 }
 
 func TestFailedBuildLeavesNothing(t *testing.T) {
@@ -409,6 +424,10 @@ func TestDiskRefuses(t *testing.T) {
 	}{
 		{"signed_policy_without_key", func(b *Builder, _ *Options) { b.Signing.PCRKey = nil }},
 		{"two_loaders", func(_ *Builder, o *Options) { withB(o, Good).Boot.Loader = config.LoaderSystemdBoot }},
+		{"no_state_that_is_never_added", func(_ *Builder, o *Options) {
+			o.Sizes.NoState, o.A.Config.State.Create, o.A.Config.State.Recovery = true, config.CreateNever, config.RecoveryNone
+		}},
+		{"no_state_and_its_table_sealed_to", func(_ *Builder, o *Options) { o.Sizes.NoState, o.A.Config.State.TPM2.PCRs = true, []int{5} }},
 		{"two_stores", func(_ *Builder, o *Options) { withB(o, Good).Boot.Store = config.StoreBLS }},
 		{"tree_at_two_places", func(_ *Builder, o *Options) { withB(o, Good).Root.Verity.TreeAtMiB = 100 }},
 		{"two_slots_of_which_one_is_fixed", func(_ *Builder, o *Options) {

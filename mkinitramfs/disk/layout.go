@@ -26,6 +26,8 @@ var ErrSize = errors.New("sizes do not fit")
 // Sizes are those that a person may choose, in bytes; 0 lets layout choose.
 type Sizes struct {
 	Root, ESP, State, Disk int64
+	// NoState leaves the state partition to the machine's first boot.
+	NoState bool
 }
 
 // needs is what the images need, in bytes.
@@ -103,6 +105,12 @@ func layout(sizes Sizes, need needs, slots []string) (parts []partition, disk in
 		}
 	}
 	add(gpt.LabelLog, gpt.TypeLog, mib)
+	if sizes.NoState {
+		if sizes.Disk != 0 && sizes.Disk < at+alignment {
+			return nil, 0, fmt.Errorf("cannot make a disk of %d bytes: its partitions take %d: %w", sizes.Disk, at, ErrSize)
+		}
+		return parts, max(at+alignment, sizes.Disk), nil
+	}
 	if sizes.Disk != 0 {
 		// The state is last, so that it can grow with the disk.
 		if stateSize = (sizes.Disk - at - alignment) / alignment * alignment; sizes.State > 0 {

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"path/filepath"
 	"reflect"
+	"slices"
 
 	"sealroot/init/config"
 	"sealroot/slots"
@@ -30,6 +31,9 @@ type plan struct {
 
 // check finds out what cannot work before anything is built.
 func (b *Builder) check(o Options) error {
+	if err := o.checkNoState(); err != nil {
+		return err
+	}
 	if err := b.checkInput(o.A, true); err != nil || o.B == nil {
 		return err
 	}
@@ -67,6 +71,26 @@ func sameLayout(a, b config.Root) error {
 	} {
 		if c.a != c.b {
 			return fmt.Errorf("cannot build a disk with root.%s %v in slot a, %v in slot b: the kernel of each slot must find the image of the other: %w", c.key, c.a, c.b, ErrOptions)
+		}
+	}
+	return nil
+}
+
+// checkNoState refuses a disk without a state partition that no slot would add.
+func (o Options) checkNoState() error {
+	if !o.Sizes.NoState {
+		return nil
+	}
+	inputs := []SlotInput{o.A}
+	if o.B != nil {
+		inputs = append(inputs, *o.B)
+	}
+	for _, in := range inputs {
+		switch s := in.Config.State; {
+		case s.Create != config.CreateFirstBoot && s.Create != config.CreateNone:
+			return fmt.Errorf("cannot leave out the state partition with state.create %s: only first-boot adds it at the first boot: %w", s.Create, ErrOptions)
+		case slices.Contains(s.TPM2.PCRs, 5):
+			return fmt.Errorf("cannot leave out the state partition with PCR 5 in state.tpm2.pcrs: adding it changes that: %w", ErrOptions)
 		}
 	}
 	return nil

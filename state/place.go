@@ -1,0 +1,118 @@
+package state
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"sealroot/state/ext4"
+)
+
+// ErrNotEmpty: where the state partition would be there is something already.
+var ErrNotEmpty = errors.New("there is something already")
+
+// LeastPartition is the size in bytes from which on PID 1 adds a state partition:
+// the smallest volume, and what its file system and that around it need.
+const LeastPartition = 256 << 20
+
+// placesLooked is how many MiB of a place are looked at, each at its beginning:
+// there partitions of others began, when there were some.
+const placesLooked = 256
+
+// signature is what a file system or the like has at a fixed place.
+type signature struct {
+	offset int64
+	magic  string
+	what   string
+}
+
+// signatures are those of blkid(8) that a disk of a machine may have held.
+var signatures = [...]signature{
+	// magic, clean; or with errors: two bytes alone would be found in noise
+	{1080, "\x53\xef\x01\x00", "ext2, ext3 or ext4"},
+	{1080, "\x53\xef\x00\x00", "ext2, ext3 or ext4"},
+	{1080, "\x53\xef\x02\x00", "ext2, ext3 or ext4"},
+	{1080, "\x53\xef\x03\x00", "ext2, ext3 or ext4"},
+	{0, "XFSB", "XFS"},
+	{65600, "_BHRfS_M", "Btrfs"},
+	{1024, "\x10\x20\xf5\xf2", "F2FS"},
+	{0, "LUKS\xba\xbe", "LUKS"},
+	{536, "LVM2 001", "LVM"},
+	{4096, "\xfc\x4e\x2b\xa9", "a RAID"},
+	{4086, "SWAPSPACE2", "swap"},
+	{0, "hsqs", "squashfs"},
+	{1024, "\xe2\xe1\xf5\xe0", "EROFS"},
+	{3, "NTFS    ", "NTFS"},
+	{3, "EXFAT   ", "exFAT"},
+	{54, "FAT", "FAT"},
+	{82, "FAT32   ", "FAT"},
+	{32769, "CD001", "ISO 9660"},
+	{0, "verity\x00\x00", "a hash tree"},
+}
+
+// in tells whether the signature is at its place behind byte at of r, of which
+// head is the beginning.
+func (s signature) in(r io.ReaderAt, at int64, head []byte) bool {
+	end := s.offset + int64(len(s.magic))
+	if end <= int64(len(head)) {
+		return string(head[s.offset:end]) == s.magic
+	}
+	far := make([]byte, len(s.magic))
+	n, _ := r.ReadAt(far, at+s.offset) // what cannot be read is not found
+	return n == len(far) && string(far) == s.magic
+}
+
+// CheckPlace looks for the signatures of file systems and the like in the place of
+// a new state partition, size bytes of r from byte start on. ErrNotEmpty when there is one: the disk holds something
+// that its partition table does not tell of.
+func CheckPlace(r io.ReaderAt, start, size int64) error {
+	head := make([]byte, 4096)
+	for at := start; at < start+min(placesLooked<<20, size); at += 1 << 20 {
+		if n, err := r.ReadAt(head, at); n < len(head) {
+			return fmt.Errorf("cannot look at the free space of the disk: %w", err)
+		}
+		for _, s := range signatures {
+			if s.in(r, at, head) {
+				return fmt.Errorf("cannot add a state partition: %w: %s at MiB %d of the free space", ErrNotEmpty, s.what, (at-start)>>20)
+			}
+		}
+	}
+	return nil
+}
+
+// GrowOuter grows the mounted file system of the state partition, whose root is
+// dir, to size bytes. It is done when everything is on stable storage.
+func GrowOuter(dir *os.File, size int64) error {
+	if err := ext4.Resize(int(dir.Fd()), uint64(size)/BlockSize); err != nil {
+		return fmt.Errorf("cannot grow the file system of the state partition: %w", err)
+	}
+	if err := unix.Syncfs(int(dir.Fd())); err != nil {
+		return fmt.Errorf("cannot sync the state partition: %w", err)
+	}
+	return nil
+}
+
+// WriteFilesystem writes the template of a file system, under an identity of its
+// own, and is done when it is on stable storage.
+func WriteFilesystem(d interface {
+	io.WriterAt
+	Sync() error
+}, random io.Reader) error {
+	var uuid, seed [16]byte
+	for _, b := range [][]byte{uuid[:], seed[:]} {
+		if _, err := io.ReadFull(random, b); err != nil {
+			return err
+		}
+	}
+	uuid[6], uuid[8] = uuid[6]&0x0f|0x40, uuid[8]&0x3f|0x80
+	if err := ext4.WriteTemplate(d, uuid, seed); err != nil {
+		return err
+	}
+	// The template went through the device's page cache. Pages that are still
+	// dirty when the file system is mounted would be written later, over what
+	// its journal wrote past that cache.
+	return d.Sync()
+}
