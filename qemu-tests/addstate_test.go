@@ -11,6 +11,7 @@ import (
 func TestStatePartitionIsAdded(t *testing.T) {
 	t.Parallel()
 	disk := Image{Disk: []string{"--state-size", "0"}}.Build(t)
+	before := disk.Partitions(t)
 	info, err := os.Stat(disk.Path)
 	if err != nil {
 		t.Fatal(err)
@@ -19,7 +20,6 @@ func TestStatePartitionIsAdded(t *testing.T) {
 	if err := os.Truncate(disk.Path, info.Size()+more); err != nil {
 		t.Fatal(err)
 	}
-	before := disk.Partitions(t)
 	m := NewMachine(t, BIOS, disk).WithTPM()
 	vm := m.Boot()
 	vm.Expect(`sealroot: state: added a partition`, probeTime)

@@ -55,6 +55,9 @@ func (b *boot) firstBoot(ctx context.Context) error {
 			if err := errors.Join(b.makePin(ctx, id), b.makeFloor(ctx, id)); err != nil {
 				return nil, err
 			}
+			if h, err = b.enrollKeyFile(ctx, h, key); err != nil {
+				return nil, err
+			}
 			if h, recovery, err = b.enrollRecovery(ctx, h, key); err != nil {
 				return nil, err
 			}

@@ -102,6 +102,9 @@ func (b *boot) mountOuter(ctx context.Context) error {
 
 // openVolume opens encrypted.img, or makes it when nothing was ever there.
 func (b *boot) openVolume(ctx context.Context) error {
+	if b.cfg.State.Plain() {
+		return b.openPlain(ctx)
+	}
 	v, err := state.Open(b.volume.outer, b.sys.Devices, func(h *luks2.Header) ([]byte, error) {
 		return b.unlock(ctx, h)
 	})

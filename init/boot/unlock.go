@@ -27,6 +27,11 @@ func (b *boot) unlock(ctx context.Context, h *luks2.Header) ([]byte, error) {
 			return key, nil
 		}
 	}
+	if b.usesKeyFile() {
+		if key := b.unlockByKeyFile(ctx, h); key != nil {
+			return key, nil
+		}
+	}
 	if b.mayPrompt() && !b.trialWithStandIn() {
 		// Who switches off in front of a question has not seen the slot fail.
 		again := b.giveBack()
@@ -44,7 +49,7 @@ func (b *boot) unlock(ctx context.Context, h *luks2.Header) ([]byte, error) {
 // and either names the prompt or has no other method.
 func (b *boot) mayPrompt() bool {
 	people := slices.Contains(b.cfg.State.Unlock, config.UnlockRecoveryKey) || slices.Contains(b.cfg.State.Unlock, config.UnlockPassphrase)
-	return people && (slices.Contains(b.cfg.State.OnFailure, config.FailurePrompt) || !b.sealsState())
+	return people && (slices.Contains(b.cfg.State.OnFailure, config.FailurePrompt) || !b.sealsState() && !b.usesKeyFile())
 }
 
 // attempt notes why a method did not open the volume.

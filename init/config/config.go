@@ -178,9 +178,11 @@ type Trust struct {
 type State struct {
 	Create string `json:"create"` // first-boot | never | none: everything is in memory
 	// Unlock lists the accepted means, tried in the order given: UnlockTPM2,
-	// UnlockRecoveryKey, UnlockPassphrase.
+	// UnlockKeyFile, UnlockRecoveryKey, UnlockPassphrase; or UnlockPlain alone.
 	Unlock []string `json:"unlock,omitempty"`
 	TPM2   TPM2     `json:"tpm2"`
+	// KeyFile says where the key of UnlockKeyFile lies.
+	KeyFile KeyFile `json:"key_file,omitzero"`
 	// Recovery is show | escrow | later | none. A production build must say it;
 	// a development build that does not gets later or, without tpm2 and
 	// recovery-key among Unlock, none.
@@ -206,6 +208,9 @@ const (
 	UnlockTPM2        = "tpm2"
 	UnlockRecoveryKey = "recovery-key"
 	UnlockPassphrase  = "passphrase"
+	UnlockKeyFile     = "key-file"
+	// UnlockPlain asks for a state that is not encrypted.
+	UnlockPlain = "plain"
 
 	CreateFirstBoot = "first-boot"
 	CreateNever     = "never"
@@ -227,6 +232,24 @@ const (
 	PolicySignedPCR11And7 = "signed-pcr11+7"
 	PolicySignedPCR11And4 = "signed-pcr11+4"
 	PolicyPCRs            = "pcrs"
+)
+
+// KeyFile is a key on a medium of its own: whoever has that has the state.
+type KeyFile struct {
+	// Partition is the UUID of a GPT partition, not on the boot disk.
+	Partition string `json:"partition,omitempty"`
+	// Path of a file of MinKeyFile to MaxKeyFile bytes on it, without leading slash.
+	Path       string `json:"path,omitempty"`
+	Filesystem string `json:"filesystem,omitempty"` // vfat (default) | ext4
+	// Without Path the key is Size bytes of the partition from byte Offset on.
+	Offset int `json:"offset,omitempty"`
+	Size   int `json:"size,omitempty"`
+}
+
+// The sizes of a key file, in bytes.
+const (
+	MinKeyFile = 32
+	MaxKeyFile = 8 << 10
 )
 
 // TPM2 is the policy that the state is sealed under.

@@ -50,6 +50,12 @@ func (c Config) WithDefaults() Config {
 	if c.State.TPM2.Signed() {
 		set(&c.State.TPM2.PublicKey, "pcr.pub")
 	}
+	if c.State.KeyFile.Path != "" {
+		set(&c.State.KeyFile.Filesystem, "vfat")
+	}
+	if c.State.Plain() {
+		set(&c.State.Recovery, RecoveryNone)
+	}
 	if c.State.Create == CreateNone {
 		set(&c.State.Recovery, RecoveryNone)
 		return c // nothing to open, so nothing that could fail
@@ -102,6 +108,12 @@ func set[T ~string](v *T, def T) {
 
 // can tells whether means is among the ways to unlock the state.
 func (s State) can(means string) bool { return slices.Contains(s.Unlock, means) }
+
+// Plain tells whether the state is not encrypted.
+func (s State) Plain() bool { return s.can(UnlockPlain) }
+
+// opensAlone tells whether there is a way that needs nobody at the machine.
+func (s State) opensAlone() bool { return s.can(UnlockTPM2) || s.can(UnlockKeyFile) }
 
 // canType tells whether there is something that a person could type.
 func (s State) canType() bool { return s.can(UnlockRecoveryKey) || s.can(UnlockPassphrase) }

@@ -16,13 +16,17 @@ func (v *validator) state(c *Config) {
 	if s.Create == CreateNone {
 		v.stateless(c)
 	} else if len(s.Unlock) == 0 {
-		v.add("state.unlock", "choose from tpm2, recovery-key and passphrase", "missing")
+		v.add("state.unlock", "choose from tpm2, key-file, recovery-key and passphrase, or plain", "missing")
 	}
-	v.list("state.unlock", s.Unlock, []string{UnlockTPM2, UnlockRecoveryKey, UnlockPassphrase})
-	if s.Create == CreateFirstBoot && !s.can(UnlockTPM2) {
-		v.add("state.create", "add tpm2 to state.unlock, or use never and format the volume yourself",
-			"first-boot seals the first key to the TPM, and state.unlock lacks tpm2")
+	v.list("state.unlock", s.Unlock, []string{UnlockTPM2, UnlockKeyFile, UnlockRecoveryKey, UnlockPassphrase, UnlockPlain})
+	if s.Create == CreateFirstBoot && !s.Plain() && !s.opensAlone() {
+		v.add("state.create", "add tpm2 or key-file to state.unlock, or use never and format the volume yourself",
+			"first-boot makes a volume that opens by itself, and state.unlock lacks tpm2 and key-file")
 	}
+	if s.Plain() && len(s.Unlock) > 1 {
+		v.add("state.unlock", "leave plain out, or all the others", "plain is a state without encryption: there is nothing to unlock")
+	}
+	v.keyFile(s)
 	v.recovery(c)
 	v.list("state.on_failure", s.OnFailure, []string{FailurePrompt, FailureDegraded, FailureHalt, FailureReboot})
 	for i, action := range s.OnFailure {
@@ -88,8 +92,8 @@ func (v *validator) recovery(c *Config) {
 		v.add("state.recovery", "add recovery-key to state.unlock, or use none",
 			"%s makes a key that state.unlock does not accept", s.Recovery)
 	}
-	if s.Recovery == RecoveryLater && !s.can(UnlockTPM2) {
-		v.add("state.recovery", "add tpm2 to state.unlock, or use show",
+	if s.Recovery == RecoveryLater && !s.opensAlone() {
+		v.add("state.recovery", "add tpm2 or key-file to state.unlock, or use show",
 			"later keeps the only key inside the volume that it opens")
 	}
 	if enrols && s.Create == CreateNever {

@@ -14,12 +14,14 @@ const (
 	FoundAlone    = "only-candidate" // it is the only disk with slots
 )
 
-// Words of State.Unlocked. The first three are those of the configuration
+// Words of State.Unlocked. The first five are those of the configuration
 // (state.unlock), as is UnlockedNone (state.create).
 const (
 	UnlockedTPM2        = "tpm2"
 	UnlockedRecoveryKey = "recovery-key"
 	UnlockedPassphrase  = "passphrase"
+	UnlockedKeyFile     = "key-file"
+	UnlockedPlain       = "plain"    // not encrypted
 	UnlockedNone        = "none"     // no volume: everything is in memory
 	UnlockedCreated     = "created"  // the volume was made in this boot
 	UnlockedDegraded    = "degraded" // not open; everything is in memory

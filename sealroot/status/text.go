@@ -209,6 +209,10 @@ func unlocked(s report.State) string {
 	switch s.Unlocked {
 	case report.UnlockedTPM2:
 		text = "unlocked by the TPM"
+	case report.UnlockedKeyFile:
+		text = "unlocked by the key file"
+	case report.UnlockedPlain:
+		return "NOT ENCRYPTED, as the configuration has it: whoever has the disk reads and changes it"
 	case report.UnlockedRecoveryKey:
 		text = "unlocked with the recovery key"
 	case report.UnlockedPassphrase:
