@@ -20,7 +20,7 @@ func (d *Disk) AddState(random io.Reader, least int64, empty func(disk io.Reader
 	if err != nil {
 		return err
 	}
-	return d.changeState(func(dev *blockdev.Device, table *gpt.Table) error {
+	return d.changeTable(func(dev *blockdev.Device, table *gpt.Table) error {
 		p, err := table.StatePlace(least)
 		if err != nil {
 			return err
@@ -62,11 +62,11 @@ func (d *Disk) StateUnfinished() bool {
 // FinishState says in the table that everything in a partition that AddState made
 // is on stable storage.
 func (d *Disk) FinishState() error {
-	return d.changeState(func(dev *blockdev.Device, table *gpt.Table) error { return table.FinishState(dev) })
+	return d.changeTable(func(dev *blockdev.Device, table *gpt.Table) error { return table.FinishState(dev) })
 }
 
-// changeState changes the table under the lock of its writers.
-func (d *Disk) changeState(change func(*blockdev.Device, *gpt.Table) error) (err error) {
+// changeTable changes the table, as it is on the disk now, under the lock of its writers.
+func (d *Disk) changeTable(change func(*blockdev.Device, *gpt.Table) error) (err error) {
 	dev, err := blockdev.Open(d.Block.Node, true)
 	if err != nil {
 		return err

@@ -1,7 +1,6 @@
 package live
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -38,23 +37,11 @@ func (d *Disk) Renew(random io.Reader, vars efi.Vars) (renewed bool, err error) 
 			return false, fmt.Errorf("%w: %s", ErrNamed, entry)
 		}
 	}
-	dev, err := blockdev.Open(d.Block.Node, true)
-	if err != nil {
-		return false, err
-	}
-	defer dev.Close() // which gives up the lock; Renew has synced
-	ctx, cancel := context.WithTimeout(context.Background(), lockTime)
-	defer cancel()
-	if _, err := dev.Lock(ctx); err != nil {
-		return false, err
-	}
-	table, err := gpt.Read(dev, dev.Size(), dev.SectorSize())
-	if err != nil || !table.Fresh() {
-		return false, err
-	}
-	if err := table.Renew(dev, random); err != nil {
-		return false, err
-	}
-	d.Table = table
-	return true, nil
+	err = d.changeTable(func(dev *blockdev.Device, table *gpt.Table) error {
+		if renewed = table.Fresh(); !renewed {
+			return nil
+		}
+		return table.Renew(dev, random)
+	})
+	return renewed && err == nil, err
 }

@@ -1,0 +1,35 @@
+package boot
+
+import (
+	"strings"
+	"testing"
+
+	"sealroot/init/config"
+	"sealroot/slots"
+)
+
+// A partition is not added where that would shut the volume out at the next boot,
+// nor where nobody can say whether there was one.
+func TestMayAddState(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		state  config.State
+		want   string // in the error; "": it may
+		reason slots.Reason
+	}{
+		{"key_file", config.State{Unlock: []string{config.UnlockKeyFile}}, "", ""},
+		{"table_sealed_to", config.State{TPM2: config.TPM2{PCRs: []int{4, 5, 12}}}, "PCR 5", ""},
+		{"no_tpm_to_ask", config.State{Unlock: []string{config.UnlockTPM2}}, "cannot ask the TPM", slots.TPM},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b, _ := testBoot(&person{}, tt.state)
+			err := b.mayAdd(t.Context())
+			if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+				t.Fatalf("mayAdd() = %v, want %q", err, tt.want)
+			}
+			if _, reason := classOf(err); tt.reason != "" && reason != tt.reason {
+				t.Errorf("reason %s, want %s", reason, tt.reason)
+			}
+		})
+	}
+}
