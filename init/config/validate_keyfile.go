@@ -10,6 +10,9 @@ func (v *validator) keyFile(s State) {
 		}
 		return
 	}
+	if s.can(UnlockTPM2) {
+		v.add("state.unlock", "leave one of them out", "key-file beside tpm2: who brings a volume and a medium of their own would get past what the TPM knows of yours")
+	}
 	if !isUUID(k.Partition) {
 		v.add(path+".partition", "give the PARTUUID that blkid shows, of a GPT", "%.80q is not the UUID of a partition", k.Partition)
 	}

@@ -31,6 +31,9 @@ func TestValidateKeyFile(t *testing.T) {
 		}, []string{"state.key_file.filesystem"}},
 		{"both_places", func(c *Config) { c.State.KeyFile.Size = 64 }, []string{"state.key_file"}},
 		{"not_asked_for", func(c *Config) { c.State.Unlock = []string{UnlockRecoveryKey} }, []string{"state.create", "state.key_file", "state.recovery"}},
+		{"with_tpm2", func(c *Config) {
+			c.State.Unlock, c.State.TPM2 = []string{UnlockTPM2, UnlockKeyFile, UnlockRecoveryKey}, TPM2{Policy: PolicySignedPCR11And7}
+		}, []string{"state.unlock"}},
 		{"floor_needs_a_tpm", func(c *Config) { c.Trust.RollbackFloor, c.SecurityVersion = true, 1 }, []string{"trust.rollback_floor"}},
 	})
 }
