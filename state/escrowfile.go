@@ -6,11 +6,13 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"sealroot/state/layout"
 )
 
 // EscrowName is the file beside encrypted.img with the recovery key, encrypted
 // to the certificates of the configuration (package escrow).
-const EscrowName = ".sealroot-escrow.p7m"
+const EscrowName = layout.Escrow
 
 // WriteEscrow keeps a message as the file EscrowName in dir, and is done when it
 // is on stable storage. It is for a volume that has no name yet: one of that name

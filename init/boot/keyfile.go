@@ -15,6 +15,7 @@ import (
 	"sealroot/mount"
 	"sealroot/mount/blockdev"
 	"sealroot/mount/uevent"
+	"sealroot/slots/gpt"
 	"sealroot/slots/live"
 	"sealroot/state/luks2"
 )
@@ -111,7 +112,7 @@ func (b *boot) waitForKey(ctx context.Context, uuid string) (part blockdev.Parti
 		if err := b.loadDrivers(ctx, events); err != nil {
 			return false, err
 		}
-		d, err := live.Find("/sys", "/dev", uuid)
+		d, err := live.Find("/sys", "/dev", gpt.Naming{}, uuid)
 		if errors.Is(err, live.ErrNoDisk) {
 			return false, nil
 		}

@@ -11,6 +11,7 @@ import (
 	"sealroot/mount"
 	"sealroot/slots"
 	"sealroot/state"
+	"sealroot/state/layout"
 )
 
 // openPlain takes the directory of the volume on the state partition itself for
@@ -47,7 +48,7 @@ func (b *boot) fillPlain(provisioned string) error {
 		return err
 	}
 	defer root.Close()
-	there, err := lexists(root, privateDir)
+	there, err := lexists(root, layout.Private)
 	switch {
 	case err != nil || there:
 		return err

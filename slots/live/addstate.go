@@ -55,7 +55,7 @@ func (d *Disk) rescan(sys, dev string) error {
 
 // StateUnfinished says that the state partition was added and not finished.
 func (d *Disk) StateUnfinished() bool {
-	p, err := d.entry(gpt.LabelState)
+	p, err := d.Table.ByName(gpt.LabelState)
 	return err == nil && p.Unfinished()
 }
 

@@ -11,6 +11,8 @@ const (
 	Image  = "encrypted.img"
 	// Provisioned is the partition's mark that a volume was made here.
 	Provisioned = ".sealroot-provisioned"
+	// Escrow is the recovery key, encrypted to the certificates of state.escrow.
+	Escrow = ".sealroot-escrow.p7m"
 	// Private is what is no user's business, 0700 root: in the volume, and on the
 	// partition, where it is anybody's who has the disk.
 	Private = ".sealroot"
