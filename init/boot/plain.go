@@ -58,7 +58,7 @@ func (b *boot) fillPlain(provisioned string) error {
 		return errors.New("there is no state, and state.create is " + b.cfg.State.Create)
 	}
 	b.sys.Log.Info("state: first boot, without encryption")
-	if err := fillVolume(root, nil); err != nil {
+	if err := fillVolume(root, nil, nil); err != nil {
 		return err
 	}
 	return unix.Syncfs(int(root.Fd()))
