@@ -45,7 +45,6 @@ type keyJob struct {
 	*volume.Image
 	report report.Report
 	config config.Config
-	look   volume.Look
 	close  func()
 }
 
