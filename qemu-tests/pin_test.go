@@ -261,7 +261,7 @@ func redefinePin(t *testing.T, state string) {
 	dir := t.TempDir()
 	chip.MustRun(dir, "tpm2_nvread", index, "-C", index, "-o", "record")
 	chip.MustRun(dir, "tpm2_nvundefine", index, "-C", "o")
-	chip.MustRun(dir, "tpm2_nvdefine", index, "-C", "o", "-s", "32", "-g", "sha256", "-a", "ownerwrite|authwrite|authread|no_da")
+	chip.MustRun(dir, "tpm2_nvdefine", index, "-C", "o", "-s", "36", "-g", "sha256", "-a", "ownerwrite|authwrite|authread|no_da")
 	chip.MustRun(dir, "tpm2_nvwrite", index, "-C", index, "-i", "record")
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 
+	"sealroot/init/config"
 	"sealroot/state/tpm"
 	"sealroot/state/tpm/pcrsig"
 )
@@ -57,7 +58,7 @@ func (b *boot) ours(ctx context.Context, keyID []byte) error {
 	if !p.asked {
 		p.asked = true
 		p.lost = b.readRecord(ctx, func(ctx context.Context, policy tpm.Policy) (err error) {
-			p.id, err = b.tpm.dev.ReadPinned(ctx, tpm.IdentityPin(policy))
+			p.id, err = b.tpm.dev.ReadIdentity(ctx, policy)
 			return err
 		})
 	}
@@ -76,7 +77,7 @@ func (b *boot) makePin(ctx context.Context, keyID []byte) error {
 		return nil
 	}
 	err := b.writeRecord(ctx, func(ctx context.Context, policy tpm.Policy, sigs pcrsig.File) error {
-		return b.tpm.dev.WritePinned(ctx, tpm.IdentityPin(policy), sigs, keyID)
+		return b.tpm.dev.WriteIdentity(ctx, policy, sigs, keyID)
 	})
 	if err != nil {
 		return fmt.Errorf("cannot pin the volume in the TPM: %w", err)
@@ -85,10 +86,20 @@ func (b *boot) makePin(ctx context.Context, keyID []byte) error {
 	return nil
 }
 
-// keepPin says whether the opened volume is the pinned one. One that a person has
-// opened is pinned anew where the TPM would have opened it but for the pin.
-// Where the TPM refused by itself, because the PCRs changed or another slot's
-// policy is another, a pin is of no use here, and the old one stays for where it is.
+// adopts says whether a volume that the TPM has opened is taken although none is
+// pinned under the present policy, as after an update that changed literal PCRs.
+// Where an attacker with the disk can run another system anyway, being asked would
+// stop nobody; a pin of another volume refuses there too.
+func (b *boot) adopts(err error) bool {
+	return errors.Is(err, tpm.ErrUnpinned) && b.cfg.State.TPM2.Policy != config.PolicySignedPCR11And7 &&
+		b.fw.path(b.grub()) != pathUKISecureBoot
+}
+
+// keepPin says whether the opened volume is the pinned one, and pins it anew where
+// none is pinned under the present policy, or where the pin alone kept the TPM from
+// opening what a person has opened. Where the TPM refused by itself, because the
+// PCRs changed or another slot's policy is another, the pin of there stays beside
+// the new one; and a pin of here that names another volume stays too.
 func (b *boot) keepPin(ctx context.Context, keyID []byte) {
 	if !b.sealsState() || !pinsVolume {
 		return
@@ -102,7 +113,7 @@ func (b *boot) keepPin(ctx context.Context, keyID []byte) {
 	if errors.Is(err, errOtherVolume) {
 		b.warn("ANOTHER VOLUME: its key was typed, but it is not the volume of this machine; if you did not put it there, do not trust what runs from it")
 	}
-	if !b.pin.withheld {
+	if !b.pin.withheld && !errors.Is(err, tpm.ErrUnpinned) {
 		return
 	}
 	if err := b.makePin(ctx, keyID); err != nil {
@@ -110,7 +121,14 @@ func (b *boot) keepPin(ctx context.Context, keyID []byte) {
 		return
 	}
 	b.report.State.Pinned = pinnedAnew
-	b.warn("the volume that was opened with a key that somebody typed is pinned in the TPM now: the next boot unlocks it by itself")
+	switch {
+	case b.report.State.Unlocked == config.UnlockTPM2:
+		b.warn("no volume was pinned for the present PCRs: the one that the TPM opened is taken, and pinned now")
+	case b.pin.withheld:
+		b.warn("the volume that was opened with a key that somebody typed is pinned in the TPM now: the next boot unlocks it by itself")
+	default:
+		b.warn("the volume that was opened with a key that somebody typed is pinned in the TPM for the present PCRs too")
+	}
 }
 
 // readRecord runs read for a record that only a system under the state's policy

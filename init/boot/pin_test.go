@@ -23,6 +23,7 @@ type pinned struct {
 	h     *luks2.Header
 	id    []byte
 	other []byte // identity of another volume
+	fw    firmware
 }
 
 func newPinned(t *testing.T) *pinned {
@@ -31,7 +32,7 @@ func newPinned(t *testing.T) *pinned {
 	if err := tpm.New(m).Extend(t.Context(), 7, []byte("firmware")); err != nil {
 		t.Fatal(err)
 	}
-	p := &pinned{t: t, m: m, other: bytes.Repeat([]byte{5}, 32)}
+	p := &pinned{t: t, m: m, other: bytes.Repeat([]byte{5}, 32), fw: firmware{EFI: true, Stub: true, SecureBoot: true}}
 	h, key, _ := volume(t)
 	p.id = luks2.VolumeKeyID(key, state.DeviceName, h.UUID())
 	h, err := h.RemoveKeyslot(tpmKeyslot)
@@ -53,6 +54,7 @@ func newPinned(t *testing.T) *pinned {
 func (p *pinned) boot() *boot {
 	p.t.Helper()
 	b := measuring(p.t, p.m, config.UnlockTPM2)
+	b.fw = p.fw
 	b.cfg.Trust.RollbackFloor = false
 	if err := b.openTPM(p.t.Context()); err != nil {
 		p.t.Fatal(err)
@@ -87,7 +89,7 @@ func TestPin(t *testing.T) {
 		{"undefined", undefine, false, tpm.ErrUnpinned.Error(), pinnedAnew, false, true},
 		{"defined_by_the_owner", func(p *pinned) {
 			undefine(p)
-			p.m.MustRun("", "tpm2_nvdefine", "0x1c05ea3", "-C", "o", "-s", "32", "-g", "sha256", "-a", "ownerwrite|authwrite|authread|no_da")
+			p.m.MustRun("", "tpm2_nvdefine", "0x1c05ea3", "-C", "o", "-s", "36", "-g", "sha256", "-a", "ownerwrite|authwrite|authread|no_da")
 		}, false, tpm.ErrUnpinned.Error(), pinnedAnew, false, true},
 		// The TPM refuses by itself: a pin of here and now is of no use, and the old
 		// one is good again once the firmware is as it was.
@@ -133,7 +135,7 @@ func TestPinAndFloorLost(t *testing.T) {
 	p.m.MustRun("", "tpm2_nvundefine", "0x1c05ea3", "-C", "o")
 	boot := func() *boot {
 		b := p.boot()
-		b.cfg.Trust.RollbackFloor = true
+		b.cfg.Trust.RollbackFloor, b.cfg.SecurityVersion = true, 3
 		b.readFloor(t.Context())
 		return b
 	}
@@ -174,5 +176,82 @@ func TestNoVolumeWithoutPin(t *testing.T) {
 	}
 	if key := p.boot().unlockByTPM(t.Context(), p.h); key == nil {
 		t.Error("the first volume is not the pinned one any more")
+	}
+}
+
+// An update changes literal PCRs, and with them what the pin is written under. Where
+// an attacker can run another system anyway, the volume that the TPM opens is pinned
+// anew without a person; a pin of another volume refuses there too.
+func TestPinAfterAnUpdate(t *testing.T) {
+	undefine := func(p *pinned) { p.m.MustRun("", "tpm2_nvundefine", "0x1c05ea3", "-C", "o") }
+	another := func(p *pinned) { p.pin(p.other) }
+	for _, tt := range []struct {
+		name   string
+		fw     firmware
+		policy string
+		change func(p *pinned)
+		opens  bool
+		pinned string
+	}{
+		{"Secure_Boot", firmware{EFI: true, Stub: true, SecureBoot: true}, config.PolicyPCRs, undefine, false, ""},
+		{"no_Secure_Boot", firmware{EFI: true, Stub: true}, config.PolicyPCRs, undefine, true, pinnedAnew},
+		{"no_Secure_Boot_and_another_volume", firmware{EFI: true, Stub: true}, config.PolicyPCRs, another, false, ""},
+		{"BIOS", firmware{}, config.PolicyPCRs, undefine, true, pinnedAnew},
+		{"BIOS_and_another_volume", firmware{}, config.PolicyPCRs, another, false, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := newPinned(t)
+			p.fw = tt.fw
+			tt.change(p)
+			b := p.boot()
+			if opens := b.unlockByTPM(t.Context(), p.h) != nil; opens != tt.opens {
+				t.Fatalf("the TPM opens the volume: %v, want %v, attempts %q", opens, tt.opens, b.report.State.Attempts)
+			}
+			if !tt.opens {
+				return
+			}
+			b.keepPin(t.Context(), p.id)
+			if b.report.State.Pinned != tt.pinned || len(b.report.Warnings) != 1 {
+				t.Errorf("pinned: %q, warnings %q, want %q and one warning", b.report.State.Pinned, b.report.Warnings, tt.pinned)
+			}
+			// It counts from now on.
+			if b := p.boot(); b.ours(t.Context(), p.id) != nil || b.adopts(b.ours(t.Context(), p.other)) {
+				t.Error("the volume is not the pinned one, or another is taken too")
+			}
+		})
+	}
+	// The signed policy means Secure Boot, whatever this boot says of itself.
+	b := newPinned(t).boot()
+	b.fw, b.cfg.State.TPM2 = firmware{}, config.TPM2{Policy: config.PolicySignedPCR11And7}
+	if b.adopts(tpm.ErrUnpinned) {
+		t.Error("signed-pcr11+7 takes a volume that is not pinned")
+	}
+}
+
+// PCRs changed, and a person has opened the volume: it is pinned for the present
+// ones beside those of before, so that a token for them is all that is missing.
+func TestPinForChangedPCRs(t *testing.T) {
+	p := newPinned(t)
+	under := func(b *boot) *boot {
+		b.cfg.State.TPM2.PCRs = []int{8}
+		return b
+	}
+	grub := func(text string) {
+		if err := tpm.New(p.m).Extend(t.Context(), 8, []byte(text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	grub("grub.cfg")
+	if err := under(p.boot()).makePin(t.Context(), p.id); err != nil { // as if made here
+		t.Fatal(err)
+	}
+	grub("another grub.cfg")
+	b := under(p.boot())
+	b.keepPin(t.Context(), p.id)
+	if b.report.State.Pinned != pinnedAnew || strings.Contains(strings.Join(b.report.Warnings, "\n"), "by itself") {
+		t.Errorf("pinned: %q, warnings %q, want anew, and no promise", b.report.State.Pinned, b.report.Warnings)
+	}
+	if b := under(p.boot()); b.ours(t.Context(), p.id) != nil {
+		t.Error("the next boot does not know the volume")
 	}
 }

@@ -116,7 +116,7 @@ func (b *boot) tryToken(ctx context.Context, h *luks2.Header, t luks2.Token, bud
 		}
 		if key, err = budget.Unlock(h, k, pass); err == nil {
 			id := luks2.VolumeKeyID(key, state.DeviceName, h.UUID())
-			if err = b.ours(ctx, id); err == nil {
+			if err = b.ours(ctx, id); err == nil || b.adopts(err) {
 				err = b.floorFor(id)
 			}
 			if err != nil {
