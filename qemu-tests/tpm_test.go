@@ -9,7 +9,8 @@ import (
 )
 
 // The disk beside another TPM does not unlock: it asks for the recovery key and
-// takes it, and no slot pays for it.
+// takes it, and no slot pays for it. A yes binds that TPM, and the next boot unlocks
+// by itself.
 func TestOtherTPMAsksForRecoveryKey(t *testing.T) {
 	t.Parallel()
 	disk := Image{}.Build(t)
@@ -27,15 +28,25 @@ func TestOtherTPMAsksForRecoveryKey(t *testing.T) {
 	vm.Expect(`does not open`, commandTime)
 	vm.Expect(`type the recovery key`, commandTime) // what is typed before it is dropped
 	vm.Send(key + "\r")
+	vm.Expect(`sealed by another TPM[^\n]*\n(?s:.*)Type yes`, commandTime)
+	vm.Send("yes\r")
 	r := vm.UpIn("a")
-	if r.State.Unlocked != "recovery-key" {
-		t.Errorf("state %+v, want unlocked by recovery-key", r.State)
+	if r.State.Unlocked != "recovery-key" || r.State.Pinned != "anew" {
+		t.Errorf("state %+v, want unlocked by recovery-key and pinned anew", r.State)
 	}
 	if got := vm.Run("cat /var/lib/mine"); got != "words that stay" {
 		t.Errorf("the volume holds %q", got)
 	}
 	if log := vm.guest.Console(); strings.Contains(log, key) {
 		t.Error("the console shows the recovery key that was typed")
+	}
+	vm.PowerOff()
+	if dump := tool(t, "cryptsetup", "luksDump", disk.EncryptedImage(t)); strings.Count(dump, "systemd-tpm2\n") != 1 || strings.Count(dump, ": luks2\n") != 2 {
+		t.Errorf("cryptsetup finds, want two keyslots and one systemd-tpm2 token:\n%s", dump)
+	}
+	vm = m.Boot()
+	if r := vm.UpIn("a"); r.State.Unlocked != "tpm2" || r.State.Pinned != "yes" {
+		t.Errorf("the boot after: state %+v, want the pinned volume unlocked by tpm2", r.State)
 	}
 	vm.PowerOff()
 	if got := disk.Slot(t, "a"); got != before {
@@ -48,6 +59,39 @@ func TestOtherTPMAsksForRecoveryKey(t *testing.T) {
 	if output, err := opens(t, volume, "x"+key[1:]); err == nil {
 		t.Errorf("cryptsetup accepts a wrong recovery key: %s", output)
 	}
+}
+
+// With a PIN the TPM opens nothing until somebody typed it, also where no boot path
+// vouches for the initramfs.
+func TestTPMWithPIN(t *testing.T) {
+	t.Parallel()
+	disk := Image{Edit: []string{"tpm_without_measured_boot: accept-theft-by-disk-edit", "pin: true"}}.Build(t)
+	m := NewMachine(t, BIOS, disk).WithTPM()
+	vm := m.Boot()
+	vm.Expect(`new PIN`, probeTime)
+	vm.Send("2580\r")
+	vm.Expect(`once more`, commandTime)
+	vm.Send("2580\r")
+	if r := vm.UpIn("a"); r.State.Unlocked != "created" {
+		t.Errorf("first boot: state %+v, want created", r.State)
+	}
+	vm.PowerOff()
+	if dump := tool(t, "cryptsetup", "luksDump", disk.EncryptedImage(t)); !strings.Contains(dump, "tpm2-pin:         true") {
+		t.Errorf("cryptsetup finds no PIN:\n%s", dump)
+	}
+	vm = m.Boot()
+	vm.Expect(`type the PIN of this machine`, probeTime)
+	vm.Send("2581\r")
+	vm.Expect(`that is not the PIN. Tries left: 2`, commandTime)
+	vm.Expect(`type the PIN of this machine`, commandTime) // what is typed before it is dropped
+	vm.Send("2580\r")
+	if r := vm.UpIn("a"); r.State.Unlocked != "tpm2" || r.State.Pinned != "yes" {
+		t.Errorf("state %+v, want the pinned volume unlocked by tpm2", r.State)
+	}
+	if log := vm.guest.Console() + vm.Run("kmsg"); strings.Contains(log, "2580") {
+		t.Error("the console shows the PIN")
+	}
+	vm.PowerOff()
 }
 
 // From the booted system nobody unseals the secret again, through no bank of

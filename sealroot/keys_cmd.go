@@ -19,6 +19,7 @@ import (
 
 func enroll(c *command) action {
 	a := authorityOptions(c, "passphrase-file")
+	pinFile := pinOption(c)
 	return func(ctx context.Context, _ []string) error {
 		j, err := c.beginKeys(ctx)
 		if err != nil {
@@ -37,7 +38,12 @@ func enroll(c *command) action {
 			return err
 		}
 		defer clear(key)
-		h, enrolled, err := plan(j.Header, change(key))
+		with := change(key)
+		if with.PIN, err = c.newPIN(ctx, *pinFile, j.config); err != nil {
+			return err
+		}
+		defer clear(with.PIN)
+		h, enrolled, err := plan(j.Header, with)
 		if err != nil {
 			return err
 		}
@@ -89,7 +95,7 @@ func (c *command) tellEnrolled(e volume.Enrolled) {
 	for _, id := range e.Kept {
 		c.say("token %d was made by others and stays; sealroot state remove takes its keyslot away", id)
 	}
-	c.say("the TPM opens the volume by itself from the next boot on: keyslot %d, token %d, %s", e.Keyslot, e.Token, e.Policy)
+	c.say("the TPM opens the volume from the next boot on: keyslot %d, token %d, %s", e.Keyslot, e.Token, e.Policy)
 }
 
 // newRecoveryKey puts a new recovery key in the place of the old one and keeps it in
@@ -213,7 +219,7 @@ func (c *command) newPassphrase(ctx context.Context, file string) (fresh []byte,
 	if file != "" {
 		fresh, err = secret.FromFile(file, c.env.Stdin)
 	} else {
-		fresh, err = c.typedTwice(ctx)
+		fresh, err = c.typedTwice(ctx, "passphrase", "--passphrase-file")
 	}
 	if err == nil && len(fresh) < minPassphrase {
 		err = fmt.Errorf("the passphrase has less than %d bytes: %w", minPassphrase, secret.ErrForm)
@@ -228,13 +234,44 @@ func (c *command) newPassphrase(ctx context.Context, file string) (fresh []byte,
 	return fresh, nil
 }
 
-func (c *command) typedTwice(ctx context.Context) ([]byte, error) {
+// minPIN is the shortest PIN that is enrolled, in bytes, as at the first boot.
+const minPIN = 4
+
+func pinOption(c *command) *string {
+	return c.flags.String("pin-file", "", "with state.tpm2.pin: file with the TPM's new PIN, - for standard input; without it a person types it twice")
+}
+
+// newPIN takes a new PIN, where the configuration wants one, from a file or from a
+// person.
+func (c *command) newPIN(ctx context.Context, file string, cfg config.Config) (pin []byte, err error) {
+	switch {
+	case !cfg.State.TPM2.PIN && file != "":
+		return nil, fmt.Errorf("%w: --pin-file, and state.tpm2.pin of this image is not set", errUsage)
+	case !cfg.State.TPM2.PIN:
+		return nil, nil
+	case file != "":
+		pin, err = secret.FromFile(file, c.env.Stdin)
+	default:
+		pin, err = c.typedTwice(ctx, "PIN", "--pin-file")
+	}
+	if err == nil && len(pin) < minPIN {
+		err = fmt.Errorf("the PIN has less than %d bytes: %w", minPIN, secret.ErrForm)
+	}
+	if err != nil {
+		clear(pin)
+		return nil, err
+	}
+	return pin, nil
+}
+
+// typedTwice asks a person for a new secret; option is what would take it from a file.
+func (c *command) typedTwice(ctx context.Context, what, option string) ([]byte, error) {
 	tty, err := c.env.TTY()
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w; --passphrase-file takes it from a file", secret.ErrTerminal, err)
+		return nil, fmt.Errorf("%w: %w; %s takes it from a file", secret.ErrTerminal, err, option)
 	}
 	defer tty.Close()
-	first, err := secret.Ask(ctx, tty, "New passphrase (it is not shown): ")
+	first, err := secret.Ask(ctx, tty, "New "+what+" (it is not shown): ")
 	if err != nil {
 		return nil, err
 	}
@@ -310,6 +347,7 @@ func orNothing(list []string) string {
 
 func rekey(c *command) action {
 	a := authorityOptions(c, "passphrase-file")
+	pinFile := pinOption(c)
 	return func(ctx context.Context, _ []string) error {
 		j, err := c.beginKeys(ctx)
 		if err != nil {
@@ -336,7 +374,12 @@ func rekey(c *command) action {
 		var enrolled *volume.Enrolled
 		if plan != nil {
 			var e volume.Enrolled
-			if h, e, err = plan(h, change(key)); err != nil {
+			with := change(key)
+			if with.PIN, err = c.newPIN(ctx, *pinFile, j.config); err != nil {
+				return err
+			}
+			defer clear(with.PIN)
+			if h, e, err = plan(h, with); err != nil {
 				return err
 			}
 			enrolled = &e

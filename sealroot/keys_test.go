@@ -77,7 +77,7 @@ func newSealed(t *testing.T) *sealed {
 	if err != nil {
 		t.Fatal(err)
 	}
-	token, pass, err := enrol.Seal(t.Context(), tpm.New(s.tpm), policy, rand.Reader)
+	token, pass, err := enrol.Seal(t.Context(), tpm.New(s.tpm), policy, nil, rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}

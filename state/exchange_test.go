@@ -60,7 +60,8 @@ func TestHeaderExchangedAfterItWasRead(t *testing.T) {
 		}
 		defer dir.Close()
 		r, read := &recorder{}, (*luks2.Header)(nil)
-		_, err = Open(dir, r, func(h *luks2.Header) ([]byte, error) {
+		_, err = Open(dir, r, func(l *LockedVolume) ([]byte, error) {
+			h := l.Header
 			read = h
 			f, err := os.OpenFile(path, os.O_RDWR, 0)
 			if err == nil {

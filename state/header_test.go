@@ -84,12 +84,12 @@ func TestOpenVolumeLeavesTheHeaderToOthers(t *testing.T) {
 	}
 	defer d.Close()
 	var inUse error
-	v, err := Open(d, k, func(h *luks2.Header) ([]byte, error) {
+	v, err := Open(d, k, func(l *LockedVolume) ([]byte, error) {
 		// Control: while it is being opened nobody else may change it.
 		ctx, cancel := context.WithTimeout(context.Background(), 120*time.Millisecond)
 		defer cancel()
 		_, inUse = OpenHeader(ctx, d, true)
-		return h.Unlock(0, []byte("pw"))
+		return l.Header.Unlock(0, []byte("pw"))
 	})
 	if err != nil {
 		t.Fatal(err)

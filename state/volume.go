@@ -96,7 +96,26 @@ func (v *Volume) attach(devs Devices, volumeKey []byte) error {
 
 // Unlock finds the volume key of a header that the strict reader accepted. The
 // caller of Open gets the ladder of methods to itself; Open wipes the key.
-type Unlock func(h *luks2.Header) (volumeKey []byte, err error)
+type Unlock func(l *LockedVolume) (volumeKey []byte, err error)
+
+// LockedVolume is a volume that is about to be opened.
+type LockedVolume struct {
+	Header *luks2.Header
+	disk   luks2.Disk
+	size   int64
+}
+
+// Rewrite brings h, which was made from l.Header, to the file that Open holds and
+// has locked, and makes it l.Header. Errors: those of luks2.Apply; then the disk has
+// the old header or the new one, whole.
+func (l *LockedVolume) Rewrite(h *luks2.Header, rand io.Reader) error {
+	h, err := luks2.Apply(l.disk, l.size, l.Header, h, rand)
+	if err != nil {
+		return err
+	}
+	l.Header = h
+	return nil
+}
 
 // Open opens encrypted.img in dir. The inner file system is inspected through
 // the mapped device before anything mounts it, and the reservation it needs is
@@ -122,11 +141,13 @@ func (v *Volume) open(devs Devices, unlock Unlock) error {
 	if v.Header, err = luks2.Read(v.image, info.Size()); err != nil {
 		return fmt.Errorf("cannot use %s: %w", ImageName, err)
 	}
-	key, err := unlock(v.Header)
+	locked := &LockedVolume{Header: v.Header, disk: v.image, size: info.Size()}
+	key, err := unlock(locked)
 	if err != nil {
 		return err
 	}
 	defer clear(key)
+	v.Header = locked.Header
 	if err := v.attach(devs, key); err != nil {
 		return err
 	}

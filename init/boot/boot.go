@@ -47,6 +47,8 @@ type boot struct {
 	// rollback is set with trust.rollback_floor only.
 	rollback      rollback
 	pin           pinnedVolume
+	binding       binding
+	pinTries      int // wrong PINs of the TPM in this boot
 	disk          *live.Disk
 	slots         slotState
 	kernelRelease string

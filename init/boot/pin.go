@@ -104,6 +104,10 @@ func (b *boot) keepPin(ctx context.Context, keyID []byte) {
 	if !b.sealsState() || !pinsVolume {
 		return
 	}
+	if b.binding.done {
+		b.report.State.Pinned = pinnedAnew
+		return
+	}
 	b.report.State.Pinned = pinnedYes
 	err := b.ours(ctx, keyID)
 	if err == nil {
@@ -111,7 +115,7 @@ func (b *boot) keepPin(ctx context.Context, keyID []byte) {
 	}
 	b.report.State.Pinned = pinnedNo
 	if errors.Is(err, errOtherVolume) {
-		b.warn("ANOTHER VOLUME: its key was typed, but it is not the volume of this machine; if you did not put it there, do not trust what runs from it")
+		b.warnOfOther()
 	}
 	if !b.pin.withheld && !errors.Is(err, tpm.ErrUnpinned) {
 		return
@@ -129,6 +133,10 @@ func (b *boot) keepPin(ctx context.Context, keyID []byte) {
 	default:
 		b.warn("the volume that was opened with a key that somebody typed is pinned in the TPM for the present PCRs too")
 	}
+}
+
+func (b *boot) warnOfOther() {
+	b.warn("ANOTHER VOLUME: its key was typed, but it is not the volume of this machine; if you did not put it there, do not trust what runs from it")
 }
 
 // readRecord runs read for a record that only a system under the state's policy

@@ -113,19 +113,16 @@ func (b *boot) enrollTPM(ctx context.Context, h *luks2.Header, key []byte) (*luk
 	if !b.sealsState() {
 		return h, nil
 	}
-	if b.tpm.dev == nil || b.tpm.broken != nil {
-		return nil, fmt.Errorf("cannot seal to the TPM: %w", b.tpm.broken)
-	}
-	ctx, cancel := context.WithTimeout(ctx, enrolTime)
-	defer cancel()
-	policy, err := b.provisionPolicy(ctx)
-	if err == nil {
-		err = enrol.NothingAdded(ctx, b.tpm.dev, b.cfg.State.TPM2, policy)
-	}
+	policy, err := b.sealablePolicy(ctx)
 	if err != nil {
 		return nil, err
 	}
-	token, pass, err := enrol.Seal(ctx, b.tpm.dev, policy, b.randomness(ctx))
+	pin, err := b.firstPIN(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(pin)
+	token, pass, err := b.sealNew(ctx, policy, pin)
 	if err != nil {
 		return nil, err
 	}
@@ -151,6 +148,29 @@ func (b *boot) enrollManage(ctx context.Context, h *luks2.Header, key []byte) (*
 		h, err = enrol.Add(h, manageKeyslot, key, manage, enrol.ManageToken(manageKeyslot), b.sys.Rand)
 	}
 	return h, manage, err
+}
+
+// sealablePolicy is the policy of a new secret, once it is known that one may be
+// sealed in this boot.
+func (b *boot) sealablePolicy(ctx context.Context) (tpm.Policy, error) {
+	if b.tpm.dev == nil || b.tpm.broken != nil {
+		return tpm.Policy{}, fmt.Errorf("cannot seal to the TPM: %w", b.tpm.broken)
+	}
+	ctx, cancel := context.WithTimeout(ctx, tpmTime)
+	defer cancel()
+	policy, err := b.provisionPolicy(ctx)
+	if err == nil {
+		err = enrol.NothingAdded(ctx, b.tpm.dev, b.cfg.State.TPM2, policy)
+	}
+	policy.PIN = b.cfg.State.TPM2.PIN
+	return policy, err
+}
+
+// sealNew is enrol.Seal within a time limit.
+func (b *boot) sealNew(ctx context.Context, policy tpm.Policy, pin []byte) (tpm.Token, []byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, enrolTime)
+	defer cancel()
+	return enrol.Seal(ctx, b.tpm.dev, policy, pin, b.randomness(ctx))
 }
 
 // provisionPolicy is the configured policy after the checks that it means

@@ -17,7 +17,6 @@ import (
 	"sealroot/slots"
 	"sealroot/state"
 	"sealroot/state/layout"
-	"sealroot/state/luks2"
 	"sealroot/state/tpm"
 )
 
@@ -105,8 +104,9 @@ func (b *boot) openVolume(ctx context.Context) error {
 	if b.cfg.State.Plain() {
 		return b.openPlain(ctx)
 	}
-	v, err := state.Open(b.volume.outer, b.sys.Devices, func(h *luks2.Header) ([]byte, error) {
-		return b.unlock(ctx, h)
+	v, err := state.Open(b.volume.outer, b.sys.Devices, func(l *state.LockedVolume) ([]byte, error) {
+		b.binding.volume = l
+		return b.unlock(ctx, l.Header)
 	})
 	if errors.Is(err, state.ErrNoImage) {
 		return b.firstBoot(ctx)

@@ -79,6 +79,7 @@ func (b *boot) unlockByTPM(ctx context.Context, h *luks2.Header) []byte {
 		key, keyslot, err := b.tryToken(ctx, h, t, budget)
 		if err != nil {
 			b.attempt("tpm2, token %d: %v", t.ID, err)
+			b.binding.refused(err)
 			continue
 		}
 		b.report.State.Unlocked, b.report.State.Token, b.report.State.Keyslot = report.UnlockedTPM2, t.ID, keyslot
@@ -86,7 +87,8 @@ func (b *boot) unlockByTPM(ctx context.Context, h *luks2.Header) []byte {
 		return key
 	}
 	if !found {
-		b.attempt("tpm2: the volume has no systemd-tpm2 token")
+		b.attempt("tpm2: %v", errNoToken)
+		b.binding.refused(errNoToken)
 	}
 	return nil
 }
@@ -97,11 +99,9 @@ func (b *boot) tryToken(ctx context.Context, h *luks2.Header, t luks2.Token, bud
 		return nil, 0, err
 	}
 	if !token.Capped() && !b.cfg.State.TPM2.AllowUncapped {
-		return nil, 0, errors.New("its policy holds no PCR that is closed before hand-over: whatever runs later could unseal it again; enrol anew, or set allow_uncapped")
+		return nil, 0, fmt.Errorf("%w: its policy holds no PCR that is closed before hand-over: whatever runs later could unseal it again; enrol anew, or set allow_uncapped", errNotUsed)
 	}
-	ctx, cancel := context.WithTimeout(ctx, tpmTime)
-	defer cancel()
-	secret, err := b.tpm.dev.Unseal(ctx, token, b.signatures(), nil)
+	secret, err := b.unseal(ctx, token)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -129,7 +129,7 @@ func (b *boot) tryToken(ctx context.Context, h *luks2.Header, t luks2.Token, bud
 		}
 	}
 	if err == nil {
-		err = errors.New("it names no keyslot")
+		err = fmt.Errorf("%w: it names no keyslot", errNotUsed)
 	}
 	return nil, 0, err
 }
@@ -190,6 +190,7 @@ func (b *boot) prompt(ctx context.Context, h *luks2.Header) ([]byte, error) {
 			c.Print("sealroot: unlocked.\n")
 			b.report.State.Unlocked = method
 			b.sys.Log.Info("state: unlocked by %s", method)
+			b.offerBinding(ctx, c, key)
 			return key, nil
 		}
 		c.Print("sealroot: that does not open the volume.\n")

@@ -262,7 +262,8 @@ type TPM2 struct {
 	// (PEM): in YAML relative to the YAML file, default pcr.pub; in the
 	// initramfs it lies at PublicKeyPath.
 	PublicKey string `json:"public_key,omitempty"`
-	PIN       bool   `json:"pin,omitempty"`
+	// PIN has the TPM ask for a PIN too, at every boot.
+	PIN bool `json:"pin,omitempty"`
 	// AllowUncapped accepts tokens, made by others, whose policy holds no PCR
 	// that init extends before hand-over.
 	AllowUncapped bool `json:"allow_uncapped,omitempty"`

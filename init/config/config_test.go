@@ -246,7 +246,8 @@ func TestValidatePolicy(t *testing.T) {
 			{"literal_twice", func(c *Config) { c.State.TPM2 = TPM2{Policy: PolicyPCRs, PCRs: []int{7, 7}} }, []string{"state.tpm2.pcrs[1]"}},
 			{"key_without_signed_policy", func(c *Config) { c.State.TPM2 = TPM2{Policy: PolicyPCRs, PCRs: []int{7}, PublicKey: "x"} },
 				[]string{"state.tpm2.public_key"}},
-			{"pin_by_name", func(c *Config) { c.State.TPM2.PIN = true }, []string{"state.tpm2.pin"}},
+			{"pin", func(c *Config) { c.State.TPM2.PIN = true }, nil},
+			{"literal_none_with_pin", func(c *Config) { c.State.TPM2 = TPM2{Policy: PolicyPCRs, PIN: true} }, nil},
 			{"tpm2_set_but_not_used", func(c *Config) {
 				c.State.Create, c.State.Recovery, c.State.Unlock = CreateNever, RecoveryNone, []string{UnlockPassphrase}
 			}, []string{"state.tpm2"}},
@@ -258,6 +259,8 @@ func TestValidatePolicy(t *testing.T) {
 			{"without_exception", func(c *Config) { c.State.TPM2.WithoutMeasuredBoot = "" }, []string{"state.tpm2.tpm_without_measured_boot"}},
 			{"8_and_9_without_exception", func(c *Config) { c.State.TPM2 = TPM2{Policy: PolicyPCRs, PCRs: []int{8, 9}} },
 				[]string{"state.tpm2.tpm_without_measured_boot"}},
+			{"pin_in_place_of_the_exception", func(c *Config) { c.State.TPM2 = TPM2{Policy: PolicyPCRs, PIN: true} }, nil},
+			{"pin_and_exception", func(c *Config) { c.State.TPM2.PIN = true }, []string{"state.tpm2.tpm_without_measured_boot"}},
 			{"signed", func(c *Config) { c.State.TPM2.Policy = PolicySignedPCR11And7 }, []string{"state.tpm2.policy"}},
 			{"no_tpm", func(c *Config) {
 				c.State.TPM2 = TPM2{}

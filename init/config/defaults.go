@@ -130,6 +130,11 @@ func (t TPM2) LiteralBacked(secureBoot bool) bool {
 	return slices.Contains(t.PCRs, 4) && slices.Contains(t.PCRs, 12) || secureBoot && slices.Contains(t.PCRs, 7)
 }
 
+// PINStandsIn tells whether the PIN is what keeps the key from whoever starts
+// another system, on a boot path that vouches for nothing. Signed policies have a
+// boot path of their own.
+func (t TPM2) PINStandsIn() bool { return t.PIN && t.Policy == PolicyPCRs }
+
 // Embed returns the configuration as it goes into the initramfs made for this
 // kernel: file names reduced to their base names, because the files lie there at
 // fixed places. Two files of one role with the same base name are a *Problem.

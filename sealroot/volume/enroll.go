@@ -37,6 +37,7 @@ func (l Look) Policy(ctx context.Context, c config.TPM2, path enrol.Path) (tpm.P
 	if err != nil {
 		return tpm.Policy{}, err
 	}
+	p.PIN = c.PIN
 	if l.TPM == nil {
 		return tpm.Policy{}, fmt.Errorf("cannot seal to the TPM: %w: %s", tpm.ErrNoTPM, l.Why)
 	}
@@ -101,11 +102,12 @@ type Replaced struct {
 type Change struct {
 	VolumeKey []byte    // stays the caller's
 	Rand      io.Reader // random for secrets and salts
+	PIN       []byte    // of the TPM's new token, where its policy asks for one
 }
 
 // Enroll returns a header in which a new secret, sealed under the policy, takes the
-// place of those that PID 1 uses without a person. Tokens with a PIN, or of a kind
-// that is not known here, stay.
+// place of those that PID 1 uses by this configuration. Tokens with a PIN where it
+// wants none, or of a kind that is not known here, stay.
 func (l Look) Enroll(ctx context.Context, h *luks2.Header, p tpm.Policy, c Change) (*luks2.Header, Enrolled, error) {
 	e := Enrolled{Replaced: []Replaced{}, Kept: []int{}}
 	var retire []int
@@ -114,7 +116,7 @@ func (l Look) Enroll(ctx context.Context, h *luks2.Header, p tpm.Policy, c Chang
 			continue
 		}
 		old, err := tpm.ParseToken(t.JSON)
-		if err != nil || old.Usable() != nil || old.PIN || len(old.Unknown) > 0 {
+		if err != nil || old.Usable() != nil || old.PIN && !p.PIN || len(old.Unknown) > 0 {
 			e.Kept = append(e.Kept, t.ID)
 			continue
 		}
@@ -123,7 +125,7 @@ func (l Look) Enroll(ctx context.Context, h *luks2.Header, p tpm.Policy, c Chang
 		e.Replaced = append(e.Replaced, r)
 		retire = append(retire, t.ID)
 	}
-	token, pass, err := enrol.Seal(ctx, l.TPM, p, c.Rand)
+	token, pass, err := enrol.Seal(ctx, l.TPM, p, c.PIN, c.Rand)
 	if err != nil {
 		return nil, e, err
 	}

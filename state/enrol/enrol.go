@@ -53,14 +53,14 @@ func NothingAdded(ctx context.Context, dev *tpm.TPM, c config.TPM2, p tpm.Policy
 
 // Seal seals a new random secret under the policy. It returns the token, whose
 // Keyslots are the caller's to set, and the passphrase of the keyslot, which the
-// caller wipes. Errors: those of tpm.Seal.
-func Seal(ctx context.Context, dev *tpm.TPM, p tpm.Policy, random io.Reader) (tpm.Token, []byte, error) {
+// caller wipes. pin is for a policy with a PIN. Errors: those of tpm.Seal.
+func Seal(ctx context.Context, dev *tpm.TPM, p tpm.Policy, pin []byte, random io.Reader) (tpm.Token, []byte, error) {
 	secret := make([]byte, tpm.SecretSize)
 	defer clear(secret)
 	if _, err := io.ReadFull(random, secret); err != nil {
 		return tpm.Token{}, nil, err
 	}
-	token, err := dev.Seal(ctx, p, secret, nil)
+	token, err := dev.Seal(ctx, p, secret, pin)
 	if err != nil {
 		return tpm.Token{}, nil, fmt.Errorf("cannot seal to the TPM: %w", err)
 	}

@@ -32,10 +32,12 @@ func TestPolicyThatTheBootPathDoesNotBackIsRefused(t *testing.T) {
 		{"pcr_4_with_the_named_exception", "pcrs", exception, UKI, []int{4}, true},
 		{"pcrs_under_bios", "pcrs", "", Unmeasured, []int{8, 9}, false},
 		{"pcrs_under_bios_with_the_named_exception", "pcrs", exception, Unmeasured, nil, true},
+		{"pcrs_under_bios_with_a_pin", "pcrs", "pin", Unmeasured, nil, true},
+		{"signed_7_without_secure_boot_with_a_pin", "signed-pcr11+7", "pin", UKI, nil, false},
 		{"pcrs_under_bios_with_another_word", "pcrs", "yes", Unmeasured, nil, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			err := Backed(config.TPM2{Policy: tt.policy, PCRs: tt.pcrs, WithoutMeasuredBoot: tt.exception}, tt.path)
+			err := Backed(config.TPM2{Policy: tt.policy, PCRs: tt.pcrs, WithoutMeasuredBoot: tt.exception, PIN: tt.exception == "pin"}, tt.path)
 			if (err == nil) != tt.ok || err != nil && !errors.Is(err, ErrNotBacked) {
 				t.Errorf("Backed() = %v, want ok %v", err, tt.ok)
 			}
