@@ -13,6 +13,7 @@ import (
 	"sealroot/sealroot/bootset"
 	"sealroot/sealroot/install"
 	"sealroot/slots"
+	"sealroot/slots/manifest"
 	"sealroot/verity/signature"
 )
 
@@ -117,6 +118,7 @@ func installImage(c *command) action {
 	slot := c.flags.String("slot", "", "slot to write; without it one that is not bootable, else the one of lowest priority")
 	tries := c.flags.Int("tries", 0, "how often it is booted without a commit, 1 to 15 (default: boot.tries of the configuration)")
 	force := c.flags.Bool("force", false, "take another image that has the version which runs")
+	locked := c.flags.Bool("locked-state", false, "take an image that could not open the state by itself; without a key that somebody types its trial falls back")
 	again := c.flags.Bool("replicate-on-failure", false, "when writing fails, make the slot a copy of the running one (default: as boot.replicate of the configuration says)")
 	return func(ctx context.Context, words []string) error {
 		if f, ok := c.env.Stdin.(*os.File); words[0] == "-" && ok && isTerminal(f) {
@@ -133,6 +135,17 @@ func installImage(c *command) action {
 		}
 		defer source.Close()
 		options := install.Options{Slot: *slot, Tries: *tries, Force: *force}
+		options.Accept = func(m manifest.Manifest) error {
+			err := c.stateOpens(ctx, j.report, m)
+			if !errors.Is(err, bootset.ErrRefused) {
+				return err
+			}
+			if !*locked {
+				return fmt.Errorf("%w; --locked-state takes it all the same", err)
+			}
+			c.say("WARNING: %v; a trial falls back while a committed slot is there, and a committed one asks for a key", err)
+			return nil
+		}
 		if options.Tries == 0 {
 			options.Tries = j.opened.Tries()
 		}

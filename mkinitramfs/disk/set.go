@@ -15,6 +15,7 @@ import (
 	"sealroot/mkinitramfs/keys"
 	"sealroot/mkinitramfs/uki"
 	"sealroot/slots/manifest"
+	"sealroot/state/tpm/pcrsig"
 	"sealroot/verity/signature"
 )
 
@@ -67,6 +68,15 @@ func (b *Builder) describe(in SlotInput, p *parts) error {
 			Filesystem: in.Config.Root.Filesystem,
 		},
 	}
+	key := ""
+	if in.Config.State.TPM2.Signed() {
+		public, err := pcrsig.ParsePublicKey(b.Signing.PCRPublic)
+		if err != nil {
+			return fmt.Errorf("cannot use %s: %w", keys.PCRPublic, err)
+		}
+		key = fmt.Sprintf("%x", pcrsig.Fingerprint(public))
+	}
+	m.Sealed = in.Config.State.SealedUnder(key)
 	for _, name := range p.names {
 		part, err := digest(p.path(name))
 		if err != nil {

@@ -20,6 +20,9 @@ type Options struct {
 	Slot  string // "" lets the program choose
 	Tries int    // of the trial
 	Force bool   // take another image of the version that runs
+	// Accept has the last word on a set that passed all other checks, before the
+	// slot changes; nil: it is taken.
+	Accept func(manifest.Manifest) error
 }
 
 // Installed is what was done.
@@ -111,6 +114,11 @@ func (m Machine) prepare(source Source, r Running, o Options) (w work, err error
 	warnings, err := checkManifest(w.manifest, r, m.ESP.Needs(), o.Force)
 	if err != nil {
 		return work{}, err
+	}
+	if o.Accept != nil {
+		if err := o.Accept(w.manifest); err != nil {
+			return work{}, err
+		}
 	}
 	if w.sig, err = w.readSignature(m); err != nil {
 		return work{}, err

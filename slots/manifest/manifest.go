@@ -20,7 +20,8 @@
 //	    "source": "usr-verity",     missing: verity
 //	    "partuuids": "a=…,…,…;b=…", missing: none; data, hash and signature of each slot
 //	    "filesystem": "squashfs"
-//	  }
+//	  },
+//	  "x-sealed": "signed-pcr11+7 <hex>"  what it opens the state by: policy, and key or PCRs
 //	}
 //
 // Keys are spelled exactly so and given once; a key that is not listed here is
@@ -98,6 +99,9 @@ type Manifest struct {
 	RootHash        []byte  // 32 or 64 bytes
 	Parts           []Part  // in the order of Names
 	Layout          *Layout // nil: the builder did not tell
+	// Sealed is config.State.SealedUnder of its configuration; "": the builder did
+	// not tell.
+	Sealed string
 }
 
 // Layout is what the initramfs of a set expects of the disk, in the words of its
@@ -146,6 +150,7 @@ type document struct {
 	Parts           []partDocument    `json:"parts"`
 	Layers          []json.RawMessage `json:"layers"`
 	Layout          *layoutDocument   `json:"x-layout,omitempty"`
+	Sealed          string            `json:"x-sealed,omitempty"`
 }
 
 type layoutDocument struct {
@@ -178,7 +183,7 @@ func Encode(m Manifest) ([]byte, error) {
 	d := document{
 		Schema: Schema, Name: m.Name, Version: m.Version, SecurityVersion: m.SecurityVersion,
 		Architecture: m.Architecture, KernelRelease: m.KernelRelease,
-		RootHash: hex.EncodeToString(m.RootHash), Layers: []json.RawMessage{}, Layout: (*layoutDocument)(m.Layout),
+		RootHash: hex.EncodeToString(m.RootHash), Layers: []json.RawMessage{}, Layout: (*layoutDocument)(m.Layout), Sealed: m.Sealed,
 	}
 	for _, p := range m.Parts {
 		d.Parts = append(d.Parts, partDocument{p.Name, p.File, p.Size, hex.EncodeToString(p.SHA256[:])})
@@ -218,6 +223,9 @@ func (m Manifest) check() error {
 		if l.TreeAtMiB < 0 || l.TreeAtMiB > 1<<20 {
 			return fmt.Errorf("%w: tree_at_mib %d in x-layout", ErrFormat, l.TreeAtMiB)
 		}
+	}
+	if m.Sealed != "" && !word(m.Sealed, 160, " -+") {
+		return fmt.Errorf("%w: x-sealed %.160q", ErrFormat, m.Sealed)
 	}
 	order, at := Names(), -1
 	files := []string{File, SignatureFile}

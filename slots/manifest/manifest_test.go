@@ -21,6 +21,7 @@ func example() Manifest {
 		Name: "kiosk", Version: "2026.11.1~rc1", SecurityVersion: 3, Architecture: Architecture,
 		KernelRelease: "6.1.0-28-amd64", RootHash: bytes.Repeat([]byte{0xab}, 32),
 		Layout: &Layout{Loader: "systemd-boot", Store: "bls", Partitions: "labels", TreeAtMiB: 256, Filesystem: "erofs"},
+		Sealed: "signed-pcr11+7 " + strings.Repeat("ab", 32),
 	}
 	for i, n := range Names() {
 		m.Parts = append(m.Parts, Part{n, "file-" + string(n), int64(i) + 1, sha256.Sum256([]byte(n))})
@@ -44,7 +45,7 @@ func TestEncodeParse(t *testing.T) {
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Fatalf("Parse() = %+v, %v; want %+v", got, err, want)
 	}
-	want.Layout = nil
+	want.Layout, want.Sealed = nil, ""
 	if got, err := Parse([]byte(encoded(t, want))); err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("without a layout: Parse() = %+v, %v", got, err)
 	}
@@ -85,6 +86,7 @@ func TestParseRefuses(t *testing.T) {
 		{"layout_as_text", replace(`"x-layout": {`, `"x-layout": "", "x-other": {`), "not a JSON object"},
 		{"layout_without_a_store", replace(`"store": "bls",`, ``), "no store"},
 		{"layout_with_another_key", replace(`"store": "bls"`, `"store": "bls", "later": 1`), "unknown key"},
+		{"sealed_under_odd_words", replace(`"signed-pcr11+7 ab`, `"signed\npcr ab`), "x-sealed"},
 		{"layout_with_odd_words", replace(`"store": "bls"`, `"store": "b l"`), "in x-layout"},
 		{"layout_before_the_image", replace(`"tree_at_mib": 256`, `"tree_at_mib": -1`), "in x-layout"},
 		{"no_version", replace(`"version": "2026.11.1~rc1",`, ``), "no version"},

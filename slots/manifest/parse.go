@@ -65,6 +65,7 @@ func (r reader) manifest() (m Manifest, err error) {
 		{"layers", func() error {
 			return r.array(0, func() error { return nil })
 		}},
+		{"x-sealed", func() error { return r.text(&m.Sealed) }},
 		{"x-layout", func() (err error) { m.Layout, err = r.layout(); return err }},
 	})
 	if err == nil && schema != Schema {

@@ -1,0 +1,70 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"sealroot/init/config"
+	"sealroot/init/report"
+	"sealroot/sealroot/bootset"
+	"sealroot/sealroot/volume"
+	"sealroot/slots/manifest"
+	"sealroot/state/tpm/pcrsig"
+)
+
+// stateOpens refuses a set that could not open the state by itself, where the image
+// that runs can: its trial would fall back, a try after the other.
+func (c *command) stateOpens(ctx context.Context, r report.Report, m manifest.Manifest) error {
+	if r.State.UUID == "" || fmt.Sprintf("%x", m.RootHash) == r.Root.RootHash {
+		return nil // there is no volume, or it is the image that runs
+	}
+	cfg, err := c.env.configuration()
+	if err != nil {
+		c.say("whether version %s can open the state is not known: %v", m.Version, err)
+		return nil
+	}
+	if !slices.Contains(cfg.State.Unlock, config.UnlockTPM2) {
+		return nil // a person is asked anyway
+	}
+	im, err := volume.Open(ctx, c.env.State, false)
+	if err != nil {
+		c.say("whether version %s can open the state is not known: %v", m.Version, err)
+		return nil
+	}
+	if err := im.Close(); err != nil {
+		return err
+	}
+	look, done := c.lookAtTPM(ctx, r, cfg)
+	defer done()
+	key := ""
+	if public, err := pcrsig.ParsePublicKey(look.PublicKey); err == nil {
+		key = fmt.Sprintf("%x", pcrsig.Fingerprint(public))
+	}
+	return nextOpens(cfg, key, m, look.Tokens(ctx, im.Header))
+}
+
+// nextOpens decides it: tokens are what the volume has, with what they do for the
+// image that runs, key its PCR policy key.
+func nextOpens(cfg config.Config, key string, m manifest.Manifest, tokens []volume.Token) error {
+	var why []string
+	for _, t := range tokens {
+		if t.NextBoot != volume.Yes {
+			continue
+		}
+		changes := cfg.PerImage(t.PCRs)
+		if len(changes) == 0 {
+			why = nil
+			break
+		}
+		why = append(why, fmt.Sprintf("token %d is bound to PCR %v, which every image changes", t.ID, changes))
+	}
+	now := cfg.State.SealedUnder(key)
+	switch {
+	case len(why) > 0:
+		return fmt.Errorf("version %s could not open the state: %s: %w", m.Version, why[0], bootset.ErrRefused)
+	case m.Sealed != "" && m.Sealed != now && slices.ContainsFunc(tokens, func(t volume.Token) bool { return t.NextBoot == volume.Yes }):
+		return fmt.Errorf("version %s could not open the state: it opens it by %q, and the volume is sealed under %q: %w", m.Version, m.Sealed, now, bootset.ErrRefused)
+	}
+	return nil
+}

@@ -1,0 +1,69 @@
+package main
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"sealroot/init/config"
+	"sealroot/sealroot/bootset"
+	"sealroot/sealroot/volume"
+	"sealroot/slots/manifest"
+)
+
+func TestNextOpens(t *testing.T) {
+	sealed := func(policy string, pcrs ...int) config.Config {
+		return config.Config{
+			Boot: config.Boot{Loader: config.LoaderUKI}, Trust: config.Trust{MeasurePCR: 13},
+			State: config.State{Unlock: []string{config.UnlockTPM2}, TPM2: config.TPM2{Policy: policy, PCRs: pcrs}},
+		}
+	}
+	token := func(next volume.Prospect, pcrs ...int) volume.Token {
+		return volume.Token{ID: 0, PCRs: pcrs, NextBoot: next}
+	}
+	signed7 := sealed(config.PolicySignedPCR11And7)
+	for _, c := range []struct {
+		name   string
+		cfg    config.Config
+		set    string
+		tokens []volume.Token
+		why    string
+	}{
+		{"signed", signed7, "signed-pcr11+7 aa", []volume.Token{token(volume.Yes, 7)}, ""},
+		{"builder_did_not_tell", signed7, "", []volume.Token{token(volume.Yes, 7)}, ""},
+		{"another_key", signed7, "signed-pcr11+7 bb", []volume.Token{token(volume.Yes, 7)}, "sealed under"},
+		{"another_policy", signed7, "signed-pcr11+4 aa", []volume.Token{token(volume.Yes, 7)}, "sealed under"},
+		{"not_by_the_tpm_any_more", signed7, "nothing", []volume.Token{token(volume.Yes, 7)}, "sealed under"},
+		{"every_uki_changes_pcr_4", sealed(config.PolicySignedPCR11And4), "signed-pcr11+4 aa", []volume.Token{token(volume.Yes, 4, 12)}, "PCR [4]"},
+		{"another_token_stays_good", sealed(config.PolicySignedPCR11And4), "signed-pcr11+4 aa", []volume.Token{token(volume.Yes, 4, 12), token(volume.Yes, 7)}, ""},
+		{"fixed_pcr_11", sealed(config.PolicyPCRs, 7, 11), "pcrs 7 11", []volume.Token{token(volume.Yes, 7, 11, 15)}, "PCR [11]"},
+		{"the_tpm_does_not_open_it_now_either", sealed(config.PolicySignedPCR11And4), "signed-pcr11+4 bb", []volume.Token{token(volume.No, 4, 12)}, ""},
+		{"nobody_knows", signed7, "signed-pcr11+7 bb", []volume.Token{token(volume.NotKnown, 7)}, ""},
+	} {
+		err := nextOpens(c.cfg, "aa", manifest.Manifest{Version: "2", Sealed: c.set}, c.tokens)
+		if (err != nil) != (c.why != "") || err != nil && (!errors.Is(err, bootset.ErrRefused) || !strings.Contains(err.Error(), c.why)) {
+			t.Errorf("%s: %v, want %q", c.name, err, c.why)
+		}
+	}
+}
+
+// TestStateOpens: with the volume of a machine and its TPM.
+func TestStateOpens(t *testing.T) {
+	s := newSealed(t)
+	s.config.Boot.Loader, s.config.Trust.MeasurePCR = config.LoaderGRUB, 13
+	s.status() // writes report and configuration
+	c := &command{env: s.env, stdout: &strings.Builder{}}
+	m := manifest.Manifest{Version: "2", RootHash: make([]byte, 32), Sealed: "pcrs 7"}
+	if err := c.stateOpens(t.Context(), *s.report, m); err != nil {
+		t.Errorf("PCR 7 stays: %v", err)
+	}
+	m.Sealed = "pcrs 8 9"
+	if err := c.stateOpens(t.Context(), *s.report, m); !errors.Is(err, bootset.ErrRefused) {
+		t.Errorf("another policy: %v", err)
+	}
+	r := *s.report
+	r.State.UUID = ""
+	if err := c.stateOpens(t.Context(), r, m); err != nil {
+		t.Errorf("without a volume: %v", err)
+	}
+}
