@@ -55,6 +55,9 @@ func enroll(c *command) action {
 		if f := j.report.Floor; f != nil && !f.Known {
 			c.say("the rollback floor is not known: the next boot asks for the recovery key once more, and sets it")
 		}
+		if j.report.State.Pinned == "no" {
+			c.say("the TPM does not have this volume for the machine's own: the next boot asks for the recovery key once more, and pins it")
+		}
 		return nil
 	}
 }

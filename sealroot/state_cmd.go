@@ -11,10 +11,8 @@ import (
 	"sealroot/init/config"
 	"sealroot/sealroot/recovery"
 	"sealroot/sealroot/volume"
+	"sealroot/state/layout"
 )
-
-// escrowName is the file beside encrypted.img that holds an escrowed recovery key.
-const escrowName = ".sealroot-escrow.p7m"
 
 func stateStatus(c *command) action {
 	return func(ctx context.Context, _ []string) error {
@@ -29,12 +27,13 @@ func stateStatus(c *command) action {
 		f := volume.Facts{
 			Report:     r,
 			KeyWaits:   kept(c.env.Key) || kept(recovery.Pending(c.env.Key)),
-			Escrow:     kept(filepath.Join(c.env.State, escrowName)),
+			Escrow:     kept(filepath.Join(c.env.State, layout.Escrow)),
 			ManageFile: kept(c.env.manageKey()) || kept(recovery.Pending(c.env.manageKey())),
 			People: slices.ContainsFunc(cfg.State.Unlock, func(how string) bool {
 				return how == config.UnlockRecoveryKey || how == config.UnlockPassphrase
 			}) && (slices.Contains(cfg.State.OnFailure, config.FailurePrompt) || !slices.Contains(cfg.State.Unlock, config.UnlockTPM2)),
 		}
+		f.KeyFile = slices.Contains(cfg.State.Unlock, config.UnlockKeyFile)
 		var fs unix.Statfs_t
 		f.ReadOnlyMount = unix.Statfs(c.env.volume(), &fs) == nil && fs.Flags&unix.ST_RDONLY != 0
 		im, err := volume.Open(ctx, c.env.State, false)

@@ -4,12 +4,14 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	"sealroot/init/config"
 	"sealroot/init/report"
 	"sealroot/sealroot/bootset"
 	"sealroot/sealroot/volume"
 	"sealroot/slots/manifest"
+	"sealroot/state/enrol"
 	"sealroot/state/tpm/pcrsig"
 )
 
@@ -41,17 +43,19 @@ func (c *command) stateOpens(ctx context.Context, r report.Report, m manifest.Ma
 	if public, err := pcrsig.ParsePublicKey(look.PublicKey); err == nil {
 		key = fmt.Sprintf("%x", pcrsig.Fingerprint(public))
 	}
-	return nextOpens(cfg, key, m, look.Tokens(ctx, im.Header))
+	return nextOpens(cfg, enrol.Path(r.BootPath), key, m, look.Tokens(ctx, im.Header))
 }
 
 // nextOpens decides it: tokens are what the volume has, with what they do for the
 // image that runs, key its PCR policy key.
-func nextOpens(cfg config.Config, key string, m manifest.Manifest, tokens []volume.Token) error {
+func nextOpens(cfg config.Config, path enrol.Path, key string, m manifest.Manifest, tokens []volume.Token) error {
 	var why []string
+	opensNow := false
 	for _, t := range tokens {
-		if t.NextBoot != volume.Yes {
+		if t.NextBoot != volume.Yes && t.NextBoot != volume.NeedsPerson {
 			continue
 		}
+		opensNow = true
 		changes := cfg.PerImage(t.PCRs)
 		if len(changes) == 0 {
 			why = nil
@@ -63,8 +67,20 @@ func nextOpens(cfg config.Config, key string, m manifest.Manifest, tokens []volu
 	switch {
 	case len(why) > 0:
 		return fmt.Errorf("version %s could not open the state: %s: %w", m.Version, why[0], bootset.ErrRefused)
-	case m.Sealed != "" && m.Sealed != now && slices.ContainsFunc(tokens, func(t volume.Token) bool { return t.NextBoot == volume.Yes }):
+	case opensNow && m.Sealed != "" && m.Sealed != now && !adopted(cfg, path, key, m.Sealed):
 		return fmt.Errorf("version %s could not open the state: it opens it by %q, and the volume is sealed under %q: %w", m.Version, m.Sealed, now, bootset.ErrRefused)
 	}
 	return nil
+}
+
+// adopted says whether an image that seals under another policy takes the volume
+// although it is not pinned under that: PID 1 does so where somebody with the disk
+// can run another system anyway. The token must not need the signatures of a key
+// that the image does not have.
+func adopted(cfg config.Config, path enrol.Path, key, sealed string) bool {
+	policy, next, _ := strings.Cut(sealed, " ")
+	if policy == "nothing" || policy == config.PolicySignedPCR11And7 || path == enrol.UKISecureBoot {
+		return false
+	}
+	return !cfg.State.TPM2.Signed() || next == key
 }

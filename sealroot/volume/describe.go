@@ -27,7 +27,7 @@ type Description struct {
 	// ReadOnly is why nothing can be written to the volume.
 	ReadOnly string   `json:"read_only,omitempty"`
 	ThisBoot ThisBoot `json:"this_boot"`
-	// NextBoot: by-itself, asks, locked or unknown.
+	// NextBoot: by-itself, key-file, asks, locked or unknown.
 	NextBoot string    `json:"next_boot"`
 	Keyslots []Keyslot `json:"keyslots"`
 	Tokens   []Token   `json:"tokens"`
@@ -58,6 +58,8 @@ type Facts struct {
 	ReadOnlyMount bool
 	// KeyWaits, Escrow and ManageFile tell which files are there.
 	KeyWaits, Escrow, ManageFile bool
+	// KeyFile: PID 1 looks for a key file.
+	KeyFile bool
 	// People: PID 1 asks for a key when the TPM does not open the volume.
 	People bool
 }
@@ -83,7 +85,7 @@ func (l Look) Describe(ctx context.Context, f Facts) Description {
 	}
 	d.UUID, d.Bytes, d.Reserved = h.UUID(), f.Image.Bytes, f.Image.Reserved
 	d.Keyslots, d.Tokens = Keyslots(h), l.Tokens(ctx, h)
-	d.NextBoot = nextBoot(d, f.People)
+	d.NextBoot = nextBoot(d, f)
 	d.recovery(f)
 	d.manage(f)
 	d.readOnly(f)
@@ -102,7 +104,7 @@ func (d *Description) unreadable(f Facts) {
 }
 
 // nextBoot says what the next boot of this image will do.
-func nextBoot(d Description, people bool) string {
+func nextBoot(d Description, f Facts) string {
 	prospects := map[Prospect]bool{}
 	for _, t := range d.Tokens {
 		prospects[t.NextBoot] = true
@@ -110,9 +112,13 @@ func nextBoot(d Description, people bool) string {
 	switch {
 	case prospects[Yes]:
 		return "by-itself"
+	case f.KeyFile:
+		return "key-file"
 	case prospects[NotKnown]:
 		return "unknown"
-	case people && slices.ContainsFunc(d.Keyslots, func(k Keyslot) bool { return k.Kind != TPM2 && k.Kind != Manage }):
+	case prospects[NeedsPerson]:
+		return "asks"
+	case f.People && slices.ContainsFunc(d.Keyslots, func(k Keyslot) bool { return k.Kind != TPM2 && k.Kind != Manage }):
 		return "asks"
 	}
 	return "locked"
@@ -170,14 +176,15 @@ func (d *Description) advise(h *luks2.Header) {
 	if h.Interrupted() {
 		d.Problems = append(d.Problems, "a change of the header was cut short: the next one completes it")
 	}
-	sealed := false
+	sealed, opens := false, false
 	for _, t := range d.Tokens {
 		sealed = sealed || t.Policy != ""
+		opens = opens || t.NextBoot == Yes || t.NextBoot == NeedsPerson || t.NextBoot == NotKnown
 		if t.OpensNow {
 			d.Problems = append(d.Problems, fmt.Sprintf("token %d: the running system can have its key from the TPM", t.ID))
 		}
 	}
-	if sealed && d.NextBoot != "by-itself" && d.NextBoot != "unknown" {
+	if sealed && !opens {
 		d.ToDo = append(d.ToDo, "the TPM will not open the volume: sealroot state enroll binds it anew, once this boot has the volume and its way of booting is the one to keep")
 	}
 	if d.Recovery == "none" && !d.has(Passphrase) {
@@ -203,7 +210,7 @@ func (d Description) Write(to io.Writer) error {
 		row("tried before", "%s", a)
 	}
 	row("next boot", "%s", map[string]string{
-		"by-itself": "the TPM opens the volume", "asks": "asks for a key", "locked": "nothing opens the volume", "unknown": "not known",
+		"by-itself": "the TPM opens the volume", "key-file": "looks for the key file", "asks": "asks for a key or PIN", "locked": "nothing opens the volume", "unknown": "not known",
 	}[d.NextBoot])
 	row("recovery key", "%s", map[string]string{
 		"none": "none", "enrolled": "enrolled", "escrowed": "enrolled, escrowed (sealroot state escrow)", "waiting-to-be-shown": "enrolled, NOT SHOWN YET",
@@ -230,7 +237,7 @@ func (b ThisBoot) text() string {
 		return fmt.Sprintf("opened by the TPM, keyslot %d, token %d", b.Keyslot, b.Token)
 	case "created":
 		return "made the volume"
-	case "recovery-key", "passphrase":
+	case "recovery-key", "passphrase", "key-file":
 		return fmt.Sprintf("opened with a %s, keyslot %d", strings.ReplaceAll(b.Unlocked, "-", " "), b.Keyslot)
 	case "degraded":
 		return "runs without the volume"
