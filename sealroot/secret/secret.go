@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,6 +28,11 @@ var (
 // newline behind it does not count. Errors: ErrForm.
 func FromFile(path string, stdin io.Reader) ([]byte, error) {
 	from := stdin
+	if f, ok := stdin.(*os.File); ok && path == "-" {
+		if _, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS); err == nil {
+			return nil, fmt.Errorf("standard input is a terminal, which would show what is typed; without the option it is asked for: %w", ErrForm)
+		}
+	}
 	if path != "-" {
 		f, err := os.Open(path)
 		if err != nil {
@@ -56,9 +62,15 @@ func name(path string) string {
 	return path
 }
 
-// Ask asks the person at the terminal tty for one line that is not shown. Errors:
-// ErrForm, and that of ctx.
+// askTime is how long a person may take: the command keeps others out meanwhile,
+// such as the one that ends a trial in time.
+const askTime = 2 * time.Minute
+
+// Ask asks the person at the terminal tty for one line that is not shown, for two
+// minutes at most. Errors: ErrForm, and that of ctx.
 func Ask(ctx context.Context, tty *os.File, prompt string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
 	fd := int(tty.Fd())
 	old, err := unix.IoctlGetTermios(fd, unix.TCGETS)
 	if err != nil {
@@ -85,7 +97,7 @@ func Ask(ctx context.Context, tty *os.File, prompt string) ([]byte, error) {
 	}()
 	select {
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return nil, fmt.Errorf("nothing was typed: %w", ctx.Err())
 	case a := <-done:
 		return a.text, a.err
 	}

@@ -103,6 +103,9 @@ func TestAsk(t *testing.T) {
 	if _, err := Ask(ctx, tty, "key: "); !errors.Is(err, context.DeadlineExceeded) || !echo() {
 		t.Errorf("ended: %v, echo %v", err, echo())
 	}
+	if _, err := FromFile("-", tty); !errors.Is(err, ErrForm) {
+		t.Errorf("a secret from a terminal with echo: %v", err)
+	}
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		t.Fatal(err)
