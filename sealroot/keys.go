@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"sealroot/init/config"
 	"sealroot/init/report"
@@ -118,15 +119,19 @@ func (c *command) lookAtTPM(ctx context.Context, r report.Report, cfg config.Con
 		return look, func() {}
 	}
 	look.TPM = dev
-	c.kernelPCR(r, look.Kernel)
+	c.kernelPCR(r, slices.Contains(cfg.State.TPM2.PCRs, pcrsig.PCRKernel), look.Kernel)
 	return look, func() { dev.Close() }
 }
 
 // kernelPCR finds out what PCR 11 is while PID 1 of the image that runs works; what
-// cannot be found out is left out.
-func (c *command) kernelPCR(r report.Report, into map[tpm.Bank][]byte) {
+// cannot be found out is left out. Under a unified kernel image that takes the ESP
+// and a pass over the image, and is only done where fixed values of it are in use.
+func (c *command) kernelPCR(r report.Report, fixed bool, into map[tpm.Bank][]byte) {
 	var im predict.Image
 	if enrol.Path(r.BootPath) == enrol.UKI || enrol.Path(r.BootPath) == enrol.UKISecureBoot {
+		if !fixed {
+			return
+		}
 		m, err := c.env.Open(Where{Report: r})
 		if err != nil {
 			return
