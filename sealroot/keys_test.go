@@ -335,6 +335,27 @@ func TestEnrollSigned(t *testing.T) {
 	}
 }
 
+// TestEnrollFixedKernelPCR: PCR 11 is closed on the running system; what is sealed to
+// is what it will be while PID 1 works, or nothing where nobody can tell.
+func TestEnrollFixedKernelPCR(t *testing.T) {
+	s := newSealed(t)
+	s.config.State.TPM2.PCRs = []int{7, 11}
+	given := s.file(string(s.recovery))
+	s.ok("state", "enroll", "--recovery-key-file", given)
+	if d := s.status(); d.NextBoot != "by-itself" {
+		t.Errorf("enrolled: %+v", d)
+	}
+	s.boot("A", false)
+	if !s.opensByTPM() {
+		t.Error("the next boot does not open by itself")
+	}
+	s.close()
+	s.report.BootPath = string(enrol.UKI)
+	if code, _, errs := s.run("state", "enroll", "--recovery-key-file", given); code != exitRefused || !strings.Contains(errs, "PCR 11") {
+		t.Errorf("under an image that cannot be read: exit status %d, %q", code, errs)
+	}
+}
+
 // TestKeysAreRefused: what would not open, or is not allowed, changes nothing.
 func TestKeysAreRefused(t *testing.T) {
 	s := newSealed(t)
