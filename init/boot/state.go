@@ -29,12 +29,6 @@ type openedState struct {
 // readOnly tells whether nothing may be written to the volume.
 func (o openedState) readOnly() bool { return o.volume != nil && o.volume.ReadOnly != nil }
 
-// Endings of a boot that are decisions, not faults.
-var (
-	errReboot = errors.New("restart")
-	errHalt   = errors.New("halt")
-)
-
 // markName is the mark "provisioned" on the state partition. With the TPM's
 // mark it keeps a lost encrypted.img from being taken for a first boot.
 const markName = layout.Provisioned
