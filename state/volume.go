@@ -43,6 +43,8 @@ type Volume struct {
 	// ReadOnly is set when the reservation could not be restored: writing
 	// could then fail in the middle of anything.
 	ReadOnly error
+	// Superblock is the inner file system's when the volume was opened.
+	Superblock ext4.Superblock
 
 	image *os.File
 	loop  Device
@@ -168,9 +170,9 @@ func (v *Volume) restore(size int64) error {
 	if end > size {
 		return fmt.Errorf("cannot use a file system that ends at byte %d of %d in %s: %w", end, size, ImageName, ErrDamaged)
 	}
-	v.Reserved = end
+	v.Reserved, v.Superblock = end, sb
 	if err := reserve(v.image, end); errors.Is(err, ErrNoRoom) {
-		v.ReadOnly = err
+		v.ReadOnly = fmt.Errorf("%w; free space on /state and restart", err)
 		return nil
 	} else if err != nil {
 		return err

@@ -45,7 +45,8 @@ type boot struct {
 	rollback      rollback
 	pin           pinnedVolume
 	binding       binding
-	pinTries      int // wrong PINs of the TPM in this boot
+	pinTries      int    // wrong PINs of the TPM in this boot
+	degraded      string // why the boot is degraded
 	disk          *live.Disk
 	slots         slotState
 	kernelRelease string

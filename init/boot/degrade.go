@@ -52,11 +52,14 @@ func (b *boot) degrade(cause error) error {
 		return fmt.Errorf("%w instead of a degraded boot: %w", errHalt, cause)
 	}
 	b.warn("DEGRADED: nothing written to /var, /home and /etc will survive a restart: %v", cause)
-	b.report.Degraded = true
+	b.setDegraded(cause)
 	b.giveBack() // a degraded system cannot be committed, and the slot is not to blame
 	b.report.State.Unlocked, b.report.State.Pinned = report.UnlockedDegraded, ""
 	return b.volatileState("degraded")
 }
+
+// setDegraded tells the report, and the real init, why this boot is not whole.
+func (b *boot) setDegraded(cause error) { b.report.Degraded, b.degraded = true, clean(cause.Error()) }
 
 // volatileState puts a file system in memory where the volume would be. source is
 // the name that it has in the list of mounts.

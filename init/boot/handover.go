@@ -85,6 +85,11 @@ func (b *boot) leaveMarks() error {
 		}
 		b.noteTold()
 	}
+	if b.report.Degraded {
+		if err := writeFile(report.Degraded, []byte(b.degraded+"\n")); err != nil {
+			return err
+		}
+	}
 	if !b.report.Slot.Trial {
 		return nil
 	}

@@ -54,6 +54,14 @@ func (b *boot) openState(ctx context.Context) error {
 	if err == nil {
 		return nil
 	}
+	return b.stateFailed(err)
+}
+
+// stateFailed decides what follows a state that did not open.
+func (b *boot) stateFailed(err error) error {
+	if errors.Is(err, errRestart) {
+		return environmentError(slots.IOError, "%w", err)
+	}
 	if class, reason := classOf(err); class == slots.ImageFailure || reason == slots.WrongKernel {
 		return err // the volume is open, and what runs must not have it
 	}
@@ -71,6 +79,11 @@ func (b *boot) mountOuter(ctx context.Context) error {
 	fs := mount.Filesystem{
 		Type: "ext4", Source: part.Node, Options: []string{"errors=remount-ro"},
 		Attr: mount.NoSUID | mount.NoDev | mount.NoExec | mount.NoSymfollow,
+	}
+	if err := b.checkOuter(ctx, part.Node); errors.Is(err, errRestart) {
+		return err
+	} else if err != nil {
+		return b.showDamaged(fs, err)
 	}
 	if err := b.mountIn(fs, mount.Place{Root: newRoot, Path: "state"}); err != nil {
 		return stateError(slots.StateDamaged, "cannot mount the state partition: %w", err)
@@ -112,10 +125,17 @@ func (b *boot) openVolume(ctx context.Context) error {
 	if !b.floorAfterMount() {
 		b.identify(ctx, v) // what the kernel does with the volume's file system cannot undo it
 	}
+	switch err := b.checkFilesystem(ctx, "the encrypted volume", v.Device(), v.Superblock); {
+	case errors.Is(err, errRestart):
+		return errors.Join(err, v.Close())
+	case err != nil:
+		v.ReadOnly = err
+		b.setDegraded(err)
+	}
 	attr := volumeAttr
 	if v.ReadOnly != nil {
 		attr |= mount.ReadOnly
-		b.warn("the encrypted volume is read-only: %v; free space on /state and restart", v.ReadOnly)
+		b.warn("the encrypted volume is read-only: %v", v.ReadOnly)
 	}
 	root, err := b.mountVolume(v.Device(), attr)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 
 	"sealroot/init/console"
 	"sealroot/mount"
+	"sealroot/mount/child"
 	"sealroot/mount/dm"
 	"sealroot/mount/kmod"
 	"sealroot/mount/watchdog"
@@ -30,6 +31,8 @@ type System struct {
 	OpenConsole func() (Console, error)
 	// OpenWatchdog starts the hardware watchdog; see watchdog.Open for its errors.
 	OpenWatchdog func(watchdog.Options) (Watchdog, error)
+	// RunProgram runs the verified root's e2fsck.
+	RunProgram RunProgram
 	// Exec replaces this process by the real init.
 	Exec func(path string, argv, env []string) error
 	Rand io.Reader
@@ -73,9 +76,10 @@ func NewSystem(log *Log, random io.Reader, program string) *System {
 			}
 			return dog, nil
 		},
-		Exec:    mount.ExecInit,
-		Rand:    random,
-		Program: program,
+		RunProgram: child.Run,
+		Exec:       mount.ExecInit,
+		Rand:       random,
+		Program:    program,
 	}
 }
 

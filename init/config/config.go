@@ -192,8 +192,10 @@ type State struct {
 	Escrow []string `json:"escrow,omitempty"`
 	// ManageKey keeps a key inside the volume by which root on the running system
 	// changes keyslots, and can carry off a lasting key.
-	ManageKey bool   `json:"manage_key,omitempty"`
-	Fsck      string `json:"fsck,omitempty"` // auto | no (default)
+	ManageKey bool `json:"manage_key,omitempty"`
+	// Fsck is FsckNo (default) or FsckAuto: a file system with errors is checked
+	// before it is mounted, by the root's own e2fsck.
+	Fsck string `json:"fsck,omitempty"`
 	// OnFailure is what happens, in order, when the state cannot be unlocked:
 	// prompt, degraded, halt, reboot-with-backoff. Behind the last one the
 	// machine restarts, after a pause that grows. Default: prompt when Unlock holds something to type, then halt.
@@ -203,7 +205,7 @@ type State struct {
 	Device     string   `json:"device,omitempty"`      // oversized | classic
 }
 
-// What may stand in State.Unlock, State.Create, State.Recovery and State.OnFailure.
+// What may stand in State.Unlock, State.Create, State.Recovery, State.Fsck and State.OnFailure.
 const (
 	UnlockTPM2        = "tpm2"
 	UnlockRecoveryKey = "recovery-key"
@@ -220,6 +222,9 @@ const (
 	RecoveryLater  = "later"
 	RecoveryEscrow = "escrow"
 	RecoveryNone   = "none"
+
+	FsckNo   = "no"
+	FsckAuto = "auto"
 
 	FailurePrompt   = "prompt"
 	FailureDegraded = "degraded"

@@ -38,7 +38,7 @@ func (v *validator) state(c *Config) {
 			v.add(at, "put it last", "nothing behind %.40s is ever reached", action)
 		}
 	}
-	v.oneOf("state.fsck", s.Fsck, []string{"no"}, []string{"auto"})
+	v.oneOf("state.fsck", s.Fsck, []string{FsckNo, FsckAuto}, nil)
 	v.oneOf("state.filesystem", s.Filesystem, []string{"ext4"}, []string{"btrfs"})
 	v.oneOf("state.auto_resize", s.AutoResize, []string{"off"}, []string{"grow", "both"})
 	v.notYet("state.device", s.Device != "", "leave it out")

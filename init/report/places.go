@@ -21,6 +21,8 @@ const (
 	// condition: the slot that runs is on trial; another one should have run.
 	Trial    = Dir + "/trial"
 	FellBack = Dir + "/fell-back"
+	// Degraded says why the state is not open for writing.
+	Degraded = Dir + "/degraded"
 	// EagerCheck names the device of the root, which sealroot check is to read.
 	EagerCheck = Dir + "/eager-check"
 	// ESP is where the EFI system partition is mounted while it is needed.

@@ -195,11 +195,16 @@ func (b bound) create(s *session, srk SRK, policy [32]byte, secret, auth []byte)
 // token may be used without asking is the caller's to decide first: Capped.
 // Errors: ErrToken, ErrOtherTPM, ErrPCRsChanged, ErrPolicy, ErrPIN, ErrLockedOut.
 func (t *TPM) Unseal(ctx context.Context, token Token, sigs pcrsig.File, pin []byte) ([]byte, error) {
-	if err := token.Usable(); err != nil {
-		return nil, err
-	}
 	if token.PIN && len(pin) == 0 {
 		return nil, fmt.Errorf("%w: it needs one", ErrPIN)
+	}
+	return t.unseal(ctx, token, sigs, pin)
+}
+
+// unseal is Unseal; without the PIN that a token needs it stops where that counts.
+func (t *TPM) unseal(ctx context.Context, token Token, sigs pcrsig.File, pin []byte) ([]byte, error) {
+	if err := token.Usable(); err != nil {
+		return nil, err
 	}
 	parts, err := splitBlob(token.Blob)
 	if err != nil {
@@ -286,7 +291,7 @@ func (b bound) unsealOnce(srk SRK, object tpm2.NamedHandle, token Token, sigs pc
 		return nil, err
 	}
 	var secret []byte
-	if err = b.satisfy(s, token, sigs, explicit); err == nil {
+	if err = b.satisfy(s, token, sigs, explicit); err == nil && (!token.PIN || auth != nil) {
 		secret, err = b.unsealIn(s, object, token)
 	}
 	if err := errors.Join(err, s.end(b)); err != nil {
@@ -335,7 +340,7 @@ func newAuth(token *Token, pin []byte) ([]byte, error) {
 // or with a salt of the base64 form of the stretched PIN, without trailing zero
 // bytes (the TPM drops those). Nil without a PIN. The caller wipes it.
 func authValue(token Token, pin []byte) ([]byte, error) {
-	if !token.PIN {
+	if !token.PIN || pin == nil {
 		return nil, nil
 	}
 	text := pin

@@ -1,0 +1,135 @@
+package boot
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sealroot/init/config"
+	"sealroot/mount"
+	"sealroot/mount/blockdev"
+	"sealroot/mount/child"
+	"sealroot/slots"
+	"sealroot/state"
+	"sealroot/state/ext4"
+)
+
+// fsckTime is how long one check of a file system may take.
+const fsckTime = 10 * time.Minute
+
+// RunProgram runs a program of another root; child.Run is the real one.
+type RunProgram func(ctx context.Context, root string, argv ...string) (child.Result, error)
+
+var (
+	// errNotRepaired: the file system has errors that are left.
+	errNotRepaired = errors.New("its file system has errors and was not repaired; it is used read-only at most. Repair it from another system (e2fsck)")
+	// errRestart: e2fsck wants the machine restarted.
+	errRestart = errors.New("e2fsck asks for a restart")
+)
+
+// needsCheck tells whether a file system is looked at before it is mounted: the
+// kernel found errors, or nothing makes good that it was not unmounted. A journal
+// that has to be replayed is the kernel's own business.
+func needsCheck(sb ext4.Superblock) bool { return sb.Errors || !sb.Clean && !sb.NeedsRecovery }
+
+// fsckStatus judges the exit status of e2fsck(8), which is a set of bits.
+func fsckStatus(status int) error {
+	const corrected, restart = 1, 2
+	switch {
+	case status&^(corrected|restart) != 0:
+		return fmt.Errorf("e2fsck ends with status %d: %w", status, errNotRepaired)
+	case status&restart != 0:
+		return errRestart
+	}
+	return nil
+}
+
+// checkFilesystem repairs a file system that needs it, with the e2fsck of the
+// verified root: nothing is mounted from it yet. what names it for a person.
+// Errors: errNotRepaired, errRestart.
+func (b *boot) checkFilesystem(ctx context.Context, what, device string, sb ext4.Superblock) error {
+	if b.cfg.State.Fsck != config.FsckAuto || !needsCheck(sb) {
+		return nil
+	}
+	b.warn("%s: the file system has errors; checking it", what)
+	result, err := b.e2fsck(ctx, device)
+	for line := range bytes.Lines(result.Output) {
+		if line = bytes.TrimSpace(line); len(line) > 0 {
+			b.sys.Log.Info("e2fsck: %s", clean(string(line)))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w: %w", what, errNotRepaired, err)
+	}
+	if err := fsckStatus(result.Status); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	b.warn("%s: checked; e2fsck ends with status %d", what, result.Status)
+	return nil
+}
+
+// e2fsck runs the verified root's own. For that it gets /dev in its place, and only
+// for that long.
+func (b *boot) e2fsck(ctx context.Context, device string) (result child.Result, err error) {
+	ctx, cancel := context.WithTimeout(ctx, fsckTime)
+	defer cancel()
+	b.guard.allow("e2fsck", fsckTime+restartLimit)
+	defer func() { b.guard.allow("what follows e2fsck", stageLimit("state")) }()
+	dev := mount.Filesystem{Type: "devtmpfs", Source: "dev", Attr: mount.NoSUID | mount.NoExec}
+	if err := b.sys.Mounter.MountIn(dev, mount.Place{Root: newRoot, Path: "dev"}); err != nil {
+		return result, err
+	}
+	for _, path := range []string{"/usr/sbin/e2fsck", "/sbin/e2fsck"} {
+		if result, err = b.sys.RunProgram(ctx, newRoot, path, "-p", device); !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+	}
+	return result, errors.Join(err, b.sys.Mounter.Unmount(newRoot+"/dev"))
+}
+
+// checkOuter is checkFilesystem for the state partition.
+func (b *boot) checkOuter(ctx context.Context, node string) error {
+	if b.cfg.State.Fsck != config.FsckAuto {
+		return nil
+	}
+	part, err := blockdev.Open(node, false)
+	if err != nil {
+		return nil // mounting it says so
+	}
+	sb, err := ext4.ReadSuperblock(part)
+	part.Close()
+	if err != nil {
+		return nil
+	}
+	return b.checkFilesystem(ctx, "the state partition", node, sb)
+}
+
+// isDir tells whether a directory has a directory of that name.
+func isDir(in *os.File, name string) bool {
+	var st unix.Stat_t
+	return unix.Fstatat(int(in.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR
+}
+
+// showDamaged mounts a state partition that could not be repaired for whoever looks
+// after it: nothing of it is used.
+func (b *boot) showDamaged(fs mount.Filesystem, cause error) error {
+	fs.Attr |= mount.ReadOnly
+	if err := b.sys.Mounter.MountIn(fs, mount.Place{Root: newRoot, Path: "state"}); err == nil {
+		outer, err := openDir(stateDir)
+		if err == nil && isDir(outer, state.MountDir) {
+			b.volume.outer = outer
+		} else {
+			err = errors.Join(err, outer.Close(), b.sys.Mounter.Unmount(stateDir)) // in memory, then
+		}
+		if err != nil {
+			b.sys.Log.Warn("%v", err)
+		}
+	}
+	return stateError(slots.StateDamaged, "%w", cause)
+}
