@@ -25,6 +25,8 @@ func TestTPMIsBoundAnew(t *testing.T) {
 	vm = m.WithTPM().Boot()
 	vm.Expect(`type the recovery key`, probeTime)
 	vm.Send(key + "\r")
+	vm.Expect(`bind the TPM of this machine to the state anew`, commandTime)
+	vm.Send("no\r")
 	vm.UpIn("a")
 	if s := vm.stateStatus(); s.NextBoot != "asks" || s.ThisBoot.Unlocked != "recovery-key" {
 		t.Errorf("on another TPM: %+v", s)

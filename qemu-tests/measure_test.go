@@ -163,8 +163,15 @@ func tpm2Tools(t *testing.T) map[string]string {
 	t.Helper()
 	const program = "/usr/bin/tpm2"
 	const device = "/usr/lib/x86_64-linux-gnu/libtss2-tcti-device.so.0"
-	paths := []string{program, device}
-	for _, field := range strings.Fields(tool(t, "ldd", program, device)) {
+	return hostPrograms(t, program, device)
+}
+
+// hostPrograms are programs of this machine with all that they load, for the probe's
+// root.
+func hostPrograms(t *testing.T, programs ...string) map[string]string {
+	t.Helper()
+	paths := slices.Clone(programs)
+	for _, field := range strings.Fields(tool(t, "ldd", programs...)) {
 		if strings.HasPrefix(field, "/") && !strings.HasSuffix(field, ":") {
 			paths = append(paths, field)
 		}
@@ -183,7 +190,7 @@ func tpm2Tools(t *testing.T) map[string]string {
 		files[strings.TrimPrefix(path, "/")] = string(content)
 	}
 	if len(files) < 5 {
-		t.Fatal(fmt.Errorf("tpm2 has only the files %v", paths))
+		t.Fatal(fmt.Errorf("%v have only the files %v", programs, paths))
 	}
 	return files
 }

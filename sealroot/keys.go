@@ -58,7 +58,7 @@ func (c *command) beginKeys(ctx context.Context) (*keyJob, error) {
 	}
 	switch {
 	case r.Degraded:
-		return nil, fmt.Errorf("cannot change keyslots: this boot is degraded, the encrypted volume is not open; restart, and open it at the prompt: %w", bootset.ErrRefused)
+		return nil, fmt.Errorf("cannot change keyslots: this boot is degraded, the encrypted volume is not open; sealroot state unlock opens it, or restart, and open it at the prompt: %w", bootset.ErrRefused)
 	case r.State.UUID == "":
 		return nil, fmt.Errorf("cannot change keyslots: this boot has no encrypted volume: %w", bootset.ErrRefused)
 	}

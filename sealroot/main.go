@@ -16,6 +16,8 @@ import (
 	"syscall"
 
 	"sealroot/init/report"
+	"sealroot/mount"
+	"sealroot/mount/dm"
 	"sealroot/sealroot/boots"
 	"sealroot/sealroot/bootset"
 	"sealroot/sealroot/install"
@@ -101,6 +103,9 @@ type Env struct {
 	Config   string   // path of the configuration of this boot
 	PCRKey   string   // path of its PCR policy key
 	Meminfo  string   // how much memory there is
+	// Devices and Mounter open the volume of a degraded boot.
+	Devices state.Devices
+	Mounter mount.Mounter
 	// OpenTPM opens the TPM, TTY the terminal at which a person can be asked.
 	OpenTPM func(context.Context) (*tpm.TPM, error)
 	TTY     func() (*os.File, error)
@@ -131,6 +136,8 @@ func main() {
 		Config:   report.Config,
 		PCRKey:   report.PCRPublicKey,
 		Meminfo:  "/proc/meminfo",
+		Devices:  state.KernelDevices{DM: dm.New()},
+		Mounter:  mount.Kernel{},
 		OpenTPM:  func(ctx context.Context) (*tpm.TPM, error) { return tpm.Open(ctx, "/dev") },
 		TTY:      terminal,
 		Version:  version,

@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"sealroot/init/config"
+	"sealroot/state/enrol"
 	"sealroot/state/tpm"
 	"sealroot/state/tpm/pcrsig"
 )
@@ -87,12 +88,9 @@ func (b *boot) makePin(ctx context.Context, keyID []byte) error {
 }
 
 // adopts says whether a volume that the TPM has opened is taken although none is
-// pinned under the present policy, as after an update that changed literal PCRs.
-// Where an attacker with the disk can run another system anyway, being asked would
-// stop nobody; a pin of another volume refuses there too.
+// pinned under the present policy: enrol.Adopts.
 func (b *boot) adopts(err error) bool {
-	return errors.Is(err, tpm.ErrUnpinned) && b.cfg.State.TPM2.Policy != config.PolicySignedPCR11And7 &&
-		b.fw.path(b.grub()) != pathUKISecureBoot
+	return errors.Is(err, tpm.ErrUnpinned) && enrol.Adopts(b.cfg.State.TPM2, b.fw.path(b.grub()))
 }
 
 // keepPin says whether the opened volume is the pinned one, and pins it anew where

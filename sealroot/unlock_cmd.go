@@ -1,0 +1,166 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+
+	"sealroot/init/config"
+	"sealroot/init/report"
+	"sealroot/mount"
+	"sealroot/sealroot/bootset"
+	"sealroot/sealroot/volume"
+	"sealroot/state"
+	"sealroot/state/enrol"
+	"sealroot/state/luks2"
+	"sealroot/state/tpm"
+)
+
+// unlocked is what state unlock tells programs.
+type unlocked struct {
+	UUID     string           `json:"uuid"`
+	Mounted  string           `json:"mounted"`
+	ReadOnly bool             `json:"read_only"`
+	Enrolled *volume.Enrolled `json:"enrolled"` // null: the TPM was not bound
+	NextBoot string           `json:"next_boot"`
+}
+
+// What the next boot does after state unlock.
+const (
+	nextByItself = "by-itself"
+	nextAsks     = "asks"
+)
+
+// unlockState opens the volume of a degraded boot, for a person who has a key of it,
+// and binds the TPM, so that the next boot is whole.
+func unlockState(c *command) action {
+	a := authorityOptions(c, "passphrase-file")
+	pinFile := pinOption(c)
+	return func(ctx context.Context, _ []string) error {
+		r, cfg, err := c.mayUnlock()
+		if err != nil {
+			return err
+		}
+		release, err := lock(ctx, c.env.Lock)
+		if err != nil {
+			return err
+		}
+		defer release()
+		dir, err := os.Open(c.env.State)
+		if err != nil {
+			return fmt.Errorf("cannot open the state partition: %w", err)
+		}
+		defer dir.Close()
+		u := unlocked{Mounted: c.env.volume(), NextBoot: nextAsks}
+		v, err := state.Open(dir, c.env.Devices, func(l *state.LockedVolume) ([]byte, error) {
+			key, err := c.allow(ctx, a, l.Header)
+			if err != nil {
+				return nil, err
+			}
+			if err := c.bindUnlocked(ctx, r, cfg, l, key, *pinFile, &u); err != nil {
+				c.say("the TPM is not bound: %v; the next boot asks again", err)
+			}
+			return key, nil
+		})
+		if err != nil {
+			return err
+		}
+		u.UUID, u.ReadOnly = v.Header.UUID(), v.ReadOnly != nil
+		if err := c.mountUnlocked(v); err != nil {
+			return errors.Join(err, v.Close())
+		}
+		// The devices stay when this program has ended.
+		c.result.Data = u
+		c.say("volume %s is open at %s, over what this boot has in memory there", u.UUID, u.Mounted)
+		if v.ReadOnly != nil {
+			c.say("it is read-only: %v", v.ReadOnly)
+		}
+		c.say("/etc, /var and /home are still those in memory: restart to have yours")
+		return nil
+	}
+}
+
+// mayUnlock refuses where there is nothing to open.
+func (c *command) mayUnlock() (r report.Report, cfg config.Config, err error) {
+	if r, err = c.booted(); err != nil {
+		return r, cfg, err
+	}
+	if cfg, err = c.env.configuration(); err != nil {
+		return r, cfg, err
+	}
+	switch {
+	case !r.Degraded || r.State.UUID != "":
+		err = fmt.Errorf("cannot unlock the state: this boot has it open: %w", bootset.ErrRefused)
+	case cfg.State.Create == config.CreateNone || cfg.State.Plain():
+		err = fmt.Errorf("cannot unlock the state: this image has no encrypted volume: %w", bootset.ErrRefused)
+	}
+	return r, cfg, err
+}
+
+// bindUnlocked seals a new secret for the next boot, and says what that boot will do:
+// which volume is the machine's is in a record of the TPM that only PID 1 can write.
+func (c *command) bindUnlocked(ctx context.Context, r report.Report, cfg config.Config, l *state.LockedVolume, key []byte, pinFile string, u *unlocked) error {
+	if !slices.Contains(cfg.State.Unlock, config.UnlockTPM2) {
+		return errors.New("state.unlock of this image lacks tpm2")
+	}
+	look, done := c.lookAtTPM(ctx, r, cfg)
+	defer done()
+	path := enrol.Path(r.BootPath)
+	policy, err := look.Policy(ctx, cfg.State.TPM2, path)
+	if err != nil {
+		return err
+	}
+	with := change(key)
+	if with.PIN, err = c.newPIN(ctx, pinFile, cfg); err != nil {
+		return err
+	}
+	defer clear(with.PIN)
+	h, enrolled, err := look.Enroll(ctx, l.Header, policy, with)
+	if err != nil {
+		return err
+	}
+	if err := l.Rewrite(h, rand.Reader); err != nil {
+		return err
+	}
+	u.Enrolled = &enrolled
+	for _, t := range enrolled.Replaced {
+		c.say("token %d is replaced: %s", t.Token, t.Why)
+	}
+	c.say("the TPM is bound: keyslot %d, token %d, %s", enrolled.Keyslot, enrolled.Token, enrolled.Policy)
+	policy.PIN = false // of the secret, not of the record
+	pinned, err := look.TPM.ReadIdentity(ctx, policy)
+	id := luks2.VolumeKeyID(key, state.DeviceName, h.UUID())
+	switch {
+	case err == nil && bytes.Equal(pinned, id), errors.Is(err, tpm.ErrUnpinned) && enrol.Adopts(cfg.State.TPM2, path):
+		u.NextBoot = nextByItself
+		c.say("the next boot unlocks with the TPM")
+		return nil
+	case err == nil:
+		c.say("WARNING: the TPM remembers another volume as this machine's. If you did not exchange the disk, do not trust what is in this one")
+	}
+	if slices.Contains(cfg.State.OnFailure, config.FailurePrompt) {
+		c.say("the next boot asks for the recovery key once more: only PID 1 can write into the TPM that this volume is the machine's, and does it then")
+	} else {
+		c.say("WARNING: the next boot is degraded again: only PID 1 can write into the TPM that this volume is the machine's, once a key was typed at its prompt, and state.on_failure of this image has no prompt")
+	}
+	return nil
+}
+
+// mountUnlocked mounts the volume as PID 1 would have.
+func (c *command) mountUnlocked(v *state.Volume) error {
+	fs := mount.Filesystem{
+		Type: "ext4", Source: v.Device(), Options: []string{"nodiscard", "errors=remount-ro"},
+		Attr: mount.NoSUID | mount.NoDev | mount.NoExec,
+	}
+	if v.ReadOnly != nil {
+		fs.Attr |= mount.ReadOnly
+	}
+	if err := c.env.Mounter.MountIn(fs, mount.Place{Root: c.env.State, Path: state.MountDir}); err != nil {
+		return fmt.Errorf("cannot mount the volume: %w", err)
+	}
+	return nil
+}
