@@ -79,7 +79,7 @@ func nextOpens(cfg config.Config, path enrol.Path, key string, m manifest.Manife
 // that the image does not have.
 func adopted(cfg config.Config, path enrol.Path, key, sealed string) bool {
 	policy, next, _ := strings.Cut(sealed, " ")
-	if policy == "nothing" || policy == config.PolicySignedPCR11And7 || path == enrol.UKISecureBoot {
+	if policy == "nothing" || !enrol.Adopts(config.TPM2{Policy: policy}, path) {
 		return false
 	}
 	return !cfg.State.TPM2.Signed() || next == key
