@@ -140,7 +140,8 @@ func (c *command) bindUnlocked(ctx context.Context, r report.Report, cfg config.
 		c.say("the next boot unlocks with the TPM")
 		return nil
 	case err == nil:
-		c.say("WARNING: the TPM remembers another volume as this machine's. If you did not exchange the disk, do not trust what is in this one")
+		c.say("WARNING: the TPM remembers another volume as this machine's. If you did not exchange the disk, do not trust what is in this one. If you did, undefine what it remembers (NV index %#x): until then every boot asks for a key", tpm.IdentityIndices())
+		return nil
 	}
 	if slices.Contains(cfg.State.OnFailure, config.FailurePrompt) {
 		c.say("the next boot asks for the recovery key once more: only PID 1 can write into the TPM that this volume is the machine's, and does it then")

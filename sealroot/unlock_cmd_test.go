@@ -89,7 +89,7 @@ func TestStateUnlock(t *testing.T) {
 		{"secure_boot_and_pinned", enrol.UKISecureBoot, func(s *sealed) {
 			s.pin(luks2.VolumeKeyID(s.key, state.DeviceName, volumeID))
 		}, nil, nextByItself, "the next boot unlocks with the TPM"},
-		{"another_is_pinned", enrol.Unmeasured, func(s *sealed) { s.pin(bytes.Repeat([]byte{5}, 32)) }, nil, nextAsks, "remembers another volume"},
+		{"another_is_pinned", enrol.Unmeasured, func(s *sealed) { s.pin(bytes.Repeat([]byte{5}, 32)) }, nil, nextAsks, "undefine what it remembers (NV index [0x1c05ea3 0x1c05ea4])"},
 		{"without_tpm2", enrol.Unmeasured, nil, func(c *config.Config) {
 			c.State.Unlock, c.State.TPM2 = []string{config.UnlockRecoveryKey}, config.TPM2{}
 		}, nextAsks, "the TPM is not bound"},

@@ -68,8 +68,13 @@ func (b *boot) offerBinding(ctx context.Context, c Console, volumeKey []byte) {
 		c.Print("  " + clean(cause.Error()) + "\n")
 	}
 	id := luks2.VolumeKeyID(volumeKey, state.DeviceName, bind.volume.Header.UUID())
-	if errors.Is(b.ours(ctx, id), errOtherVolume) {
-		c.Print("sealroot: THIS IS NOT THE VOLUME OF THIS MACHINE. Somebody put another one in its place.\n")
+	if err := b.ours(ctx, id); !mayPin(err) {
+		if errors.Is(err, errOtherVolume) {
+			c.Print("sealroot: THIS IS NOT THE VOLUME OF THIS MACHINE. Somebody put another one in its place.\n")
+		}
+		c.Print("sealroot: the TPM is not bound to it.\n")
+		b.sys.Log.Warn("state: the TPM is not bound anew: %v", err)
+		return
 	}
 	c.Flush()
 	c.Print("sealroot: bind the TPM of this machine to the state anew? Type yes and press Enter (it is not shown): ")
@@ -119,9 +124,6 @@ func (b *boot) rebind(ctx context.Context, c Console, policy tpm.Policy, volumeK
 	})
 	if err != nil {
 		return fmt.Errorf("cannot bind the TPM: %w", err)
-	}
-	if errors.Is(b.ours(ctx, id), errOtherVolume) {
-		b.warnOfOther()
 	}
 	if err := b.makePin(ctx, id); err != nil {
 		return err

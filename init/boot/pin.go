@@ -31,7 +31,7 @@ type pinnedVolume struct {
 	id    []byte // luks2.VolumeKeyID
 	lost  error  // why id is not known; nil when it is
 	// withheld: the TPM would open the volume of this boot, or might, but for what
-	// its records say. Only then is a new pin of use.
+	// its records say. With a new pin the next boot then unlocks by itself.
 	withheld bool
 }
 
@@ -93,11 +93,11 @@ func (b *boot) adopts(err error) bool {
 	return errors.Is(err, tpm.ErrUnpinned) && enrol.Adopts(b.cfg.State.TPM2, b.fw.path(b.grub()))
 }
 
-// keepPin says whether the opened volume is the pinned one, and pins it anew where
-// none is pinned under the present policy, or where the pin alone kept the TPM from
-// opening what a person has opened. Where the TPM refused by itself, because the
+// keepPin says whether the opened volume is the pinned one, and pins it where none
+// is pinned under the present policy. Where the TPM refused by itself, because the
 // PCRs changed or another slot's policy is another, the pin of there stays beside
-// the new one; and a pin of here that names another volume stays too.
+// the new one. A pin that names another volume, or that could not be read, always
+// stays: whoever has put a volume of their own there can type its key.
 func (b *boot) keepPin(ctx context.Context, keyID []byte) {
 	if !b.sealsState() || !pinsVolume {
 		return
@@ -115,7 +115,7 @@ func (b *boot) keepPin(ctx context.Context, keyID []byte) {
 	if errors.Is(err, errOtherVolume) {
 		b.warnOfOther()
 	}
-	if !b.pin.withheld && !errors.Is(err, tpm.ErrUnpinned) {
+	if !mayPin(err) {
 		return
 	}
 	if err := b.makePin(ctx, keyID); err != nil {
@@ -132,6 +132,10 @@ func (b *boot) keepPin(ctx context.Context, keyID []byte) {
 		b.warn("the volume that was opened with a key that somebody typed is pinned in the TPM for the present PCRs too")
 	}
 }
+
+// mayPin says whether a pin may be written, by what ours says: where there is none
+// under the present policy, and over the one of the volume itself.
+func mayPin(err error) bool { return err == nil || errors.Is(err, tpm.ErrUnpinned) }
 
 func (b *boot) warnOfOther() {
 	b.warn("ANOTHER VOLUME: its key was typed, but it is not the volume of this machine; if you did not put it there, do not trust what runs from it")

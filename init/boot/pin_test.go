@@ -70,7 +70,7 @@ func (p *pinned) pin(id []byte) {
 }
 
 // The TPM opens the volume that it has pinned, and no other. One that a person opens
-// is pinned where the pin alone was in the way.
+// is pinned where none is.
 func TestPin(t *testing.T) {
 	undefine := func(p *pinned) { p.m.MustRun("", "tpm2_nvundefine", "0x1c05ea3", "-C", "o") }
 	for _, tt := range []struct {
@@ -85,7 +85,7 @@ func TestPin(t *testing.T) {
 	}{
 		{"untouched", func(*pinned) {}, true, "", pinnedYes, false, true},
 		// What D can make without any secret: a blob that our TPM unseals.
-		{"another_volume_is_pinned", func(p *pinned) { p.pin(p.other) }, false, errOtherVolume.Error(), pinnedAnew, true, true},
+		{"another_volume_is_pinned", func(p *pinned) { p.pin(p.other) }, false, errOtherVolume.Error(), pinnedNo, true, false},
 		{"undefined", undefine, false, tpm.ErrUnpinned.Error(), pinnedAnew, false, true},
 		{"defined_by_the_owner", func(p *pinned) {
 			undefine(p)
@@ -125,6 +125,23 @@ func TestPin(t *testing.T) {
 				t.Errorf("the next boot unlocks by itself: %v, want %v", next, tt.next)
 			}
 		})
+	}
+}
+
+// A pin that the TPM could not read stays, whatever a person has opened meanwhile.
+func TestPinThatCouldNotBeRead(t *testing.T) {
+	p := newPinned(t)
+	b := p.boot()
+	b.tpm.dev = tpm.New(failing{Machine: p.m, code: tpm2.TPMCCNVRead})
+	if b.unlockByTPM(t.Context(), p.h) != nil {
+		t.Fatal("unlocked, and the pin was not read")
+	}
+	b.tpm.dev = tpm.New(p.m) // it is well again
+	if b.keepPin(t.Context(), p.other); b.report.State.Pinned != pinnedNo {
+		t.Errorf("pinned: %q, want %q", b.report.State.Pinned, pinnedNo)
+	}
+	if p.boot().unlockByTPM(t.Context(), p.h) == nil {
+		t.Error("the volume is not the pinned one any more")
 	}
 }
 
