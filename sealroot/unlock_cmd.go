@@ -135,7 +135,7 @@ func (c *command) bindUnlocked(ctx context.Context, r report.Report, cfg config.
 	pinned, err := look.TPM.ReadIdentity(ctx, policy)
 	id := luks2.VolumeKeyID(key, state.DeviceName, h.UUID())
 	switch {
-	case err == nil && bytes.Equal(pinned, id), errors.Is(err, tpm.ErrUnpinned) && enrol.Adopts(cfg.State.TPM2, path):
+	case err == nil && bytes.Equal(pinned, id), errors.Is(err, tpm.ErrUnpinned) && enrol.Adopts(cfg.Boot.Loader, cfg.State.TPM2.Policy):
 		u.NextBoot = nextByItself
 		c.say("the next boot unlocks with the TPM")
 		return nil

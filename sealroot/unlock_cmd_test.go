@@ -100,6 +100,7 @@ func TestStateUnlock(t *testing.T) {
 			s.config.State.TPM2.WithoutMeasuredBoot = ""
 			if tt.path == enrol.Unmeasured {
 				s.config.State.TPM2.WithoutMeasuredBoot = config.AcceptTheft
+				s.config.Boot.Loader = config.LoaderGRUB
 			}
 			if tt.pin != nil {
 				tt.pin(s)

@@ -43,12 +43,12 @@ func (c *command) stateOpens(ctx context.Context, r report.Report, m manifest.Ma
 	if public, err := pcrsig.ParsePublicKey(look.PublicKey); err == nil {
 		key = fmt.Sprintf("%x", pcrsig.Fingerprint(public))
 	}
-	return nextOpens(cfg, enrol.Path(r.BootPath), key, m, look.Tokens(ctx, im.Header))
+	return nextOpens(cfg, key, m, look.Tokens(ctx, im.Header))
 }
 
 // nextOpens decides it: tokens are what the volume has, with what they do for the
 // image that runs, key its PCR policy key.
-func nextOpens(cfg config.Config, path enrol.Path, key string, m manifest.Manifest, tokens []volume.Token) error {
+func nextOpens(cfg config.Config, key string, m manifest.Manifest, tokens []volume.Token) error {
 	var why []string
 	opensNow := false
 	for _, t := range tokens {
@@ -67,19 +67,18 @@ func nextOpens(cfg config.Config, path enrol.Path, key string, m manifest.Manife
 	switch {
 	case len(why) > 0:
 		return fmt.Errorf("version %s could not open the state: %s: %w", m.Version, why[0], bootset.ErrRefused)
-	case opensNow && m.Sealed != "" && m.Sealed != now && !adopted(cfg, path, key, m.Sealed):
+	case opensNow && m.Sealed != "" && m.Sealed != now && !adopted(cfg, key, m.Sealed):
 		return fmt.Errorf("version %s could not open the state: it opens it by %q, and the volume is sealed under %q: %w", m.Version, m.Sealed, now, bootset.ErrRefused)
 	}
 	return nil
 }
 
 // adopted says whether an image that seals under another policy takes the volume
-// although it is not pinned under that: PID 1 does so where somebody with the disk
-// can run another system anyway. The token must not need the signatures of a key
+// although it is not pinned under that, as enrol.Adopts has it. The token must not need the signatures of a key
 // that the image does not have.
-func adopted(cfg config.Config, path enrol.Path, key, sealed string) bool {
+func adopted(cfg config.Config, key, sealed string) bool {
 	policy, next, _ := strings.Cut(sealed, " ")
-	if policy == "nothing" || !enrol.Adopts(config.TPM2{Policy: policy}, path) {
+	if policy == "nothing" || !enrol.Adopts(cfg.Boot.Loader, policy) {
 		return false
 	}
 	return !cfg.State.TPM2.Signed() || next == key

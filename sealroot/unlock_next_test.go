@@ -9,7 +9,6 @@ import (
 	"sealroot/sealroot/bootset"
 	"sealroot/sealroot/volume"
 	"sealroot/slots/manifest"
-	"sealroot/state/enrol"
 )
 
 func TestNextOpens(t *testing.T) {
@@ -19,34 +18,37 @@ func TestNextOpens(t *testing.T) {
 			State: config.State{Unlock: []string{config.UnlockTPM2}, TPM2: config.TPM2{Policy: policy, PCRs: pcrs}},
 		}
 	}
+	grub := func(c config.Config) config.Config {
+		c.Boot.Loader = config.LoaderGRUB
+		return c
+	}
 	token := func(next volume.Prospect, pcrs ...int) volume.Token {
 		return volume.Token{ID: 0, PCRs: pcrs, NextBoot: next}
 	}
 	signed7 := sealed(config.PolicySignedPCR11And7)
 	for _, c := range []struct {
 		name   string
-		path   enrol.Path
 		cfg    config.Config
 		set    string
 		tokens []volume.Token
 		why    string
 	}{
-		{"signed", enrol.UKISecureBoot, signed7, "signed-pcr11+7 aa", []volume.Token{token(volume.Yes, 7)}, ""},
-		{"builder_did_not_tell", enrol.UKISecureBoot, signed7, "", []volume.Token{token(volume.Yes, 7)}, ""},
-		{"another_key", enrol.UKISecureBoot, signed7, "signed-pcr11+7 bb", []volume.Token{token(volume.Yes, 7)}, "sealed under"},
-		{"another_policy", enrol.UKISecureBoot, signed7, "signed-pcr11+4 aa", []volume.Token{token(volume.Yes, 7)}, "sealed under"},
-		{"not_by_the_tpm_any_more", enrol.UKISecureBoot, signed7, "nothing", []volume.Token{token(volume.Yes, 7)}, "sealed under"},
-		{"every_uki_changes_pcr_4", enrol.UKI, sealed(config.PolicySignedPCR11And4), "signed-pcr11+4 aa", []volume.Token{token(volume.Yes, 4, 12)}, "PCR [4]"},
-		{"another_token_stays_good", enrol.UKISecureBoot, sealed(config.PolicySignedPCR11And4), "signed-pcr11+4 aa", []volume.Token{token(volume.Yes, 4, 12), token(volume.Yes, 7)}, ""},
-		{"fixed_pcr_11", enrol.UKISecureBoot, sealed(config.PolicyPCRs, 7, 11), "pcrs 7 11", []volume.Token{token(volume.Yes, 7, 11, 15)}, "PCR [11]"},
-		{"the_tpm_does_not_open_it_now_either", enrol.UKISecureBoot, sealed(config.PolicySignedPCR11And4), "signed-pcr11+4 bb", []volume.Token{token(volume.No, 4, 12)}, ""},
-		{"needs_its_pin", enrol.UKISecureBoot, signed7, "signed-pcr11+7 bb", []volume.Token{token(volume.NeedsPerson, 7)}, "sealed under"},
-		{"adopted_where_nobody_vouches", enrol.Unmeasured, sealed(config.PolicyPCRs, 7), "pcrs 7 14", []volume.Token{token(volume.Yes, 7, 15)}, ""},
-		{"not_under_secure_boot", enrol.UKISecureBoot, sealed(config.PolicyPCRs, 7), "pcrs 7 14", []volume.Token{token(volume.Yes, 7, 15)}, "sealed under"},
-		{"not_asked_any_more", enrol.Unmeasured, sealed(config.PolicyPCRs, 7), "nothing", []volume.Token{token(volume.Yes, 7, 15)}, "sealed under"},
-		{"nobody_knows", enrol.UKISecureBoot, signed7, "signed-pcr11+7 bb", []volume.Token{token(volume.NotKnown, 7)}, ""},
+		{"signed", signed7, "signed-pcr11+7 aa", []volume.Token{token(volume.Yes, 7)}, ""},
+		{"builder_did_not_tell", signed7, "", []volume.Token{token(volume.Yes, 7)}, ""},
+		{"another_key", signed7, "signed-pcr11+7 bb", []volume.Token{token(volume.Yes, 7)}, "sealed under"},
+		{"another_policy", signed7, "signed-pcr11+4 aa", []volume.Token{token(volume.Yes, 7)}, "sealed under"},
+		{"not_by_the_tpm_any_more", signed7, "nothing", []volume.Token{token(volume.Yes, 7)}, "sealed under"},
+		{"every_uki_changes_pcr_4", sealed(config.PolicySignedPCR11And4), "signed-pcr11+4 aa", []volume.Token{token(volume.Yes, 4, 12)}, "PCR [4]"},
+		{"another_token_stays_good", sealed(config.PolicySignedPCR11And4), "signed-pcr11+4 aa", []volume.Token{token(volume.Yes, 4, 12), token(volume.Yes, 7)}, ""},
+		{"fixed_pcr_11", sealed(config.PolicyPCRs, 7, 11), "pcrs 7 11", []volume.Token{token(volume.Yes, 7, 11, 15)}, "PCR [11]"},
+		{"the_tpm_does_not_open_it_now_either", sealed(config.PolicySignedPCR11And4), "signed-pcr11+4 bb", []volume.Token{token(volume.No, 4, 12)}, ""},
+		{"needs_its_pin", signed7, "signed-pcr11+7 bb", []volume.Token{token(volume.NeedsPerson, 7)}, "sealed under"},
+		{"adopted_under_grub", grub(sealed(config.PolicyPCRs, 7)), "pcrs 7 14", []volume.Token{token(volume.Yes, 7, 15)}, ""},
+		{"not_under_a_uki", sealed(config.PolicyPCRs, 7), "pcrs 7 14", []volume.Token{token(volume.Yes, 7, 15)}, "sealed under"},
+		{"not_asked_any_more", grub(sealed(config.PolicyPCRs, 7)), "nothing", []volume.Token{token(volume.Yes, 7, 15)}, "sealed under"},
+		{"nobody_knows", signed7, "signed-pcr11+7 bb", []volume.Token{token(volume.NotKnown, 7)}, ""},
 	} {
-		err := nextOpens(c.cfg, c.path, "aa", manifest.Manifest{Version: "2", Sealed: c.set}, c.tokens)
+		err := nextOpens(c.cfg, "aa", manifest.Manifest{Version: "2", Sealed: c.set}, c.tokens)
 		if (err != nil) != (c.why != "") || err != nil && (!errors.Is(err, bootset.ErrRefused) || !strings.Contains(err.Error(), c.why)) {
 			t.Errorf("%s: %v, want %q", c.name, err, c.why)
 		}

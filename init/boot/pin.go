@@ -90,7 +90,7 @@ func (b *boot) makePin(ctx context.Context, keyID []byte) error {
 // adopts says whether a volume that the TPM has opened is taken although none is
 // pinned under the present policy: enrol.Adopts.
 func (b *boot) adopts(err error) bool {
-	return errors.Is(err, tpm.ErrUnpinned) && enrol.Adopts(b.cfg.State.TPM2, b.fw.path(b.grub()))
+	return errors.Is(err, tpm.ErrUnpinned) && enrol.Adopts(b.cfg.Boot.Loader, b.cfg.State.TPM2.Policy)
 }
 
 // keepPin says whether the opened volume is the pinned one, and pins it where none

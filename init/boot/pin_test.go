@@ -196,31 +196,38 @@ func TestNoVolumeWithoutPin(t *testing.T) {
 	}
 }
 
-// An update changes literal PCRs, and with them what the pin is written under. Where
-// an attacker can run another system anyway, the volume that the TPM opens is pinned
-// anew without a person; a pin of another volume refuses there too.
+// An update changes literal PCRs, and with them what the pin is written under. Under
+// GRUB, where an attacker can run another system anyway, the volume that the TPM opens
+// is pinned anew without a person; a pin of another volume refuses there too.
 func TestPinAfterAnUpdate(t *testing.T) {
 	undefine := func(p *pinned) { p.m.MustRun("", "tpm2_nvundefine", "0x1c05ea3", "-C", "o") }
 	another := func(p *pinned) { p.pin(p.other) }
+	secure, uki, bios := firmware{EFI: true, Stub: true, SecureBoot: true}, firmware{EFI: true, Stub: true}, firmware{}
 	for _, tt := range []struct {
 		name   string
 		fw     firmware
-		policy string
+		loader config.Loader
 		change func(p *pinned)
 		opens  bool
-		pinned string
 	}{
-		{"Secure_Boot", firmware{EFI: true, Stub: true, SecureBoot: true}, config.PolicyPCRs, undefine, false, ""},
-		{"no_Secure_Boot", firmware{EFI: true, Stub: true}, config.PolicyPCRs, undefine, true, pinnedAnew},
-		{"no_Secure_Boot_and_another_volume", firmware{EFI: true, Stub: true}, config.PolicyPCRs, another, false, ""},
-		{"BIOS", firmware{}, config.PolicyPCRs, undefine, true, pinnedAnew},
-		{"BIOS_and_another_volume", firmware{}, config.PolicyPCRs, another, false, ""},
+		{"Secure_Boot", secure, config.LoaderUKI, undefine, false},
+		// The policy may be the same with Secure Boot on again.
+		{"Secure_Boot_switched_off", uki, config.LoaderUKI, undefine, false},
+		{"no_variable_of_the_stub", bios, config.LoaderUKI, undefine, false},
+		{"GRUB", bios, config.LoaderGRUB, undefine, true},
+		{"GRUB_and_another_volume", bios, config.LoaderGRUB, another, false},
+		{"EFI_GRUB", firmware{EFI: true}, config.LoaderGRUB, undefine, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			p := newPinned(t)
 			p.fw = tt.fw
 			tt.change(p)
-			b := p.boot()
+			boot := func() *boot {
+				b := p.boot()
+				b.cfg.Boot.Loader = tt.loader
+				return b
+			}
+			b := boot()
 			if opens := b.unlockByTPM(t.Context(), p.h) != nil; opens != tt.opens {
 				t.Fatalf("the TPM opens the volume: %v, want %v, attempts %q", opens, tt.opens, b.report.State.Attempts)
 			}
@@ -228,20 +235,24 @@ func TestPinAfterAnUpdate(t *testing.T) {
 				return
 			}
 			b.keepPin(t.Context(), p.id)
-			if b.report.State.Pinned != tt.pinned || len(b.report.Warnings) != 1 {
-				t.Errorf("pinned: %q, warnings %q, want %q and one warning", b.report.State.Pinned, b.report.Warnings, tt.pinned)
+			if b.report.State.Pinned != pinnedAnew || len(b.report.Warnings) != 1 {
+				t.Errorf("pinned: %q, warnings %q, want %q and one warning", b.report.State.Pinned, b.report.Warnings, pinnedAnew)
 			}
 			// It counts from now on.
-			if b := p.boot(); b.ours(t.Context(), p.id) != nil || b.adopts(b.ours(t.Context(), p.other)) {
+			if b := boot(); b.ours(t.Context(), p.id) != nil || b.adopts(b.ours(t.Context(), p.other)) {
 				t.Error("the volume is not the pinned one, or another is taken too")
 			}
 		})
 	}
-	// The signed policy means Secure Boot, whatever this boot says of itself.
-	b := newPinned(t).boot()
-	b.fw, b.cfg.State.TPM2 = firmware{}, config.TPM2{Policy: config.PolicySignedPCR11And7}
-	if b.adopts(tpm.ErrUnpinned) {
-		t.Error("signed-pcr11+7 takes a volume that is not pinned")
+	// Signed policies hold on rows of their own, whatever this boot says of itself.
+	for _, policy := range []string{config.PolicySignedPCR11And7, config.PolicySignedPCR11And4} {
+		b := newPinned(t).boot()
+		b.fw, b.cfg.State.TPM2 = firmware{}, config.TPM2{Policy: policy}
+		for _, b.cfg.Boot.Loader = range []config.Loader{config.LoaderUKI, config.LoaderGRUB} {
+			if b.adopts(tpm.ErrUnpinned) {
+				t.Errorf("%s takes a volume that is not pinned", policy)
+			}
+		}
 	}
 }
 
