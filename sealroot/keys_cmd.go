@@ -71,7 +71,7 @@ func (c *command) planEnrolment(ctx context.Context, j *keyJob, look volume.Look
 	if !slices.Contains(j.config.State.Unlock, config.UnlockTPM2) {
 		return nil, fmt.Errorf("cannot enrol the TPM: state.unlock of this image lacks tpm2: %w", bootset.ErrRefused)
 	}
-	policy, err := look.Policy(ctx, j.config.State.TPM2, enrol.Path(j.report.BootPath))
+	policy, err := look.Policy(ctx, j.config, enrol.Path(j.report.BootPath))
 	if err != nil {
 		return nil, fmt.Errorf("cannot enrol the TPM: %w", err)
 	}

@@ -110,7 +110,7 @@ func (c *command) bindUnlocked(ctx context.Context, r report.Report, cfg config.
 	look, done := c.lookAtTPM(ctx, r, cfg)
 	defer done()
 	path := enrol.Path(r.BootPath)
-	policy, err := look.Policy(ctx, cfg.State.TPM2, path)
+	policy, err := look.Policy(ctx, cfg, path)
 	if err != nil {
 		return err
 	}

@@ -55,9 +55,10 @@ func (b *boot) aboveFloor(slot string, version int) error {
 
 // kernelAboveFloor refuses to go on under a unified kernel image of an older
 // version, whatever root it is to carry: its kernel is what is old then. The slot's
-// own is asked for.
+// own is asked for. Whether it is one, the configuration says: anybody may have
+// written the EFI variable.
 func (b *boot) kernelAboveFloor(slot string) error {
-	if b.cfg.Trust.RollbackFloor && b.fw.Stub && b.rollback.lost == nil && b.cfg.SecurityVersion < b.rollback.Value {
+	if b.cfg.Trust.RollbackFloor && !b.grub() && b.rollback.lost == nil && b.cfg.SecurityVersion < b.rollback.Value {
 		return b.kernelBelow(slot, b.rollback.Value)
 	}
 	return nil
@@ -128,7 +129,7 @@ func (b *boot) keepFloor(ctx context.Context, keyID []byte) error {
 func (b *boot) settleFloor(ctx context.Context, asked int, keyID []byte) error {
 	slot, root := b.report.Slot.Name, b.report.Root.SecurityVersion
 	running := root
-	if b.fw.Stub {
+	if !b.grub() {
 		running = min(root, b.cfg.SecurityVersion) // else this kernel would not start the machine again
 	}
 	if b.report.Slot.Trial && b.rollback.lost == nil {

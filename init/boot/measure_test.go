@@ -54,7 +54,7 @@ func measuring(t *testing.T, transport tpm.Transport, unlock ...string) *boot {
 	t.Helper()
 	c := config.Config{
 		State: config.State{Unlock: unlock, TPM2: config.TPM2{Policy: config.PolicyPCRs, WithoutMeasuredBoot: config.AcceptTheft}},
-		Trust: config.Trust{RollbackFloor: true},
+		Trust: config.Trust{RollbackFloor: true}, SecurityVersion: 3,
 	}.WithDefaults()
 	sys := &System{
 		Log: NewLog(io.Discard),
@@ -314,13 +314,13 @@ func TestRollbackFloor(t *testing.T) {
 		b.cfg.Trust.RollbackFloor = true
 	}
 	for version, ok := range map[int]bool{2: false, 3: true} {
-		b.cfg.SecurityVersion, b.fw.Stub = version, true
+		b.cfg.SecurityVersion, b.cfg.Boot.Loader = version, config.LoaderUKI // with any EFI variables
 		err := b.kernelAboveFloor("a")
 		class, reason := classOf(err)
 		if (err == nil) != ok || err != nil && (class != slots.EnvironmentFailure || reason != slots.WrongKernel) {
 			t.Errorf("kernel image of security version %d: %v (%s, %s), want ok %v", version, err, class, reason, ok)
 		}
-		b.fw.Stub = false // nobody vouches for the initramfs: it may say what it likes
+		b.cfg.Boot.Loader = config.LoaderGRUB // nobody vouches for the initramfs: it may say what it likes
 		if err := b.kernelAboveFloor("a"); err != nil {
 			t.Errorf("no kernel image: %v", err)
 		}
@@ -453,18 +453,18 @@ func TestFloorStaysBelowTheKernelImage(t *testing.T) {
 	id := bytes.Repeat([]byte{5}, 32)
 	for _, tt := range []struct {
 		name         string
-		stub         bool
+		loader       config.Loader
 		kernel, root int
 		lost         bool // the TPM has no floor, else it is 0
 		floor        int
 		reason       slots.Reason // of the refusal
 	}{
-		{"same_version", true, 3, 3, false, 3, ""},
-		{"kernel_of_the_older_slot", true, 1, 3, false, 0, ""},
-		{"nobody_vouches_for_the_kernel", false, 1, 3, false, 3, ""},
-		{"older_root", true, 3, 1, false, 0, ""},
-		{"lost_and_the_kernel_of_the_older_slot", true, 1, 3, true, 0, slots.WrongKernel},
-		{"lost_and_older_root", true, 3, 1, true, 0, slots.RollbackFloor},
+		{"same_version", config.LoaderUKI, 3, 3, false, 3, ""},
+		{"kernel_of_the_older_slot", config.LoaderUKI, 1, 3, false, 0, ""},
+		{"nobody_vouches_for_the_kernel", config.LoaderGRUB, 1, 3, false, 3, ""},
+		{"older_root", config.LoaderUKI, 3, 1, false, 0, ""},
+		{"lost_and_the_kernel_of_the_older_slot", config.LoaderUKI, 1, 3, true, 0, slots.WrongKernel},
+		{"lost_and_older_root", config.LoaderUKI, 3, 1, true, 0, slots.RollbackFloor},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			m := tpmtest.Start(t)
@@ -481,7 +481,7 @@ func TestFloorStaysBelowTheKernelImage(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			b.fw.Stub, b.cfg.SecurityVersion, b.report.Root.SecurityVersion = tt.stub, tt.kernel, tt.root
+			b.cfg.Boot.Loader, b.cfg.SecurityVersion, b.report.Root.SecurityVersion = tt.loader, tt.kernel, tt.root
 			err := b.settleFloor(t.Context(), 3, id)
 			if _, reason := classOf(err); (err != nil) != (tt.reason != "") || err != nil && reason != tt.reason {
 				t.Errorf("settleFloor: %v (%s), want %q", err, reason, tt.reason)

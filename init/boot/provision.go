@@ -189,7 +189,7 @@ func (b *boot) provisionPolicy(ctx context.Context) (tpm.Policy, error) {
 // statePolicy is the configured policy, if the boot path backs it.
 func (b *boot) statePolicy() (tpm.Policy, error) {
 	c := b.cfg.State.TPM2
-	if err := enrol.Backed(c, b.fw.path(b.grub())); err != nil {
+	if err := enrol.Backed(b.cfg.Boot.Loader, c, b.fw.path(b.grub())); err != nil {
 		return tpm.Policy{}, err
 	}
 	var public []byte

@@ -248,7 +248,8 @@ func TestValidatePolicy(t *testing.T) {
 			{"key_without_signed_policy", func(c *Config) { c.State.TPM2 = TPM2{Policy: PolicyPCRs, PCRs: []int{7}, PublicKey: "x"} },
 				[]string{"state.tpm2.public_key"}},
 			{"pin", func(c *Config) { c.State.TPM2.PIN = true }, nil},
-			{"literal_none_with_pin", func(c *Config) { c.State.TPM2 = TPM2{Policy: PolicyPCRs, PIN: true} }, nil},
+			{"literal_7_with_pin", func(c *Config) { c.State.TPM2 = TPM2{Policy: PolicyPCRs, PCRs: []int{7}, PIN: true} }, nil},
+			{"literal_none_with_pin", func(c *Config) { c.State.TPM2 = TPM2{Policy: PolicyPCRs, PIN: true} }, []string{"state.tpm2.tpm_without_measured_boot"}},
 			{"tpm2_set_but_not_used", func(c *Config) {
 				c.State.Create, c.State.Recovery, c.State.Unlock = CreateNever, RecoveryNone, []string{UnlockPassphrase}
 			}, []string{"state.tpm2"}},

@@ -131,9 +131,9 @@ func (t TPM2) LiteralBacked(secureBoot bool) bool {
 }
 
 // PINStandsIn tells whether the PIN is what keeps the key from whoever starts
-// another system, on a boot path that vouches for nothing. Signed policies have a
-// boot path of their own.
-func (t TPM2) PINStandsIn() bool { return t.PIN && t.Policy == PolicyPCRs }
+// another system, where the loader's boot path vouches for nothing. A UKI's path
+// vouches for it, and its rules hold with a PIN too.
+func (t TPM2) PINStandsIn(l Loader) bool { return l == LoaderGRUB && t.PIN && t.Policy == PolicyPCRs }
 
 // Embed returns the configuration as it goes into the initramfs made for this
 // kernel: file names reduced to their base names, because the files lie there at

@@ -171,10 +171,10 @@ func (v *validator) measuredBoot(c *Config) {
 	switch {
 	case t.WithoutMeasuredBoot != "" && t.WithoutMeasuredBoot != AcceptTheft:
 		v.add(path, "the only value is "+AcceptTheft, "%.60q is unknown", t.WithoutMeasuredBoot)
-	case reason != "" && t.WithoutMeasuredBoot != "" && t.PINStandsIn():
+	case reason != "" && t.WithoutMeasuredBoot != "" && t.PINStandsIn(c.Boot.Loader):
 		v.add(path, "leave it out, or the PIN", "not needed: the TPM asks for a PIN")
-	case reason != "" && t.WithoutMeasuredBoot == "" && !t.PINStandsIn():
-		v.add(path, "use a UKI with a signed policy, set state.tpm2.pin, unlock by recovery-key or passphrase, or accept it: "+AcceptTheft,
+	case reason != "" && t.WithoutMeasuredBoot == "" && !t.PINStandsIn(c.Boot.Loader):
+		v.add(path, "use a UKI with a signed policy, with grub set state.tpm2.pin, unlock by recovery-key or passphrase, or accept it: "+AcceptTheft,
 			"missing: %s: who can write to the disk can read the state", reason)
 	case reason == "" && t.WithoutMeasuredBoot != "":
 		v.add(path, "leave it out", "not needed: the boot path vouches for the initramfs")

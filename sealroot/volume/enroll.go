@@ -23,8 +23,9 @@ const pcrIMA = 10
 
 // Policy is what PID 1 would seal to on this machine, with values that hold at the
 // next boot. Errors: enrol.ErrNotBacked, tpm.ErrSanity, ErrPCRs, and the TPM's.
-func (l Look) Policy(ctx context.Context, c config.TPM2, path enrol.Path) (tpm.Policy, error) {
-	if err := enrol.Backed(c, path); err != nil {
+func (l Look) Policy(ctx context.Context, cfg config.Config, path enrol.Path) (tpm.Policy, error) {
+	c := cfg.State.TPM2
+	if err := enrol.Backed(cfg.Boot.Loader, c, path); err != nil {
 		return tpm.Policy{}, err
 	}
 	key := l.PublicKey

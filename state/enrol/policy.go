@@ -43,8 +43,8 @@ func Policy(c config.TPM2, publicKey []byte) (tpm.Policy, error) {
 
 // Backed checks, before anything is sealed, that the way this machine was
 // booted gives the policy its meaning. Errors: ErrNotBacked.
-func Backed(c config.TPM2, path Path) error {
-	if c.WithoutMeasuredBoot == config.AcceptTheft || c.PINStandsIn() {
+func Backed(loader config.Loader, c config.TPM2, path Path) error {
+	if c.WithoutMeasuredBoot == config.AcceptTheft || c.PINStandsIn(loader) && (path == Unmeasured || path == GRUBEFI) {
 		return nil
 	}
 	measured := path != Unmeasured
@@ -54,7 +54,7 @@ func Backed(c config.TPM2, path Path) error {
 	}
 	switch {
 	case !measured:
-		return fmt.Errorf("cannot seal to the TPM: %s; set a PIN, or tpm_without_measured_boot: %s to accept that: %w",
+		return fmt.Errorf("cannot seal to the TPM: %s; boot as boot.loader has it, with grub set a PIN, or tpm_without_measured_boot: %s to accept that: %w",
 			path.Describe(), config.AcceptTheft, ErrNotBacked)
 	case c.Policy == config.PolicySignedPCR11And7 && path != UKISecureBoot:
 		return fmt.Errorf("cannot seal to PCR 7: Secure Boot is off, or the kernel was not started as a UKI; boot the UKI with Secure Boot on, or choose signed-pcr11+4: %w", ErrNotBacked)

@@ -3,6 +3,7 @@ package enrol
 import (
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 
 	"sealroot/init/config"
@@ -33,11 +34,23 @@ func TestPolicyThatTheBootPathDoesNotBackIsRefused(t *testing.T) {
 		{"pcrs_under_bios", "pcrs", "", Unmeasured, []int{8, 9}, false},
 		{"pcrs_under_bios_with_the_named_exception", "pcrs", exception, Unmeasured, nil, true},
 		{"pcrs_under_bios_with_a_pin", "pcrs", "pin", Unmeasured, nil, true},
+		{"pcrs_8_under_efi_grub_with_a_pin", "pcrs", "pin", GRUBEFI, []int{8}, true},
+		// Seals to what any unsigned kernel gets then, whose initramfs asks for the PIN.
+		{"pcr_7_with_a_pin_and_secure_boot_switched_off", "pcrs", "pin uki", UKI, []int{7}, false},
+		{"pcr_7_with_a_pin_and_no_variable_of_the_stub", "pcrs", "pin uki", Unmeasured, []int{7}, false},
+		{"pcr_7_with_a_pin_and_secure_boot", "pcrs", "pin uki", UKISecureBoot, []int{7}, true},
+		{"pcr_4_and_12_with_a_pin", "pcrs", "pin uki", UKI, []int{4, 12}, true},
+		{"grub_and_a_variable_of_the_stub_with_a_pin", "pcrs", "pin", UKI, []int{8}, false},
 		{"signed_7_without_secure_boot_with_a_pin", "signed-pcr11+7", "pin", UKI, nil, false},
 		{"pcrs_under_bios_with_another_word", "pcrs", "yes", Unmeasured, nil, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			err := Backed(config.TPM2{Policy: tt.policy, PCRs: tt.pcrs, WithoutMeasuredBoot: tt.exception, PIN: tt.exception == "pin"}, tt.path)
+			c, loader := config.TPM2{Policy: tt.policy, PCRs: tt.pcrs, WithoutMeasuredBoot: tt.exception}, config.LoaderGRUB
+			c.PIN = strings.HasPrefix(tt.exception, "pin")
+			if strings.HasSuffix(tt.exception, "uki") {
+				loader = config.LoaderUKI
+			}
+			err := Backed(loader, c, tt.path)
 			if (err == nil) != tt.ok || err != nil && !errors.Is(err, ErrNotBacked) {
 				t.Errorf("Backed() = %v, want ok %v", err, tt.ok)
 			}
