@@ -90,6 +90,13 @@ func TestIdentityOfTwoPolicies(t *testing.T) {
 	known("a third", 8, 10)
 	pin(13, 5)
 	known("a fourth", 10, 13)
+	// Nothing goes for a record that cannot be written: no signature, other PCRs.
+	for _, met := range []tpm.Policy{policy, {PCRs: []int{8}, Bank: policy.Bank, Values: tpm.Values{8: bytes.Repeat([]byte{1}, 32)}}} {
+		if err := chip.WriteIdentity(t.Context(), met, nil, ids[8]); err == nil {
+			t.Errorf("written under %+v, which is not met", met)
+		}
+		known("a fifth, whose policy is not met", 10, 13)
+	}
 
 	const index = "0x1c05ea3"
 	dir := t.TempDir()

@@ -109,18 +109,19 @@ func (t *TPM) WritePinned(ctx context.Context, p Pinned, sigs pcrsig.File, recor
 	}
 	b := t.bind(ctx)
 	err = b.retrying(false, func() error {
-		index, err := b.definePinned(p.public(plan.Policy))
+		s, err := b.startSession(tpm2.TPMSEPolicy, srk, nil)
 		if err != nil {
 			return err
 		}
-		s, err := b.startSession(tpm2.TPMSEPolicy, srk, nil)
-		if err == nil {
-			if err = b.satisfy(s, plan, sigs, false); err == nil {
+		// What is there may be a good record of another policy: it goes only once
+		// the policy of the new one is met.
+		if err = b.satisfy(s, plan, sigs, false); err == nil {
+			var index tpm2.NamedHandle
+			if index, err = b.definePinned(p.public(plan.Policy)); err == nil {
 				err = b.writeNV(index, s.encrypts(false, false), record)
 			}
-			err = errors.Join(err, s.end(b))
 		}
-		return err
+		return errors.Join(err, s.end(b))
 	})
 	if err != nil {
 		return fmt.Errorf("cannot write NV index %#x: %w", p.Index, classify(err))
