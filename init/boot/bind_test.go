@@ -307,6 +307,29 @@ func TestTPMPIN(t *testing.T) {
 	})
 }
 
+// One question that nobody answers is enough, however many tokens there are.
+func TestPINIsAskedForOnce(t *testing.T) {
+	for _, lines := range [][]string{nil, make([]string, 2*promptTries)} { // nobody, and Enter alone
+		s := newSealed(t, true, "1234", "1234")
+		h := s.header()
+		for _, id := range []int{5, 6} {
+			var err error
+			if h, err = h.AddToken(id, h.Tokens()[0].JSON); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.write(h)
+		p := &person{lines: lines}
+		b := s.boot(p)
+		b.cfg.State.OnFailure = []string{config.FailureHalt}
+		err := s.open(b)
+		asked := strings.Count(p.saw.String(), "type the PIN")
+		if !errors.Is(err, errLocked) || asked > max(1, len(lines)/2) || len(b.report.State.Attempts) != 3 {
+			t.Errorf("open: %v, asked %d times, attempts %q, want three tokens and one question", err, asked, b.report.State.Attempts)
+		}
+	}
+}
+
 // The configuration says whether there is a PIN, and the token has to agree: one
 // without, which anybody opens on the way there, is not used where one is wanted.
 func TestPINAndTokenDisagree(t *testing.T) {

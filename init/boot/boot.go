@@ -46,6 +46,7 @@ type boot struct {
 	pin           pinnedVolume
 	binding       binding
 	pinTries      int    // wrong PINs of the TPM in this boot
+	pinUnanswered bool   // nobody typed one: nobody is asked again
 	degraded      string // why the boot is degraded
 	disk          *live.Disk
 	slots         slotState

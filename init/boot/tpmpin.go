@@ -54,10 +54,14 @@ func (b *boot) unseal(ctx context.Context, token tpm.Token) ([]byte, error) {
 
 // askPIN asks for the PIN until try takes one, or the tries of this boot are used
 // up. Errors: errNoPIN, tpm.ErrPIN, tpm.ErrLockedOut, those of try.
-func (b *boot) askPIN(ctx context.Context, try func(pin []byte) error) error {
-	if b.pinTries >= pinTries {
+func (b *boot) askPIN(ctx context.Context, try func(pin []byte) error) (err error) {
+	switch {
+	case b.pinTries >= pinTries:
 		return fmt.Errorf("%w: %d wrong PINs in this boot", tpm.ErrPIN, b.pinTries)
+	case b.pinUnanswered:
+		return errNoPIN // anybody may have put another token there: it does not ask again
 	}
+	defer func() { b.pinUnanswered = errors.Is(err, errNoPIN) }()
 	c, err := b.openConsole()
 	if err != nil {
 		return fmt.Errorf("%w: %w", errNoPIN, err)
