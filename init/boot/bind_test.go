@@ -307,6 +307,20 @@ func TestTPMPIN(t *testing.T) {
 	})
 }
 
+// What was typed before the question is no PIN: not a wrong one, and not a new one.
+func TestPINTypedAhead(t *testing.T) {
+	s := newSealed(t, true, "1234", "1234")
+	p := &person{ahead: []string{"RING", "RING", "RING"}, lines: []string{"1234"}}
+	b := s.boot(p)
+	if err := s.open(b); err != nil || b.pinTries != 0 {
+		t.Errorf("open: %v, %d wrong PINs", err, b.pinTries)
+	}
+	p = &person{ahead: []string{"RING", "RING"}, lines: []string{"5678", "5678"}}
+	if pin, err := s.boot(p).firstPIN(t.Context()); err != nil || string(pin) != "5678" {
+		t.Errorf("firstPIN() = %q, %v, want 5678", pin, err)
+	}
+}
+
 // One question that nobody answers is enough, however many tokens there are.
 func TestPINIsAskedForOnce(t *testing.T) {
 	for _, lines := range [][]string{nil, make([]string, 2*promptTries)} { // nobody, and Enter alone

@@ -94,6 +94,7 @@ func TestCleanLine(t *testing.T) {
 // person is a console at which somebody types lines.
 type person struct {
 	lines []string
+	ahead []string // typed before lines, and before any question
 	saw   strings.Builder
 	keys  int
 
@@ -103,7 +104,7 @@ type person struct {
 func (p *person) Print(text string)       { p.saw.WriteString(text) }
 func (p *person) PrintSecret(text []byte) { p.saw.Write(text) }
 func (p *person) Clear()                  {}
-func (p *person) Flush()                  { p.flushed++ }
+func (p *person) Flush()                  { p.flushed, p.ahead = p.flushed+1, nil }
 func (p *person) Close() error            { return nil }
 func (p *person) WaitKey(context.Context, time.Duration) error {
 	if p.keys == 0 {
@@ -113,11 +114,15 @@ func (p *person) WaitKey(context.Context, time.Duration) error {
 	return nil
 }
 func (p *person) ReadLine(context.Context, time.Duration) ([]byte, error) {
-	if len(p.lines) == 0 {
+	from := &p.ahead
+	if len(p.ahead) == 0 {
+		from = &p.lines
+	}
+	if len(*from) == 0 {
 		return nil, console.ErrIdle
 	}
-	line := p.lines[0]
-	p.lines = p.lines[1:]
+	line := (*from)[0]
+	*from = (*from)[1:]
 	return []byte(line), nil
 }
 

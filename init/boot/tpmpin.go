@@ -71,6 +71,7 @@ func (b *boot) askPIN(ctx context.Context, try func(pin []byte) error) (err erro
 	// Who switches off in front of a question has not seen the slot fail.
 	again := b.giveBack()
 	defer again()
+	c.Flush() // no noise of the boot counts as a try
 	for range promptTries {
 		c.Print("\nsealroot: type the PIN of this machine (it is not shown) and press Enter: ")
 		line, err := c.ReadLine(ctx, keyLimit)
@@ -133,6 +134,7 @@ func (b *boot) newPIN(ctx context.Context, c Console) ([]byte, error) {
 				clear(line[:cap(line)])
 			}
 		}
+		c.Flush() // what came before was not typed as a PIN, and was shown perhaps
 		for i, question := range [...]string{"sealroot: new PIN (it is not shown): ", "sealroot: the same once more: "} {
 			c.Print(question)
 			var err error
