@@ -66,7 +66,9 @@ func (h *Header) enroll(e Enrolment) (n *Header, keyslot, token int, err error) 
 }
 
 // Retire returns a header without these tokens and the keyslots that only they
-// name, and without these keyslots, which no other token may name. Errors:
+// name, and without these keyslots, which no other token may name. Of a token that
+// names several no keyslot goes with it: ours name one, and whoever writes to the
+// disk could add those of other ways in to the list. Errors:
 // ErrLastKeyslot, ErrNoSuchToken, ErrNoSuchKeyslot, ErrHeader.
 func (h *Header) Retire(tokens, keyslots []int) (*Header, error) {
 	n, err := h.retire(tokens, keyslots)
@@ -85,8 +87,8 @@ func (h *Header) retire(tokens, keyslots []int) (*Header, error) {
 		gone[id] = true
 	}
 	for _, id := range tokens {
-		for _, k := range n.meta.tokens[id].Keyslots {
-			gone[k] = true
+		if own := n.meta.tokens[id].Keyslots; len(own) == 1 {
+			gone[own[0]] = true
 		}
 		var err error
 		if n, err = n.RemoveToken(id); err != nil {

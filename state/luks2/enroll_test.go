@@ -191,6 +191,32 @@ func TestEnrollRefuses(t *testing.T) {
 	}
 }
 
+// TestRetireByAListThatGrew: the token of the TPM names the keyslots of a person too,
+// and their tokens are gone. Only what the caller names goes.
+func TestRetireByAListThatGrew(t *testing.T) {
+	_, h := enrolled(t)
+	h = must[*Header](t)(h.RemoveToken(1))
+	grown := bytes.Replace(must[[]byte](t)(tpmToken("secret")(0)), []byte(`"keyslots":["0"]`), []byte(`"keyslots":["0","1","2"]`), 1)
+	h = must[*Header](t)(must[*Header](t)(h.RemoveToken(0)).AddToken(0, grown))
+	if got := h.Tokens()[0].Keyslots; len(got) != 3 {
+		t.Fatalf("the token names %v", got)
+	}
+	e := enrolment("new")
+	e.RetireTokens = []int{0}
+	n, _, _, err := h.Enroll(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, secret := range []string{"human", "recovery", "new"} {
+		if len(openedBy(n, secret)) == 0 {
+			t.Errorf("nothing is opened by %q any more", secret)
+		}
+	}
+	if n = must[*Header](t)(h.Retire([]int{0}, []int{2})); len(openedBy(n, "human")) != 0 || len(openedBy(n, "recovery")) == 0 {
+		t.Error("keyslot 2 was named, and 1 was not")
+	}
+}
+
 // TestApplySeesOthers: a program that wrote the header in between.
 func TestApplySeesOthers(t *testing.T) {
 	d, h := enrolled(t)
