@@ -6,10 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"sealroot/sealroot/recovery"
-	"sealroot/state"
 )
 
 func escrowedKey(c *command) action {
@@ -27,7 +25,7 @@ func (c *command) escrowedKey(der bool) error {
 	if der && c.env.Terminal {
 		return fmt.Errorf("cannot print DER: standard output is a terminal: %w", errUsage)
 	}
-	e, err := recovery.ReadEscrow(filepath.Join(c.env.State, state.EscrowName), os.DirFS(c.env.Escrow))
+	e, err := recovery.ReadEscrow(c.env.escrow(), os.DirFS(c.env.Escrow))
 	if err != nil && !errors.Is(err, recovery.ErrOtherEscrow) {
 		return err
 	}

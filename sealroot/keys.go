@@ -160,6 +160,9 @@ func (c *command) kernelPCR(r report.Report, fixed bool, into map[tpm.Bank][]byt
 	}
 }
 
+// escrow is the path of the escrowed recovery key.
+func (e Env) escrow() string { return filepath.Join(e.State, layout.Escrow) }
+
 // manageKey is the path of the manage key.
 func (e Env) manageKey() string { return filepath.Join(e.volume(), layout.ManageKey) }
 

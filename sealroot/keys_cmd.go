@@ -126,10 +126,18 @@ func (c *command) newRecoveryKey(ctx context.Context, a authority) error {
 	if err != nil {
 		return err
 	}
+	escrowed := kept(c.env.escrow())
+	if err := recovery.ForgetEscrow(c.env.escrow()); err != nil {
+		return err
+	}
+	// crash point: the old key still opens, and nobody is told of an escrow
 	if err := c.replaceKept(j, c.env.Key, fresh, h); err != nil {
 		return err
 	}
 	fmt.Fprintf(c.stderr, "sealroot: a new recovery key opens keyslot %d; the old one opens nothing any more\n", keyslot)
+	if escrowed {
+		fmt.Fprintln(c.stderr, "sealroot: the escrow of the old one was deleted, the new one is in no escrow: write it down")
+	}
 	return nil
 }
 
@@ -317,12 +325,20 @@ func removeKeyslot(c *command) action {
 			return err
 		}
 		clear(key)
+		allGo := func(was []int) bool {
+			return len(was) > 0 && !slices.ContainsFunc(was, func(id int) bool { return !slices.Contains(ids, id) })
+		}
+		if allGo(recoveries) {
+			if err := recovery.ForgetEscrow(c.env.escrow()); err != nil {
+				return err
+			}
+		}
 		if err := j.Apply(h, rand.Reader); err != nil {
 			return err
 		}
 		// crash point: a kept key that opens nothing
 		for path, was := range map[string][]int{c.env.Key: recoveries, c.env.manageKey(): manages} {
-			if len(was) > 0 && !slices.ContainsFunc(was, func(id int) bool { return !slices.Contains(ids, id) }) {
+			if allGo(was) {
 				err = errors.Join(err, recovery.Forget(path))
 			}
 		}

@@ -454,6 +454,37 @@ func TestNewRecoveryKey(t *testing.T) {
 	}
 }
 
+// TestEscrowGoesWithItsKey: nobody is told of an escrow that opens nothing; one whose
+// key still opens stays.
+func TestEscrowGoesWithItsKey(t *testing.T) {
+	for _, tt := range []struct {
+		args  string
+		stays bool
+	}{
+		{"state enroll", true},
+		{"state remove tpm2", true},
+		{"state recovery-key --new", false},
+		{"state remove recovery", false},
+	} {
+		t.Run(tt.args, func(t *testing.T) {
+			s := newSealed(t)
+			if err := os.WriteFile(s.env.escrow(), []byte("message"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if d := s.status(); d.Recovery != "escrowed" {
+				t.Fatalf("control: %+v", d)
+			}
+			s.ok(append(strings.Fields(tt.args), "--recovery-key-file", s.file(string(s.recovery)))...)
+			if kept(s.env.escrow()) != tt.stays {
+				t.Errorf("the escrow is there: %v, want %v", !tt.stays, tt.stays)
+			}
+			if d := s.status(); d.Escrow != tt.stays {
+				t.Errorf("status: %+v", d)
+			}
+		})
+	}
+}
+
 func TestPassphraseCommand(t *testing.T) {
 	s := newSealed(t)
 	given := s.file(string(s.recovery))

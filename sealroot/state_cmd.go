@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"path/filepath"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -11,7 +10,6 @@ import (
 	"sealroot/init/config"
 	"sealroot/sealroot/recovery"
 	"sealroot/sealroot/volume"
-	"sealroot/state/layout"
 )
 
 func stateStatus(c *command) action {
@@ -27,7 +25,7 @@ func stateStatus(c *command) action {
 		f := volume.Facts{
 			Report:     r,
 			KeyWaits:   kept(c.env.Key) || kept(recovery.Pending(c.env.Key)),
-			Escrow:     kept(filepath.Join(c.env.State, layout.Escrow)),
+			Escrow:     kept(c.env.escrow()),
 			ManageFile: kept(c.env.manageKey()) || kept(recovery.Pending(c.env.manageKey())),
 			People: slices.ContainsFunc(cfg.State.Unlock, func(how string) bool {
 				return how == config.UnlockRecoveryKey || how == config.UnlockPassphrase

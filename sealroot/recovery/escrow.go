@@ -57,6 +57,22 @@ func ReadEscrow(path string, certificates fs.FS) (Escrowed, error) {
 	return e, nil
 }
 
+// ForgetEscrow deletes the file path, whose key is about to open nothing; it is no
+// error when there is none.
+func ForgetEscrow(path string) error {
+	err := os.Remove(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = syncDir(path)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot delete the escrow of the old recovery key: %w", err)
+	}
+	return nil
+}
+
 // readPlain reads a plain file of at most escrow.MaxMessage bytes.
 func readPlain(path string) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
