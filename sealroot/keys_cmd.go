@@ -155,7 +155,7 @@ func (c *command) replaceKept(j *keyJob, path string, key []byte, h *luks2.Heade
 }
 
 // settleRecoveryKey gives a recovery key its name that a power cut kept from it,
-// if it opens the volume.
+// if it opens the volume, and deletes it if it does not.
 func (c *command) settleRecoveryKey(ctx context.Context) error {
 	if !kept(recovery.Pending(c.env.Key)) {
 		return nil
@@ -172,8 +172,11 @@ func (c *command) settleRecoveryKey(ctx context.Context) error {
 	defer clear(waiting)
 	key, err := c.open(im.Header, waiting)
 	clear(key)
-	if err != nil {
-		return nil // of a change that never was
+	if errors.Is(err, luks2.ErrKDFCost) {
+		return err // it is not known
+	}
+	if err != nil { // of a change that never was
+		return recovery.Drop(c.env.Key)
 	}
 	return recovery.Publish(c.env.Key)
 }

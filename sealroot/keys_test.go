@@ -441,6 +441,9 @@ func TestNewRecoveryKey(t *testing.T) {
 	if err := os.Rename(s.env.Key, recovery.Pending(s.env.Key)); err != nil {
 		t.Fatal(err)
 	}
+	if waiting, err := recovery.Waiting(s.env.Key); !waiting || err != nil {
+		t.Errorf("after the power cut: Waiting() = %v, %v", waiting, err)
+	}
 	last := []byte(strings.TrimSpace(s.ok("state", "recovery-key", "--show", "--yes")))
 	if !s.cryptsetup(last) || s.cryptsetup(fresh) {
 		t.Error("the key that was shown is not the one that opens")
@@ -451,6 +454,9 @@ func TestNewRecoveryKey(t *testing.T) {
 	}
 	if code, out, _ := s.run("state", "recovery-key", "--show"); code != exitRefused || out != "" {
 		t.Errorf("a key that opens nothing is shown: %d, %q", code, out)
+	}
+	if kept(recovery.Pending(s.env.Key)) {
+		t.Error("a key that opens nothing is still said to wait")
 	}
 }
 

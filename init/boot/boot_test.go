@@ -256,6 +256,28 @@ func TestRecoveryKeyIsShownBeforeItIsEnrolled(t *testing.T) {
 	}
 }
 
+// A power cut may have left the key that opens under its other name.
+func TestRecoveryKeyWaits(t *testing.T) {
+	h, key, _ := volume(t)
+	h, err := h.RemoveKeyslot(recoveryKeyslot)
+	if err == nil {
+		h, err = enrol.Add(h, recoveryKeyslot, key, []byte("pass"), luks2.RecoveryToken(recoveryKeyslot), rand.Reader)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"recovery.key": "waiting-to-be-shown", "recovery.key.new": "waiting-to-be-shown", "manage.key": "enrolled"} {
+		dir := t.TempDir()
+		path := filepath.Join(dir, layout.Private, name)
+		if err := errors.Join(os.Mkdir(filepath.Dir(path), 0o700), os.WriteFile(path, []byte("key"), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		if got := recoveryState(h, dir); got != want {
+			t.Errorf("with %s: %q, want %q", name, got, want)
+		}
+	}
+}
+
 // A manage key is made only where the configuration asks for it, and opens a
 // keyslot of its own.
 func TestManageKeyIsEnrolledWhenAsked(t *testing.T) {

@@ -288,9 +288,11 @@ func recoveryState(h *luks2.Header, volumeRoot string) string {
 		if t.Type != luks2.RecoveryTokenType {
 			continue
 		}
-		var st unix.Stat_t
-		if unix.Lstat(filepath.Join(volumeRoot, layout.RecoveryKey), &st) == nil {
-			return report.RecoveryWaiting
+		for _, suffix := range []string{"", layout.PendingSuffix} {
+			var st unix.Stat_t
+			if unix.Lstat(filepath.Join(volumeRoot, layout.RecoveryKey+suffix), &st) == nil {
+				return report.RecoveryWaiting
+			}
 		}
 		return report.RecoveryEnrolled
 	}

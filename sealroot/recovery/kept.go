@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"sealroot/state/layout"
 )
 
 // A kept key and its keyslot change together. The file of the new key is written
@@ -20,7 +22,7 @@ import (
 // Whoever uses a kept key tries both.
 
 // Pending is where the new key of the file at path waits.
-func Pending(path string) string { return path + ".new" }
+func Pending(path string) string { return path + layout.PendingSuffix }
 
 // Prepare writes the new key of the file at path, and is done when it is on stable
 // storage.
@@ -46,6 +48,9 @@ func Publish(path string) error {
 	}
 	return syncDir(path)
 }
+
+// Drop deletes the new key of a change that never was.
+func Drop(path string) error { return destroy(Pending(path)) }
 
 // Forget deletes a kept key, and one that waits; it is no error when there is none.
 func Forget(path string) error {

@@ -35,13 +35,14 @@ var (
 	ErrKept = errors.New("the recovery key is still kept")
 )
 
-// Waiting says whether a key is kept, still to be shown.
+// Waiting says whether a key is kept, still to be shown, under either of its names.
 func Waiting(path string) (bool, error) {
-	_, err := os.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+	for _, p := range []string{path, Pending(path)} {
+		if _, err := os.Lstat(p); !errors.Is(err, fs.ErrNotExist) {
+			return err == nil, err
+		}
 	}
-	return err == nil, err
+	return false, nil
 }
 
 // Ask is how a key is handed out.

@@ -22,6 +22,8 @@ const (
 const (
 	// RecoveryKey is kept by state.recovery later until it was shown.
 	RecoveryKey = Private + "/recovery.key"
+	// PendingSuffix ends the name of a kept key whose change a power cut may have ended.
+	PendingSuffix = ".new"
 	// ManageKey opens a keyslot of its own, with state.manage_key.
 	ManageKey = Private + "/manage.key"
 	// RollbackFloor is the floor that was asked for last.
