@@ -319,7 +319,17 @@ func removeKeyslot(c *command) action {
 			return fmt.Errorf("%w: %q is neither a keyslot nor tpm2, recovery, passphrase or manage", errUsage, words[0])
 		}
 		recoveries, manages := volume.Of(j.Header, volume.Recovery), volume.Of(j.Header, volume.Manage)
-		h, err := volume.Remove(j.Header, ids)
+		look, done := c.lookAtTPM(ctx, j.report, j.config)
+		ways := volume.Ways{KeyFile: slices.Contains(j.config.State.Unlock, config.UnlockKeyFile)}
+		if slices.Contains(j.config.State.Unlock, config.UnlockTPM2) {
+			ways.Dead = look.Dead(ctx, j.Header)
+		} else {
+			for _, t := range j.Header.Tokens() { // none of them is tried
+				ways.Dead = append(ways.Dead, t.ID)
+			}
+		}
+		done()
+		h, err := volume.Remove(j.Header, ids, ways)
 		if err != nil {
 			return err
 		}
@@ -347,7 +357,7 @@ func removeKeyslot(c *command) action {
 		}
 		c.result.Data = map[string]any{"removed": ids}
 		c.say("keyslots %v are gone, and were overwritten", ids)
-		left := volume.Left(h)
+		left := volume.Left(h, ways)
 		c.say("the volume is opened by: %s", orNothing(left))
 		if len(left) == 1 {
 			c.say("WARNING: when that is lost, so is the state")

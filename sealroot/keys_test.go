@@ -525,7 +525,7 @@ func TestRemoveKeyslot(t *testing.T) {
 	s.config.State.ManageKey = true
 	s.ok("state", "rekey", "--recovery-key-file", given)
 	out := s.ok("state", "remove", "recovery") // by the manage key
-	if s.cryptsetup(s.recovery) || kept(s.env.Key) || !strings.Contains(out, "WARNING") == (len(volume.Left(s.header())) == 1) {
+	if s.cryptsetup(s.recovery) || kept(s.env.Key) || !strings.Contains(out, "WARNING") == (len(volume.Left(s.header(), volume.Ways{})) == 1) {
 		t.Errorf("the recovery key is still there, or kept: %q", out)
 	}
 	// The manage key lies inside: alone it opens nothing.
@@ -538,6 +538,26 @@ func TestRemoveKeyslot(t *testing.T) {
 	if d := s.status(); len(d.Keyslots) != 1 || d.NextBoot != "by-itself" {
 		t.Errorf("left: %+v", d)
 	}
+}
+
+// TestRemoveLeavesAWayIn: a token that the TPM will not open is none.
+func TestRemoveLeavesAWayIn(t *testing.T) {
+	s := newSealed(t)
+	remove := []string{"state", "remove", "recovery", "--recovery-key-file", s.file(string(s.recovery))}
+	s.boot("B", false)
+	s.close()
+	if code, _, errs := s.run(remove...); code != exitRefused || !strings.Contains(errs, "nothing that is known would open") || !s.cryptsetup(s.recovery) {
+		t.Errorf("PCR 7 changed: exit status %d, %q", code, errs)
+	}
+	s.boot("A", false)
+	s.close()
+	unlock := s.config.State.Unlock
+	s.config.State.Unlock = []string{config.UnlockPassphrase}
+	if code, _, errs := s.run(remove...); code != exitRefused || !s.cryptsetup(s.recovery) {
+		t.Errorf("the image does not use the TPM: exit status %d, %q", code, errs)
+	}
+	s.config.State.Unlock = unlock
+	s.ok(remove...)
 }
 
 // TestRekey: the manage key allows changes without anybody, and is rotated with the

@@ -82,7 +82,7 @@ func TestDescribe(t *testing.T) {
 
 func TestRemove(t *testing.T) {
 	h := header(t, Recovery, Manage, Passphrase)
-	if got := Left(h); !slices.Equal(got, []string{"a recovery key", "a passphrase", "the manage key"}) {
+	if got := Left(h, Ways{}); !slices.Equal(got, []string{"a recovery key", "a passphrase", "the manage key"}) {
 		t.Errorf("Left() = %q", got)
 	}
 	for _, c := range []struct {
@@ -93,9 +93,15 @@ func TestRemove(t *testing.T) {
 		{[]int{0, 2}, luks2.ErrLastKeyslot}, {[]int{0, 1, 2}, luks2.ErrLastKeyslot},
 		{[]int{7}, ErrNothing}, {[]int{0, 7}, ErrNothing}, {nil, ErrNothing},
 	} {
-		n, err := Remove(h, c.remove)
+		n, err := Remove(h, c.remove, Ways{})
 		if !errors.Is(err, c.want) || err == nil && len(Keyslots(n))+len(c.remove) != 3 {
 			t.Errorf("Remove(%v): %v, want %v", c.remove, err, c.want)
+		}
+	}
+	// What nobody knows counts where PID 1 looks for a key file.
+	for keyFile, want := range map[bool]error{false: luks2.ErrLastKeyslot, true: nil} {
+		if _, err := Remove(header(t, Recovery, Unknown), []int{0}, Ways{KeyFile: keyFile}); !errors.Is(err, want) {
+			t.Errorf("an unknown keyslot is left, key file %v: %v, want %v", keyFile, err, want)
 		}
 	}
 }

@@ -82,40 +82,57 @@ func Of(h *luks2.Header, kind Kind) []int {
 // ErrNothing: there is no such keyslot.
 var ErrNothing = errors.New("there is no such keyslot")
 
+// Ways is what is known of the keyslots that need no person.
+type Ways struct {
+	Dead    []int // tokens of the TPM that will not open the volume
+	KeyFile bool  // PID 1 looks for a key file, whose keyslot nothing names
+}
+
+func (w Ways) alive(k Keyslot) bool {
+	return slices.ContainsFunc(k.Tokens, func(t int) bool { return !slices.Contains(w.Dead, t) })
+}
+
 // Remove returns a header without these keyslots and the tokens that name them. One
 // that opens the volume from outside has to be left: the manage key lies inside of
-// it. Errors: ErrNothing, luks2.ErrLastKeyslot.
-func Remove(h *luks2.Header, keyslots []int) (*luks2.Header, error) {
+// it, a dead token opens nothing, and what an unknown keyslot is for nobody knows.
+// Errors: ErrNothing, luks2.ErrLastKeyslot.
+func Remove(h *luks2.Header, keyslots []int, ways Ways) (*luks2.Header, error) {
 	var tokens []int
-	left := map[Kind]int{}
-	there := 0
+	there, opens := 0, false
 	for _, k := range Keyslots(h) {
-		if !slices.Contains(keyslots, k.ID) {
-			left[k.Kind]++
+		if slices.Contains(keyslots, k.ID) {
+			there++
+			tokens = append(tokens, k.Tokens...)
 			continue
 		}
-		there++
-		tokens = append(tokens, k.Tokens...)
+		switch k.Kind {
+		case Recovery, Passphrase:
+			opens = true
+		case TPM2:
+			opens = opens || ways.alive(k)
+		case Unknown:
+			opens = opens || ways.KeyFile
+		}
 	}
 	switch {
 	case there == 0 || there != len(keyslots):
 		return nil, fmt.Errorf("cannot remove keyslots %v: %w", keyslots, ErrNothing)
-	case left[TPM2]+left[Recovery]+left[Passphrase]+left[Unknown] == 0:
-		return nil, fmt.Errorf("cannot remove keyslots %v: nothing would open the volume at a boot: %w", keyslots, luks2.ErrLastKeyslot)
+	case !opens:
+		return nil, fmt.Errorf("cannot remove keyslots %v: nothing that is known would open the volume at a boot: %w", keyslots, luks2.ErrLastKeyslot)
 	}
 	slices.Sort(tokens)
 	return h.Retire(slices.Compact(tokens), keyslots)
 }
 
 // Left lists in words what opens a volume.
-func Left(h *luks2.Header) []string {
+func Left(h *luks2.Header, ways Ways) []string {
 	names := map[Kind]string{
 		TPM2: "the TPM", Recovery: "a recovery key", Passphrase: "a passphrase",
 		Manage: "the manage key", Unknown: "something that is not known here",
 	}
 	var words []string
 	for _, k := range append(Kinds(), Unknown) {
-		if len(Of(h, k)) > 0 {
+		if slices.ContainsFunc(Keyslots(h), func(one Keyslot) bool { return one.Kind == k && (k != TPM2 || ways.alive(one)) }) {
 			words = append(words, names[k])
 		}
 	}

@@ -66,6 +66,16 @@ func (l Look) Tokens(ctx context.Context, h *luks2.Header) []Token {
 	return list
 }
 
+// Dead are those of the TPM's tokens that will not open the next boot.
+func (l Look) Dead(ctx context.Context, h *luks2.Header) (ids []int) {
+	for _, t := range l.Tokens(ctx, h) {
+		if t.NextBoot == No {
+			ids = append(ids, t.ID)
+		}
+	}
+	return ids
+}
+
 func (l Look) token(ctx context.Context, one *Token, text []byte) {
 	t, err := tpm.ParseToken(text)
 	if err != nil {
