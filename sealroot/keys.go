@@ -109,7 +109,7 @@ func readSmall(path string) ([]byte, error) {
 // lookAtTPM opens the TPM, if there is one, and finds out what the image that runs
 // measures. The caller calls done.
 func (c *command) lookAtTPM(ctx context.Context, r report.Report, cfg config.Config) (look volume.Look, done func()) {
-	look = volume.Look{AllowUncapped: cfg.State.TPM2.AllowUncapped, Kernel: map[tpm.Bank][]byte{}}
+	look = volume.Look{AllowUncapped: cfg.State.TPM2.AllowUncapped, PIN: cfg.State.TPM2.PIN, Kernel: map[tpm.Bank][]byte{}}
 	if text, err := readSmall(c.env.PCRKey); err == nil {
 		look.PublicKey = text
 	}

@@ -560,6 +560,29 @@ func TestRemoveLeavesAWayIn(t *testing.T) {
 	s.ok(remove...)
 }
 
+// TestPINIsOfTheConfiguration: status tells what PID 1 does with tokens of the other
+// kind, with a PIN and without one.
+func TestPINIsOfTheConfiguration(t *testing.T) {
+	s := newSealed(t)
+	token := func() volume.Token {
+		tokens := s.status().Tokens
+		return tokens[slices.IndexFunc(tokens, func(t volume.Token) bool { return t.Type == tpm.TokenType })]
+	}
+	s.report.State.Unlocked, s.report.State.Token = "recovery-key", -1
+	s.config.State.TPM2.WithoutMeasuredBoot, s.config.State.TPM2.PIN = "", true
+	if one := token(); one.NextBoot != volume.No || !strings.Contains(one.Why, "without a PIN") {
+		t.Errorf("the image wants a PIN, the token has none: %+v", one)
+	}
+	s.ok("state", "enroll", "--recovery-key-file", s.file(string(s.recovery)), "--pin-file", s.file("4711"))
+	if one := token(); one.NextBoot != volume.NeedsPerson || s.status().NextBoot != "asks" || len(s.status().ToDo) != 0 {
+		t.Errorf("enrolled with a PIN: %+v", s.status())
+	}
+	s.config.State.TPM2.WithoutMeasuredBoot, s.config.State.TPM2.PIN = config.AcceptTheft, false
+	if one := token(); one.NextBoot != volume.No || !strings.Contains(one.Why, "has a PIN") {
+		t.Errorf("the image wants no PIN, the token has one: %+v", one)
+	}
+}
+
 // TestRekey: the manage key allows changes without anybody, and is rotated with the
 // TPM's secret.
 func TestRekey(t *testing.T) {

@@ -74,10 +74,20 @@ func nextOpens(cfg config.Config, key string, m manifest.Manifest, tokens []volu
 }
 
 // adopted says whether an image that seals under another policy takes the volume
-// although it is not pinned under that, as enrol.Adopts has it. The token must not need the signatures of a key
-// that the image does not have.
+// although it is not pinned under that, as enrol.Adopts has it. The token must not
+// need the signatures of a key that the image does not have.
 func adopted(cfg config.Config, key, sealed string) bool {
-	policy, next, _ := strings.Cut(sealed, " ")
+	words := strings.Fields(sealed)
+	if len(words) == 0 {
+		return false
+	}
+	if pin := words[len(words)-1] == config.SealedPIN; pin != cfg.State.TPM2.PIN {
+		return false // it takes no token of the other kind
+	}
+	policy, next := words[0], ""
+	if len(words) > 1 {
+		next = words[1]
+	}
 	if policy == "nothing" || !enrol.Adopts(cfg.Boot.Loader, policy) {
 		return false
 	}

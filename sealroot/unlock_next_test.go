@@ -25,6 +25,8 @@ func TestNextOpens(t *testing.T) {
 	token := func(next volume.Prospect, pcrs ...int) volume.Token {
 		return volume.Token{ID: 0, PCRs: pcrs, NextBoot: next}
 	}
+	withPIN := sealed(config.PolicyPCRs, 7)
+	withPIN.State.TPM2.PIN = true
 	signed7 := sealed(config.PolicySignedPCR11And7)
 	for _, c := range []struct {
 		name   string
@@ -46,6 +48,11 @@ func TestNextOpens(t *testing.T) {
 		{"adopted_under_grub", grub(sealed(config.PolicyPCRs, 7)), "pcrs 7 14", []volume.Token{token(volume.Yes, 7, 15)}, ""},
 		{"not_under_a_uki", sealed(config.PolicyPCRs, 7), "pcrs 7 14", []volume.Token{token(volume.Yes, 7, 15)}, "sealed under"},
 		{"not_asked_any_more", grub(sealed(config.PolicyPCRs, 7)), "nothing", []volume.Token{token(volume.Yes, 7, 15)}, "sealed under"},
+		{"pin_set", grub(sealed(config.PolicyPCRs, 7)), "pcrs 7 pin", []volume.Token{token(volume.Yes, 7, 15)}, "sealed under"},
+		{"pin_taken_off", grub(withPIN), "pcrs 7 14", []volume.Token{token(volume.NeedsPerson, 7, 15)}, "sealed under"},
+		{"pin_stays", grub(withPIN), "pcrs 7 pin", []volume.Token{token(volume.NeedsPerson, 7, 15)}, ""},
+		{"adopted_with_a_pin", grub(withPIN), "pcrs 7 14 pin", []volume.Token{token(volume.NeedsPerson, 7, 15)}, ""},
+		{"blank", grub(sealed(config.PolicyPCRs, 7)), " ", []volume.Token{token(volume.Yes, 7, 15)}, "sealed under"},
 		{"nobody_knows", signed7, "signed-pcr11+7 bb", []volume.Token{token(volume.NotKnown, 7)}, ""},
 	} {
 		err := nextOpens(c.cfg, "aa", manifest.Manifest{Version: "2", Sealed: c.set}, c.tokens)

@@ -6,19 +6,27 @@ import (
 	"strings"
 )
 
-// SealedUnder is in one line what an image opens the state by without a person: two
-// images open the same volume only when theirs are equal. key is the fingerprint of
+// SealedPIN is the last word of SealedUnder where a PIN is needed.
+const SealedPIN = "pin"
+
+// SealedUnder is in one line what an image opens the state by with the TPM, and
+// whether a PIN is needed: two images open the same volume only when theirs are
+// equal. key is the fingerprint of
 // the PCR policy key in hex, which signed policies have.
 func (s State) SealedUnder(key string) string {
-	switch {
-	case !s.can(UnlockTPM2):
+	if !s.can(UnlockTPM2) {
 		return "nothing"
-	case s.TPM2.Signed():
-		return s.TPM2.Policy + " " + key
 	}
 	words := []string{s.TPM2.Policy}
-	for _, pcr := range slices.Sorted(slices.Values(s.TPM2.PCRs)) {
-		words = append(words, strconv.Itoa(pcr))
+	if s.TPM2.Signed() {
+		words = append(words, key)
+	} else {
+		for _, pcr := range slices.Sorted(slices.Values(s.TPM2.PCRs)) {
+			words = append(words, strconv.Itoa(pcr))
+		}
+	}
+	if s.TPM2.PIN {
+		words = append(words, SealedPIN)
 	}
 	return strings.Join(words, " ")
 }

@@ -14,6 +14,8 @@ func TestSealedUnder(t *testing.T) {
 		{"not_sealed", State{Unlock: []string{UnlockPassphrase}}, "nothing"},
 		{"signed", State{Unlock: []string{UnlockTPM2}, TPM2: TPM2{Policy: PolicySignedPCR11And7}}, "signed-pcr11+7 ab"},
 		{"fixed", State{Unlock: []string{UnlockTPM2}, TPM2: TPM2{Policy: PolicyPCRs, PCRs: []int{9, 8}}}, "pcrs 8 9"},
+		{"signed_with_a_pin", State{Unlock: []string{UnlockTPM2}, TPM2: TPM2{Policy: PolicySignedPCR11And7, PIN: true}}, "signed-pcr11+7 ab pin"},
+		{"fixed_with_a_pin", State{Unlock: []string{UnlockTPM2}, TPM2: TPM2{Policy: PolicyPCRs, PCRs: []int{7}, PIN: true}}, "pcrs 7 pin"},
 		{"none_named", State{Unlock: []string{UnlockTPM2}, TPM2: TPM2{Policy: PolicyPCRs}}, "pcrs"},
 	} {
 		if got := tt.state.SealedUnder("ab"); got != tt.want {

@@ -51,6 +51,8 @@ type Look struct {
 	Kernel map[tpm.Bank][]byte
 	// AllowUncapped: PID 1 takes tokens without a PCR that it closes.
 	AllowUncapped bool
+	// PIN: state.tpm2.pin is set. PID 1 takes no token of the other kind.
+	PIN bool
 }
 
 // Tokens lists the tokens of a header, with what they will do.
@@ -125,6 +127,12 @@ func (l Look) examine(ctx context.Context, t tpm.Token) (p Prospect, why string,
 	}
 	if !t.Capped() && !l.AllowUncapped {
 		return No, "its policy holds no PCR that is closed before hand-over", false
+	}
+	if t.PIN != l.PIN {
+		return No, map[bool]string{
+			true:  "it has a PIN, and state.tpm2.pin is not set",
+			false: "it opens without a PIN, and state.tpm2.pin is set",
+		}[t.PIN], false
 	}
 	if l.TPM == nil {
 		return NotKnown, l.Why, false
