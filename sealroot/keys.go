@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -119,14 +120,15 @@ func (c *command) lookAtTPM(ctx context.Context, r report.Report, cfg config.Con
 		return look, func() {}
 	}
 	look.TPM = dev
-	c.kernelPCR(r, slices.Contains(cfg.State.TPM2.PCRs, pcrsig.PCRKernel), look.Kernel)
+	c.kernelPCR(ctx, dev, r, slices.Contains(cfg.State.TPM2.PCRs, pcrsig.PCRKernel), look.Kernel)
 	return look, func() { dev.Close() }
 }
 
 // kernelPCR finds out what PCR 11 is while PID 1 of the image that runs works; what
 // cannot be found out is left out. Under a unified kernel image that takes the ESP
 // and a pass over the image, and is only done where fixed values of it are in use.
-func (c *command) kernelPCR(r report.Report, fixed bool, into map[tpm.Bank][]byte) {
+// An image that gives another PCR 11 than the present one is not what was booted.
+func (c *command) kernelPCR(ctx context.Context, dev *tpm.TPM, r report.Report, fixed bool, into map[tpm.Bank][]byte) {
 	var im predict.Image
 	if enrol.Path(r.BootPath) == enrol.UKI || enrol.Path(r.BootPath) == enrol.UKISecureBoot {
 		if !fixed {
@@ -155,9 +157,23 @@ func (c *command) kernelPCR(r report.Report, fixed bool, into map[tpm.Bank][]byt
 			if value, err = pcrsig.PCR11(bank, im.Sections, pcrsig.PhaseEnterInitrd); err != nil {
 				continue
 			}
+			now, err := dev.ReadPCRs(ctx, bank, []int{pcrsig.PCRKernel})
+			if err != nil || !leadsTo(bank, value, now[pcrsig.PCRKernel]) {
+				continue
+			}
 		}
 		into[bank] = value
 	}
+}
+
+// leadsTo tells whether a PCR 11 with this value in the initramfs has become now.
+func leadsTo(bank tpm.Bank, initrd, now []byte) bool {
+	booted, err := pcrsig.Extend(bank, initrd, pcrsig.PhaseLeaveInitrd, pcrsig.WordCapped)
+	if err != nil {
+		return false
+	}
+	_, ok := predict.Later(bank, hex.EncodeToString(booted), hex.EncodeToString(now))
+	return ok
 }
 
 // escrow is the path of the escrowed recovery key.

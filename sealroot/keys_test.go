@@ -22,6 +22,8 @@ import (
 	"sealroot/state/enrol"
 	"sealroot/state/luks2"
 	"sealroot/state/tpm"
+	"sealroot/state/tpm/pcrsig"
+	"sealroot/state/tpm/predict"
 	"sealroot/state/tpm/tpmtest"
 )
 
@@ -353,6 +355,54 @@ func TestEnrollFixedKernelPCR(t *testing.T) {
 	s.report.BootPath = string(enrol.UKI)
 	if code, _, errs := s.run("state", "enroll", "--recovery-key-file", given); code != exitRefused || !strings.Contains(errs, "PCR 11") {
 		t.Errorf("under an image that cannot be read: exit status %d, %q", code, errs)
+	}
+}
+
+// ukiMachine has this unified kernel image where the slot that runs has its own.
+type ukiMachine struct {
+	*fake
+	sections []pcrsig.Section
+}
+
+func (m ukiMachine) Image() (predict.Image, error) {
+	return predict.Image{RootHash: make([]byte, 32), RootPCR: 13, Sections: m.sections}, nil
+}
+
+// TestEnrollKernelThatRan: PCR 11 is sealed to the file on the ESP only if that is
+// what was booted.
+func TestEnrollKernelThatRan(t *testing.T) {
+	s := newSealed(t)
+	s.config.State.TPM2 = config.TPM2{Policy: config.PolicyPCRs, PCRs: []int{7, 11}}
+	s.report.BootPath, s.report.State.Unlocked, s.report.State.Token = string(enrol.UKISecureBoot), "recovery-key", -1
+	uki := func(linux string) []pcrsig.Section {
+		return []pcrsig.Section{{Name: ".linux", Data: []byte(linux)}, {Name: ".initrd", Data: []byte("initrd")}}
+	}
+	onESP := uki("old")
+	s.env.Open = func(Where) (Machine, error) { return ukiMachine{&fake{}, onESP}, nil }
+	extend := func(words ...string) {
+		for _, w := range words {
+			if err := tpm.New(s.tpm).Extend(t.Context(), pcrsig.PCRKernel, []byte(w)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	measure := func() {
+		s.boot("A", false)
+		extend(".linux\x00", "new", ".initrd\x00", "initrd", pcrsig.PhaseEnterInitrd)
+	}
+	measure()
+	extend(pcrsig.PhaseLeaveInitrd)
+	s.close()
+	extend("sysinit", "ready")
+	enroll := []string{"state", "enroll", "--recovery-key-file", s.file(string(s.recovery))}
+	if code, _, errs := s.run(enroll...); code != exitRefused || !strings.Contains(errs, "PCR 11") {
+		t.Errorf("another image on the ESP than the one that ran: exit status %d, %q", code, errs)
+	}
+	onESP = uki("new")
+	s.ok(enroll...)
+	measure()
+	if !s.opensByTPM() {
+		t.Error("the next boot does not open by itself")
 	}
 }
 

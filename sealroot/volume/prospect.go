@@ -206,7 +206,7 @@ func (l Look) literal(ctx context.Context, t tpm.Token) (Prospect, string) {
 }
 
 // errKernel: nobody here knows what the stub measures of the image.
-var errKernel = errors.New("what PCR 11 holds in the initramfs is not known")
+var errKernel = errors.New("what PCR 11 holds in the initramfs is not known: the unified kernel image of the slot that runs cannot be read, or is not the one that was booted")
 
 // values are those of fixed PCRs when PID 1 unlocks: those that it closes are not
 // what they were.
