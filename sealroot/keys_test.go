@@ -619,6 +619,7 @@ func TestPINIsOfTheConfiguration(t *testing.T) {
 		return tokens[slices.IndexFunc(tokens, func(t volume.Token) bool { return t.Type == tpm.TokenType })]
 	}
 	s.report.State.Unlocked, s.report.State.Token = "recovery-key", -1
+	s.config.Boot.Loader = config.LoaderGRUB // where a PIN stands in for a measured boot
 	s.config.State.TPM2.WithoutMeasuredBoot, s.config.State.TPM2.PIN = "", true
 	if one := token(); one.NextBoot != volume.No || !strings.Contains(one.Why, "without a PIN") {
 		t.Errorf("the image wants a PIN, the token has none: %+v", one)

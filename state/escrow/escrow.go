@@ -5,7 +5,8 @@
 //
 // PID 1 links what encrypts; what looks into such a file is in read.go, for the
 // running system. Nothing authenticates the message: whoever can write to the
-// disk can put another one in its place, and read neither.
+// disk can put another one in its place, also one with the key of a volume of their
+// own; it does not read what was there.
 package escrow
 
 import (
