@@ -134,7 +134,7 @@ func (c *command) newRecoveryKey(ctx context.Context, a authority) error {
 	if err := c.replaceKept(j, c.env.Key, fresh, h); err != nil {
 		return err
 	}
-	fmt.Fprintf(c.stderr, "sealroot: a new recovery key opens keyslot %d; the old one opens nothing any more\n", keyslot)
+	fmt.Fprintf(c.stderr, "sealroot: a new recovery key opens keyslot %d; the old one opens nothing on this disk any more, only older copies of it\n", keyslot)
 	if escrowed {
 		fmt.Fprintln(c.stderr, "sealroot: the escrow of the old one was deleted, the new one is in no escrow: write it down")
 	}
@@ -356,7 +356,7 @@ func removeKeyslot(c *command) action {
 			}
 		}
 		c.result.Data = map[string]any{"removed": ids}
-		c.say("keyslots %v are gone, and were overwritten", ids)
+		c.say("keyslots %v are gone on this disk, and were overwritten; older copies of it still open with their keys", ids)
 		left := volume.Left(h, ways)
 		c.say("the volume is opened by: %s", orNothing(left))
 		if len(left) == 1 {
