@@ -67,7 +67,8 @@ func (s signature) in(r io.ReaderAt, at int64, head []byte) bool {
 
 // CheckPlace looks for the signatures of file systems and the like in the place of
 // a new state partition, size bytes of r from byte start on. ErrNotEmpty when there is one: the disk holds something
-// that its partition table does not tell of.
+// that its partition table does not tell of. A guard against mistakes: what has
+// another signature, or begins elsewhere, is not found.
 func CheckPlace(r io.ReaderAt, start, size int64) error {
 	head := make([]byte, 4096)
 	for at := start; at < start+min(placesLooked<<20, size); at += 1 << 20 {
