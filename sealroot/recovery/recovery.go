@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -174,9 +175,15 @@ func destroy(path string) error {
 	return nil
 }
 
+// answerTime is how long a person may take: the command keeps others out meanwhile,
+// such as the one that ends a trial in time.
+const answerTime = 2 * time.Minute
+
 // readLine reads at most one short line, byte by byte, so that nothing typed
-// ahead is swallowed. It ends with ctx; the read itself ends with the program.
+// ahead is swallowed. It ends with ctx, and after answerTime; the read itself ends with the program.
 func readLine(ctx context.Context, r io.Reader) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
 	type answer struct {
 		text string
 		err  error

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 const sample = "cbdefghi-jklnrtuv-cbdefghi-jklnrtuv-cbdefghi-jklnrtuv-cbdefghi-jklnrtuv"
@@ -96,6 +98,23 @@ func TestInterruptKeepsTheKey(t *testing.T) {
 	if err := Run(ctx, Ask{Path: path, In: r, Out: io.Discard, Terminal: true}); !errors.Is(err, ErrKept) {
 		t.Errorf("got error %v, want %v", err, ErrKept)
 	}
+	if waiting, err := Waiting(path); !waiting || err != nil {
+		t.Errorf("Waiting() = %v, %v; want true, nil", waiting, err)
+	}
+}
+
+// TestNobodyAnswers: the prompt ends by itself, and the key stays.
+func TestNobodyAnswers(t *testing.T) {
+	path := keep(t, sample, 0o600)
+	synctest.Test(t, func(t *testing.T) {
+		r, w := io.Pipe()
+		defer w.Close()
+		begin := time.Now()
+		err := Run(t.Context(), Ask{Path: path, In: r, Out: io.Discard, Terminal: true})
+		if took := time.Since(begin); !errors.Is(err, ErrKept) || took != 2*time.Minute {
+			t.Errorf("after %v: %v", took, err)
+		}
+	})
 	if waiting, err := Waiting(path); !waiting || err != nil {
 		t.Errorf("Waiting() = %v, %v; want true, nil", waiting, err)
 	}
