@@ -42,16 +42,26 @@ func authorityOptions(c *command, passphrase string) authority {
 	}
 }
 
-// keyJob is one command on the header of the volume.
+// errChanged: somebody changed the header while a person was asked.
+var errChanged = errors.New("the header of the volume was changed meanwhile; run the command again")
+
+// keyJob is one command on the header of the volume. Nobody is kept out until hold:
+// a person may take minutes, and the command that ends a trial in time waits then.
 type keyJob struct {
 	*volume.Image
-	report report.Report
-	config config.Config
-	close  func()
+	report  report.Report
+	config  config.Config
+	release func() // nil before hold
 }
 
-// beginKeys opens the header for a change; other commands are kept out. Refused in a
-// boot without the volume: the file is not known to be this machine's then.
+func (j *keyJob) close() {
+	if j.release != nil {
+		j.release()
+	}
+}
+
+// beginKeys reads the header that is to be changed. Refused in a boot without the
+// volume: the file is not known to be this machine's then.
 func (c *command) beginKeys(ctx context.Context) (*keyJob, error) {
 	r, err := c.booted()
 	if err != nil {
@@ -63,25 +73,51 @@ func (c *command) beginKeys(ctx context.Context) (*keyJob, error) {
 	case r.State.UUID == "":
 		return nil, fmt.Errorf("cannot change keyslots: this boot has no encrypted volume: %w", bootset.ErrRefused)
 	}
-	unlock, err := lock(ctx, c.env.Lock)
+	im, err := c.readHeader(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if im.Header.UUID() != r.State.UUID {
+		return nil, fmt.Errorf("cannot change keyslots: the volume on the disk is %s, the one that is open is %s: %w", im.Header.UUID(), r.State.UUID, bootset.ErrRefused)
+	}
+	j := &keyJob{Image: im, report: r}
+	if j.config, err = c.env.configuration(); err != nil {
+		return nil, err
+	}
+	return j, nil
+}
+
+// readHeader reads the header and locks nobody out.
+func (c *command) readHeader(ctx context.Context) (*volume.Image, error) {
+	im, err := volume.Open(ctx, c.env.State, false)
+	if err != nil {
+		return nil, err
+	}
+	return im, im.Close()
+}
+
+// hold keeps other commands out from here on, and opens the header for a change.
+// Errors: bootset.ErrRefused when it is not what it was.
+func (c *command) hold(ctx context.Context, j *keyJob) error {
+	unlock, err := lock(ctx, c.env.Lock)
+	if err != nil {
+		return err
 	}
 	im, err := volume.Open(ctx, c.env.State, true)
 	if err != nil {
 		unlock()
-		return nil, err
+		return err
 	}
-	j := &keyJob{Image: im, report: r, close: func() { im.Close(); unlock() }}
-	if im.Header.UUID() != r.State.UUID {
-		j.close()
-		return nil, fmt.Errorf("cannot change keyslots: the volume on the disk is %s, the one that is open is %s: %w", im.Header.UUID(), r.State.UUID, bootset.ErrRefused)
+	before := j.Header
+	j.Image, j.release = im, func() { im.Close(); unlock() }
+	if !sameHeader(before, im.Header) {
+		return fmt.Errorf("cannot change keyslots: %w: %w", errChanged, bootset.ErrRefused)
 	}
-	if j.config, err = c.env.configuration(); err != nil {
-		j.close()
-		return nil, err
-	}
-	return j, nil
+	return c.settleManageKey(im.Header)
+}
+
+func sameHeader(a, b *luks2.Header) bool {
+	return a.UUID() == b.UUID() && a.SequenceID() == b.SequenceID()
 }
 
 // configuration is that of this boot, as its boot path vouched for it; members of a
@@ -231,22 +267,42 @@ func (c *command) allowByManageKey(h *luks2.Header) []byte {
 			fmt.Fprintf(c.stderr, "sealroot: the manage key is not used: %v\n", err)
 			continue
 		}
-		for _, keyslot := range volume.Of(h, volume.Manage) {
-			key, err := h.Unlock(keyslot, manage)
-			if err != nil {
-				continue
-			}
-			clear(manage)
-			if p != path {
-				if err := recovery.Publish(path); err != nil {
-					fmt.Fprintf(c.stderr, "sealroot: %v\n", err)
-				}
-			}
+		key := unlockManage(h, manage)
+		clear(manage)
+		if key != nil {
 			return key
 		}
-		clear(manage)
 	}
 	return nil
+}
+
+func unlockManage(h *luks2.Header, manage []byte) []byte {
+	for _, keyslot := range volume.Of(h, volume.Manage) {
+		if key, err := h.Unlock(keyslot, manage); err == nil {
+			return key
+		}
+	}
+	return nil
+}
+
+// settleManageKey gives a manage key its name that a power cut kept from it, if it
+// opens the volume.
+func (c *command) settleManageKey(h *luks2.Header) error {
+	path := c.env.manageKey()
+	if !kept(recovery.Pending(path)) {
+		return nil
+	}
+	manage, err := recovery.Read(recovery.Pending(path))
+	if err != nil {
+		return err
+	}
+	key := unlockManage(h, manage)
+	clear(manage)
+	if key == nil {
+		return nil // of a change that never was
+	}
+	clear(key)
+	return recovery.Publish(path)
 }
 
 // askTries is how often a person may type.

@@ -43,6 +43,9 @@ func enroll(c *command) action {
 			return err
 		}
 		defer clear(with.PIN)
+		if err := c.hold(ctx, j); err != nil {
+			return err
+		}
 		h, enrolled, err := plan(j.Header, with)
 		if err != nil {
 			return err
@@ -117,6 +120,9 @@ func (c *command) newRecoveryKey(ctx context.Context, a authority) error {
 		return err
 	}
 	defer clear(key)
+	if err := c.hold(ctx, j); err != nil {
+		return err
+	}
 	fresh, err := luks2.GenerateRecoveryKey(rand.Reader)
 	if err != nil {
 		return err
@@ -214,6 +220,9 @@ func passphrase(c *command) action {
 			return err
 		}
 		defer clear(fresh)
+		if err := c.hold(ctx, j); err != nil {
+			return err
+		}
 		// At the next boot as much is free as now, or more.
 		h, keyslot, err := change(key).Passphrase(j.Header, fresh, volume.Budget(c.env.Meminfo).MemoryKiB/2, old)
 		if err != nil {
@@ -329,8 +338,7 @@ func removeKeyslot(c *command) action {
 			}
 		}
 		done()
-		h, err := volume.Remove(j.Header, ids, ways)
-		if err != nil {
+		if _, err := volume.Remove(j.Header, ids, ways); err != nil {
 			return err
 		}
 		key, err := c.allow(ctx, a, j.Header)
@@ -338,6 +346,13 @@ func removeKeyslot(c *command) action {
 			return err
 		}
 		clear(key)
+		if err := c.hold(ctx, j); err != nil {
+			return err
+		}
+		h, err := volume.Remove(j.Header, ids, ways)
+		if err != nil {
+			return err
+		}
 		allGo := func(was []int) bool {
 			return len(was) > 0 && !slices.ContainsFunc(was, func(id int) bool { return !slices.Contains(ids, id) })
 		}
@@ -402,15 +417,20 @@ func rekey(c *command) action {
 			return err
 		}
 		defer clear(key)
-		h := j.Header
-		var enrolled *volume.Enrolled
+		with := change(key)
 		if plan != nil {
-			var e volume.Enrolled
-			with := change(key)
 			if with.PIN, err = c.newPIN(ctx, *pinFile, j.config); err != nil {
 				return err
 			}
 			defer clear(with.PIN)
+		}
+		if err := c.hold(ctx, j); err != nil {
+			return err
+		}
+		h := j.Header
+		var enrolled *volume.Enrolled
+		if plan != nil {
+			var e volume.Enrolled
 			if h, e, err = plan(h, with); err != nil {
 				return err
 			}

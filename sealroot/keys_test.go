@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -631,6 +632,76 @@ func TestPINIsOfTheConfiguration(t *testing.T) {
 	s.config.State.TPM2.WithoutMeasuredBoot, s.config.State.TPM2.PIN = config.AcceptTheft, false
 	if one := token(); one.NextBoot != volume.No || !strings.Contains(one.Why, "has a PIN") {
 		t.Errorf("the image wants no PIN, the token has one: %+v", one)
+	}
+}
+
+// askedPerson does something when it is asked, and answers then.
+type askedPerson struct {
+	meanwhile func()
+	answer    io.Reader
+}
+
+func (p *askedPerson) Read(b []byte) (int, error) {
+	if p.meanwhile != nil {
+		do := p.meanwhile
+		p.meanwhile = nil
+		do()
+	}
+	return p.answer.Read(b)
+}
+
+// TestNobodyIsKeptOutByAPrompt: other commands run while a person is asked; what they
+// changed is not overwritten.
+func TestNobodyIsKeptOutByAPrompt(t *testing.T) {
+	for _, tt := range []struct{ name, args, answer string }{
+		{"key", "state enroll --recovery-key-file -", "key"},
+		{"new_secret", "state passphrase --passphrase-file - --recovery-key-file ", "correct horse"},
+		{"removal", "state remove tpm2 --recovery-key-file -", "key"},
+		{"new_key", "state recovery-key --new --recovery-key-file -", "key"},
+		{"degraded", "state unlock --recovery-key-file -", "key"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newSealed(t)
+			given := s.file(string(s.recovery))
+			if tt.answer == "key" {
+				tt.answer = string(s.recovery)
+			} else {
+				tt.args += given
+			}
+			changes := func() {
+				s.ok("state", "passphrase", "--add", "--recovery-key-file", given, "--passphrase-file", s.file("battery staple"))
+			}
+			if tt.name == "degraded" {
+				var devices *filesDevices
+				s, devices, _ = degraded(t)
+				s.close()
+				tt.answer, given, changes = string(s.recovery), s.file(string(s.recovery)), func() {
+					s.ok("state", "unlock", "--recovery-key-file", given)
+					devices.key = nil
+				}
+				defer func() {
+					if devices.key != nil {
+						t.Error("the volume is opened with a header that was changed")
+					}
+				}()
+			}
+			asked := false
+			s.env.Stdin = &askedPerson{func() {
+				asked = true
+				ctx, cancel := context.WithTimeout(t.Context(), 10*lockPoll)
+				defer cancel()
+				release, err := lock(ctx, s.env.Lock)
+				if err != nil {
+					t.Errorf("a prompt keeps others out: %v", err)
+					return
+				}
+				release()
+				changes()
+			}, strings.NewReader(tt.answer)}
+			if code, out, errs := s.run(strings.Fields(tt.args)...); code != exitRefused || !strings.Contains(errs, errChanged.Error()) || !asked {
+				t.Errorf("exit status %d, %q, %q; asked %v", code, out, errs, asked)
+			}
+		})
 	}
 }
 

@@ -45,6 +45,18 @@ func unlockState(c *command) action {
 		if err != nil {
 			return err
 		}
+		im, err := c.readHeader(ctx)
+		if err != nil {
+			return err
+		}
+		key, err := c.allow(ctx, a, im.Header)
+		if err != nil {
+			return err
+		}
+		defer clear(key)
+		b := c.planBinding(ctx, r, cfg, *pinFile)
+		defer b.close()
+		// Nobody is asked any more, and nobody was kept out until here.
 		release, err := lock(ctx, c.env.Lock)
 		if err != nil {
 			return err
@@ -57,14 +69,13 @@ func unlockState(c *command) action {
 		defer dir.Close()
 		u := unlocked{Mounted: c.env.volume(), NextBoot: nextAsks}
 		v, err := state.Open(dir, c.env.Devices, func(l *state.LockedVolume) ([]byte, error) {
-			key, err := c.allow(ctx, a, l.Header)
-			if err != nil {
-				return nil, err
+			if !sameHeader(im.Header, l.Header) {
+				return nil, fmt.Errorf("cannot unlock the state: %w: %w", errChanged, bootset.ErrRefused)
 			}
-			if err := c.bindUnlocked(ctx, r, cfg, l, key, *pinFile, &u); err != nil {
+			if err := c.bindUnlocked(ctx, r, cfg, l, key, b, &u); err != nil {
 				c.say("the TPM is not bound: %v; the next boot asks again", err)
 			}
-			return key, nil
+			return bytes.Clone(key), nil
 		})
 		if err != nil {
 			return err
@@ -101,24 +112,42 @@ func (c *command) mayUnlock() (r report.Report, cfg config.Config, err error) {
 	return r, cfg, err
 }
 
+// binding is what a new secret is sealed to, and with which PIN.
+type binding struct {
+	look   volume.Look
+	policy tpm.Policy
+	pin    []byte
+	err    error // why not
+	done   func()
+}
+
+func (b *binding) close() {
+	clear(b.pin)
+	b.done()
+}
+
+// planBinding decides it, and asks for a new PIN where that is wanted and of use.
+func (c *command) planBinding(ctx context.Context, r report.Report, cfg config.Config, pinFile string) *binding {
+	b := &binding{done: func() {}}
+	if !slices.Contains(cfg.State.Unlock, config.UnlockTPM2) {
+		b.err = errors.New("state.unlock of this image lacks tpm2")
+		return b
+	}
+	b.look, b.done = c.lookAtTPM(ctx, r, cfg)
+	if b.policy, b.err = b.look.Policy(ctx, cfg, enrol.Path(r.BootPath)); b.err == nil {
+		b.pin, b.err = c.newPIN(ctx, pinFile, cfg)
+	}
+	return b
+}
+
 // bindUnlocked seals a new secret for the next boot, and says what that boot will do:
 // which volume is the machine's is in a record of the TPM that only PID 1 can write.
-func (c *command) bindUnlocked(ctx context.Context, r report.Report, cfg config.Config, l *state.LockedVolume, key []byte, pinFile string, u *unlocked) error {
-	if !slices.Contains(cfg.State.Unlock, config.UnlockTPM2) {
-		return errors.New("state.unlock of this image lacks tpm2")
+func (c *command) bindUnlocked(ctx context.Context, r report.Report, cfg config.Config, l *state.LockedVolume, key []byte, b *binding, u *unlocked) error {
+	if b.err != nil {
+		return b.err
 	}
-	look, done := c.lookAtTPM(ctx, r, cfg)
-	defer done()
-	path := enrol.Path(r.BootPath)
-	policy, err := look.Policy(ctx, cfg, path)
-	if err != nil {
-		return err
-	}
-	with := change(key)
-	if with.PIN, err = c.newPIN(ctx, pinFile, cfg); err != nil {
-		return err
-	}
-	defer clear(with.PIN)
+	look, policy, with := b.look, b.policy, change(key)
+	with.PIN = b.pin
 	h, enrolled, err := look.Enroll(ctx, l.Header, policy, with)
 	if err != nil {
 		return err

@@ -62,8 +62,8 @@ func name(path string) string {
 	return path
 }
 
-// askTime is how long a person may take: the command keeps others out meanwhile,
-// such as the one that ends a trial in time.
+// askTime is how long a person may take: an open prompt is no state to leave a
+// machine in.
 const askTime = 2 * time.Minute
 
 // Ask asks the person at the terminal tty for one line that is not shown, for two
