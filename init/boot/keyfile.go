@@ -82,13 +82,7 @@ func (b *boot) readKeyFile(ctx context.Context) ([]byte, error) {
 		return readKey(dev, int64(k.Offset), k.Size)
 	}
 	b.loadHints(ctx) // FAT
-	fs := mount.Filesystem{
-		Type: k.Filesystem, Source: part.Node,
-		Attr: mount.ReadOnly | mount.NoSUID | mount.NoDev | mount.NoExec | mount.NoSymfollow,
-	}
-	if k.Filesystem == "ext4" {
-		fs.Options = []string{"noload"} // its journal would be written back to the medium
-	}
+	fs := keyFilesystem(k.Filesystem, part.Node)
 	const place = runDir + "/" + keyDir
 	if err := mkdirs(place); err != nil {
 		return nil, fmt.Errorf("cannot mount the medium with the key file: %w", err)
@@ -101,6 +95,20 @@ func (b *boot) readKeyFile(ctx context.Context) ([]byte, error) {
 		b.warn("the medium with the key file stays mounted: %v", endErr)
 	}
 	return key, err
+}
+
+// keyFilesystem is how the file system of the key's medium is mounted. Of ext4 the
+// journal would be written back to the medium, and a superblock that somebody made may
+// ask for a panic of the kernel at the first error.
+func keyFilesystem(kind, node string) mount.Filesystem {
+	fs := mount.Filesystem{
+		Type: kind, Source: node,
+		Attr: mount.ReadOnly | mount.NoSUID | mount.NoDev | mount.NoExec | mount.NoSymfollow,
+	}
+	if kind == "ext4" {
+		fs.Options = []string{"noload", "errors=continue"}
+	}
+	return fs
 }
 
 // waitForKey waits for the partition of that UUID, on whatever disk but the boot

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -47,6 +48,16 @@ func TestReadKeyIn(t *testing.T) {
 		key, err := readKeyIn(dir, tt.path)
 		if !errors.Is(err, tt.want) || (tt.want == nil) != bytes.HasPrefix(key, good) || tt.want != nil && key != nil {
 			t.Errorf("%s: %d bytes, %v; want %v", tt.path, len(key), err, tt.want)
+		}
+	}
+}
+
+// A stick that somebody made neither gets its journal replayed nor stops the kernel.
+func TestKeyFilesystem(t *testing.T) {
+	for kind, options := range map[string][]string{"ext4": {"noload", "errors=continue"}, "vfat": nil} {
+		fs := keyFilesystem(kind, "/dev/sdx1")
+		if !slices.Equal(fs.Options, options) || fs.Attr&mount.ReadOnly == 0 || fs.Attr&mount.NoSymfollow == 0 {
+			t.Errorf("%s is mounted as %+v, want options %v", kind, fs, options)
 		}
 	}
 }
