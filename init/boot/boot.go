@@ -107,9 +107,9 @@ func newBoot(sys *System) *boot {
 	return b
 }
 
-// warn says something on the console and in the report.
+// warn says something on the console and in the report, as one line of each.
 func (b *boot) warn(format string, args ...any) {
-	text := fmt.Sprintf(format, args...)
+	text := clean(fmt.Sprintf(format, args...))
 	b.sys.Log.Warn("%s", text)
 	b.report.Warnings = append(b.report.Warnings, text)
 }

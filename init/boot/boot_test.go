@@ -321,3 +321,12 @@ func TestFillVolumeKeepsTheRecoveryKeyForRootOnly(t *testing.T) {
 		}
 	}
 }
+
+// A warning is one line for whoever reads the report, whatever a disk put into it.
+func TestWarningsAreOneLineEach(t *testing.T) {
+	b, _ := testBoot(&person{}, config.State{})
+	b.warn("bound anew; before: %v", errors.Join(errors.New("one\x1b[2J"), errors.New("two")))
+	if want := []string{"bound anew; before: one?[2J two"}; !slices.Equal(b.report.Warnings, want) {
+		t.Errorf("warnings %q, want %q", b.report.Warnings, want)
+	}
+}
