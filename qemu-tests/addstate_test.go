@@ -2,6 +2,7 @@ package qemutests
 
 import (
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -49,6 +50,14 @@ func TestStatePartitionIsAdded(t *testing.T) {
 	if out, err := runTool("e2fsck", "-fn", disk.Extract(t, "state")); err != nil && !strings.Contains(out, "journal") {
 		t.Errorf("e2fsck: %v\n%s", err, out)
 	}
+
+	// Its mark "unfinished", set by mistake, and a TPM that knows of no volume.
+	number := strconv.Itoa(after[len(before)].Number)
+	tool(t, "sfdisk", "--part-attrs", disk.Path, number, "GUID:48")
+	vm = m.WithTPM().Boot()
+	vm.Expect(`is marked as unfinished .* but holds \.sealroot-provisioned; nothing was changed`, probeTime)
+	vm.Kill()
+	tool(t, "sfdisk", "--part-attrs", disk.Path, number, "")
 
 	vm = m.Boot()
 	if r := vm.UpIn("a"); r.State.Unlocked != "tpm2" {

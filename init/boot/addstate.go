@@ -8,14 +8,19 @@ import (
 	"slices"
 
 	"sealroot/init/config"
+	"sealroot/mount"
 	"sealroot/mount/blockdev"
 	"sealroot/slots"
 	"sealroot/slots/gpt"
 	"sealroot/state"
+	"sealroot/state/layout"
 )
 
 // pcrTable holds the firmware's measurement of the partition table.
 const pcrTable = 5
+
+// unfinishedDir is where an unfinished partition is mounted to look into it.
+const unfinishedDir = "unfinished"
 
 // statePartition is the state partition. A disk without one, as an image that was
 // flashed to a larger medium, gets one where the configuration has the state made
@@ -42,6 +47,11 @@ func (b *boot) statePartition(ctx context.Context) (part blockdev.Partition, unf
 		}
 		b.sys.Log.Info("state: added a partition of %d MiB behind the others", part.Size>>20)
 	}
+	if !missing {
+		if err := b.stillEmpty(part.Node); err != nil {
+			return part, false, err
+		}
+	}
 	dev, err := blockdev.Open(part.Node, true)
 	if err == nil {
 		err = errors.Join(state.WriteFilesystem(dev, b.sys.Rand), dev.Close())
@@ -50,6 +60,40 @@ func (b *boot) statePartition(ctx context.Context) (part blockdev.Partition, unf
 		return part, false, fmt.Errorf("cannot make the file system of the state partition: %w", err)
 	}
 	return part, true, nil
+}
+
+// stillEmpty refuses to write over an unfinished partition that holds a state: the
+// table's mark is a bit, which a tool may have set by mistake. What does not mount was
+// not written to its end.
+func (b *boot) stillEmpty(node string) error {
+	const place = runDir + "/" + unfinishedDir
+	if err := mkdirs(place); err != nil {
+		return err
+	}
+	if err := b.sys.Mounter.MountIn(foreignFilesystem("ext4", node), mount.Place{Root: runDir, Path: unfinishedDir}); err != nil {
+		b.sys.Log.Info("state: the unfinished partition is begun anew: %v", err)
+		return os.Remove(place)
+	}
+	dir, err := openDir(place)
+	if err == nil {
+		err = errors.Join(holdsNoState(dir), dir.Close())
+	}
+	return errors.Join(err, b.sys.Mounter.Unmount(place), os.Remove(place))
+}
+
+// holdsNoState returns an error where anything of a state lies in dir. None is made
+// there before the partition is marked as finished.
+func holdsNoState(dir *os.File) error {
+	for _, name := range []string{layout.Provisioned, layout.Image, layout.Volume} {
+		there, err := lexists(dir, name)
+		if err != nil {
+			return fmt.Errorf("cannot look into the unfinished state partition: %w", err)
+		}
+		if there {
+			return fmt.Errorf("the state partition is marked as unfinished (attribute bit 48), but holds %s; nothing was changed. Clear the bit: sgdisk -A N:clear:48", name)
+		}
+	}
+	return nil
 }
 
 // mayAdd refuses to make a state partition on a machine that had one, and where

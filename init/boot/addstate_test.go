@@ -1,11 +1,14 @@
 package boot
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"sealroot/init/config"
 	"sealroot/slots"
+	"sealroot/state/layout"
 )
 
 // A partition is not added where that would shut the volume out at the next boot,
@@ -31,5 +34,19 @@ func TestMayAddState(t *testing.T) {
 				t.Errorf("reason %s, want %s", reason, tt.reason)
 			}
 		})
+	}
+}
+
+// The mark "unfinished" is one bit of the table: a partition with a state in it is not
+// made anew by it.
+func TestUnfinishedHoldsNoState(t *testing.T) {
+	for name, empty := range map[string]bool{"": true, "lost+found": true, layout.Provisioned: false, layout.Image: false, layout.Volume: false} {
+		dir := openTestDir(t)
+		if err := os.MkdirAll(filepath.Join(dir.Name(), name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := holdsNoState(dir); (err == nil) != empty || err != nil && !strings.Contains(err.Error(), name) {
+			t.Errorf("with %q: %v, want it to be made anew: %v", name, err, empty)
+		}
 	}
 }

@@ -82,7 +82,7 @@ func (b *boot) readKeyFile(ctx context.Context) ([]byte, error) {
 		return readKey(dev, int64(k.Offset), k.Size)
 	}
 	b.loadHints(ctx) // FAT
-	fs := keyFilesystem(k.Filesystem, part.Node)
+	fs := foreignFilesystem(k.Filesystem, part.Node)
 	const place = runDir + "/" + keyDir
 	if err := mkdirs(place); err != nil {
 		return nil, fmt.Errorf("cannot mount the medium with the key file: %w", err)
@@ -97,10 +97,10 @@ func (b *boot) readKeyFile(ctx context.Context) ([]byte, error) {
 	return key, err
 }
 
-// keyFilesystem is how the file system of the key's medium is mounted. Of ext4 the
-// journal would be written back to the medium, and a superblock that somebody made may
-// ask for a panic of the kernel at the first error.
-func keyFilesystem(kind, node string) mount.Filesystem {
+// foreignFilesystem is how a file system is mounted that is only looked into. Of ext4
+// the journal would be written back to the medium, and a superblock that somebody made
+// may ask for a panic of the kernel at the first error.
+func foreignFilesystem(kind, node string) mount.Filesystem {
 	fs := mount.Filesystem{
 		Type: kind, Source: node,
 		Attr: mount.ReadOnly | mount.NoSUID | mount.NoDev | mount.NoExec | mount.NoSymfollow,

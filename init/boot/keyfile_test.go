@@ -53,9 +53,9 @@ func TestReadKeyIn(t *testing.T) {
 }
 
 // A stick that somebody made neither gets its journal replayed nor stops the kernel.
-func TestKeyFilesystem(t *testing.T) {
+func TestForeignFilesystem(t *testing.T) {
 	for kind, options := range map[string][]string{"ext4": {"noload", "errors=continue"}, "vfat": nil} {
-		fs := keyFilesystem(kind, "/dev/sdx1")
+		fs := foreignFilesystem(kind, "/dev/sdx1")
 		if !slices.Equal(fs.Options, options) || fs.Attr&mount.ReadOnly == 0 || fs.Attr&mount.NoSymfollow == 0 {
 			t.Errorf("%s is mounted as %+v, want options %v", kind, fs, options)
 		}
