@@ -55,6 +55,7 @@ func TestBootBIOS(t *testing.T) {
 	if r.Slot.Name != "a" || r.BootPath != "unmeasured" {
 		t.Errorf("slot %q by boot path %q, want a, unmeasured", r.Slot.Name, r.BootPath)
 	}
+	vm.systemdOpens()
 	if text := vm.Run("sealroot status"); !strings.Contains(text, "accept-theft-by-disk-edit") {
 		t.Errorf("sealroot status does not say what the exception of this image means:\n%s", text)
 	}

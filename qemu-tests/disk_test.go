@@ -250,6 +250,12 @@ func (d *Disk) EncryptedImage(t *testing.T) string {
 	if output, err := runTool("e2fsck", "-p", state); err != nil {
 		t.Logf("e2fsck -p: %v: %s", err, output)
 	}
+	return encryptedImage(t, state)
+}
+
+// encryptedImage does it for a state partition whose journal is replayed.
+func encryptedImage(t *testing.T, state string) string {
+	t.Helper()
 	cat := exec.Command("debugfs", "-R", "cat /encrypted.img", state)
 	out, err := cat.StdoutPipe()
 	if err == nil {

@@ -96,7 +96,23 @@ func TestPinnedVolume(t *testing.T) {
 		t.Errorf("state %+v, warnings %q, want unlocked by recovery-key and pinned anew", r.State, r.Warnings)
 	}
 	vm.PowerOff()
+
+	// systemd-cryptenroll seals to the signed PCR 11 too, and PID 1 unlocks by that.
+	chip := tpmtest.StartAt(t, m.Config.TPM)
+	log.replay(chip, 7)
+	own.reenrol(t, chip, key, "--tpm2-pcrs=7", "--tpm2-public-key="+absolute(t, filepath.Join(keysDir(t), "pcr.pub")), "--tpm2-public-key-pcrs=11")
+	chip.PowerOff()
 	m.survived()
+}
+
+// absolute is the path of a file for a program that runs elsewhere.
+func absolute(t *testing.T, path string) string {
+	t.Helper()
+	path, err := filepath.Abs(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 // event is one extend of a PCR, of bank sha256, in a firmware's log.
@@ -141,6 +157,13 @@ func (list events) of(pcr int) (some events) {
 	return some
 }
 
+// replay extends a PCR of a TPM that was switched on as the firmware did.
+func (list events) replay(chip *tpmtest.Machine, pcr int) {
+	for _, e := range list.of(pcr) {
+		chip.MustRun("", "tpm2_pcrextend", fmt.Sprintf("%d:sha256=%x", pcr, e.digest))
+	}
+}
+
 // value is what the PCR holds after the events.
 func (list events) value(pcr int) []byte {
 	value := make([]byte, sha256.Size)
@@ -179,13 +202,20 @@ func theirVolume(t *testing.T, state string, ours *luks2.Header, pcr7 []byte) st
 	t.Helper()
 	chip := tpmtest.StartAt(t, copyTPM(t, state))
 	defer chip.PowerOff()
+	return sealedVolume(t, chip, ours, tpm.Policy{
+		SignedPCRs: []int{11}, PublicKey: readFile(t, filepath.Join(keysDir(t), "pcr.pub")),
+		PCRs: []int{7}, Values: tpm.Values{7: pcr7}, Bank: pcrsig.SHA256,
+	})
+}
+
+// sealedVolume makes a volume with a key of its own that a TPM gives out under the
+// policy, with the UUID and label of another one, and an /etc of theirs.
+func sealedVolume(t *testing.T, chip *tpmtest.Machine, like *luks2.Header, policy tpm.Policy) string {
+	t.Helper()
 	volumeKey, secret := make([]byte, 64), make([]byte, tpm.SecretSize)
 	rand.Read(volumeKey)
 	rand.Read(secret)
-	token, err := tpm.New(chip).Seal(t.Context(), tpm.Policy{
-		SignedPCRs: []int{11}, PublicKey: readFile(t, filepath.Join(keysDir(t), "pcr.pub")),
-		PCRs: []int{7}, Values: tpm.Values{7: pcr7}, Bank: pcrsig.SHA256,
-	}, secret, nil)
+	token, err := tpm.New(chip).Seal(t.Context(), policy, secret, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -194,7 +224,7 @@ func theirVolume(t *testing.T, state string, ours *luks2.Header, pcr7 []byte) st
 	if err != nil {
 		t.Fatal(err)
 	}
-	h, err := luks2.Format(luks2.FormatParams{UUID: ours.UUID(), Label: ours.Label(), VolumeKey: volumeKey, SectorSize: 4096, Rand: rand.Reader})
+	h, err := luks2.Format(luks2.FormatParams{UUID: like.UUID(), Label: like.Label(), VolumeKey: volumeKey, SectorSize: 4096, Rand: rand.Reader})
 	if err == nil {
 		h, err = h.AddKeyslot(0, volumeKey, tpm.Passphrase(secret), luks2.RandomSecretKDF(), rand.Reader)
 	}
