@@ -70,7 +70,7 @@ func Run(ctx context.Context, sys *System) error {
 		{"tpm", b.openTPM},
 		{"root", b.openRoot},
 		{"measure", b.measureRoot},
-		{"state", b.openState},
+		{"state", func(ctx context.Context) error { return onWipedStack(func() error { return b.openState(ctx) }) }},
 		{"layers", b.assemble},
 		{"cap", b.capOrStop},
 		{"report", b.publish},

@@ -171,6 +171,7 @@ func (b *boot) handOver(ctx context.Context) error {
 	b.sys.Log.Info("slot %s: starting %s", b.report.Slot.Name, initPath)
 	b.capAndRelease(ctx)
 	b.restoreSysRq()
+	collect()
 	warning, err := mount.SwitchRoot(newRoot, b.sys.Root)
 	if err != nil {
 		return fmt.Errorf("cannot switch to the new root: %w", err)

@@ -123,8 +123,23 @@ func (c *Console) write(b []byte) {
 	}
 }
 
-// Clear wipes the screens and, where the terminal knows it, the scrollback.
-func (c *Console) Clear() { c.write([]byte("\x1b[H\x1b[2J\x1b[3J")) }
+// driverBytes is how much a serial port's driver keeps of what was written last
+// (drivers/tty/serial/serial_core.c, UART_XMIT_SIZE), pieceBytes what a slow one
+// sends well within the time limit of a write.
+const (
+	driverBytes = 4096
+	pieceBytes  = 512
+)
+
+// Clear wipes the screens and, where the terminal knows it, the scrollback; and what
+// was written last out of the drivers, by NULs, which terminals ignore.
+func (c *Console) Clear() {
+	c.write([]byte("\x1b[H\x1b[2J\x1b[3J"))
+	var nothing [pieceBytes]byte
+	for range driverBytes / pieceBytes {
+		c.write(nothing[:])
+	}
+}
 
 type key struct {
 	b   byte
