@@ -108,8 +108,9 @@ func rootTar(reader []byte) ([]byte, error) {
 }
 
 // image makes a machine with a disk and the initramfs of one configuration.
-// QEMU loads the kernel: a boot loader's time is not sealroot's.
-func (b *bench) image(name, config string) (machine.Config, error) {
+// QEMU loads the kernel: a boot loader's time is not sealroot's. flags are more of
+// those of the disk command.
+func (b *bench) image(name, config string, flags ...string) (machine.Config, error) {
 	dir := b.file(name)
 	m := machine.Config{
 		Dir: dir, Firmware: machine.DirectKernel, Disk: filepath.Join(dir, "disk.img"),
@@ -128,8 +129,8 @@ func (b *bench) image(name, config string) (machine.Config, error) {
 		return machine.Config{}, err
 	}
 	mkinitramfs := filepath.Join(b.build, "sealroot-mkinitramfs")
-	_, err = output(mkinitramfs, "disk", "-o", m.Disk, "--keys", b.file("keys"), "--config", yaml,
-		"--rootfs", b.file("root.tar"), "--no-root-modules", "--kernel", m.Kernel, "--modules-dir", b.kernel)
+	_, err = output(mkinitramfs, append([]string{"disk", "-o", m.Disk, "--keys", b.file("keys"), "--config", yaml,
+		"--rootfs", b.file("root.tar"), "--no-root-modules", "--kernel", m.Kernel, "--modules-dir", b.kernel}, flags...)...)
 	if err == nil {
 		_, err = output(mkinitramfs, "-o", m.Initrd, "--keys", b.file("keys"), "--config", yaml,
 			"--modules-dir", b.kernel, "--kernel-version", filepath.Base(b.kernel))
