@@ -19,8 +19,9 @@ func (vm *VM) systemdOpens() {
 	vm.t.Helper()
 	vm.Run("head -c 32M /state/encrypted.img >/run/copy.img")
 	vm.Run("/lib/systemd/systemd-cryptsetup attach judged /run/copy.img /state/encrypted/.sealroot/recovery.key read-only")
-	const uuid = "blkid -p -o value -s UUID /dev/mapper/"
-	if ours, theirs := vm.Run(uuid+"sealroot-state"), vm.Run(uuid+"judged"); ours != theirs || ours == "" {
+	const uuid = "blkid -p -o value -s UUID "
+	ours := vm.Run(uuid + `$(awk '$2 == "/state/encrypted" {print $1}' /proc/mounts)`)
+	if theirs := vm.Run(uuid + "/dev/mapper/judged"); ours != theirs || ours == "" {
 		vm.t.Errorf("systemd finds file system %q in the volume, we %q", theirs, ours)
 	}
 	vm.Run("/lib/systemd/systemd-cryptsetup detach judged")
