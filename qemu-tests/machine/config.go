@@ -74,6 +74,8 @@ type Config struct {
 	WriteLog string
 	// TPM is the directory of a software TPM's state, "" for a machine without one.
 	TPM string
+	// Bus stands between the machine and its TPM, nil for nothing.
+	Bus Bus
 	// Kernel, Initrd and Cmdline are for DirectKernel.
 	Kernel, Initrd, Cmdline string
 	// MemoryMiB is 1024 when zero.

@@ -40,7 +40,7 @@ func Start(c Config) (g *Guest, err error) {
 	}()
 	socket := ""
 	if c.TPM != "" {
-		if g.tpm, err = startTPM(c.TPM); err != nil {
+		if g.tpm, err = startTPM(c.TPM, c.Bus); err != nil {
 			return g, err
 		}
 		socket = g.tpm.socket

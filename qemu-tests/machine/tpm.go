@@ -14,10 +14,12 @@ type softwareTPM struct {
 	process *process
 	socket  string
 	tmp     string
+	bus     *bus // nil for none
 }
 
-// startTPM starts a TPM 2.0 whose state is in dir, which is made when missing.
-func startTPM(dir string) (*softwareTPM, error) {
+// startTPM starts a TPM 2.0 whose state is in dir, which is made when missing, with
+// between, unless that is nil, before it.
+func startTPM(dir string, between Bus) (*softwareTPM, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("cannot make the TPM's directory: %w", err)
 	}
@@ -35,7 +37,7 @@ func startTPM(dir string) (*softwareTPM, error) {
 	}
 	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
 		if _, err := os.Stat(t.socket); err == nil {
-			return t, nil
+			return t, t.put(between)
 		}
 		if t.process.ended() || time.Now().After(deadline) {
 			t.process.kill()
@@ -43,6 +45,21 @@ func startTPM(dir string) (*softwareTPM, error) {
 			return nil, fmt.Errorf("cannot start the TPM: %w", t.process.wait(0))
 		}
 	}
+}
+
+// put puts something before the TPM; without an error only it answers to the socket.
+func (t *softwareTPM) put(between Bus) (err error) {
+	if between == nil {
+		return nil
+	}
+	path := filepath.Join(t.tmp, "bus")
+	if t.bus, err = startBus(path, t.socket, between); err != nil {
+		t.process.kill()
+		t.remove()
+		return err
+	}
+	t.socket = path
+	return nil
 }
 
 // stop waits for the TPM to write its state and end, as it does after QEMU's end.
@@ -53,4 +70,9 @@ func (t *softwareTPM) stop() {
 	t.remove()
 }
 
-func (t *softwareTPM) remove() { os.RemoveAll(t.tmp) }
+func (t *softwareTPM) remove() {
+	if t.bus != nil {
+		t.bus.listener.Close()
+	}
+	os.RemoveAll(t.tmp)
+}

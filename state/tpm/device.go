@@ -93,7 +93,23 @@ func (d *device) Send(ctx context.Context, command []byte) ([]byte, error) {
 	if err := d.wait(ctx); err != nil {
 		return nil, err
 	}
-	return d.read()
+	rsp, err := d.read()
+	if errors.Is(err, unix.EFAULT) {
+		d.reopen()
+	}
+	return rsp, err
+}
+
+// reopen begins anew with the kernel's resource manager: where the TPM did not save
+// or load for it what belongs to an open file, that file never works again
+// (drivers/char/tpm/tpm2-space.c). What was loaded is gone, as after a lost answer.
+func (d *device) reopen() {
+	fd, err := unix.Open(d.path, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return // tpm0, which has one user, and no resource manager
+	}
+	unix.Close(d.fd)
+	d.fd = fd
 }
 
 func (d *device) read() ([]byte, error) {

@@ -224,6 +224,24 @@ func TestUnsealAfterPowerCycle(t *testing.T) {
 	unseal(t, chip, token, nil, nil, secret, nil)
 }
 
+// A power cut after the key was used counts as a failed try where it has a PIN, and
+// only there.
+func TestPowerCutAfterUnseal(t *testing.T) {
+	for _, tc := range []struct {
+		pin  []byte
+		want string
+	}{{nil, "TPM2_PT_LOCKOUT_COUNTER: 0x0\n"}, {[]byte("1234"), "TPM2_PT_LOCKOUT_COUNTER: 0x1\n"}} {
+		m, chip := machine(t)
+		secret := newSecret(t)
+		token := seal(t, chip, tpm.Policy{PCRs: []int{7}, PIN: tc.pin != nil}, secret, tc.pin)
+		unseal(t, chip, token, nil, tc.pin, secret, nil)
+		m.Reset()
+		if got := m.MustRun("", "tpm2_getcap", "properties-variable"); !strings.Contains(got, tc.want) {
+			t.Errorf("PIN %q: want %q in %s", tc.pin, tc.want, got)
+		}
+	}
+}
+
 func TestUnsealByOtherTPM(t *testing.T) {
 	_, chip := machine(t)
 	secret := newSecret(t)
