@@ -52,6 +52,7 @@ type boot struct {
 	slots         slotState
 	kernelRelease string
 	volume        openedState
+	resetAgreed   bool      // at the console, to a reset that needs a key too
 	guard         *watchman // nil: no watchdog
 	sysRq         []byte    // the kernel's setting before muteSysRq; nil: untouched
 }

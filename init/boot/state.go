@@ -59,6 +59,9 @@ func (b *boot) openState(ctx context.Context) error {
 
 // stateFailed decides what follows a state that did not open.
 func (b *boot) stateFailed(err error) error {
+	if errors.Is(err, errReboot) {
+		return err
+	}
 	if errors.Is(err, errRestart) {
 		return environmentError(slots.IOError, "%w", err)
 	}
@@ -111,10 +114,16 @@ func (b *boot) openVolume(ctx context.Context) error {
 	if b.cfg.State.Plain() {
 		return b.openPlain(ctx)
 	}
+	if done, err := b.resetFirst(ctx); done || err != nil {
+		return err
+	}
 	v, err := state.Open(b.volume.outer, b.sys.Devices, func(l *state.LockedVolume) ([]byte, error) {
 		b.binding.volume = l
-		return b.unlock(ctx, l.Header)
+		return b.unlockOrReset(ctx, l.Header)
 	})
+	if errors.Is(err, errReset) {
+		return b.beginReset(ctx, state.ResetByKey)
+	}
 	if errors.Is(err, state.ErrNoImage) {
 		return b.firstBoot(ctx)
 	}
@@ -145,6 +154,9 @@ func (b *boot) openVolume(ctx context.Context) error {
 	b.volume.volume = v
 	if err := b.keepFloor(ctx, v.KeyID); err != nil {
 		return errors.Join(err, b.closeVolume())
+	}
+	if err := b.obeyRequest(ctx, v); err != nil {
+		return err
 	}
 	if b.floorAfterMount() {
 		b.identify(ctx, v)

@@ -27,6 +27,8 @@ type CommandLine struct {
 	// DiskUUID is the partition UUID of the ESP that the loader started from,
 	// lower case; "" when not told.
 	DiskUUID string
+	// Reset asks for a factory reset: a person at the console has to agree.
+	Reset bool
 	// Quiet asks for warnings only.
 	Quiet bool
 	// RootHash and Init are those of roothash= (or usrhash=) and init=, "" when not
@@ -67,6 +69,8 @@ func parse(line, role string) CommandLine {
 			slots = append(slots, w.value)
 		case w.name == "sealroot.disk":
 			disks = append(disks, strings.ToLower(w.value))
+		case w.name == "sealroot.reset" && !w.hasValue:
+			c.Reset = true
 		case w.name == "quiet":
 			c.Quiet = true
 		case w.name == "panic": // the kernel's, and known

@@ -202,8 +202,20 @@ type State struct {
 	OnFailure  []string `json:"on_failure,omitempty"`
 	Filesystem string   `json:"filesystem,omitempty"`  // ext4 (default) | btrfs
 	AutoResize string   `json:"auto_resize,omitempty"` // off (default) | grow | both
-	Device     string   `json:"device,omitempty"`      // oversized | classic
+	// Reset says who may ask for a factory reset: ResetAuthenticated (default),
+	// ResetPresence or ResetNever.
+	Reset  string `json:"reset,omitempty"`
+	Device string `json:"device,omitempty"` // oversized | classic
 }
+
+// The values of State.Reset.
+const (
+	// ResetAuthenticated: root on the running system, or a person at the console who
+	// also gives a key of the volume.
+	ResetAuthenticated = "authenticated"
+	ResetPresence      = "physical-presence" // the person needs no key
+	ResetNever         = "never"
+)
 
 // What may stand in State.Unlock, State.Create, State.Recovery, State.Fsck and State.OnFailure.
 const (

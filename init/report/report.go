@@ -90,6 +90,9 @@ type State struct {
 	// since this boot, for a person opened it; no. Empty where the state is not
 	// sealed to the TPM, or is not open.
 	Pinned string `json:"pinned,omitempty"`
+	// Reset says who had the right to a factory reset that this boot has finished:
+	// running-system, key, physical-presence. Empty without one.
+	Reset string `json:"reset,omitempty"`
 }
 
 // Fallback says that another slot should have run.

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sealroot/sealroot/durable"
 	"sealroot/state/floor"
 )
 
@@ -90,33 +91,9 @@ func Asked(volume string) (int, error) {
 }
 
 // Ask asks for a floor, durably: a power cut leaves the old request or the new one.
-func Ask(volume string, to int) (err error) {
-	path := filepath.Join(volume, floor.File)
-	temp := path + ".new"
-	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("cannot ask for a rollback floor: %w", err)
-	}
-	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return fmt.Errorf("cannot ask for a rollback floor: %w", err)
-	}
-	_, err = f.Write(floor.Format(to))
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(temp, path)
-	}
-	if err == nil {
-		err = syncDir(filepath.Dir(path))
-	}
-	if err != nil {
+func Ask(volume string, to int) error {
+	if err := durable.WriteFile(filepath.Join(volume, floor.File), floor.Format(to)); err != nil {
 		return fmt.Errorf("cannot ask for a rollback floor: %w", err)
 	}
 	return nil
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

@@ -28,6 +28,8 @@ const (
 	ManageKey = Private + "/manage.key"
 	// RollbackFloor is the floor that was asked for last.
 	RollbackFloor = Private + "/rollback-floor"
+	// ResetRequest asks for a factory reset at the next boot.
+	ResetRequest = Private + "/reset-request"
 	// EtcWork is the work directory of the overlay over /etc.
 	EtcWork = Private + "/etc-work"
 )

@@ -53,6 +53,13 @@ var (
 // Encryption is the only cipher that data segments and keyslot areas may name.
 const Encryption = "aes-xts-plain64"
 
+// MinHeader and MaxHeader are the smallest and the largest size of a header copy,
+// in bytes; the second copy lies at one of their powers of two.
+const (
+	MinHeader = minHeaderBytes
+	MaxHeader = maxHeaderBytes
+)
+
 // MaxKeyslots is the number of keyslots and of tokens that a header can hold.
 const MaxKeyslots = 32
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"math"
 
 	"github.com/google/go-tpm/tpm2"
@@ -75,6 +76,22 @@ func (t *TPM) WriteIdentity(ctx context.Context, policy Policy, sigs pcrsig.File
 	at, number := chooseIdentity(found)
 	record := append(binary.BigEndian.AppendUint32(nil, number), identity...)
 	return t.WritePinned(ctx, identityPin(IdentityIndices()[at], policy), sigs, record)
+}
+
+// RemoveIdentities undefines both indices (factory reset); it is no error when there
+// are none.
+func (t *TPM) RemoveIdentities(ctx context.Context) error {
+	b := t.bind(ctx)
+	for _, number := range IdentityIndices() {
+		index, public, err := b.nvIndex(number)
+		if err == nil && public != nil {
+			err = b.undefineNV(index)
+		}
+		if err != nil {
+			return fmt.Errorf("cannot remove the record of the volume: %w", classify(err))
+		}
+	}
+	return nil
 }
 
 // identityIndex is what lies in one of the two indices.

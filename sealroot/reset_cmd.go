@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"strings"
+
+	"sealroot/init/config"
+	"sealroot/init/report"
+	"sealroot/sealroot/bootset"
+	"sealroot/sealroot/durable"
+	"sealroot/sealroot/secret"
+	"sealroot/state/reset"
+)
+
+const resetLoss = "all of the encrypted state is destroyed at the next boot: /etc as it was changed, /var, /home, its keyslots and recovery key"
+
+func resetState(c *command) action {
+	yes := c.flags.Bool("yes", false, "do not ask")
+	cancel := c.flags.Bool("cancel", false, "take a request back that no boot has obeyed yet")
+	keepHome := c.flags.Bool("keep-home", false, "not in this version")
+	return func(ctx context.Context, _ []string) error {
+		if *keepHome {
+			return fmt.Errorf("%w: this version cannot keep /home: it lies in the volume whose keys a reset destroys; copy it elsewhere first", errUsage)
+		}
+		if *cancel && *yes {
+			return fmt.Errorf("%w: --cancel asks nothing", errUsage)
+		}
+		r, err := c.booted()
+		if err != nil {
+			return err
+		}
+		cfg, err := c.env.configuration()
+		if err != nil {
+			return err
+		}
+		if err := resettable(r, cfg); err != nil {
+			return fmt.Errorf("cannot reset the state: %w: %w", err, bootset.ErrRefused)
+		}
+		unlock, err := lock(ctx, c.env.Lock)
+		if err != nil {
+			return err
+		}
+		defer unlock()
+		path := filepath.Join(c.env.volume(), reset.File)
+		if *cancel {
+			return c.cancelReset(path)
+		}
+		if !*yes {
+			if err := c.confirmReset(ctx); err != nil {
+				return err
+			}
+		}
+		if err := durable.WriteFile(path, reset.Format(r.State.UUID)); err != nil {
+			return fmt.Errorf("cannot ask for a factory reset: %w", err)
+		}
+		c.result.Data = map[string]any{"volume": r.State.UUID}
+		c.say("%s; sealroot state reset --cancel takes that back until then", resetLoss)
+		return nil
+	}
+}
+
+// resettable says why there is no reset on this machine.
+func resettable(r report.Report, cfg config.Config) error {
+	switch {
+	case r.Degraded:
+		return errors.New("this boot is degraded, the encrypted volume is not open")
+	case r.State.UUID == "":
+		return errors.New("this boot has no encrypted volume")
+	case cfg.State.Reset == config.ResetNever:
+		return errors.New("state.reset of this image is never")
+	case cfg.State.Create != config.CreateFirstBoot:
+		return fmt.Errorf("state.create of this image is %s, so that no new volume would be made", cfg.State.Create)
+	}
+	return nil
+}
+
+func (c *command) cancelReset(path string) error {
+	err := durable.Remove(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("no factory reset was asked for: %w", bootset.ErrRefused)
+	}
+	if err == nil {
+		c.say("the state stays")
+	}
+	return err
+}
+
+func (c *command) confirmReset(ctx context.Context) error {
+	tty, err := c.env.TTY()
+	if err != nil {
+		return fmt.Errorf("%w; --yes does without: %w", secret.ErrTerminal, err)
+	}
+	defer tty.Close()
+	fmt.Fprintf(tty, "sealroot: %s\n", resetLoss)
+	answer, err := secret.Ask(ctx, tty, "Type yes to destroy it (it is not shown): ")
+	if err != nil {
+		return err
+	}
+	if strings.TrimSpace(string(answer)) != "yes" {
+		return fmt.Errorf("nothing was changed: %w", bootset.ErrRefused)
+	}
+	return nil
+}
