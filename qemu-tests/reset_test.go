@@ -72,8 +72,9 @@ func TestFactoryReset(t *testing.T) {
 
 	vm.Reboot()
 	asks("yes")
+	vm.Expect(`for the factory reset a key of the volume is needed`, commandTime)
 	for _, key := range []string{old, fresh} {
-		vm.Expect(`for the factory reset, type the recovery key`, commandTime)
+		vm.Expect(`type the recovery key or passphrase`, commandTime)
 		vm.Send(key + "\r")
 	}
 	vm.Expect(`FACTORY RESET \(key\): the volume is destroyed; restarting`, probeTime)

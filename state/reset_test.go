@@ -351,3 +351,15 @@ func TestResetOfASparseVolume(t *testing.T) {
 		t.Errorf("begun %v, %v", is, err)
 	}
 }
+
+// A mark that counts is one that this program writes.
+func FuzzResetMark(f *testing.F) {
+	f.Add(resetMark(ResetByKey, minDestroyed))
+	f.Add(make([]byte, sector))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		by, n, ok := parseResetMark(b)
+		if !ok && (by != 0 || n != 0) || ok && !bytes.Equal(b, resetMark(by, n)) {
+			t.Errorf("%x: by %d, %d bytes, %v", b, by, n, ok)
+		}
+	})
+}

@@ -166,29 +166,18 @@ func (b *boot) allowReset(ctx context.Context, h *luks2.Header) error {
 	}
 	defer c.Close()
 	defer b.watchDrivers(ctx)()
-	for range resetTries {
-		c.Print("sealroot: for the factory reset, type the recovery key or passphrase (it is not shown) and press Enter: ")
-		line, err := c.ReadLine(ctx, resetIdle)
-		c.Print("\n")
-		if err != nil {
-			return err
-		}
-		key, _ := b.tryLine(h, line, newBudget())
-		clear(line[:cap(line)])
-		if key != nil {
-			id := luks2.VolumeKeyID(key, state.DeviceName, h.UUID())
-			clear(key)
-			// Whoever put a volume of their own here has a key of that one only.
-			if b.sealsState() && errors.Is(b.ours(ctx, id), errOtherVolume) {
-				return errOtherVolume
-			}
-			return nil
-		}
-		c.Print("sealroot: that does not open the volume.\n")
-		b.sys.Power.Sleep(promptDelay)
-		c.Flush()
+	c.Print("sealroot: for the factory reset a key of the volume is needed.\n")
+	key, _, err := b.typedKey(ctx, c, h, resetTries, resetIdle)
+	if err != nil {
+		return err
 	}
-	return fmt.Errorf("%d wrong entries", resetTries)
+	id := luks2.VolumeKeyID(key, state.DeviceName, h.UUID())
+	clear(key)
+	// Whoever put a volume of their own here has a key of that one only.
+	if b.sealsState() && errors.Is(b.ours(ctx, id), errOtherVolume) {
+		return errOtherVolume
+	}
+	return nil
 }
 
 // beginReset destroys the volume, which is not open, and has the machine restart.

@@ -176,22 +176,32 @@ func (b *boot) prompt(ctx context.Context, h *luks2.Header) ([]byte, error) {
 	for _, a := range b.report.State.Attempts {
 		c.Print("  " + a + "\n")
 	}
+	key, method, err := b.typedKey(ctx, c, h, promptTries, keyLimit)
+	if err != nil {
+		return nil, err
+	}
+	c.Print("sealroot: unlocked.\n")
+	b.report.State.Unlocked = method
+	b.sys.Log.Info("state: unlocked by %s", method)
+	b.offerBinding(ctx, c, key)
+	return key, nil
+}
+
+// typedKey asks for a recovery key or passphrase until one opens the volume, at most
+// so many times; idle is how long it waits for a key press.
+func (b *boot) typedKey(ctx context.Context, c Console, h *luks2.Header, tries int, idle time.Duration) (key []byte, method string, err error) {
 	delay := promptDelay
-	for range promptTries {
+	for range tries {
 		c.Print("sealroot: type the recovery key or passphrase (it is not shown) and press Enter: ")
-		line, err := c.ReadLine(ctx, keyLimit)
+		line, err := c.ReadLine(ctx, idle)
 		c.Print("\n")
 		if err != nil {
-			return nil, err
+			return nil, "", err
 		}
 		key, method := b.tryLine(h, line, newBudget())
 		clear(line[:cap(line)])
 		if key != nil {
-			c.Print("sealroot: unlocked.\n")
-			b.report.State.Unlocked = method
-			b.sys.Log.Info("state: unlocked by %s", method)
-			b.offerBinding(ctx, c, key)
-			return key, nil
+			return key, method, nil
 		}
 		c.Print("sealroot: that does not open the volume.\n")
 		b.sys.Power.Sleep(delay)
@@ -199,7 +209,7 @@ func (b *boot) prompt(ctx context.Context, h *luks2.Header) ([]byte, error) {
 		// A key that hangs must not use up the tries of whoever comes next.
 		c.Flush()
 	}
-	return nil, fmt.Errorf("%d wrong entries", promptTries)
+	return nil, "", fmt.Errorf("%d wrong entries", tries)
 }
 
 // tryLine tries what a person typed: as a recovery key where it has the form of

@@ -39,6 +39,8 @@ func TestParse(t *testing.T) {
 		{"disk_with_misplaced_dash", "sealroot.disk=" + strings.Replace(uuid, "-0a0b-", "0-a0b-", 1),
 			CommandLine{Refused: []string{"sealroot.disk=6b1c2f3e0-a0b-4c0d-8e0f-123456789abc"}}},
 		{"unknown_word_of_ours", "sealroot.shell=1 sealroot.Slot=a", CommandLine{Refused: []string{"sealroot.shell=1", "sealroot.Slot=a"}}},
+		{"reset", "sealroot.reset", CommandLine{Reset: true}},
+		{"reset_with_a_value", "sealroot.reset=1 sealroot.reset= -- sealroot.reset", CommandLine{Refused: []string{"sealroot.reset=1", "sealroot.reset="}, Ignored: []string{"sealroot.reset"}}},
 		{"no_substring_match", "mysealroot.slot=a notquiet emergency_x", CommandLine{Ignored: []string{"mysealroot.slot=a", "notquiet", "emergency_x"}}},
 		{"behind_dashes", "quiet -- sealroot.slot=a emergency --", CommandLine{Quiet: true, Ignored: []string{"sealroot.slot=a", "emergency", "--"}}},
 		{"console_path", "console=../kmsg console= console", CommandLine{Refused: []string{"console=../kmsg", "console=", "console"}}},

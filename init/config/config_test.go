@@ -212,6 +212,12 @@ func TestValidateState(t *testing.T) {
 		{"fsck", func(c *Config) { c.State.Fsck = "auto" }, nil},
 		{"fsck_unknown", func(c *Config) { c.State.Fsck = "yes" }, []string{"state.fsck"}},
 		{"btrfs_by_name", func(c *Config) { c.State.Filesystem = "btrfs" }, []string{"state.filesystem"}},
+		{"reset_by_presence", func(c *Config) { c.State.Reset = ResetPresence }, nil},
+		{"reset_never", func(c *Config) { c.State.Reset = ResetNever }, nil},
+		{"reset_unknown", func(c *Config) { c.State.Reset = "always" }, []string{"state.reset"}},
+		{"reset_to_no_volume", func(c *Config) {
+			c.State.Reset, c.State.Create, c.State.Recovery = ResetPresence, CreateNever, RecoveryNone
+		}, []string{"state.reset"}},
 		{"grow_by_name", func(c *Config) { c.State.AutoResize = "grow" }, []string{"state.auto_resize"}},
 		{"device_by_name", func(c *Config) { c.State.Device = "classic" }, []string{"state.device"}},
 	})
