@@ -105,7 +105,7 @@ func TestErrors(t *testing.T) {
 			"x.yaml: line 8: boot.store: bls does not go with boot.loader grub: it is the names of the files that systemd-boot counts in; use gpt, or boot.loader: systemd-boot",
 			"x.yaml: line 22: state.tpm2.policy: signed-pcr11+7 needs a UKI: GRUB measures nothing into PCR 11; use boot.loader: uki, or policy pcrs",
 			"x.yaml: line 21: state.tpm2.tpm_without_measured_boot: missing: with boot.loader grub nobody measures the initramfs that the TPM gives the key to: " +
-				"who can write to the disk can read the state; use a UKI with a signed policy, set state.tpm2.pin, unlock by recovery-key or passphrase, or accept it: accept-theft-by-disk-edit",
+				"who can write to the disk can read the state; use a UKI with a signed policy, with grub set state.tpm2.pin, unlock by recovery-key or passphrase, or accept it: accept-theft-by-disk-edit",
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
