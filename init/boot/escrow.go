@@ -43,6 +43,6 @@ func (b *boot) escrowState() {
 	case state.HasEscrow(b.volume.outer):
 		b.report.State.Recovery = "escrowed"
 	default:
-		b.warn("no escrow of the recovery key is on the state partition (%s): deleted, or the volume is older than recovery: escrow; a copy fetched before still opens the state", state.EscrowName)
+		b.warn("no escrow of the recovery key is on the state partition (%s): deleted, or the volume is older than recovery: escrow; a copy fetched before still opens the state, unless the key was replaced", state.EscrowName)
 	}
 }
