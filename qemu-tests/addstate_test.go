@@ -54,11 +54,13 @@ func TestStatePartitionIsAdded(t *testing.T) {
 	// Its mark "unfinished", set by mistake, and a TPM that knows of no volume.
 	number := strconv.Itoa(after[len(before)].Number)
 	tool(t, "sfdisk", "--part-attrs", disk.Path, number, "GUID:48")
+	own := m.Config.TPM
 	vm = m.WithTPM().Boot()
 	vm.Expect(`is marked as unfinished .* but holds \.sealroot-provisioned; nothing was changed`, probeTime)
 	vm.Kill()
 	tool(t, "sfdisk", "--part-attrs", disk.Path, number, "")
 
+	m.Config.TPM = own
 	vm = m.Boot()
 	if r := vm.UpIn("a"); r.State.Unlocked != "tpm2" {
 		t.Errorf("the boot after: state %+v, want unlocked by tpm2", r.State)
