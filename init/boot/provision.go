@@ -133,7 +133,7 @@ func (b *boot) enrollTPM(ctx context.Context, h *luks2.Header, key []byte) (*luk
 		return nil, err
 	}
 	b.report.State.Token, b.report.State.Keyslot = tpmKeyslot, tpmKeyslot
-	b.report.TPM.Policy, b.report.TPM.PCRs = b.cfg.State.TPM2.Policy, token.AllPCRs()
+	b.report.TPM.Policy, b.report.TPM.PCRs, b.report.TPM.PIN = b.cfg.State.TPM2.Policy, token.AllPCRs(), token.PIN
 	return enrol.Add(h, tpmKeyslot, key, pass, text, b.sys.Rand)
 }
 

@@ -124,7 +124,7 @@ func (b *boot) tryToken(ctx context.Context, h *luks2.Header, t luks2.Token, bud
 				b.pin.withheld = true
 				return nil, 0, err
 			}
-			b.report.TPM.PCRs, b.report.TPM.Policy = token.AllPCRs(), b.cfg.State.TPM2.Policy
+			b.report.TPM.PCRs, b.report.TPM.Policy, b.report.TPM.PIN = token.AllPCRs(), b.cfg.State.TPM2.Policy, token.PIN
 			return key, k.ID, nil
 		}
 	}

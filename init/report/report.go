@@ -132,6 +132,7 @@ type TPM struct {
 	Capped  []int    `json:"capped,omitempty"` // PCRs extended so that no second unseal works
 	Policy  string   `json:"policy,omitempty"`
 	PCRs    []int    `json:"pcrs,omitempty"`
+	PIN     bool     `json:"pin,omitempty"` // the TPM wanted a PIN too
 }
 
 // Floor is the rollback floor: images with a lower security version do not boot.

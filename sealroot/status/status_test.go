@@ -143,6 +143,9 @@ func situations() map[string]Input {
 	add("grub_on_uefi_sealed_to_it", Input{Slots: slotsOf(good, other)}, func(r *report.Report) {
 		r.BootPath, r.TPM.Policy, r.TPM.PCRs = "grub-efi", "pcrs", []int{8, 9, 15}
 	})
+	add("grub_with_a_pin", Input{Slots: slotsOf(good, other)}, func(r *report.Report) {
+		r.BootPath, r.TPM.Policy, r.TPM.PCRs, r.TPM.PIN = "unmeasured", "pcrs", []int{15}, true
+	})
 	add("grub_on_uefi_refused", Input{Slots: slotsOf(good, other)}, func(r *report.Report) {
 		r.BootPath, r.TPM.Policy, r.TPM.PCRs = "grub-efi", "", nil
 		r.State.Unlocked, r.State.Keyslot, r.State.Token = "degraded", -1, -1

@@ -170,6 +170,9 @@ func (s Status) stateRows(row func(name, format string, args ...any)) {
 		if r.TPM.Policy != "" {
 			policy += ", policy " + r.TPM.Policy
 		}
+		if r.TPM.PIN {
+			policy += ", with a PIN"
+		}
 	}
 	closed := "NOT CLOSED: the running system could unseal the state again"
 	if len(r.TPM.Capped) > 0 {
@@ -186,8 +189,12 @@ func (s Status) stateRows(row func(name, format string, args ...any)) {
 	}
 }
 
-// accepted says that nobody vouches for what the TPM gives the key to.
+// accepted says that nobody vouches for what the TPM gives the key to, nor a person
+// for it with a PIN.
 func accepted(r *report.Report) bool {
+	if r.TPM.PIN && (r.BootPath == report.PathUnmeasured || r.BootPath == report.PathGRUBEFI) {
+		return false
+	}
 	literal := config.TPM2{PCRs: r.TPM.PCRs}
 	return r.BootPath == report.PathUnmeasured || r.BootPath == report.PathGRUBEFI ||
 		r.TPM.Policy == config.PolicyPCRs && !literal.LiteralBacked(r.BootPath == report.PathUKISecureBoot)
