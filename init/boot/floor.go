@@ -20,6 +20,7 @@ import (
 // rollback is the rollback floor as this boot found it.
 type rollback struct {
 	tpm.Floor
+	key int // which policy key it is under, see readRecord
 	// lost is why the floor is not known; nil when it is. The TPM gives no secret
 	// then: a floor that somebody took away must not open the way for an old image.
 	lost error
@@ -34,7 +35,7 @@ func (b *boot) readFloor(ctx context.Context) {
 		return
 	}
 	r := &b.rollback
-	r.lost = b.readRecord(ctx, func(ctx context.Context, policy tpm.Policy) (err error) {
+	r.key, r.lost = b.readRecord(ctx, func(ctx context.Context, policy tpm.Policy) (err error) {
 		r.Floor, err = b.tpm.dev.ReadFloor(ctx, policy)
 		return err
 	})
@@ -136,14 +137,15 @@ func (b *boot) settleFloor(ctx context.Context, asked int, keyID []byte) error {
 		asked = min(asked, b.rollback.Value) // what is on trial may prove bad, and the slot below be all there is
 	}
 	next := floor.Decide(floor.Known{TPM: b.rollback.Value, Lost: b.rollback.lost != nil, Asked: asked, Running: running})
+	moves := !next.Refuse && b.moveTo(b.rollback.key) != b.rollback.key
 	switch {
 	case next.Refuse && root >= next.Floor:
 		return b.kernelBelow(slot, next.Floor)
 	case next.Refuse:
 		return belowFloor(slot, root, next.Floor)
-	case next.Waits:
+	case next.Waits && !moves:
 		b.warn("the rollback floor stays at %d: %d was asked for, and slot %s runs with security version %d", next.Floor, asked, slot, running)
-	case next.Write:
+	case next.Write, moves:
 		if err := b.raiseFloor(ctx, next.Floor, keyID); err != nil {
 			b.warn("%v", err)
 			return nil
@@ -157,13 +159,14 @@ func (b *boot) settleFloor(ctx context.Context, asked int, keyID []byte) error {
 // the volume may raise the floor.
 func (b *boot) raiseFloor(ctx context.Context, to int, keyID []byte) error {
 	want := tpm.Floor{Value: to, Volume: [32]byte(keyID)}
-	err := b.writeRecord(ctx, func(ctx context.Context, policy tpm.Policy, sigs pcrsig.File) error {
+	key := b.moveTo(b.rollback.key)
+	err := b.writeRecord(ctx, key, func(ctx context.Context, policy tpm.Policy, sigs pcrsig.File) error {
 		return b.tpm.dev.RaiseFloor(ctx, policy, sigs, want)
 	})
 	if err != nil {
 		return fmt.Errorf("cannot set the rollback floor: %w", err)
 	}
-	b.rollback = rollback{Floor: want}
+	b.rollback = rollback{Floor: want, key: key}
 	b.report.Floor = &report.Floor{Value: to, Known: true}
 	return nil
 }

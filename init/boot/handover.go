@@ -35,6 +35,9 @@ func (b *boot) publish(context.Context) error {
 	passOn(stubSignatures, "/run/systemd/tpm2-pcr-signature.json")
 	passOn(stubPublicKey, "/run/systemd/tpm2-pcr-public-key.pem")
 	passOn(config.PublicKeyPath, report.PCRPublicKey) // what sealroot state enroll seals to
+	for _, name := range b.cfg.State.TPM2.PreviousKeys {
+		passOn(config.PreviousKeysDir+"/"+name, report.PCRPreviousKeys+"/"+name)
+	}
 	if err := errors.Join(b.leaveTrust(), b.leaveMarks()); err != nil {
 		b.warn("%v", err)
 	}

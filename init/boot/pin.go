@@ -29,6 +29,7 @@ import (
 type pinnedVolume struct {
 	asked bool
 	id    []byte // luks2.VolumeKeyID
+	key   int    // which policy key it is under, see readRecord
 	lost  error  // why id is not known; nil when it is
 	// withheld: the TPM would open the volume of this boot, or might, but for what
 	// its records say. With a new pin the next boot then unlocks by itself.
@@ -58,7 +59,7 @@ func (b *boot) ours(ctx context.Context, keyID []byte) error {
 	p := &b.pin
 	if !p.asked {
 		p.asked = true
-		p.lost = b.readRecord(ctx, func(ctx context.Context, policy tpm.Policy) (err error) {
+		p.key, p.lost = b.readRecord(ctx, func(ctx context.Context, policy tpm.Policy) (err error) {
 			p.id, err = b.tpm.dev.ReadIdentity(ctx, policy)
 			return err
 		})
@@ -77,13 +78,13 @@ func (b *boot) makePin(ctx context.Context, keyID []byte) error {
 	if !b.sealsState() {
 		return nil
 	}
-	err := b.writeRecord(ctx, func(ctx context.Context, policy tpm.Policy, sigs pcrsig.File) error {
+	err := b.writeRecord(ctx, presentKey, func(ctx context.Context, policy tpm.Policy, sigs pcrsig.File) error {
 		return b.tpm.dev.WriteIdentity(ctx, policy, sigs, keyID)
 	})
 	if err != nil {
 		return fmt.Errorf("cannot pin the volume in the TPM: %w", err)
 	}
-	b.pin.asked, b.pin.id, b.pin.lost = true, keyID, nil
+	b.pin.asked, b.pin.id, b.pin.key, b.pin.lost = true, keyID, presentKey, nil
 	return nil
 }
 
@@ -109,6 +110,7 @@ func (b *boot) keepPin(ctx context.Context, keyID []byte) {
 	b.report.State.Pinned = pinnedYes
 	err := b.ours(ctx, keyID)
 	if err == nil {
+		b.movePin(ctx, keyID)
 		return
 	}
 	b.report.State.Pinned = pinnedNo
@@ -139,33 +141,4 @@ func mayPin(err error) bool { return err == nil || errors.Is(err, tpm.ErrUnpinne
 
 func (b *boot) warnOfOther() {
 	b.warn("ANOTHER VOLUME: its key was typed, but it is not the volume of this machine; if you did not put it there, do not trust what runs from it")
-}
-
-// readRecord runs read for a record that only a system under the state's policy
-// writes.
-func (b *boot) readRecord(ctx context.Context, read func(context.Context, tpm.Policy) error) error {
-	policy, err := b.statePolicy()
-	if err == nil {
-		err = b.tpm.broken
-	}
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, tpmTime)
-	defer cancel()
-	return read(ctx, policy)
-}
-
-// writeRecord runs write for such a record: what may open the volume may write it.
-func (b *boot) writeRecord(ctx context.Context, write func(context.Context, tpm.Policy, pcrsig.File) error) error {
-	if b.tpm.broken != nil {
-		return b.tpm.broken
-	}
-	ctx, cancel := context.WithTimeout(ctx, enrolTime)
-	defer cancel()
-	policy, err := b.provisionPolicy(ctx)
-	if err != nil {
-		return err
-	}
-	return write(ctx, policy, b.signatures())
 }

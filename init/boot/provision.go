@@ -186,22 +186,6 @@ func (b *boot) provisionPolicy(ctx context.Context) (tpm.Policy, error) {
 	return policy, nil
 }
 
-// statePolicy is the configured policy, if the boot path backs it.
-func (b *boot) statePolicy() (tpm.Policy, error) {
-	c := b.cfg.State.TPM2
-	if err := enrol.Backed(b.cfg.Boot.Loader, c, b.fw.path(b.grub())); err != nil {
-		return tpm.Policy{}, err
-	}
-	var public []byte
-	if c.Policy != config.PolicyPCRs {
-		var err error
-		if public, err = readBounded(config.PublicKeyPath, 64<<10); err != nil {
-			return tpm.Policy{}, fmt.Errorf("cannot read the key of the PCR policy: %w", err)
-		}
-	}
-	return enrol.Policy(c, public)
-}
-
 // enrollRecovery adds the recovery key as the configuration wants it. The key
 // is returned where it is to be kept inside the volume.
 func (b *boot) enrollRecovery(ctx context.Context, h *luks2.Header, key []byte) (*luks2.Header, []byte, error) {

@@ -238,6 +238,7 @@ func (b *boot) floorAfterMount() bool {
 func (b *boot) describe(v *state.Volume) {
 	b.report.State.UUID = v.Header.UUID()
 	b.report.State.ReservedBytes = v.Reserved
+	b.recordKeys()
 	b.report.State.Recovery = recoveryState(v.Header, encryptedDir)
 	b.escrowState()
 }

@@ -36,6 +36,8 @@ type System struct {
 	// Exec replaces this process by the real init.
 	Exec func(path string, argv, env []string) error
 	Rand io.Reader
+	// Initramfs is where the initramfs lies; empty: at the root.
+	Initramfs string
 	// Program is this program's version, for the report.
 	Program string
 }

@@ -125,6 +125,7 @@ func (b *boot) tryToken(ctx context.Context, h *luks2.Header, t luks2.Token, bud
 				return nil, 0, err
 			}
 			b.report.TPM.PCRs, b.report.TPM.Policy, b.report.TPM.PIN = token.AllPCRs(), b.cfg.State.TPM2.Policy, token.PIN
+			b.keyEnrolled = b.underPresentKey(token)
 			return key, k.ID, nil
 		}
 	}
@@ -142,7 +143,7 @@ const (
 
 // signatures are the signed PCR values of this image, nil without a UKI that has them.
 func (b *boot) signatures() pcrsig.File {
-	text, err := readBounded(stubSignatures, 1<<20)
+	text, err := readBounded(b.sys.Initramfs+stubSignatures, 1<<20)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}

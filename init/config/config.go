@@ -279,6 +279,10 @@ type TPM2 struct {
 	// (PEM): in YAML relative to the YAML file, default pcr.pub; in the
 	// initramfs it lies at PublicKeyPath.
 	PublicKey string `json:"public_key,omitempty"`
+	// PreviousKeys are files of keys that signed before, at most 4, and still sign
+	// this image: what was sealed or written under their policies counts. In YAML as
+	// PublicKey, in JSON the base name below PreviousKeysDir.
+	PreviousKeys []string `json:"previous_public_keys,omitempty"`
 	// PIN has the TPM ask for a PIN too, at every boot.
 	PIN bool `json:"pin,omitempty"`
 	// AllowUncapped accepts tokens, made by others, whose policy holds no PCR
@@ -291,6 +295,9 @@ type TPM2 struct {
 
 // PublicKeyPath is where the PCR policy key lies in the initramfs.
 const PublicKeyPath = "/etc/sealroot/pcr-public.pem"
+
+// PreviousKeysDir holds those of TPM2.PreviousKeys in the initramfs.
+const PreviousKeysDir = "/etc/sealroot/pcr-previous"
 
 // EscrowDir holds the certificates of State.Escrow in the initramfs.
 const EscrowDir = "/etc/sealroot/escrow"

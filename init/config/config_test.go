@@ -253,6 +253,16 @@ func TestValidatePolicy(t *testing.T) {
 			{"literal_twice", func(c *Config) { c.State.TPM2 = TPM2{Policy: PolicyPCRs, PCRs: []int{7, 7}} }, []string{"state.tpm2.pcrs[1]"}},
 			{"key_without_signed_policy", func(c *Config) { c.State.TPM2 = TPM2{Policy: PolicyPCRs, PCRs: []int{7}, PublicKey: "x"} },
 				[]string{"state.tpm2.public_key"}},
+			{"previous_key", func(c *Config) { c.State.TPM2.PreviousKeys = []string{"pcr-previous.pub"} }, nil},
+			{"previous_key_under_pcr_4", func(c *Config) {
+				c.State.TPM2.Policy, c.State.TPM2.PreviousKeys = PolicySignedPCR11And4, []string{"pcr-previous.pub"}
+			}, []string{"state.tpm2.previous_public_keys"}},
+			{"previous_key_without_signed_policy", func(c *Config) {
+				c.State.TPM2 = TPM2{Policy: PolicyPCRs, PCRs: []int{7}, PreviousKeys: []string{"pcr-previous.pub"}}
+			}, []string{"state.tpm2.previous_public_keys"}},
+			{"four_previous_keys", func(c *Config) { c.State.TPM2.PreviousKeys = strings.Fields("1.pub 2.pub 3.pub 4.pub") }, nil},
+			{"five_previous_keys", func(c *Config) { c.State.TPM2.PreviousKeys = strings.Fields("1.pub 2.pub 3.pub 4.pub 5.pub") },
+				[]string{"state.tpm2.previous_public_keys"}},
 			{"pin", func(c *Config) { c.State.TPM2.PIN = true }, nil},
 			{"literal_7_with_pin", func(c *Config) { c.State.TPM2 = TPM2{Policy: PolicyPCRs, PCRs: []int{7}, PIN: true} }, nil},
 			{"literal_none_with_pin", func(c *Config) { c.State.TPM2 = TPM2{Policy: PolicyPCRs, PIN: true} }, []string{"state.tpm2.tpm_without_measured_boot"}},

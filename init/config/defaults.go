@@ -146,6 +146,7 @@ func (c Config) Embed(kernel Kernel) (Config, error) {
 	c.Trust.Layer = baseNames(c.Trust.Layer)
 	c.Trust.Dev = baseNames(c.Trust.Dev)
 	c.State.Escrow = baseNames(c.State.Escrow)
+	c.State.TPM2.PreviousKeys = baseNames(c.State.TPM2.PreviousKeys)
 	if c.State.TPM2.PublicKey != "" {
 		c.State.TPM2.PublicKey = path.Base(c.State.TPM2.PublicKey)
 	}

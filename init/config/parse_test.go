@@ -92,9 +92,9 @@ func TestParseTellsTheLine(t *testing.T) {
 func TestEmbed(t *testing.T) {
 	c := goodUKI().WithDefaults()
 	c.Trust.Root = []string{"/keys/one/image.crt", "two.crt"}
-	c.State.TPM2.PublicKey = "keys/pcr.pub"
+	c.State.TPM2.PublicKey, c.State.TPM2.PreviousKeys = "keys/pcr.pub", []string{"old/pcr-previous.pub"}
 	got, err := c.Embed(Kernel{Release: "6.12.1"})
-	if err != nil || !reflect.DeepEqual(got.Trust.Root, []string{"image.crt", "two.crt"}) || got.State.TPM2.PublicKey != "pcr.pub" {
+	if err != nil || !reflect.DeepEqual(got.Trust.Root, []string{"image.crt", "two.crt"}) || got.State.TPM2.PublicKey != "pcr.pub" || !reflect.DeepEqual(got.State.TPM2.PreviousKeys, []string{"pcr-previous.pub"}) {
 		t.Errorf("Embed = %+v, %v; want base names", got, err)
 	}
 	if c.Trust.Root[0] != "/keys/one/image.crt" || c.Kernel != nil {
@@ -103,6 +103,10 @@ func TestEmbed(t *testing.T) {
 	c.Trust.Root = []string{"one/image.crt", "two/image.crt"}
 	if got, err := c.Embed(Kernel{Release: "6.12.1"}); !errors.Is(err, ErrInvalid) || got.Name != "" {
 		t.Errorf("Embed of two files with one name = %+v, %v; want %v", got, err, ErrInvalid)
+	}
+	c.Trust.Root, c.State.TPM2.PreviousKeys = []string{"image.crt"}, []string{"one/pcr.pub", "two/pcr.pub"}
+	if _, err := c.Embed(Kernel{Release: "6.12.1"}); !errors.Is(err, ErrInvalid) {
+		t.Errorf("Embed of two policy keys with one name = %v; want %v", err, ErrInvalid)
 	}
 }
 

@@ -11,15 +11,15 @@ const SealedPIN = "pin"
 
 // SealedUnder is in one line what an image opens the state by with the TPM, and
 // whether a PIN is needed: two images open the same volume only when theirs are
-// equal. key is the fingerprint of
-// the PCR policy key in hex, which signed policies have.
-func (s State) SealedUnder(key string) string {
+// equal, or with signed policies name a common key. keys are the fingerprints of
+// the PCR policy keys in hex, the present one first, which signed policies have.
+func (s State) SealedUnder(keys ...string) string {
 	if !s.can(UnlockTPM2) {
 		return "nothing"
 	}
 	words := []string{s.TPM2.Policy}
 	if s.TPM2.Signed() {
-		words = append(words, key)
+		words = append(words, keys...)
 	} else {
 		for _, pcr := range slices.Sorted(slices.Values(s.TPM2.PCRs)) {
 			words = append(words, strconv.Itoa(pcr))
@@ -29,6 +29,19 @@ func (s State) SealedUnder(key string) string {
 		words = append(words, SealedPIN)
 	}
 	return strings.Join(words, " ")
+}
+
+// SignedWords takes a line of SealedUnder apart where the policy is a signed one.
+func SignedWords(sealed string) (policy string, keys []string, pin bool) {
+	words := strings.Fields(sealed)
+	if len(words) == 0 || !(TPM2{Policy: words[0]}).Signed() {
+		return "", nil, false
+	}
+	keys = words[1:]
+	if n := len(keys); n > 0 && keys[n-1] == SealedPIN {
+		keys, pin = keys[:n-1], true
+	}
+	return words[0], keys, pin
 }
 
 // PerImage lists those of fixed PCRs that another image changes.

@@ -24,6 +24,27 @@ func TestSealedUnder(t *testing.T) {
 	}
 }
 
+func TestSignedWords(t *testing.T) {
+	two := State{Unlock: []string{UnlockTPM2}, TPM2: TPM2{Policy: PolicySignedPCR11And7, PIN: true}}
+	for _, tt := range []struct {
+		line, policy string
+		keys         []string
+		pin          bool
+	}{
+		{two.SealedUnder("ab", "cd"), PolicySignedPCR11And7, []string{"ab", "cd"}, true},
+		{"signed-pcr11+4 ab", PolicySignedPCR11And4, []string{"ab"}, false},
+		{"signed-pcr11+7 pin", PolicySignedPCR11And7, []string{}, true},
+		{"signed-pcr11+7", PolicySignedPCR11And7, []string{}, false},
+		{"pcrs 7 pin", "", nil, false},
+		{"nothing", "", nil, false},
+		{" ", "", nil, false},
+	} {
+		if policy, keys, pin := SignedWords(tt.line); policy != tt.policy || !slices.Equal(keys, tt.keys) || pin != tt.pin {
+			t.Errorf("%q: %q, %q, %v, want %+v", tt.line, policy, keys, pin, tt)
+		}
+	}
+}
+
 func TestPerImage(t *testing.T) {
 	for _, tt := range []struct {
 		loader     Loader

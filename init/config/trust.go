@@ -122,19 +122,25 @@ func (v *validator) embeddedTrust(c *Config) {
 			}
 		}
 	}
-	for i, name := range c.State.Escrow {
-		at := fmt.Sprintf("state.escrow[%d]", i)
-		if strings.ContainsRune(name, '/') {
-			v.add(at, "", "%.80q is not a base name", name)
-		}
-		if slices.Contains(c.State.Escrow[:i], name) {
-			v.add(at, "rename one of the files", "%.80q is given twice", name)
-		}
-	}
+	v.embeddedFiles("state.escrow", c.State.Escrow)
+	v.embeddedFiles("state.tpm2.previous_public_keys", c.State.TPM2.PreviousKeys)
 	if c.Root.Hash == HashEmbed {
 		v.add("root.hash", "build with the command disk or parts, or give the root hash itself", "no image is built here whose root hash could be embedded")
 	}
 	if c.Trust.Cmdline == CmdlineMeasured && (c.Kernel == nil || c.Kernel.Cmdline == "") {
 		v.add("trust.cmdline", "build with the command disk or parts", "no kernel image is built here whose command line could be embedded")
+	}
+}
+
+// embeddedFiles is for a list of files that come to lie in one folder.
+func (v *validator) embeddedFiles(path string, files []string) {
+	for i, name := range files {
+		at := fmt.Sprintf("%s[%d]", path, i)
+		if strings.ContainsRune(name, '/') {
+			v.add(at, "", "%.80q is not a base name", name)
+		}
+		if slices.Contains(files[:i], name) {
+			v.add(at, "rename one of the files", "%.80q is given twice", name)
+		}
 	}
 }

@@ -111,7 +111,7 @@ func (v *validator) recovery(c *Config) {
 func (v *validator) policy(c *Config) {
 	t := c.State.TPM2
 	if !c.State.can(UnlockTPM2) {
-		if t.Policy != "" || len(t.PCRs) > 0 || t.PublicKey != "" || t.PIN || t.AllowUncapped || t.WithoutMeasuredBoot != "" {
+		if t.Policy != "" || len(t.PCRs) > 0 || t.PublicKey != "" || len(t.PreviousKeys) > 0 || t.PIN || t.AllowUncapped || t.WithoutMeasuredBoot != "" {
 			v.add("state.tpm2", "add tpm2 to state.unlock, or leave state.tpm2 out", "set, but state.unlock lacks tpm2")
 		}
 		return
@@ -138,9 +138,15 @@ func (v *validator) policy(c *Config) {
 		v.add("state.tpm2.policy", "use boot.loader: uki, or signed-pcr11+7 with Secure Boot",
 			"it holds PCR 12, and systemd-boot measures each UKI's command line there: no load options could not be told from some")
 	}
+	if n := len(t.PreviousKeys); n > maxPreviousKeys || n > 0 && t.Policy != PolicySignedPCR11And7 {
+		v.add("state.tpm2.previous_public_keys", "leave keys out", "%d keys; at most %d are taken, and only with %s", n, maxPreviousKeys, PolicySignedPCR11And7)
+	}
 	v.pcrs(c)
 	v.measuredBoot(c)
 }
+
+// maxPreviousKeys bounds the keys of the PCR policy that count beside the present one.
+const maxPreviousKeys = 4
 
 func (v *validator) pcrs(c *Config) {
 	pcrs := c.State.TPM2.PCRs

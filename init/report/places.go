@@ -15,6 +15,8 @@ const (
 	// PCRPublicKey is the key of the PCR policy, as the boot path vouched for it; the
 	// one in a token on the disk is anybody's.
 	PCRPublicKey = Dir + "/pcr-public.pem"
+	// PCRPreviousKeys is the folder with the keys before it that still count.
+	PCRPreviousKeys = Dir + "/pcr-previous"
 	// EscrowCertificates is the folder with those that the recovery key is encrypted to.
 	EscrowCertificates = Dir + "/escrow"
 	// Trial and FellBack are files, so that a systemd unit can have them as a

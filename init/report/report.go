@@ -133,6 +133,9 @@ type TPM struct {
 	Policy  string   `json:"policy,omitempty"`
 	PCRs    []int    `json:"pcrs,omitempty"`
 	PIN     bool     `json:"pin,omitempty"` // the TPM wanted a PIN too
+	// RecordKeys are those of state.tpm2.previous_public_keys, by name, that records of
+	// the TPM, of the volume or the rollback floor, still lie under.
+	RecordKeys []string `json:"record_keys,omitempty"`
 }
 
 // Floor is the rollback floor: images with a lower security version do not boot.

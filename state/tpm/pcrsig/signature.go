@@ -225,6 +225,13 @@ func SignPCR11(key crypto.Signer, banks []Bank, sections []Section, paths ...[]s
 	return f, nil
 }
 
+// Add takes the entries of another file over, behind its own.
+func (f File) Add(other File) {
+	for bank, entries := range other {
+		f[bank] = append(f[bank], entries...)
+	}
+}
+
 // Fingerprint is SHA-256 of the PKCS#1 DER form of a public key, as systemd
 // writes it in "pkfp".
 func Fingerprint(key *rsa.PublicKey) [32]byte {
@@ -253,6 +260,14 @@ func ParsePublicKey(text []byte) (*rsa.PublicKey, error) {
 		return nil, err
 	}
 	return key, nil
+}
+
+// SameKey tells whether two policy keys (PEM) are the same one; false when either
+// cannot be used.
+func SameKey(a, b []byte) bool {
+	ka, errA := ParsePublicKey(a)
+	kb, errB := ParsePublicKey(b)
+	return errA == nil && errB == nil && ka.E == kb.E && ka.N.Cmp(kb.N) == 0
 }
 
 func checkKey(key *rsa.PublicKey) error {
