@@ -2,6 +2,8 @@ package disk
 
 import (
 	"context"
+	"crypto"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"errors"
@@ -45,7 +47,7 @@ func (b *Builder) bootParts(ctx context.Context, in SlotInput, p *parts, dir str
 	return uki.Build(ctx, b.Tools, uki.Image{
 		OSRelease: p.osRelease, Cmdline: uki.Cmdline(in.Cmdline),
 		Kernel: p.kernel, Initrd: p.initrd, Time: b.Time,
-		PCRPublicKey: b.Signing.PCRPublic, PCRKey: b.Signing.PCRKey,
+		PCRPublicKey: b.Signing.PCRPublic, PCRKey: b.Signing.PCRKey, PCRPrevious: p.previous,
 	}, b.Signing.Secure, p.path(manifest.UKI), dir)
 }
 
@@ -68,15 +70,17 @@ func (b *Builder) describe(in SlotInput, p *parts) error {
 			Filesystem: in.Config.Root.Filesystem,
 		},
 	}
-	key := ""
+	var policyKeys []string
 	if in.Config.State.TPM2.Signed() {
-		public, err := pcrsig.ParsePublicKey(b.Signing.PCRPublic)
-		if err != nil {
-			return fmt.Errorf("cannot use %s: %w", keys.PCRPublic, err)
+		for _, key := range append([]crypto.Signer{b.Signing.PCRKey}, p.previous...) {
+			public, ok := key.Public().(*rsa.PublicKey)
+			if !ok {
+				return fmt.Errorf("cannot use %s: %w", keys.PCRPublic, pcrsig.ErrKey)
+			}
+			policyKeys = append(policyKeys, fingerprint(public))
 		}
-		key = fmt.Sprintf("%x", pcrsig.Fingerprint(public))
 	}
-	m.Sealed = in.Config.State.SealedUnder(key)
+	m.Sealed = in.Config.State.SealedUnder(policyKeys...)
 	for _, name := range p.names {
 		part, err := digest(p.path(name))
 		if err != nil {

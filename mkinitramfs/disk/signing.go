@@ -3,6 +3,7 @@ package disk
 import (
 	"context"
 	"crypto"
+	"crypto/rsa"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -10,8 +11,10 @@ import (
 	"os"
 	"path/filepath"
 
+	"sealroot/mkinitramfs/initramfs"
 	"sealroot/mkinitramfs/keys"
 	"sealroot/mkinitramfs/uki"
+	"sealroot/state/tpm/pcrsig"
 )
 
 // Signing is what a builder signs with.
@@ -22,13 +25,14 @@ type Signing struct {
 	PCRKey    crypto.Signer // nil: no signed PCR policy
 	PCRPublic []byte        // PEM
 	Secure    *uki.SecureBoot
+	Command   *keys.Command // signs instead of the private keys, when it is not nil
 }
 
 // LoadSigning reads the keys of a key directory, or with a command only their
 // public halves. The PCR key may be missing when no policy is signed; the Secure
 // Boot key may be missing.
 func LoadSigning(ctx context.Context, dir string, secure *uki.SecureBoot, command *keys.Command) (Signing, error) {
-	s := Signing{Dir: dir, Secure: secure}
+	s := Signing{Dir: dir, Secure: secure, Command: command}
 	var err error
 	if s.ImageCert, err = keys.LoadCertificate(filepath.Join(dir, keys.ImageCert)); err != nil {
 		return Signing{}, err
@@ -77,3 +81,50 @@ func (s *Signing) loadPCR(ctx context.Context, command *keys.Command) error {
 	}
 	return nil
 }
+
+// errOtherKey goes with what to do about it.
+var errOtherKey = errors.New("the private key is not that of the public half")
+
+// policyKeys finds what signs by the PCR policy keys of an initramfs: checks that
+// the present one is the one that PID 1 goes by, and returns those before it.
+func (s Signing) policyKeys(ctx context.Context, in initramfs.Input) ([]crypto.Signer, error) {
+	if in.PCRPublic == nil {
+		return nil, nil
+	}
+	public, err := pcrsig.ParsePublicKey(in.PCRPublic)
+	if err != nil {
+		return nil, fmt.Errorf("cannot use state.tpm2.public_key: %w", err)
+	}
+	if !public.Equal(s.PCRKey.Public()) || !pcrsig.SameKey(in.PCRPublic, s.PCRPublic) {
+		return nil, fmt.Errorf("cannot sign PCR 11: state.tpm2.public_key, %s and what signs for it (%s) in %s do not belong together: %w",
+			keys.PCRPublic, keys.PCRKey, s.Dir, errOtherKey)
+	}
+	var list []crypto.Signer
+	for _, f := range in.PCRPrevious {
+		public, err := pcrsig.ParsePublicKey(f.Content)
+		if err != nil {
+			return nil, fmt.Errorf("cannot use %s: %w", f.Name, err)
+		}
+		name, err := keys.PreviousName(f.Name)
+		if err != nil {
+			return nil, err
+		}
+		if s.Command != nil {
+			list = append(list, s.Command.Signer(ctx, name, public))
+			continue
+		}
+		path := filepath.Join(s.Dir, name+".key")
+		key, err := keys.LoadKey(path)
+		if err != nil {
+			return nil, fmt.Errorf("cannot sign for %s of state.tpm2.previous_public_keys: %w", f.Name, err)
+		}
+		if !public.Equal(key.Public()) {
+			return nil, fmt.Errorf("cannot sign for %s of state.tpm2.previous_public_keys with %s: %w", f.Name, path, errOtherKey)
+		}
+		list = append(list, key)
+	}
+	return list, nil
+}
+
+// fingerprint is that of a PCR policy key, as a manifest and the TPM's tokens have it.
+func fingerprint(key *rsa.PublicKey) string { return fmt.Sprintf("%x", pcrsig.Fingerprint(key)) }

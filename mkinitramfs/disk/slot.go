@@ -3,6 +3,7 @@ package disk
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
@@ -53,6 +54,7 @@ type parts struct {
 	kernel    []byte
 	initrd    []byte
 	osRelease []byte
+	previous  []crypto.Signer // PCR policy keys of before that sign too
 }
 
 // path is where a part is.
@@ -213,6 +215,9 @@ func (b *Builder) initrd(ctx context.Context, in SlotInput, p *parts, dir string
 	if !trusts(input, b.Signing.ImageCert) {
 		return fmt.Errorf("cannot make an image that would not boot: %s of %s is not among trust.%s%s: %w",
 			keys.ImageCert, b.Signing.Dir, p.role, orDev(cfg), initramfs.ErrInput)
+	}
+	if p.previous, err = b.Signing.policyKeys(ctx, input); err != nil {
+		return err
 	}
 	records, err := initramfs.Records(input)
 	if err != nil {

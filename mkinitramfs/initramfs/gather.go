@@ -46,6 +46,9 @@ func Gather(ctx context.Context, s Sources) (Input, error) {
 	if in.PCRPublic, err = s.pcrPublic(); err != nil {
 		return Input{}, err
 	}
+	if in.PCRPrevious, err = s.pcrPrevious(in.PCRPublic); err != nil {
+		return Input{}, err
+	}
 	tree, err := modules.Open(ctx, s.ModulesDir, s.Release, s.Depmod)
 	if err != nil {
 		return Input{}, err
@@ -85,28 +88,6 @@ func (in *Input) certificates(s Sources, role config.Role) error {
 		in.Certificates[role] = append(in.Certificates[role], File{filepath.Base(name), content})
 	}
 	return nil
-}
-
-// pcrPublic reads the public key of a signed PCR policy, nil when the
-// configuration has no such policy.
-func (s Sources) pcrPublic() ([]byte, error) {
-	tpm := s.Config.State.TPM2
-	if !tpm.Signed() {
-		return nil, nil
-	}
-	name := tpm.PublicKey
-	if name == "" {
-		name = keys.PCRPublic
-	}
-	path, err := s.find(name)
-	if err != nil {
-		return nil, fmt.Errorf("cannot find state.tpm2.public_key: %w", err)
-	}
-	content, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("cannot read state.tpm2.public_key: %w", err)
-	}
-	return content, nil
 }
 
 // find looks a file of the configuration up.

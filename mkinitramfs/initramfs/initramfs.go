@@ -52,6 +52,7 @@ type Input struct {
 	ReadModule   func(file string) ([]byte, error) // see modules.Tree.ReadModule
 	Certificates map[config.Role][]File            // PEM
 	PCRPublic    []byte                            // PEM, may be empty
+	PCRPrevious  []File                            // PEM, see config.TPM2.PreviousKeys
 	Escrow       []File                            // PEM, see config.State.Escrow
 }
 
@@ -109,6 +110,9 @@ func Records(in Input) ([]cpio.Record, error) {
 	}
 	if len(in.PCRPublic) > 0 {
 		b.file(strings.TrimPrefix(config.PublicKeyPath, "/"), in.PCRPublic, 0o644)
+	}
+	for _, f := range in.PCRPrevious {
+		b.file(path.Join(strings.TrimPrefix(config.PreviousKeysDir, "/"), f.Name), f.Content, 0o644)
 	}
 	for i, m := range in.Modules.Modules {
 		content, err := in.ReadModule(in.Modules.Files[i])

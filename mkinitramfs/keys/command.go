@@ -36,9 +36,10 @@ const maxSignature = 4 << 10
 //
 //	COMMAND image sha256     signs root hashes and manifests
 //	COMMAND pcr sha256       signs PCR policies
+//	COMMAND NAME sha256      the same, by a key of before: see PreviousName
 //	COMMAND db IN OUT        signs the EFI program IN for Secure Boot, into OUT
 //
-// The first two get a digest (32 bytes) on standard input and print the
+// All but the last get a digest (32 bytes) on standard input and print the
 // signature over it: PKCS#1 v1.5 for RSA, ASN.1 DER for ECDSA, nothing else.
 type Command struct {
 	Argv   []string

@@ -15,6 +15,7 @@ import (
 	"math/big"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -53,6 +54,25 @@ func Files() []File {
 		{DBKey, true, "signs unified kernel images for Secure Boot"},
 		{DBCert, false, "to be enrolled in the firmware's Secure Boot database (db)"},
 	}
+}
+
+// ErrName means that a file's name does not say which key signs.
+var ErrName = errors.New("not a name like pcr-previous.pub")
+
+// PreviousName returns the name of a PCR policy key of before: that of the file of its
+// public half without folder and ".pub". With ".key" it is that of the private one in
+// the key directory, and a Command gets it as its first argument. Errors: ErrName.
+func PreviousName(public string) (string, error) {
+	base := filepath.Base(public)
+	name, ok := strings.CutSuffix(base, ".pub")
+	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_."
+	if !ok || name == "" || name[0] == '-' || name[0] == '.' || strings.Trim(name, letters) != "" {
+		return "", fmt.Errorf("%.80q: %w", base, ErrName)
+	}
+	if name == NameImage || name == NamePCR || name == NameDB {
+		return "", fmt.Errorf("%.80q is the name of a key in use: %w", base, ErrName)
+	}
+	return name, nil
 }
 
 // Validity of certificates. Dates are not checked at boot, because the clock

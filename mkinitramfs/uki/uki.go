@@ -29,9 +29,10 @@ type Image struct {
 	Cmdline      string
 	Kernel       []byte
 	Initrd       []byte
-	PCRPublicKey []byte        // PEM; with PCRKey
-	PCRKey       crypto.Signer // signs PCR 11; nil leaves both sections out
-	Time         time.Time     // that the image says it was made at
+	PCRPublicKey []byte          // PEM; with PCRKey
+	PCRKey       crypto.Signer   // signs PCR 11; nil leaves both sections out
+	PCRPrevious  []crypto.Signer // sign it as well, for what was sealed under them
+	Time         time.Time       // that the image says it was made at
 }
 
 // SecureBoot says how an image is signed for Secure Boot.
@@ -66,6 +67,13 @@ func (im Image) sections() ([]pcrsig.Section, error) {
 	file, err := pcrsig.SignPCR11(im.PCRKey, pcrsig.Banks(), list, []string{pcrsig.PhaseEnterInitrd})
 	if err != nil {
 		return nil, fmt.Errorf("cannot sign PCR 11: %w", err)
+	}
+	for _, key := range im.PCRPrevious {
+		more, err := pcrsig.SignPCR11(key, pcrsig.Banks(), list, []string{pcrsig.PhaseEnterInitrd})
+		if err != nil {
+			return nil, fmt.Errorf("cannot sign PCR 11 with a previous key: %w", err)
+		}
+		file.Add(more)
 	}
 	signature, err := file.Encode()
 	if err != nil {

@@ -2,16 +2,19 @@ package uki
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
 	"debug/pe"
 	"encoding/hex"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -20,6 +23,7 @@ import (
 	"sealroot/mkinitramfs/tools"
 	"sealroot/state/tpm/pcrsig"
 	"sealroot/state/tpm/predict"
+	"sealroot/state/tpm/tpmtest"
 )
 
 func testImage(t *testing.T) Image {
@@ -148,6 +152,73 @@ func TestPCR11AsSystemdComputesIt(t *testing.T) {
 		if want := "11:" + string(bank) + "=" + hex.EncodeToString(pcr); !strings.Contains(string(out), want) {
 			t.Errorf("systemd-measure says\n%swant %s", out, want)
 		}
+	}
+}
+
+// TestTwoKeysAsSystemdSigns: .pcrsig holds what systemd-measure signs with one key and
+// with the other, entry by entry.
+func TestTwoKeysAsSystemdSigns(t *testing.T) {
+	im := testImage(t)
+	previous, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	im.PCRPrevious = []crypto.Signer{previous}
+	list, err := im.sections()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, m := t.TempDir(), tpmtest.Start(t)
+	args := []string{"-c", `/usr/lib/systemd/systemd-measure "$@" 2>/dev/null`, "sh", "sign", "--tpm2-device=" + m.TCTI(), "--phase=enter-initrd", "--bank=sha256"}
+	type file map[string][]map[string]any
+	var got, want file
+	for _, s := range list {
+		if s.Name == ".pcrsig" {
+			if err := json.Unmarshal(s.Data, &got); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		if s.Name == ".pcrpkey" && !bytes.Equal(s.Data, im.PCRPublicKey) {
+			t.Error(".pcrpkey is not the present key")
+		}
+		path := filepath.Join(dir, s.Name)
+		if err := os.WriteFile(path, s.Data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		args = append(args, "--"+strings.TrimPrefix(s.Name, ".")+"="+path)
+	}
+	for i, key := range []crypto.Signer{im.PCRKey, previous} {
+		private, err := x509.MarshalPKCS8PrivateKey(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		public, err := x509.MarshalPKIXPublicKey(key.Public())
+		if err != nil {
+			t.Fatal(err)
+		}
+		names := []string{filepath.Join(dir, "private"), filepath.Join(dir, "public")}
+		for j, block := range []*pem.Block{{Type: "PRIVATE KEY", Bytes: private}, {Type: "PUBLIC KEY", Bytes: public}} {
+			if err := os.WriteFile(names[j], pem.EncodeToMemory(block), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		out := m.MustRun(dir, "sh", append(args, "--private-key="+names[0], "--public-key="+names[1])...)
+		var one file
+		if err := json.Unmarshal([]byte(out), &one); err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			want = one
+			continue
+		}
+		for bank, entries := range one {
+			want[bank] = append(want[bank], entries...)
+		}
+	}
+	// Of the other banks version 252 makes signatures that no systemd accepts.
+	if len(want["sha256"]) != 2 || !reflect.DeepEqual(got["sha256"], want["sha256"]) || len(got) != len(pcrsig.Banks()) {
+		t.Errorf(".pcrsig holds\n%v\nsystemd-measure signs\n%v", got, want)
 	}
 }
 

@@ -21,7 +21,7 @@
 //	    "partuuids": "a=…,…,…;b=…", missing: none; data, hash and signature of each slot
 //	    "filesystem": "squashfs"
 //	  },
-//	  "x-sealed": "signed-pcr11+7 <hex>"  what it opens the state by: policy, and key or PCRs
+//	  "x-sealed": "signed-pcr11+7 <hex>"  what it opens the state by: policy, and keys or PCRs
 //	}
 //
 // Keys are spelled exactly so and given once; a key that is not listed here is
@@ -224,7 +224,7 @@ func (m Manifest) check() error {
 			return fmt.Errorf("%w: tree_at_mib %d in x-layout", ErrFormat, l.TreeAtMiB)
 		}
 	}
-	if m.Sealed != "" && !word(m.Sealed, 160, " -+") {
+	if m.Sealed != "" && !word(m.Sealed, 400, " -+") {
 		return fmt.Errorf("%w: x-sealed %.160q", ErrFormat, m.Sealed)
 	}
 	order, at := Names(), -1
