@@ -150,6 +150,11 @@ func (c *command) lookAtTPM(ctx context.Context, r report.Report, cfg config.Con
 	if text, err := readSmall(c.env.PCRKey); err == nil {
 		look.PublicKey = text
 	}
+	for _, name := range cfg.State.TPM2.PreviousKeys {
+		if text, err := readSmall(filepath.Join(c.env.PCRKeys, name)); err == nil {
+			look.PreviousKeys = append(look.PreviousKeys, text)
+		}
+	}
 	dev, err := c.env.OpenTPM(ctx)
 	if err != nil {
 		look.Why = err.Error()

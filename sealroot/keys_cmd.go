@@ -20,6 +20,7 @@ import (
 func enroll(c *command) action {
 	a := authorityOptions(c, "passphrase-file")
 	pinFile := pinOption(c)
+	burn := c.flags.Bool("burn", false, "seal to the present PCR policy key although another slot's image does not have it: that slot will not open the state any more")
 	return func(ctx context.Context, _ []string) error {
 		j, err := c.beginKeys(ctx)
 		if err != nil {
@@ -32,6 +33,12 @@ func enroll(c *command) action {
 		plan, err := c.planEnrolment(ctx, j, look)
 		if err != nil {
 			return err
+		}
+		rolls := rollsKey(look.Tokens(ctx, j.Header))
+		if rolls && !*burn {
+			if err := c.noSlotLeft(j.report, fingerprint(look.PublicKey)); err != nil {
+				return err
+			}
 		}
 		key, err := c.allow(ctx, a, j.Header)
 		if err != nil {
@@ -55,6 +62,9 @@ func enroll(c *command) action {
 		}
 		c.result.Data = enrolled
 		c.tellEnrolled(enrolled)
+		if rolls || len(j.report.TPM.RecordKeys) > 0 {
+			c.say("the TPM's records of this machine move to the present PCR policy key at the next boot of a committed slot: restart before you install an image without the previous one")
+		}
 		if f := j.report.Floor; f != nil && !f.Known {
 			c.say("the rollback floor is not known: the next boot asks for the recovery key once more, and sets it")
 		}

@@ -102,6 +102,7 @@ type Env struct {
 	TPM      string   // the TPM in sysfs
 	Config   string   // path of the configuration of this boot
 	PCRKey   string   // path of its PCR policy key
+	PCRKeys  string   // folder of the keys before it that still count
 	Meminfo  string   // how much memory there is
 	// Devices and Mounter open the volume of a degraded boot.
 	Devices state.Devices
@@ -135,6 +136,7 @@ func main() {
 		TPM:      "/sys/class/tpm/tpm0",
 		Config:   report.Config,
 		PCRKey:   report.PCRPublicKey,
+		PCRKeys:  report.PCRPreviousKeys,
 		Meminfo:  "/proc/meminfo",
 		Devices:  state.KernelDevices{DM: dm.New()},
 		Mounter:  mount.Kernel{},

@@ -161,7 +161,7 @@ func (c *command) bindUnlocked(ctx context.Context, r report.Report, cfg config.
 	}
 	c.say("the TPM is bound: keyslot %d, token %d, %s", enrolled.Keyslot, enrolled.Token, enrolled.Policy)
 	policy.PIN = false // of the secret, not of the record
-	pinned, err := look.TPM.ReadIdentity(ctx, policy)
+	pinned, err := look.Identity(ctx, policy)
 	id := luks2.VolumeKeyID(key, state.DeviceName, h.UUID())
 	switch {
 	case err == nil && bytes.Equal(pinned, id), errors.Is(err, tpm.ErrUnpinned) && enrol.Adopts(cfg.Boot.Loader, cfg.State.TPM2.Policy):

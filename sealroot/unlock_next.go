@@ -12,7 +12,6 @@ import (
 	"sealroot/sealroot/volume"
 	"sealroot/slots/manifest"
 	"sealroot/state/enrol"
-	"sealroot/state/tpm/pcrsig"
 )
 
 // stateOpens refuses a set that could not open the state by itself, where the image
@@ -39,16 +38,13 @@ func (c *command) stateOpens(ctx context.Context, r report.Report, m manifest.Ma
 	}
 	look, done := c.lookAtTPM(ctx, r, cfg)
 	defer done()
-	key := ""
-	if public, err := pcrsig.ParsePublicKey(look.PublicKey); err == nil {
-		key = fmt.Sprintf("%x", pcrsig.Fingerprint(public))
-	}
-	return nextOpens(cfg, key, m, look.Tokens(ctx, im.Header))
+	return nextOpens(cfg, fingerprint(look.PublicKey), c.recordKeys(r), m, look.Tokens(ctx, im.Header))
 }
 
 // nextOpens decides it: tokens are what the volume has, with what they do for the
-// image that runs, key its PCR policy key.
-func nextOpens(cfg config.Config, key string, m manifest.Manifest, tokens []volume.Token) error {
+// image that runs, key its PCR policy key, records the previous keys that the TPM's
+// records still need.
+func nextOpens(cfg config.Config, key string, records []string, m manifest.Manifest, tokens []volume.Token) error {
 	var why []string
 	opensNow := false
 	for _, t := range tokens {
@@ -63,12 +59,17 @@ func nextOpens(cfg config.Config, key string, m manifest.Manifest, tokens []volu
 		}
 		why = append(why, fmt.Sprintf("token %d is bound to PCR %v, which every image changes", t.ID, changes))
 	}
-	now := cfg.State.SealedUnder(key)
+	needs := keysNeeded(key, records, tokens)
 	switch {
 	case len(why) > 0:
 		return fmt.Errorf("version %s could not open the state: %s: %w", m.Version, why[0], bootset.ErrRefused)
-	case opensNow && m.Sealed != "" && m.Sealed != now && !adopted(cfg, key, m.Sealed):
-		return fmt.Errorf("version %s could not open the state: it opens it by %q, and the volume is sealed under %q: %w", m.Version, m.Sealed, now, bootset.ErrRefused)
+	case opensNow && m.Sealed != "" && !opensBy(cfg.State, needs, m.Sealed) && !adopted(cfg, key, m.Sealed):
+		hint := ""
+		if !slices.Equal(needs.list(), []string{key}) {
+			hint = " (sealroot state status says how to seal it under the present key)"
+		}
+		return fmt.Errorf("version %s could not open the state: it opens it by %q, and the volume is sealed under %q%s: %w",
+			m.Version, m.Sealed, cfg.State.SealedUnder(needs.list()...), hint, bootset.ErrRefused)
 	}
 	return nil
 }

@@ -57,6 +57,12 @@ func (m Machine) Level(s slots.Slot, r Running) rollbackfloor.Level {
 	return l
 }
 
+// Sealed is config.State.SealedUnder of a slot's image, as its signed manifest has it.
+func (m Machine) Sealed(slot string) (string, error) {
+	mf, err := m.manifestOf(slot)
+	return mf.Sealed, err
+}
+
 // errNoManifest: nobody says what a slot holds.
 var errNoManifest = errors.New("it has no signed manifest")
 

@@ -19,3 +19,13 @@ func (m *Machine) Level(s slots.Slot, r install.Running, trust string) (rollback
 	}
 	return install.Machine{Disk: m, ESP: bootESP{m.esp, m.choice}, Certs: certs}.Level(s, r), nil
 }
+
+// Sealed is what a slot's image opens the state by, as its signed manifest says, by the
+// certificates in the folder trust.
+func (m *Machine) Sealed(slot, trust string) (string, error) {
+	certs, err := signature.LoadCertificates(os.DirFS(trust))
+	if err != nil {
+		return "", fmt.Errorf("cannot read the certificates: %w", err)
+	}
+	return install.Machine{Disk: m, ESP: bootESP{m.esp, m.choice}, Certs: certs}.Sealed(slot)
+}

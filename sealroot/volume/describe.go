@@ -90,6 +90,7 @@ func (l Look) Describe(ctx context.Context, f Facts) Description {
 	d.manage(f)
 	d.readOnly(f)
 	d.advise(h)
+	d.rollKey(f.Report.TPM.RecordKeys)
 	return d
 }
 
@@ -192,6 +193,21 @@ func (d *Description) advise(h *luks2.Header) {
 	}
 }
 
+// rollKey says how the rolling over of the PCR policy key goes on; records are the
+// previous keys that records of the TPM lie under.
+func (d *Description) rollKey(records []string) {
+	waits := len(records) > 0
+	for _, t := range d.Tokens {
+		if t.PreviousKey {
+			waits = false
+			d.ToDo = append(d.ToDo, fmt.Sprintf("token %d is sealed under a previous PCR policy key: once every slot holds an image with the present one, sealroot state enroll seals to that", t.ID))
+		}
+	}
+	if waits {
+		d.ToDo = append(d.ToDo, "the TPM's records of this machine are under a previous PCR policy key: they move when the TPM opens the volume at the next boot of a committed slot; restart before you install an image without that key")
+	}
+}
+
 // Write writes the description for a person.
 func (d Description) Write(to io.Writer) error {
 	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
@@ -259,6 +275,9 @@ func (t Token) text() string {
 	}
 	if t.Policy != "" {
 		text += ", needs " + t.Policy
+	}
+	if t.PreviousKey {
+		text += ", by a previous policy key"
 	}
 	switch t.NextBoot {
 	case Yes:

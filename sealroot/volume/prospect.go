@@ -35,6 +35,11 @@ type Token struct {
 	SignedPCRs []int  `json:"signed_pcrs,omitempty"`
 	Bank       string `json:"bank,omitempty"`
 	PIN        bool   `json:"pin,omitempty"`
+	// Key is the fingerprint of the PCR policy key that signs for SignedPCRs: SHA-256
+	// of PKCS#1 DER in hex. PreviousKey: it is not the present one of the image, and
+	// still counts.
+	Key         string `json:"key,omitempty"`
+	PreviousKey bool   `json:"previous_key,omitempty"`
 	// OpensNow: the TPM gives the key to the system that runs.
 	OpensNow bool     `json:"opens_now,omitempty"`
 	NextBoot Prospect `json:"next_boot,omitempty"`
@@ -47,6 +52,8 @@ type Look struct {
 	Why string   // why there is none
 	// PublicKey is the PCR policy key of the image, PEM; nil: it has none.
 	PublicKey []byte
+	// PreviousKeys are those before it that still count, PEM.
+	PreviousKeys [][]byte
 	// Kernel is PCR 11 in the initramfs of the image, by bank; missing: not known.
 	Kernel map[tpm.Bank][]byte
 	// AllowUncapped: PID 1 takes tokens without a PCR that it closes.
@@ -86,6 +93,10 @@ func (l Look) token(ctx context.Context, one *Token, text []byte) {
 	}
 	one.PCRs, one.SignedPCRs, one.Bank, one.PIN = t.PCRs, t.PubPCRs, string(t.Bank), t.PIN
 	one.Policy = Words(t)
+	if key, err := pcrsig.ParsePublicKey(t.PubKey); err == nil {
+		one.Key = fmt.Sprintf("%x", pcrsig.Fingerprint(key))
+		one.PreviousKey = l.previous(t.PubKey)
+	}
 	one.NextBoot, one.Why, one.OpensNow = l.examine(ctx, t)
 }
 
@@ -168,18 +179,37 @@ func (l Look) otherKey(t tpm.Token) (why string, other bool) {
 	if l.PublicKey == nil {
 		return "the image that runs has no PCR policy key", true
 	}
-	ours, err := pcrsig.ParsePublicKey(l.PublicKey)
-	if err != nil {
-		return err.Error(), true
+	for _, key := range [][]byte{l.PublicKey, t.PubKey} {
+		if _, err := pcrsig.ParsePublicKey(key); err != nil {
+			return err.Error(), true
+		}
 	}
-	theirs, err := pcrsig.ParsePublicKey(t.PubKey)
-	if err != nil {
-		return err.Error(), true
-	}
-	if pcrsig.Fingerprint(ours) != pcrsig.Fingerprint(theirs) {
-		return "the PCR policy key of the token is not that of the image that runs", true
+	if !pcrsig.SameKey(l.PublicKey, t.PubKey) && !l.previous(t.PubKey) {
+		return "the PCR policy key of the token is not that of the image that runs, and none that it lists as a previous one", true
 	}
 	return "", false
+}
+
+// previous tells whether a key (PEM) is one of before that still counts.
+func (l Look) previous(key []byte) bool {
+	return !pcrsig.SameKey(l.PublicKey, key) && slices.ContainsFunc(l.PreviousKeys, func(p []byte) bool { return pcrsig.SameKey(p, key) })
+}
+
+// Identity is the volume that the TPM has for this machine's, as PID 1 reads it: under
+// the policy, or the same with a previous key. Errors: tpm.ErrUnpinned, and the TPM's.
+func (l Look) Identity(ctx context.Context, p tpm.Policy) ([]byte, error) {
+	id, err := l.TPM.ReadIdentity(ctx, p)
+	if p.PublicKey == nil {
+		return id, err
+	}
+	for _, key := range l.PreviousKeys {
+		if !errors.Is(err, tpm.ErrUnpinned) {
+			break
+		}
+		p.PublicKey = key
+		id, err = l.TPM.ReadIdentity(ctx, p)
+	}
+	return id, err
 }
 
 // literal compares the fixed PCRs with what they are at a boot of this image.
