@@ -109,8 +109,14 @@ func (b *boot) keepPin(ctx context.Context, keyID []byte) {
 	}
 	b.report.State.Pinned = pinnedYes
 	err := b.ours(ctx, keyID)
+	if err == nil && b.moveTo(b.pin.key) != b.pin.key {
+		// It follows the token to the present key.
+		if err = b.makePin(ctx, keyID); err != nil {
+			b.warn("%v", err)
+		}
+		return
+	}
 	if err == nil {
-		b.movePin(ctx, keyID)
 		return
 	}
 	b.report.State.Pinned = pinnedNo

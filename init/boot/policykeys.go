@@ -112,17 +112,6 @@ func (b *boot) moveTo(key int) int {
 	return key
 }
 
-// movePin writes the pin of the volume under the present key, where it is to follow
-// the token.
-func (b *boot) movePin(ctx context.Context, keyID []byte) {
-	if b.moveTo(b.pin.key) == b.pin.key {
-		return
-	}
-	if err := b.makePin(ctx, keyID); err != nil {
-		b.warn("%v", err)
-	}
-}
-
 // recordKeys names the previous keys in the report that are still needed.
 func (b *boot) recordKeys() {
 	var names []string
