@@ -28,7 +28,7 @@ func whole() report.Report {
 		Disagreement:          &report.Disagreement{Loaded: "?", Wanted: "a", Why: "the one-shot was not followed"},
 		CommitDeadlineSeconds: 600, Ended: "device missing", Failures: []report.Failure{failure},
 		Mounts:   []report.Mount{{What: "/dev/vda3", Where: "/", Type: "squashfs", Options: []string{"ro"}}},
-		TPM:      report.TPM{Present: true, Banks: []string{"sha256"}, Capped: []int{11}, Policy: "pcrs", PCRs: []int{7}, PIN: true},
+		TPM:      report.TPM{Present: true, Banks: []string{"sha256"}, Capped: []int{11}, Policy: "pcrs", PCRs: []int{7}, PIN: true, RecordKeys: []string{"pcr-previous.pub"}},
 		Floor:    &report.Floor{Value: 2, Known: true},
 		Watchdog: &report.Watchdog{Device: "/dev/watchdog0", Identity: "i6300ESB", Seconds: 30, HandedOver: true, NoWayOut: true, Fired: true},
 		Stages:   []report.Stage{{Name: "root", Start: 1, End: 2}}, Warnings: []string{"w"}, Degraded: true,
