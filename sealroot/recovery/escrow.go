@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sealroot/sealroot/durable"
 	"sealroot/state/escrow"
 	"sealroot/verity/signature"
 )
@@ -60,14 +61,7 @@ func ReadEscrow(path string, certificates fs.FS) (Escrowed, error) {
 // ForgetEscrow deletes the file path, whose key is about to open nothing; it is no
 // error when there is none.
 func ForgetEscrow(path string) error {
-	err := os.Remove(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err == nil {
-		err = syncDir(path)
-	}
-	if err != nil {
+	if err := durable.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("cannot delete the escrow of the old recovery key: %w", err)
 	}
 	return nil

@@ -4,11 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
-	"path/filepath"
 
-	"golang.org/x/sys/unix"
-
+	"sealroot/sealroot/durable"
 	"sealroot/state/layout"
 )
 
@@ -30,23 +27,18 @@ func Prepare(path string, key []byte) error {
 	if err := destroy(Pending(path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	f, err := os.OpenFile(Pending(path), os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
+	if err := durable.Create(Pending(path), key); err != nil {
 		return fmt.Errorf("cannot keep the new key: %w", err)
 	}
-	_, err = f.Write(key)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("cannot keep the new key: %w", err)
-	}
-	return syncDir(path)
+	return nil
 }
 
 // Publish gives the new key the name of the old one.
 func Publish(path string) error {
-	if err := os.Rename(Pending(path), path); err != nil {
+	if err := durable.Rename(Pending(path), path); err != nil {
 		return fmt.Errorf("cannot keep the new key: %w", err)
 	}
-	return syncDir(path)
+	return nil
 }
 
 // Drop deletes the new key of a change that never was.
@@ -61,12 +53,4 @@ func Forget(path string) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

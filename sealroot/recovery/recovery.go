@@ -11,11 +11,11 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"sealroot/sealroot/durable"
 	"sealroot/state/layout"
 )
 
@@ -162,14 +162,7 @@ func Read(path string) ([]byte, error) {
 // destroy deletes the file for good: unlinked, and the directory synced. Its
 // blocks are inside the encrypted volume.
 func destroy(path string) error {
-	err := os.Remove(path)
-	if err == nil {
-		var dir *os.File
-		if dir, err = os.Open(filepath.Dir(path)); err == nil {
-			err = errors.Join(dir.Sync(), dir.Close())
-		}
-	}
-	if err != nil {
+	if err := durable.Remove(path); err != nil {
 		return fmt.Errorf("cannot delete the recovery key here: %w: %w", err, ErrKept)
 	}
 	return nil
