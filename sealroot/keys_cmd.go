@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 
 	"sealroot/init/config"
+	"sealroot/init/report"
 	"sealroot/sealroot/bootset"
 	"sealroot/sealroot/recovery"
 	"sealroot/sealroot/secret"
@@ -68,7 +70,7 @@ func enroll(c *command) action {
 		if f := j.report.Floor; f != nil && !f.Known {
 			c.say("the rollback floor is not known: the next boot asks for the recovery key once more, and sets it")
 		}
-		if j.report.State.Pinned == "no" {
+		if j.report.State.Pinned == report.PinnedNo {
 			c.say("the TPM does not have this volume for the machine's own: the next boot asks for the recovery key once more, and pins it")
 		}
 		return nil
@@ -383,23 +385,12 @@ func removeKeyslot(c *command) action {
 		c.result.Data = map[string]any{"removed": ids}
 		c.say("keyslots %v are gone on this disk, and were overwritten; older copies of it still open with their keys", ids)
 		left := volume.Left(h, ways)
-		c.say("the volume is opened by: %s", orNothing(left))
+		c.say("the volume is opened by: %s", strings.Join(left, ", "))
 		if len(left) == 1 {
 			c.say("WARNING: when that is lost, so is the state")
 		}
 		return err
 	}
-}
-
-func orNothing(list []string) string {
-	text := ""
-	for i, w := range list {
-		if i > 0 {
-			text += ", "
-		}
-		text += w
-	}
-	return text
 }
 
 func rekey(c *command) action {

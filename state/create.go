@@ -34,16 +34,16 @@ type CreateParams struct {
 // file gets its name; a power cut before that leaves nothing. Errors:
 // ErrNoRoom, ErrMapped, fs.ErrExist, those of the callbacks.
 func Create(dir *os.File, devs Devices, p CreateParams) (*Volume, error) {
-	if there, err := exists(dir); err != nil {
+	if there, err := Exists(dir, ImageName); err != nil {
 		return nil, fmt.Errorf("cannot look for %s: %w", ImageName, err)
 	} else if there {
 		return nil, fmt.Errorf("cannot create %s: %w", ImageName, os.ErrExist)
 	}
-	var fs unix.Statfs_t
-	if err := unix.Fstatfs(int(dir.Fd()), &fs); err != nil {
-		return nil, fmt.Errorf("cannot measure the state partition: %w", err)
+	free, err := freeIn(dir)
+	if err != nil {
+		return nil, err
 	}
-	sizes, err := PlanSizes(int64(fs.Bavail) * fs.Bsize)
+	sizes, err := PlanSizes(free)
 	if err != nil {
 		return nil, err
 	}

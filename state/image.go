@@ -80,10 +80,10 @@ func unlockImage(f *os.File) error {
 	return nil
 }
 
-// exists tells whether anything of the file's name is there.
-func exists(dir *os.File) (bool, error) {
+// Exists tells whether anything of that name is in dir; a link is not followed.
+func Exists(dir *os.File, name string) (bool, error) {
 	var st unix.Stat_t
-	err := unix.Fstatat(int(dir.Fd()), ImageName, &st, unix.AT_SYMLINK_NOFOLLOW)
+	err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
 	if errors.Is(err, unix.ENOENT) {
 		return false, nil
 	}
@@ -125,4 +125,13 @@ func allocated(f *os.File) (int64, error) {
 		return 0, fmt.Errorf("cannot inspect %s: %w", ImageName, err)
 	}
 	return st.Blocks * 512, nil
+}
+
+// freeIn tells how many bytes the file system of dir has left for us.
+func freeIn(dir *os.File) (int64, error) {
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(int(dir.Fd()), &fs); err != nil {
+		return 0, fmt.Errorf("cannot measure the state partition: %w", err)
+	}
+	return int64(fs.Bavail) * fs.Bsize, nil
 }

@@ -127,11 +127,10 @@ func resetBegun(r io.ReaderAt, size int64) (by ResetBy, n int64, begun bool, err
 // RoomAfterReset tells whether a new volume has room once encrypted.img in dir is
 // gone. Errors: ErrNoRoom, ErrNotImage.
 func RoomAfterReset(dir *os.File) error {
-	var fs unix.Statfs_t
-	if err := unix.Fstatfs(int(dir.Fd()), &fs); err != nil {
-		return fmt.Errorf("cannot measure the state partition: %w", err)
+	free, err := freeIn(dir)
+	if err != nil {
+		return err
 	}
-	free := int64(fs.Bavail) * fs.Bsize
 	f, err := openImage(dir, unix.O_RDONLY)
 	if err == nil {
 		defer f.Close()

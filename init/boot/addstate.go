@@ -85,7 +85,7 @@ func (b *boot) stillEmpty(node string) error {
 // there before the partition is marked as finished.
 func holdsNoState(dir *os.File) error {
 	for _, name := range []string{layout.Provisioned, layout.Image, layout.Volume} {
-		there, err := lexists(dir, name)
+		there, err := state.Exists(dir, name)
 		if err != nil {
 			return fmt.Errorf("cannot look into the unfinished state partition: %w", err)
 		}

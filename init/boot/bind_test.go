@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"sealroot/init/config"
+	"sealroot/init/report"
 	"sealroot/mount/kmod"
 	"sealroot/slots"
 	"sealroot/state"
@@ -164,7 +165,7 @@ func TestBinding(t *testing.T) {
 			}
 			next := s.boot(&person{})
 			err := s.open(next)
-			if (err == nil) != tt.bound || tt.bound && (next.report.State.Unlocked != "tpm2" || next.report.State.Pinned != pinnedYes) {
+			if (err == nil) != tt.bound || tt.bound && (next.report.State.Unlocked != "tpm2" || next.report.State.Pinned != report.PinnedYes) {
 				t.Errorf("the next boot: %v, state %+v, want it to unlock by itself: %v", err, next.report.State, tt.bound)
 			}
 		})
@@ -193,7 +194,7 @@ func TestBindingOfAnotherVolume(t *testing.T) {
 	before := s.header().SequenceID()
 	b, p := open("open sesame", "yes")
 	warnings := strings.Join(b.report.Warnings, "\n")
-	if !strings.Contains(p.saw.String(), "NOT THE VOLUME OF THIS MACHINE") || strings.Count(warnings, "ANOTHER VOLUME") != 1 || b.report.State.Pinned != pinnedNo {
+	if !strings.Contains(p.saw.String(), "NOT THE VOLUME OF THIS MACHINE") || strings.Count(warnings, "ANOTHER VOLUME") != 1 || b.report.State.Pinned != report.PinnedNo {
 		t.Errorf("pinned: %q, warnings %q, the console shows\n%s", b.report.State.Pinned, warnings, p.saw.String())
 	}
 	if s.header().SequenceID() != before || s.boot(&person{}).ours(t.Context(), ours) != nil {
@@ -203,10 +204,10 @@ func TestBindingOfAnotherVolume(t *testing.T) {
 	for _, index := range []string{"0x1c05ea3", "0x1c05ea4"} {
 		s.m.Run("", "tpm2_nvundefine", index, "-C", "o")
 	}
-	if b, _ := open("open sesame", "yes"); b.report.State.Pinned != pinnedAnew {
-		t.Errorf("undefined: pinned: %q, want %q", b.report.State.Pinned, pinnedAnew)
+	if b, _ := open("open sesame", "yes"); b.report.State.Pinned != report.PinnedAnew {
+		t.Errorf("undefined: pinned: %q, want %q", b.report.State.Pinned, report.PinnedAnew)
 	}
-	if b, _ := open(); b.report.State.Unlocked != config.UnlockTPM2 || b.report.State.Pinned != pinnedYes {
+	if b, _ := open(); b.report.State.Unlocked != config.UnlockTPM2 || b.report.State.Pinned != report.PinnedYes {
 		t.Errorf("the boot after: state %+v, want it to unlock by itself", b.report.State)
 	}
 }

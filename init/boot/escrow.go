@@ -6,6 +6,7 @@ import (
 	"os"
 
 	"sealroot/init/config"
+	"sealroot/init/report"
 	"sealroot/state"
 	"sealroot/state/escrow"
 	"sealroot/verity/signature"
@@ -39,9 +40,9 @@ func (b *boot) escrowKey(ctx context.Context, recovery []byte, certificates stri
 // escrowState corrects what is known of the recovery key where it is escrowed.
 func (b *boot) escrowState() {
 	switch {
-	case b.cfg.State.Recovery != config.RecoveryEscrow || b.report.State.Recovery != "enrolled":
+	case b.cfg.State.Recovery != config.RecoveryEscrow || b.report.State.Recovery != report.RecoveryEnrolled:
 	case state.HasEscrow(b.volume.outer):
-		b.report.State.Recovery = "escrowed"
+		b.report.State.Recovery = report.RecoveryEscrowed
 	default:
 		b.warn("no escrow of the recovery key is on the state partition (%s): deleted, or the volume is older than recovery: escrow; a copy fetched before still opens the state, unless the key was replaced", state.EscrowName)
 	}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sealroot/init/config"
+	"sealroot/init/report"
 	"sealroot/mount"
 	"sealroot/mount/blockdev"
 	"sealroot/mount/uevent"
@@ -48,7 +49,7 @@ func (b *boot) unlockByKeyFile(ctx context.Context, h *luks2.Header) []byte {
 		b.attempt("key-file: it does not open the volume")
 		return nil
 	}
-	b.report.State.Unlocked = config.UnlockKeyFile
+	b.report.State.Unlocked = report.UnlockedKeyFile
 	b.sys.Log.Info("state: unlocked by the key file")
 	return key
 }

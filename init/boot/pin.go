@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"sealroot/init/config"
+	"sealroot/init/report"
 	"sealroot/state/enrol"
 	"sealroot/state/tpm"
 	"sealroot/state/tpm/pcrsig"
@@ -35,13 +36,6 @@ type pinnedVolume struct {
 	// its records say. With a new pin the next boot then unlocks by itself.
 	withheld bool
 }
-
-// Values of report.State.Pinned.
-const (
-	pinnedYes  = "yes"
-	pinnedAnew = "anew"
-	pinnedNo   = "no"
-)
 
 var (
 	// errOtherVolume: the TPM remembers another volume than the one on the disk.
@@ -104,10 +98,10 @@ func (b *boot) keepPin(ctx context.Context, keyID []byte) {
 		return
 	}
 	if b.binding.done {
-		b.report.State.Pinned = pinnedAnew
+		b.report.State.Pinned = report.PinnedAnew
 		return
 	}
-	b.report.State.Pinned = pinnedYes
+	b.report.State.Pinned = report.PinnedYes
 	err := b.ours(ctx, keyID)
 	if err == nil && b.moveTo(b.pin.key) != b.pin.key {
 		// It follows the token to the present key.
@@ -119,7 +113,7 @@ func (b *boot) keepPin(ctx context.Context, keyID []byte) {
 	if err == nil {
 		return
 	}
-	b.report.State.Pinned = pinnedNo
+	b.report.State.Pinned = report.PinnedNo
 	if errors.Is(err, errOtherVolume) {
 		b.warnOfOther()
 	}
@@ -130,7 +124,7 @@ func (b *boot) keepPin(ctx context.Context, keyID []byte) {
 		b.warn("%v", err)
 		return
 	}
-	b.report.State.Pinned = pinnedAnew
+	b.report.State.Pinned = report.PinnedAnew
 	switch {
 	case b.report.State.Unlocked == config.UnlockTPM2:
 		b.warn("no volume was pinned for the present PCRs: the one that the TPM opened is taken, and pinned now")

@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 
 	"sealroot/init/config"
+	"sealroot/init/report"
 	"sealroot/state"
 	"sealroot/state/luks2"
 	"sealroot/state/tpm"
@@ -83,27 +84,27 @@ func TestPin(t *testing.T) {
 		loud   bool // another volume than the one that is pinned
 		next   bool // the next boot unlocks by itself
 	}{
-		{"untouched", func(*pinned) {}, true, "", pinnedYes, false, true},
+		{"untouched", func(*pinned) {}, true, "", report.PinnedYes, false, true},
 		// What D can make without any secret: a blob that our TPM unseals.
-		{"another_volume_is_pinned", func(p *pinned) { p.pin(p.other) }, false, errOtherVolume.Error(), pinnedNo, true, false},
-		{"undefined", undefine, false, tpm.ErrUnpinned.Error(), pinnedAnew, false, true},
+		{"another_volume_is_pinned", func(p *pinned) { p.pin(p.other) }, false, errOtherVolume.Error(), report.PinnedNo, true, false},
+		{"undefined", undefine, false, tpm.ErrUnpinned.Error(), report.PinnedAnew, false, true},
 		{"defined_by_the_owner", func(p *pinned) {
 			undefine(p)
 			p.m.MustRun("", "tpm2_nvdefine", "0x1c05ea3", "-C", "o", "-s", "36", "-g", "sha256", "-a", "ownerwrite|authwrite|authread|no_da")
-		}, false, tpm.ErrUnpinned.Error(), pinnedAnew, false, true},
+		}, false, tpm.ErrUnpinned.Error(), report.PinnedAnew, false, true},
 		// The TPM refuses by itself: a pin of here and now is of no use, and the old
 		// one is good again once the firmware is as it was.
 		{"PCR_changed", func(p *pinned) {
 			if err := tpm.New(p.m).Extend(p.t.Context(), pcrVolume, []byte("x")); err != nil {
 				p.t.Fatal(err)
 			}
-		}, false, "changed", pinnedYes, false, false},
+		}, false, "changed", report.PinnedYes, false, false},
 		{"PCR_changed_and_another_volume", func(p *pinned) {
 			p.pin(p.other)
 			if err := tpm.New(p.m).Extend(p.t.Context(), pcrVolume, []byte("x")); err != nil {
 				p.t.Fatal(err)
 			}
-		}, false, "changed", pinnedNo, true, false},
+		}, false, "changed", report.PinnedNo, true, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			p := newPinned(t)
@@ -137,8 +138,8 @@ func TestPinThatCouldNotBeRead(t *testing.T) {
 		t.Fatal("unlocked, and the pin was not read")
 	}
 	b.tpm.dev = tpm.New(p.m) // it is well again
-	if b.keepPin(t.Context(), p.other); b.report.State.Pinned != pinnedNo {
-		t.Errorf("pinned: %q, want %q", b.report.State.Pinned, pinnedNo)
+	if b.keepPin(t.Context(), p.other); b.report.State.Pinned != report.PinnedNo {
+		t.Errorf("pinned: %q, want %q", b.report.State.Pinned, report.PinnedNo)
 	}
 	if p.boot().unlockByTPM(t.Context(), p.h) == nil {
 		t.Error("the volume is not the pinned one any more")
@@ -235,8 +236,8 @@ func TestPinAfterAnUpdate(t *testing.T) {
 				return
 			}
 			b.keepPin(t.Context(), p.id)
-			if b.report.State.Pinned != pinnedAnew || len(b.report.Warnings) != 1 {
-				t.Errorf("pinned: %q, warnings %q, want %q and one warning", b.report.State.Pinned, b.report.Warnings, pinnedAnew)
+			if b.report.State.Pinned != report.PinnedAnew || len(b.report.Warnings) != 1 {
+				t.Errorf("pinned: %q, warnings %q, want %q and one warning", b.report.State.Pinned, b.report.Warnings, report.PinnedAnew)
 			}
 			// It counts from now on.
 			if b := boot(); b.ours(t.Context(), p.id) != nil || b.adopts(b.ours(t.Context(), p.other)) {
@@ -276,7 +277,7 @@ func TestPinForChangedPCRs(t *testing.T) {
 	grub("another grub.cfg")
 	b := under(p.boot())
 	b.keepPin(t.Context(), p.id)
-	if b.report.State.Pinned != pinnedAnew || strings.Contains(strings.Join(b.report.Warnings, "\n"), "by itself") {
+	if b.report.State.Pinned != report.PinnedAnew || strings.Contains(strings.Join(b.report.Warnings, "\n"), "by itself") {
 		t.Errorf("pinned: %q, warnings %q, want anew, and no promise", b.report.State.Pinned, b.report.Warnings)
 	}
 	if b := under(p.boot()); b.ours(t.Context(), p.id) != nil {

@@ -3,7 +3,6 @@ package boot
 import (
 	"context"
 	"errors"
-	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -21,7 +20,7 @@ import (
 // Crash points: the private directory is made, then the mark "provisioned" set; in
 // between the next boot goes on with what is there.
 func (b *boot) openPlain(ctx context.Context) error {
-	if there, err := lexists(b.volume.outer, state.ImageName); err != nil || there {
+	if there, err := state.Exists(b.volume.outer, state.ImageName); err != nil || there {
 		return stateError(slots.StateDamaged, "state.unlock is plain, and there is an encrypted volume (%s); nothing was changed: %w", state.ImageName, errors.Join(err, errLocked))
 	}
 	why, err := b.provisioned(ctx)
@@ -48,7 +47,7 @@ func (b *boot) fillPlain(provisioned string) error {
 		return err
 	}
 	defer root.Close()
-	there, err := lexists(root, layout.Private)
+	there, err := state.Exists(root, layout.Private)
 	switch {
 	case err != nil || there:
 		return err
@@ -62,14 +61,4 @@ func (b *boot) fillPlain(provisioned string) error {
 		return err
 	}
 	return unix.Syncfs(int(root.Fd()))
-}
-
-// lexists tells whether there is anything of that name in dir.
-func lexists(dir *os.File, name string) (bool, error) {
-	var st unix.Stat_t
-	err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
-	if errors.Is(err, unix.ENOENT) {
-		return false, nil
-	}
-	return err == nil, err
 }

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"sealroot/init/config"
+	"sealroot/init/report"
 	"sealroot/state"
 	"sealroot/state/luks2"
 	"sealroot/state/tpm"
@@ -151,7 +152,7 @@ func (r *rolling) boot(im signedImage) (refused string, needs []string) {
 		r.t.Fatal(err)
 	}
 	b.recordKeys()
-	if f := b.report.Floor; !f.Known || f.Value != 2 || b.report.State.Pinned != pinnedYes || len(b.report.Warnings) > 0 {
+	if f := b.report.Floor; !f.Known || f.Value != 2 || b.report.State.Pinned != report.PinnedYes || len(b.report.Warnings) > 0 {
 		r.t.Errorf("floor %+v, pinned %q, warnings %q", f, b.report.State.Pinned, b.report.Warnings)
 	}
 	return "", b.report.TPM.RecordKeys

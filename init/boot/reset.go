@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sealroot/init/config"
+	"sealroot/init/report"
 	"sealroot/mount"
 	"sealroot/slots"
 	"sealroot/slots/efi"
@@ -274,7 +275,7 @@ func (b *boot) requested(ctx context.Context, root *os.File, uuid string) (asked
 	}
 	switch {
 	case err != nil:
-	case b.report.State.Pinned == pinnedNo:
+	case b.report.State.Pinned == report.PinnedNo:
 		err = errOtherVolume
 	case b.trialWithStandIn():
 		b.warn("a factory reset is asked for: it waits until this slot is committed, or another one runs")

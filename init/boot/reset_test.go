@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sealroot/init/config"
+	"sealroot/init/report"
 	"sealroot/mount"
 	"sealroot/mount/mounttest"
 	"sealroot/slots"
@@ -99,7 +100,7 @@ func TestResetRequested(t *testing.T) {
 		{"of_a_copied_volume", string(reset.Format("11111111-2222-4333-8444-aaaaaaaaaaaa")), nil, false, false, "not a request"},
 		{"never", string(reset.Format(uuid)), func(b *boot) { b.cfg.State.Reset = config.ResetNever }, false, false, "never"},
 		{"create_never", string(reset.Format(uuid)), func(b *boot) { b.cfg.State.Create = config.CreateNever }, false, false, "state.create"},
-		{"not_our_volume", string(reset.Format(uuid)), func(b *boot) { b.report.State.Pinned = pinnedNo }, false, false, errOtherVolume.Error()},
+		{"not_our_volume", string(reset.Format(uuid)), func(b *boot) { b.report.State.Pinned = report.PinnedNo }, false, false, errOtherVolume.Error()},
 		{"TPM_is_broken", string(reset.Format(uuid)), func(b *boot) { b.cfg.State.Unlock = []string{config.UnlockTPM2} }, false, false, "TPM"},
 		{"on_trial", string(reset.Format(uuid)), func(b *boot) {
 			b.report.Slot.Trial = true
@@ -222,7 +223,7 @@ func finished(s *sealed, reset bool) {
 		}
 	}
 	why, err := b.provisioned(s.t.Context())
-	if there, _ := lexists(s.outer, state.ImageName); why != "" || err != nil || there {
+	if there, _ := state.Exists(s.outer, state.ImageName); why != "" || err != nil || there {
 		s.t.Errorf("provisioned: %q, %v; the file is there: %v", why, err, there)
 	}
 	policy, err := b.statePolicy()

@@ -259,7 +259,7 @@ func (b *boot) setMarks(ctx context.Context, v *state.Volume) {
 	ctx, cancel := context.WithTimeout(ctx, tpmTime)
 	defer cancel()
 	_, set, err := b.tpm.dev.ReadMark(ctx)
-	if anew := b.report.State.Unlocked == report.UnlockedCreated || b.report.State.Pinned == pinnedAnew; err == nil && set && !anew {
+	if anew := b.report.State.Unlocked == report.UnlockedCreated || b.report.State.Pinned == report.PinnedAnew; err == nil && set && !anew {
 		return
 	}
 	var mark tpm.Mark
@@ -273,13 +273,12 @@ func (b *boot) setMarks(ctx context.Context, v *state.Volume) {
 
 // provisioned tells whether a volume was ever made here.
 func (b *boot) provisioned(ctx context.Context) (string, error) {
-	var st unix.Stat_t
-	err := unix.Fstatat(int(b.volume.outer.Fd()), markName, &st, unix.AT_SYMLINK_NOFOLLOW)
-	if err == nil {
-		return "the state partition is marked as provisioned", nil
-	}
-	if !errors.Is(err, unix.ENOENT) {
+	marked, err := state.Exists(b.volume.outer, markName)
+	if err != nil {
 		return "", fmt.Errorf("cannot look for %s: %w", markName, err)
+	}
+	if marked {
+		return "the state partition is marked as provisioned", nil
 	}
 	return b.tpmRemembers(ctx)
 }

@@ -34,3 +34,10 @@ const (
 	RecoveryEscrowed = "escrowed"            // and encrypted to certificates, beside the volume
 	RecoveryWaiting  = "waiting-to-be-shown" // and the key is kept in the volume
 )
+
+// Words of State.Pinned.
+const (
+	PinnedYes  = "yes"
+	PinnedAnew = "anew" // in this boot
+	PinnedNo   = "no"   // the TPM has another volume for this machine's, or none
+)

@@ -135,12 +135,12 @@ func (d *Description) recovery(f Facts) {
 	}
 	switch {
 	case f.KeyWaits:
-		d.Recovery = "waiting-to-be-shown"
+		d.Recovery = report.RecoveryWaiting
 		d.ToDo = append(d.ToDo, "sealroot state recovery-key shows the recovery key; write it down")
 	case f.Escrow:
-		d.Recovery = "escrowed"
+		d.Recovery = report.RecoveryEscrowed
 	default:
-		d.Recovery = "enrolled"
+		d.Recovery = report.RecoveryEnrolled
 	}
 }
 
