@@ -95,6 +95,7 @@ type buildFlags struct {
 	init, secureBootKey, secureBootCert string
 	signCommand                         string
 	noRootModules                       bool
+	ignore                              rules
 }
 
 func (f *buildFlags) register(fs *flag.FlagSet, out string) {
@@ -108,6 +109,7 @@ func (f *buildFlags) register(fs *flag.FlagSet, out string) {
 	fs.StringVar(&f.secureBootCert, "secureboot-cert", "", "certificate for Secure Boot")
 	fs.StringVar(&f.signCommand, "sign-command", "", "program that signs in place of the secret keys, as with an HSM; split at spaces, started without a shell")
 	fs.BoolVar(&f.noRootModules, "no-root-modules", false, "do not put kernel modules into a root that has none")
+	f.ignore.register(fs)
 }
 
 // required are the options without which nothing is built.
@@ -136,6 +138,7 @@ func (f *buildFlags) builder(ctx context.Context, stdin io.Reader, stderr io.Wri
 	}
 	return &disk.Builder{
 		Tools: tools.New(), Stdin: stdin, Log: stderr, Init: initPath, Signing: signing, Time: stamp, Now: time.Now(),
+		Ignore: f.ignore,
 	}, nil
 }
 

@@ -25,6 +25,8 @@ const usage = `sealroot-mkinitramfs builds what a sealroot machine boots.
         a bootable A/B disk image from a root file system
   sealroot-mkinitramfs parts --rootfs DIR|TAR|- --kernel FILE --config FILE --keys DIR -o DIR|FILE.tar|-
         the parts of one version, signed, as sealroot install takes them
+  sealroot-mkinitramfs check-root [--config FILE] [--kernel RELEASE] [--json] DIR|TAR|-
+        what in a root file system will hurt once it is an image
   sealroot-mkinitramfs predict [--json] DISK|PARTS|UKI
         the values of PCR 11, 12 and 13 that an image will have
   sealroot-mkinitramfs tools
@@ -72,6 +74,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return diskCommand(ctx, args[1:], stdin, stderr)
 	case "parts":
 		return partsCommand(ctx, args[1:], stdin, stdout, stderr)
+	case "check-root":
+		return checkRootCommand(args[1:], stdin, stdout, stderr)
 	case "predict":
 		return predictCommand(ctx, args[1:], stdout, stderr)
 	case "tools":

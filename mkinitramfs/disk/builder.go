@@ -31,6 +31,7 @@ type Builder struct {
 	Signing Signing
 	Time    time.Time // time stamp of files made here
 	Now     time.Time // for warnings about certificates; no file has it
+	Ignore  []string  // names of rules of rootcheck that are not asked
 }
 
 // BuildTime is SOURCE_DATE_EPOCH (reproducible-builds.org), 1970 when unset:

@@ -131,7 +131,7 @@ func builder(t *testing.T) (*Builder, SlotInput) {
 		write("lib/modules/"+release+"/kernel/"+m+".ko", "module "+m)
 	}
 	write("lib/modules/"+release+"/modules.dep", dep)
-	root := write("root.tar", string(tarOf(t, append(mergedRoot(), entry{"sbin/init", strings.Repeat("init ", 100000), 0, ""}))))
+	root := write("root.tar", string(tarOf(t, bootable(strings.Repeat("init ", 100000)))))
 	kernel := write("vmlinuz", string(fakeKernel(release+" (x)\x00")))
 	signing, err := LoadSigning(t.Context(), keyDir, nil, nil)
 	if err != nil {

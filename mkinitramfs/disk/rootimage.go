@@ -61,6 +61,7 @@ func (b *Builder) rootImage(ctx context.Context, in SlotInput, p *parts, dir str
 	}
 	r, w := io.Pipe()
 	image, fed := whileWriting(w, in.Config.Boot.Watchdog, edit.usr)
+	image, judge := b.judged(image, in, p.release)
 	leftOut := ""
 	done := make(chan error, 1)
 	go func() {
@@ -74,11 +75,15 @@ func (b *Builder) rootImage(ctx context.Context, in SlotInput, p *parts, dir str
 	_ = r.CloseWithError(errReaderGone)
 	// When the filter failed by itself, that is the cause of the program's error.
 	err, unfed := <-done, fed()
+	unusable := judge(err == nil && runErr == nil)
 	if err != nil && !errors.Is(err, errReaderGone) {
 		return err
 	}
 	if err := errors.Join(runErr, unfed); err != nil {
 		return err
+	}
+	if unusable != nil {
+		return unusable
 	}
 	info, err := os.Stat(p.path(manifest.Root))
 	if err != nil {

@@ -102,6 +102,11 @@ func mergedRoot() []entry {
 	}
 }
 
+// bootable is a root that PID 1 takes, with this program as its init.
+func bootable(init string) []entry {
+	return append(mergedRoot(), entry{"home/", "", tar.TypeDir, ""}, entry{"var/", "", tar.TypeDir, ""}, entry{"sbin/init", init, 0, ""})
+}
+
 func TestFilterRoot(t *testing.T) {
 	extra := t.TempDir()
 	for name, content := range map[string]string{"etc/hostname": "new", "lib/systemd/system/a.service": "unit"} {

@@ -45,22 +45,13 @@ func whileWriting(w io.Writer, c config.Watchdog, usr bool) (both io.Writer, ver
 	if !c.Handover {
 		return w, func() error { return nil }
 	}
-	r, copied := io.Pipe()
-	result := make(chan error, 1)
-	go func() {
+	return beside(w, func(r io.Reader) error {
 		seen := watchedFiles{service: serviceName(c.Daemon), usr: usr}
-		err := seen.read(tar.NewReader(r))
-		// The image goes on, whatever was found.
-		_, _ = io.Copy(io.Discard, r)
-		if err == nil {
-			err = seen.feeds()
+		if err := seen.read(tar.NewReader(r)); err != nil {
+			return err
 		}
-		result <- err
-	}()
-	return io.MultiWriter(w, copied), func() error {
-		_ = copied.Close()
-		return <-result
-	}
+		return seen.feeds()
+	})
 }
 
 // serviceName completes the name of a service; "" stays "".

@@ -1,0 +1,261 @@
+package rootcheck
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"slices"
+	"strings"
+
+	"sealroot/init/config"
+	"sealroot/verity/osrelease"
+)
+
+// init: PID 1 refuses an image without a program to hand over to.
+func (v *verdict) init() {
+	const remedy = "install an init (Debian: package systemd-sysv), or name another with init= and trust.cmdline: measured"
+	at, f, err := v.t.file(strings.TrimPrefix(v.w.Init, "/"))
+	switch {
+	case errors.Is(err, errLinks):
+		v.error(v.w.Init, remedy, "its links lead in a circle")
+	case err != nil && path.Join("/", at) == v.w.Init:
+		v.error(v.w.Init, remedy, "missing")
+	case err != nil:
+		v.error(v.w.Init, remedy, "it leads to /%s, which is not in the root", at)
+	case !f.Mode.IsRegular():
+		v.error(v.w.Init, remedy, "no program: /%s is %s", at, v.t.kind(at))
+	case f.Mode.Perm()&0o111 == 0:
+		v.error(v.w.Init, "chmod 0755 it", "/%s has mode %04o and cannot be executed", at, f.Mode.Perm())
+	case f.Size == 0:
+		v.error(v.w.Init, remedy, "/%s is empty", at)
+	}
+}
+
+// directories: PID 1 mounts over them, and follows no link there.
+func (v *verdict) directories() {
+	for _, name := range []string{"etc", "home", "var"} {
+		if !v.t.isDir(name) {
+			v.error(name, "make it a directory", "PID 1 mounts over it and needs a directory; it is %s", v.t.kind(name))
+		}
+	}
+}
+
+// mountPoints: the root is read-only, nobody can make them later.
+func (v *verdict) mountPoints() {
+	var missing []string
+	for _, name := range []string{"dev", "proc", "run", "state", "sys"} {
+		if _, ok := v.t.files[name]; !ok {
+			missing = append(missing, "/"+name)
+		} else if !v.t.isDir(name) {
+			v.error(name, "make it an empty directory", "PID 1 mounts over it and needs a directory; it is %s", v.t.kind(name))
+		}
+	}
+	if len(missing) > 0 && !v.w.Built {
+		v.warn(missing[0], "nothing to do for sealroot-mkinitramfs disk and parts, which add them; other builders: mkdir", "missing: %s", strings.Join(missing, ", "))
+	}
+}
+
+// binds: PID 1 makes no directory in a read-only root, and follows no link.
+func (v *verdict) binds() {
+	c := v.w.Config
+	targets := slices.Clone(c.Binds.Unencrypted)
+	for _, b := range c.Binds.Extra {
+		targets = append(targets, b.To)
+	}
+	for _, to := range targets {
+		v.bind(strings.TrimPrefix(to, "/"))
+	}
+}
+
+func (v *verdict) bind(to string) {
+	top, _, _ := strings.Cut(to, "/")
+	at := ""
+	for part := range strings.SplitSeq(to, "/") {
+		at = path.Join(at, part)
+		switch f, ok := v.t.files[at]; {
+		case !ok && v.writable(top):
+			return // made at boot
+		case !ok:
+			v.warn(to, "mkdir it in the root", "the configuration binds over it; /%s is missing, and cannot be made in a read-only root", at)
+			return
+		case f.Mode.Type() == fs.ModeSymlink:
+			v.warn(to, "give the bind the directory's own path", "the configuration binds over it; /%s is %s, and PID 1 follows none", at, v.t.kind(at))
+			return
+		case !f.Mode.IsDir():
+			v.warn(to, "make it a directory", "the configuration binds over it; /%s is %s", at, v.t.kind(at))
+			return
+		}
+	}
+}
+
+// writable tells whether directories can be made below a directory of the root.
+func (v *verdict) writable(top string) bool {
+	switch top {
+	case "home", "var":
+		return true
+	case "etc":
+		return v.w.Config.Etc != config.EtcReadOnly
+	}
+	return v.w.Config.Root.Usr() && top != "usr"
+}
+
+func (v *verdict) modules() {
+	const modules = "usr/lib/modules"
+	where := modules
+	if !v.t.has(modules) && v.t.isDir("lib/modules") {
+		where = "lib/modules" // /usr is not merged
+	}
+	where, err := v.t.resolve(where)
+	release := v.w.Kernel
+	if release != "" {
+		where = path.Join(where, release)
+		_, err = v.t.resolve(where)
+	}
+	switch {
+	case v.w.Built && release == "":
+	case err != nil && release != "":
+		v.error(path.Join(modules, release), "install the kernel's package, or give `disk` and `parts` --modules-dir", "no modules for kernel %s: initramfs and running system need them", release)
+	case err != nil:
+		v.warn(modules, "install a kernel's package, or give `disk` and `parts` --modules-dir, which adds them", "no kernel modules")
+	case release != "":
+		v.depmod(where)
+	default:
+		for _, name := range v.t.names(where) {
+			if path.Dir(name) == where && v.t.isDir(name) {
+				v.depmod(name)
+			}
+		}
+	}
+}
+
+func (v *verdict) depmod(dir string) {
+	if !v.t.has(dir + "/modules.dep") {
+		v.warn(dir, "depmod -b ROOT "+path.Base(dir), "no modules.dep: modprobe and udev find no module there")
+	}
+}
+
+func (v *verdict) mergedUsr() {
+	var separate, dangling []string
+	for _, name := range strings.Fields("bin lib lib32 lib64 libx32 sbin") {
+		switch {
+		case v.t.isDir(name):
+			separate = append(separate, "/"+name)
+		case v.t.files[name].Mode.Type() == fs.ModeSymlink && !v.t.has(name):
+			dangling = append(dangling, "/"+name)
+		}
+	}
+	if len(dangling) > 0 {
+		v.warn(dangling[0], "make the directory below /usr", "links into /usr that lead nowhere: %s", strings.Join(dangling, ", "))
+	}
+	if len(separate) > 0 {
+		v.warn(separate[0], "merge /usr (Debian: package usrmerge)", "directories of their own, not links into /usr: %s; systemd does not support that any more, and PID 1 looks for modules in /usr/lib only", strings.Join(separate, ", "))
+	}
+}
+
+func (v *verdict) osRelease() {
+	const name = osrelease.Path
+	at, f, err := v.t.file(name)
+	if err != nil {
+		if at, f, err = v.t.file("etc/os-release"); err != nil {
+			if !v.w.Built {
+				v.warn(name, "install the distribution's (Debian: package base-files)", "missing: the image gets one that knows only its name and version")
+			}
+			return
+		}
+	}
+	r, err := osrelease.Parse(f.Text)
+	if err != nil {
+		v.error(at, "correct the line", "PID 1 refuses the image: %v", err)
+		return
+	}
+	if etc := v.t.files["etc/os-release"]; etc.Mode.IsRegular() && at == name && string(etc.Text) != string(f.Text) {
+		v.warn("etc/os-release", "make it a link to ../usr/lib/os-release", "a file of its own: programs read it first, and will not see IMAGE_ID and IMAGE_VERSION of /%s", name)
+	}
+	const remedy = "nothing to do for sealroot-mkinitramfs disk and parts, which write it; other builders: set it"
+	for _, variable := range []struct{ name, got, want string }{
+		{"IMAGE_ID", r.ImageID, v.w.Config.Name}, {"IMAGE_VERSION", r.ImageVersion, v.w.Config.Version},
+	} {
+		switch {
+		case v.w.Built:
+		case variable.got == "":
+			v.warn(at, remedy, "no %s", variable.name)
+		case variable.want != "" && variable.got != variable.want:
+			v.warn(at, remedy+"; or is it another root?", "%s is %q, that of the configuration %q", variable.name, variable.got, variable.want)
+		}
+	}
+}
+
+// fsck: PID 1 runs the root's own.
+func (v *verdict) fsck() {
+	if v.w.Config.State.Fsck == config.FsckAuto && !v.t.has("usr/sbin/e2fsck") && !v.t.has("sbin/e2fsck") {
+		v.warn("usr/sbin/e2fsck", "install it (Debian: package e2fsprogs)", "missing: state.fsck: auto repairs nothing")
+	}
+}
+
+// systemd tells whether the real init is systemd.
+func (v *verdict) systemd() bool {
+	at, err := v.t.resolve(strings.TrimPrefix(v.w.Init, "/"))
+	return err == nil && path.Base(at) == "systemd"
+}
+
+// unit is one of sealroot's, as sealroot/units/install enables it.
+type unit struct{ name, by, without string }
+
+func unitsOfSealroot() []unit {
+	return []unit{
+		{"sealroot-record.service", "sysinit.target.wants", "`sealroot status` has no reports of earlier boots"},
+		{"sealroot-deadline.timer", "sysinit.target.wants", "a trial that hangs after the hand-over is never ended"},
+		{"sealroot-check.service", "boot-complete.target.requires", "no health check is asked before a commit"},
+		{"sealroot-commit.service", "multi-user.target.wants", "no new version is ever committed"},
+		{"sealroot-degraded.target", "multi-user.target.wants", "nothing starts what is meant for a degraded boot"},
+		{"sealroot-replicate.service", "multi-user.target.wants", "boot.replicate does nothing"},
+	}
+}
+
+// needed tells whether an image of this configuration needs a unit.
+func (v *verdict) needed(u unit) bool {
+	switch u.name {
+	case "sealroot-record.service":
+		return true
+	case "sealroot-replicate.service":
+		return len(v.w.Config.Boot.Replicate) > 0
+	case "sealroot-degraded.target":
+		return slices.Contains(v.w.Config.State.OnFailure, config.FailureDegraded)
+	}
+	return v.w.Config.Boot.Store != config.StoreFixed // which has nothing to commit
+}
+
+func (v *verdict) units() {
+	const command = "usr/bin/sealroot"
+	const remedy = "sealroot/units/install EXTRA build/sealroot, and give --extra EXTRA to `disk` and `parts`"
+	if _, f, err := v.t.file(command); err != nil || f.Mode.Perm()&0o111 == 0 {
+		v.warn(command, remedy, "no program sealroot: new versions are never committed, and fall back; nothing can be installed")
+		return
+	}
+	if v.w.Init != "" && v.t.has(strings.TrimPrefix(v.w.Init, "/")) && !v.systemd() {
+		v.warn(v.w.Init, "have it run `sealroot record` early, and `sealroot check --commit` once the machine is up (docs/operators.md)", "it is not systemd, so that sealroot's units do not run")
+		return
+	}
+	for _, u := range unitsOfSealroot() {
+		if v.needed(u) && !v.enabled(u.name, u.by) {
+			v.warn("usr/lib/systemd/system/"+u.name, remedy+", or: systemctl --root=ROOT enable "+u.name, "not there, not enabled or masked: %s", u.without)
+		}
+	}
+}
+
+// enabled tells whether systemd starts a unit, as by has it; "" for any target.
+func (v *verdict) enabled(name, by string) bool {
+	if link := v.t.files["etc/systemd/system/"+name]; link.Link == "/dev/null" {
+		return false
+	}
+	wanted, there := false, false
+	for _, dir := range []string{"etc/systemd/system", "usr/local/lib/systemd/system", "usr/lib/systemd/system", "lib/systemd/system"} {
+		if at, err := v.t.resolve(dir); err == nil {
+			there = there || v.t.has(at+"/"+name)
+			f, ok := v.t.files[fmt.Sprintf("%s/%s/%s", at, by, name)]
+			wanted = wanted || ok && f.Link != "/dev/null"
+		}
+	}
+	return wanted && there
+}
