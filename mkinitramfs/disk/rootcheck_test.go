@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"sealroot/init/config"
 	"sealroot/mkinitramfs/rootcheck"
 )
 
@@ -41,6 +42,14 @@ func TestBuildJudgesTheImage(t *testing.T) {
 	}
 	withKey := append(bootable("init"), entry{"etc/ssh/ssh_host_rsa_key", "key", 0, ""})
 	withoutInit := slices.DeleteFunc(bootable("init"), func(e entry) bool { return e.name == "sbin/init" })
+	merged := []entry{
+		{"usr/", "", tar.TypeDir, ""}, {"usr/lib/", "", tar.TypeDir, ""}, {"usr/sbin/", "", tar.TypeDir, ""},
+		{"usr/lib/os-release", "ID=x\n", 0, ""}, {"lib", "", tar.TypeSymlink, "usr/lib"}, {"sbin", "", tar.TypeSymlink, "usr/sbin"},
+		{"etc/hostname", "x\n", 0, ""}, {"usr/sbin/other", "", tar.TypeSymlink, "init"}, {"usr/sbin/init", "init", 0, ""},
+	}
+	asUsr := func(_ *Builder, in *SlotInput) {
+		in.Config.Root.Source, in.Config.Trust = config.SourceUsrVerity, config.Trust{Usr: []string{"image.crt"}}
+	}
 	for _, tt := range []struct {
 		name    string
 		root    []entry
@@ -58,6 +67,8 @@ func TestBuildJudgesTheImage(t *testing.T) {
 			in.Config.Trust.Cmdline, in.Cmdline = "measured", "init=/bin/ping"
 		}, "", ""},
 		{"another_init_that_is_not_honoured", withoutInit, func(_ *Builder, in *SlotInput) { in.Cmdline = "init=/bin/ping" }, "", "/sbin/init (init)"},
+		{"usr", merged, asUsr, "", ""},
+		{"usr_without_init", merged[:len(merged)-1], asUsr, "", "/sbin/init (init)"},
 		{"extra_counts", bootable("init"), func(_ *Builder, in *SlotInput) { in.Extra = extra }, "", "/etc/fstab (fstab)"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
