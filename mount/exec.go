@@ -45,15 +45,20 @@ func CheckInit(root *os.File, path string) error {
 }
 
 // ExecInit replaces this process by the program at path. The program finds the
-// console at file descriptors 0, 1 and 2 (/dev/null when there is none) and no
-// other one open. It returns only on failure; descriptors are then already
-// marked to be closed by the next exec.
-func ExecInit(path string, argv, env []string) error {
+// console at file descriptors 0, 1 and 2 (/dev/null when there is none), passed at
+// its present one unless it is nil, and no other one open. It returns only on failure;
+// descriptors are then already marked to be closed by the next exec.
+func ExecInit(path string, argv, env []string, passed *os.File) error {
 	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return fmt.Errorf("cannot mark open files: %w", err)
 	}
 	if err := openConsole(); err != nil {
 		return err
+	}
+	if passed != nil {
+		if err := keepAt(int(passed.Fd()), int(passed.Fd())); err != nil {
+			return fmt.Errorf("cannot pass %s on: %w", passed.Name(), err)
+		}
 	}
 	if err := unix.Exec(path, argv, env); err != nil {
 		return fmt.Errorf("cannot execute %s: %w", path, err)
@@ -72,13 +77,7 @@ func openConsole() error {
 		return fmt.Errorf("cannot open a console: %w", err)
 	}
 	for std := range 3 {
-		if std == fd {
-			// dup3(2) refuses equal numbers; only the mark has to go.
-			_, err = unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0)
-		} else {
-			err = unix.Dup3(fd, std, 0)
-		}
-		if err != nil {
+		if err := keepAt(fd, std); err != nil {
 			return fmt.Errorf("cannot put the console on descriptor %d: %w", std, err)
 		}
 	}
@@ -86,4 +85,14 @@ func openConsole() error {
 		return unix.Close(fd)
 	}
 	return nil
+}
+
+// keepAt has the next program find an open file at a descriptor.
+func keepAt(fd, at int) error {
+	if fd == at {
+		// dup3(2) refuses equal numbers; only the mark has to go.
+		_, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0)
+		return err
+	}
+	return unix.Dup3(fd, at, 0)
 }

@@ -2,9 +2,12 @@ package mount
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -37,7 +40,11 @@ func before(out string) {
 			panic(err)
 		}
 	}
-	panic(ExecInit("/proc/self/exe", []string{"init", "--word"}, []string{playAfter + "=" + out, "HOME=/"}))
+	passed, err := MemoryFile("a file", []byte("passed"))
+	if err != nil {
+		panic(err)
+	}
+	panic(ExecInit("/proc/self/exe", []string{"init", fmt.Sprint(passed.Fd())}, []string{playAfter + "=" + out, "HOME=/"}, passed))
 }
 
 func after(out string) {
@@ -53,7 +60,9 @@ func after(out string) {
 		target, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
 		fmt.Fprintf(&b, "%s %v ", target, err)
 	}
-	fmt.Fprintf(&b, "%q %q", os.Args, os.Environ())
+	number, _ := strconv.Atoi(os.Args[1])
+	passed, err := io.ReadAll(os.NewFile(uintptr(number), "passed"))
+	fmt.Fprintf(&b, "%s %v %q %q", passed, err, os.Args[:1], os.Environ())
 	if err := os.WriteFile(out, []byte(b.String()), 0o600); err != nil {
 		panic(err)
 	}
@@ -73,8 +82,8 @@ func TestExecInit(t *testing.T) {
 		f.Close()
 	}
 	c := console + " <nil> "
-	want := "0 1 2 " + c + c + c + fmt.Sprintf("%q %q", []string{"init", "--word"}, []string{playAfter + "=" + out, "HOME=/"})
-	if got := mustRead(t, out); got != want {
+	got, want := mustRead(t, out), "0 1 2 N "+c+c+c+"passed <nil> "+fmt.Sprintf("%q %q", []string{"init"}, []string{playAfter + "=" + out, "HOME=/"})
+	if got = regexp.MustCompile(`^0 1 2 \d+ `).ReplaceAllString(got, "0 1 2 N "); got != want {
 		t.Errorf("init found\ngot:  %s\nwant: %s", got, want)
 	}
 }
@@ -82,7 +91,7 @@ func TestExecInit(t *testing.T) {
 func TestExecInitReturnsTheError(t *testing.T) {
 	// In a child, because the descriptors of this one would change.
 	if os.Getenv("SEALROOT_TEST_MISSING") != "" {
-		if err := ExecInit("/nonexistent", []string{"init"}, nil); err != nil {
+		if err := ExecInit("/nonexistent", []string{"init"}, nil, nil); err != nil {
 			// The standard files are the console now.
 			if err := os.WriteFile(os.Getenv("SEALROOT_TEST_MISSING"), []byte(err.Error()), 0o600); err != nil {
 				t.Fatal(err)

@@ -55,12 +55,23 @@ func TestBootBIOS(t *testing.T) {
 	if r.Slot.Name != "a" || r.BootPath != "unmeasured" {
 		t.Errorf("slot %q by boot path %q, want a, unmeasured", r.Slot.Name, r.BootPath)
 	}
+	// The time of the initramfs is told apart from systemd's own.
+	if text := vm.Run("systemd-analyze"); !strings.Contains(text, "(initrd)") {
+		t.Errorf("systemd-analyze knows no initrd:\n%s", text)
+	}
 	vm.systemdOpens()
 	if text := vm.Run("sealroot status"); !strings.Contains(text, "accept-theft-by-disk-edit") {
 		t.Errorf("sealroot status does not say what the exception of this image means:\n%s", text)
 	}
 	statusSlots(t, vm, disk)
 	checkDisk(t, disk)
+	// Nothing of the root was held at the end, so that each file system was unmounted.
+	if console := vm.guest.Console(); !strings.Contains(console, "sealroot: exit: everything is unmounted (poweroff)") {
+		t.Errorf("the exit program does not say that it unmounted everything:\n%s", vm.guest.Tail(20))
+	}
+	if header := tool(t, "dumpe2fs", "-h", disk.Extract(t, "state")); !strings.Contains(header, "Filesystem state:         clean") || strings.Contains(header, "needs_recovery") {
+		t.Errorf("the state partition is not clean:\n%s", header)
+	}
 }
 
 // Debian with systemd under UEFI with Secure Boot.

@@ -54,6 +54,7 @@ func TestUsrDebian(t *testing.T) {
 		"cmp /etc/passwd /usr/share/factory/etc/passwd && echo":   "",
 		"grep -c sealroot:usr: /run/log/systemd/tpm2-measure.log": "1",
 		"cat /proc/1/comm":                                        "systemd",
+		"readlink -f /run/systemd/volatile-root":                  "/dev/dm-0",
 	} {
 		if got := strings.TrimSpace(vm.Run(command)); got != want {
 			t.Errorf("%s: %q, want %q", command, got, want)

@@ -20,6 +20,7 @@ import (
 	"sealroot/mount/dm"
 	"sealroot/sealroot/boots"
 	"sealroot/sealroot/bootset"
+	"sealroot/sealroot/exit"
 	"sealroot/sealroot/install"
 	"sealroot/sealroot/machine"
 	"sealroot/sealroot/recovery"
@@ -119,6 +120,9 @@ type Env struct {
 var version = "devel"
 
 func main() {
+	if os.Getpid() == 1 && os.Args[0] == exit.Program {
+		exit.Main(os.Args[1:])
+	}
 	// A signal must not end a command between two writes.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := Main(ctx, os.Args[1:], os.Stdout, os.Stderr, Env{

@@ -59,6 +59,7 @@ func verbs() []verb {
 		{name: "state escrow", args: "[--der]", summary: "print the escrowed recovery key, for the holder of its private key", setup: escrowedKey},
 		{name: "state reset", args: "[--yes] [--cancel]", summary: "destroy the encrypted state at the next boot, and begin anew", output: results, setup: resetState},
 		{name: "record", summary: "keep the report of this boot (sealroot-record.service)", output: results, hidden: true, setup: record},
+		{name: "exit-program", summary: "put this program where systemd-shutdown starts it (sealroot-exit.service)", hidden: true, setup: exitProgram},
 		{name: "deadline", summary: "end a trial that was not committed (sealroot-deadline.service)", output: results, hidden: true, setup: deadline},
 		{name: "completion", args: "bash|zsh|fish", summary: "completion of these commands for a shell", least: 1, most: 1, anyone: true, setup: completion},
 		{name: "version", summary: "this program's version", anyone: true, setup: showVersion},

@@ -101,7 +101,7 @@ func (b *boot) through(ctx context.Context, list []stage) error {
 
 func newBoot(sys *System) *boot {
 	b := &boot{sys: sys, report: &report.Report{Schema: report.Schema, Program: sys.Program}}
-	b.clock.start = time.Now()
+	b.clock.start, b.clock.began = time.Now(), readMoment()
 	b.report.State.Token, b.report.State.Keyslot = -1, -1
 	if id, err := readBounded("/proc/sys/kernel/random/boot_id", 64); err == nil {
 		b.report.BootID = strings.TrimSpace(string(id))

@@ -9,6 +9,7 @@ import (
 // stages takes the time of each stage for the report.
 type stages struct {
 	start time.Time
+	began moment // the same for systemd
 	list  []report.Stage
 }
 

@@ -38,7 +38,7 @@ func (b *boot) publish(context.Context) error {
 	for _, name := range b.cfg.State.TPM2.PreviousKeys {
 		passOn(config.PreviousKeysDir+"/"+name, report.PCRPreviousKeys+"/"+name)
 	}
-	if err := errors.Join(b.leaveTrust(), b.leaveMarks()); err != nil {
+	if err := errors.Join(b.leaveTrust(), b.leaveMarks(), b.leaveVolatileRoot()); err != nil {
 		b.warn("%v", err)
 	}
 	return b.writeReport()
@@ -167,6 +167,7 @@ func (b *boot) handOver(ctx context.Context) error {
 	}
 	initPath := b.initPath()
 	err = mount.CheckInit(root, initPath)
+	args, passed := b.initArgs(root, initPath)
 	root.Close()
 	if err != nil {
 		return imageError(slots.Mount, "cannot start %s: %w", initPath, err)
@@ -184,6 +185,6 @@ func (b *boot) handOver(ctx context.Context) error {
 	}
 	unix.Umask(0o022) // what a fresh init has
 	b.letWatchdogGo()
-	err = b.sys.Exec(initPath, []string{initPath}, initEnv[:])
+	err = b.sys.Exec(initPath, args, initEnv[:], passed)
 	return imageError(slots.Mount, "cannot start %s: %w", initPath, err)
 }

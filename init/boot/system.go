@@ -33,8 +33,9 @@ type System struct {
 	OpenWatchdog func(watchdog.Options) (Watchdog, error)
 	// RunProgram runs the verified root's e2fsck.
 	RunProgram RunProgram
-	// Exec replaces this process by the real init.
-	Exec func(path string, argv, env []string) error
+	// Exec replaces this process by the real init, which gets passed too unless it
+	// is nil.
+	Exec func(path string, argv, env []string, passed *os.File) error
 	Rand io.Reader
 	// Initramfs is where the initramfs lies; empty: at the root.
 	Initramfs string

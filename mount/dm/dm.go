@@ -183,6 +183,14 @@ func (c Control) Remove(name string) error {
 	return nil
 }
 
+// RemoveNow removes a device that nobody has open.
+func (c Control) RemoveNow(name string) error {
+	if err := c.kernel.Remove(name); err != nil {
+		return fmt.Errorf("cannot remove device %s: %w", name, err)
+	}
+	return nil
+}
+
 // Status returns what the targets of a device say of their state: for verity
 // "V" (valid) or "C" (corruption found), for crypt "".
 func (c Control) Status(name string) ([]Status, error) {

@@ -1,0 +1,128 @@
+package exit
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sealroot/mount/dm"
+)
+
+// Main is the program as /shutdown, PID 1. It does not return.
+func Main(args []string) {
+	log := os.Stderr
+	if kmsg, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0); err == nil {
+		log = kmsg
+	}
+	ending, err := ParseEnding(args)
+	if err != nil {
+		fmt.Fprintf(log, "sealroot: exit: %v; restarting\n", err)
+	}
+	done := make(chan []string, 1)
+	go func() { done <- Apart(kernel{dm: dm.New()}) }()
+	select {
+	case left := <-done:
+		for _, what := range left {
+			fmt.Fprintf(log, "sealroot: exit: left behind: %s\n", what)
+		}
+		if len(left) == 0 {
+			fmt.Fprintf(log, "sealroot: exit: everything is unmounted (%s)\n", ending)
+		}
+	case <-time.After(limit):
+		fmt.Fprintln(log, "sealroot: exit: a disk does not answer")
+	}
+	power(ending)
+}
+
+// limit is how long a stuck disk may keep the machine from ending, syncLimit how
+// long a last sync may take.
+const (
+	limit     = 30 * time.Second
+	syncLimit = 10 * time.Second
+)
+
+func power(ending Ending) {
+	synced := make(chan struct{})
+	go func() { unix.Sync(); close(synced) }()
+	select {
+	case <-synced:
+	case <-time.After(syncLimit):
+	}
+	command := map[Ending]int{
+		PowerOff: unix.LINUX_REBOOT_CMD_POWER_OFF,
+		Halt:     unix.LINUX_REBOOT_CMD_HALT,
+		KExec:    unix.LINUX_REBOOT_CMD_KEXEC,
+		Reboot:   unix.LINUX_REBOOT_CMD_RESTART,
+	}[ending]
+	_ = unix.Reboot(command)
+	// Without a kernel to execute, or on a machine that cannot turn itself off.
+	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+	select {}
+}
+
+// kernel is the real System.
+type kernel struct{ dm dm.Control }
+
+func (kernel) Mounts() ([]string, error) {
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, fmt.Errorf("cannot list the mounts: %w", err)
+	}
+	return parseMounts(string(text)), nil
+}
+
+func (kernel) Mappers() ([]string, error) {
+	files, _ := filepath.Glob("/sys/block/dm-*/dm/name")
+	var names []string
+	for _, f := range files {
+		if text, err := os.ReadFile(f); err == nil {
+			names = append(names, strings.TrimSpace(string(text)))
+		}
+	}
+	return names, nil
+}
+
+func (kernel) Loops() ([]string, error) {
+	files, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	var paths []string
+	for _, f := range files {
+		paths = append(paths, "/dev/"+strings.Split(f, "/")[3])
+	}
+	return paths, nil
+}
+
+func (kernel) Unmount(where string) error {
+	if err := unix.Unmount(where, unix.UMOUNT_NOFOLLOW); err != nil {
+		return fmt.Errorf("cannot unmount %s: %w", where, err)
+	}
+	return nil
+}
+
+func (kernel) ReadOnly(where string) error {
+	err := unix.Mount("", where, "", unix.MS_REMOUNT|unix.MS_RDONLY, "")
+	if err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: it is not the root of a mount any more
+		return fmt.Errorf("cannot make %s read-only: %w", where, err)
+	}
+	return nil
+}
+
+func (k kernel) Remove(name string) error { return k.dm.RemoveNow(name) }
+
+func (kernel) Detach(path string) error {
+	f, err := os.OpenFile(path, os.O_RDONLY, 0)
+	if err != nil {
+		return fmt.Errorf("cannot detach %s: %w", path, err)
+	}
+	defer f.Close()
+	if err := unix.IoctlSetInt(int(f.Fd()), unix.LOOP_CLR_FD, 0); err != nil {
+		return fmt.Errorf("cannot detach %s: %w", path, err)
+	}
+	return nil
+}
+
+func (kernel) Sleep(d time.Duration) { time.Sleep(d) }
