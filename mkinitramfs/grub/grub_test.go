@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"sealroot/mkinitramfs/tools"
+	"sealroot/state/tpm/predict"
 )
 
 func TestConfigIsAcceptedByGRUB(t *testing.T) {
@@ -104,7 +105,7 @@ func TestEmbed(t *testing.T) {
 }
 
 func TestEFI(t *testing.T) {
-	cfg, err := Config(Settings{Slots: []string{"a", "b"}, Cmdline: "console=ttyS0"})
+	cfg, err := Config(Settings{Slots: []string{"a", "b"}, Cmdline: "console=ttyS0", OneBoot: []string{"BOOT_FELL_BACK"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,8 +121,14 @@ func TestEFI(t *testing.T) {
 	if h, ok := f.OptionalHeader.(*pe.OptionalHeader64); !ok || h.Subsystem != efiApplication {
 		t.Errorf("GRUB for UEFI is no EFI program: %+v", f.OptionalHeader)
 	}
-	if !bytes.Contains(program, cfg) {
-		t.Error("GRUB for UEFI does not hold its configuration")
+	// What finds it there also knows what it measures.
+	if script, err := predict.ReadGRUBScript(bytes.NewReader(program)); err != nil || !bytes.Equal(script, cfg) {
+		t.Errorf("GRUB for UEFI does not hold its configuration: %q, %v", script, err)
+	}
+	for _, slot := range []string{"a", "b"} {
+		if v, err := (predict.GRUB{Script: cfg, Disk: "hd0", Partition: 2}).Values(slot, predict.BootFiles{}); err != nil || len(v) != 2 {
+			t.Errorf("the PCRs of slot %s: %x, %v", slot, v, err)
+		}
 	}
 	again, err := EFI(t.Context(), tools.New(), cfg, t.TempDir())
 	if err != nil || !bytes.Equal(program, again) {
