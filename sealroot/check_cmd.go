@@ -55,7 +55,7 @@ func check(c *command) action {
 			return err
 		}
 		defer t.close()
-		return c.commit(t, false)
+		return c.commit(ctx, t, false)
 	}
 }
 

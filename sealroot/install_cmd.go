@@ -46,6 +46,7 @@ type job struct {
 	opened  installer
 	report  report.Report
 	running install.Running
+	trust   string // folder with the certificates
 	close   func()
 }
 
@@ -68,7 +69,7 @@ func (c *command) begin(ctx context.Context, o long) (*job, error) {
 		unlock()
 		return nil, err
 	}
-	j.machine.Certs, j.close = certs, unlock
+	j.machine.Certs, j.trust, j.close = certs, *o.trust, unlock
 	return j, nil
 }
 
@@ -119,10 +120,14 @@ func installImage(c *command) action {
 	tries := c.flags.Int("tries", 0, "how often it is booted without a commit, 1 to 15 (default: boot.tries of the configuration)")
 	force := c.flags.Bool("force", false, "take another image that has the version which runs")
 	locked := c.flags.Bool("locked-state", false, "take an image that could not open the state by itself; without a key that somebody types its trial falls back")
+	a := authorityOptions(c, "passphrase-file")
 	again := c.flags.Bool("replicate-on-failure", false, "when writing fails, make the slot a copy of the running one (default: as boot.replicate of the configuration says)")
 	return func(ctx context.Context, words []string) error {
 		if f, ok := c.env.Stdin.(*os.File); words[0] == "-" && ok && isTerminal(f) {
 			return fmt.Errorf("%w: - reads a tar from standard input, which is a terminal", errUsage)
+		}
+		if words[0] == "-" && (*a.recovery == "-" || *a.passphrase == "-") {
+			return fmt.Errorf("%w: standard input is the image, the key comes from a file", errUsage)
 		}
 		j, err := c.begin(ctx, o)
 		if err != nil {
@@ -135,8 +140,10 @@ func installImage(c *command) action {
 		}
 		defer source.Close()
 		options := install.Options{Slot: *slot, Tries: *tries, Force: *force}
-		options.Accept = func(m manifest.Manifest) error {
-			err := c.stateOpens(ctx, j.report, m)
+		var next update
+		defer next.close()
+		options.Accept = func(slot string, m manifest.Manifest) error {
+			err := next.decide(ctx, c, j.opened, j.report, a, slot, m)
 			if !errors.Is(err, bootset.ErrRefused) {
 				return err
 			}
@@ -146,6 +153,7 @@ func installImage(c *command) action {
 			c.say("WARNING: %v; a trial falls back while a committed slot is there, and a committed one asks for a key", err)
 			return nil
 		}
+		options.Ready = func() error { return next.ready(ctx, c) }
 		if options.Tries == 0 {
 			options.Tries = j.opened.Tries()
 		}
@@ -240,6 +248,7 @@ func (c *command) replicate(ctx context.Context, o long, options install.CopyOpt
 
 // copy makes a slot a copy of the running one.
 func (j *job) copy(ctx context.Context, c *command, options install.CopyOptions) (install.Copied, error) {
+	options.Ready = func(slot string) error { return c.prepareCopy(ctx, j.opened, j.report, j.trust, slot) }
 	done, err := j.machine.Copy(ctx, j.running, options)
 	switch {
 	case err != nil:

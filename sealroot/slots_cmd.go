@@ -147,14 +147,17 @@ func commit(c *command) action {
 				return fmt.Errorf("cannot commit slot %s: %w", t.boot.Running, err)
 			}
 		}
-		return c.commit(t, *burn)
+		return c.commit(ctx, t, *burn)
 	}
 }
 
 // commit keeps the slot that runs, and then raises the rollback floor.
-func (c *command) commit(t target, burn bool) error {
+func (c *command) commit(ctx context.Context, t target, burn bool) error {
 	if err := c.keep(t); err != nil {
 		return err
+	}
+	if t.report.Schema != 0 { // else it is another machine's disk
+		c.dropUnused(ctx, t)
 	}
 	list, err := t.Store.Load()
 	if err != nil {

@@ -12,13 +12,14 @@ import (
 	"sealroot/sealroot/volume"
 	"sealroot/slots/manifest"
 	"sealroot/state/enrol"
+	"sealroot/state/tpm/predict"
 )
 
 // stateOpens refuses a set that could not open the state by itself, where the image
 // that runs can: its trial would fall back, a try after the other.
 func (c *command) stateOpens(ctx context.Context, r report.Report, m manifest.Manifest) error {
-	if r.State.UUID == "" || fmt.Sprintf("%x", m.RootHash) == r.Root.RootHash {
-		return nil // there is no volume, or it is the image that runs
+	if r.State.UUID == "" {
+		return nil
 	}
 	cfg, err := c.env.configuration()
 	if err != nil {
@@ -27,6 +28,9 @@ func (c *command) stateOpens(ctx context.Context, r report.Report, m manifest.Ma
 	}
 	if !slices.Contains(cfg.State.Unlock, config.UnlockTPM2) {
 		return nil // a person is asked anyway
+	}
+	if fmt.Sprintf("%x", m.RootHash) == r.Root.RootHash && !perSlot(cfg) {
+		return nil // it is the image that runs
 	}
 	im, err := volume.Open(ctx, c.env.State, false)
 	if err != nil {
@@ -40,6 +44,16 @@ func (c *command) stateOpens(ctx context.Context, r report.Report, m manifest.Ma
 	defer done()
 	return nextOpens(cfg, fingerprint(look.PublicKey), c.recordKeys(r), m, look.Tokens(ctx, im.Header))
 }
+
+// perSlot tells whether the same image has other PCRs in another slot: GRUB's commands
+// name the slot.
+func perSlot(cfg config.Config) bool {
+	return cfg.Boot.Loader == config.LoaderGRUB && slices.Contains(cfg.State.TPM2.PCRs, predict.PCRGRUBCommands)
+}
+
+// errPerImage: no token opens the state for an image, but one that is sealed to its
+// PCRs could.
+var errPerImage = fmt.Errorf("the TPM gives the key to this image only: %w", bootset.ErrRefused)
 
 // nextOpens decides it: tokens are what the volume has, with what they do for the
 // image that runs, key its PCR policy key, records the previous keys that the TPM's
@@ -61,8 +75,6 @@ func nextOpens(cfg config.Config, key string, records []string, m manifest.Manif
 	}
 	needs := keysNeeded(key, records, tokens)
 	switch {
-	case len(why) > 0:
-		return fmt.Errorf("version %s could not open the state: %s: %w", m.Version, why[0], bootset.ErrRefused)
 	case opensNow && m.Sealed != "" && !opensBy(cfg.State, needs, m.Sealed) && !adopted(cfg, key, m.Sealed):
 		hint := ""
 		if !slices.Equal(needs.list(), []string{key}) {
@@ -70,6 +82,8 @@ func nextOpens(cfg config.Config, key string, records []string, m manifest.Manif
 		}
 		return fmt.Errorf("version %s could not open the state: it opens it by %q, and the volume is sealed under %q%s: %w",
 			m.Version, m.Sealed, cfg.State.SealedUnder(needs.list()...), hint, bootset.ErrRefused)
+	case len(why) > 0:
+		return fmt.Errorf("version %s could not open the state: %s: %w", m.Version, why[0], errPerImage)
 	}
 	return nil
 }

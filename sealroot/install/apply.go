@@ -20,9 +20,11 @@ type Options struct {
 	Slot  string // "" lets the program choose
 	Tries int    // of the trial
 	Force bool   // take another image of the version that runs
-	// Accept has the last word on a set that passed all other checks, before the
-	// slot changes; nil: it is taken.
-	Accept func(manifest.Manifest) error
+	// Accept has the last word on a set for a slot, by its manifest; nil: it is taken.
+	Accept func(slot string, m manifest.Manifest) error
+	// Ready is called when all checks are passed, before the slot changes: with its
+	// error nothing is changed. May be nil.
+	Ready func() error
 }
 
 // Installed is what was done.
@@ -54,6 +56,11 @@ func (m Machine) Install(ctx context.Context, source Source, r Running, o Option
 	defer w.parts.close()
 	defer w.closer.Close()
 	done := Installed{Slot: w.slot, Version: w.manifest.Version, RootHash: hexOf(w.manifest.RootHash), Certificate: w.signer}
+	if o.Ready != nil {
+		if err := o.Ready(); err != nil {
+			return done, err
+		}
+	}
 	if err := m.begin(ctx, r, w.slot); err != nil {
 		return done, err
 	}
@@ -90,33 +97,47 @@ type work struct {
 	closer io.Closer // of tree
 }
 
-// prepare reads and checks all that can be checked before a slot changes.
-func (m Machine) prepare(source Source, r Running, o Options) (w work, err error) {
+// Inspect finds the slot that a set would be installed into, and what its manifest
+// says, as far as Install would take it by that. Nothing behind the manifest is read.
+func (m Machine) Inspect(source Source, r Running, o Options) (slot string, set manifest.Manifest, err error) {
+	w, _, err := m.inspect(source, r, o)
+	return w.slot, w.manifest, err
+}
+
+func (m Machine) inspect(source Source, r Running, o Options) (w work, warnings []string, err error) {
 	if w.set, err = m.openSet(source); err != nil {
-		return work{}, err
+		return work{}, nil, err
 	}
 	list, err := m.Store.Load()
 	if err != nil {
-		return work{}, fmt.Errorf("cannot read the slots: %w", err)
+		return work{}, nil, fmt.Errorf("cannot read the slots: %w", err)
 	}
 	if w.slot, err = chooseSlot(list, r.Running, o.Slot); err != nil {
-		return work{}, err
+		return work{}, nil, err
 	}
 	if _, err := m.kernelStays(list, r, w.slot); err != nil {
-		return work{}, err
+		return work{}, nil, err
 	}
 	if o.Tries < 1 || o.Tries > slots.MaxTries {
-		return work{}, fmt.Errorf("%d tries, 1 to %d can be kept: %w", o.Tries, slots.MaxTries, bootset.ErrUsage)
+		return work{}, nil, fmt.Errorf("%d tries, 1 to %d can be kept: %w", o.Tries, slots.MaxTries, bootset.ErrUsage)
 	}
 	if err := checkLayout(w.manifest.Layout, m.Layout); err != nil {
-		return work{}, err
+		return work{}, nil, err
 	}
-	warnings, err := checkManifest(w.manifest, r, m.ESP.Needs(), o.Force)
-	if err != nil {
+	if warnings, err = checkManifest(w.manifest, r, m.ESP.Needs(), o.Force); err != nil {
+		return work{}, nil, err
+	}
+	return w, warnings, nil
+}
+
+// prepare reads and checks all that can be checked before a slot changes.
+func (m Machine) prepare(source Source, r Running, o Options) (w work, err error) {
+	var warnings []string
+	if w, warnings, err = m.inspect(source, r, o); err != nil {
 		return work{}, err
 	}
 	if o.Accept != nil {
-		if err := o.Accept(w.manifest); err != nil {
+		if err := o.Accept(w.slot, w.manifest); err != nil {
 			return work{}, err
 		}
 	}

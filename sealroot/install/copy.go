@@ -21,6 +21,9 @@ type CopyOptions struct {
 	// Quick takes a committed slot of the same signed root hash and the same
 	// boot files for a copy, without reading both images as a whole.
 	Quick bool
+	// Ready is called when all checks are passed, before the slot changes: with its
+	// error nothing is changed. May be nil.
+	Ready func(slot string) error
 }
 
 // Copied is what was done.
@@ -90,6 +93,11 @@ func (m Machine) Copy(ctx context.Context, r Running, o CopyOptions) (Copied, er
 	if o.Quick { // it was only looked at so far
 		if _, err := m.verifyImage(ctx, r.Running, from); err != nil {
 			return done, fmt.Errorf("slot %s cannot be copied: %w", r.Running, err)
+		}
+	}
+	if o.Ready != nil {
+		if err := o.Ready(target); err != nil {
+			return done, err
 		}
 	}
 	return done, m.copySlot(ctx, r, target, from, to, im, files)

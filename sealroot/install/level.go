@@ -46,7 +46,7 @@ func (m Machine) Level(s slots.Slot, r Running) rollbackfloor.Level {
 		l.Version, l.Known = r.SecurityVersion, true
 		return l
 	}
-	mf, err := m.manifestOf(slot)
+	mf, err := m.Manifest(slot)
 	if err != nil {
 		return unknown(err)
 	}
@@ -59,15 +59,15 @@ func (m Machine) Level(s slots.Slot, r Running) rollbackfloor.Level {
 
 // Sealed is config.State.SealedUnder of a slot's image, as its signed manifest has it.
 func (m Machine) Sealed(slot string) (string, error) {
-	mf, err := m.manifestOf(slot)
+	mf, err := m.Manifest(slot)
 	return mf.Sealed, err
 }
 
 // errNoManifest: nobody says what a slot holds.
 var errNoManifest = errors.New("it has no signed manifest")
 
-// manifestOf reads the slot's signed manifest.
-func (m Machine) manifestOf(slot string) (manifest.Manifest, error) {
+// Manifest reads the slot's signed manifest. Errors: ErrBad, and those of the disk.
+func (m Machine) Manifest(slot string) (manifest.Manifest, error) {
 	var text, message []byte
 	err := m.ESP.With(false, func(dir Folder) (err error) {
 		if text, err = readFile(dir, slot, Manifest); err == nil {

@@ -61,7 +61,7 @@ func (m Machine) Verify(ctx context.Context, slot string) (h Held, err error) {
 // result is zero, without an error, when the slot has no manifest, or only that
 // of another image: then nobody vouches for the files here. Its error is ErrBad.
 func (m Machine) compareBootFiles(slot string, files digests, im image) (manifest.Manifest, error) {
-	mf, err := m.manifestOf(slot)
+	mf, err := m.Manifest(slot)
 	if errors.Is(err, errNoManifest) {
 		return manifest.Manifest{}, nil
 	}

@@ -7,6 +7,7 @@ import (
 	"sealroot/sealroot/install"
 	"sealroot/sealroot/rollbackfloor"
 	"sealroot/slots"
+	"sealroot/slots/manifest"
 	"sealroot/verity/signature"
 )
 
@@ -18,6 +19,15 @@ func (m *Machine) Level(s slots.Slot, r install.Running, trust string) (rollback
 		return rollbackfloor.Level{}, fmt.Errorf("cannot read the certificates: %w", err)
 	}
 	return install.Machine{Disk: m, ESP: bootESP{m.esp, m.choice}, Certs: certs}.Level(s, r), nil
+}
+
+// Manifest is a slot's signed manifest, by the certificates in the folder trust.
+func (m *Machine) Manifest(slot, trust string) (manifest.Manifest, error) {
+	certs, err := signature.LoadCertificates(os.DirFS(trust))
+	if err != nil {
+		return manifest.Manifest{}, fmt.Errorf("cannot read the certificates: %w", err)
+	}
+	return install.Machine{Disk: m, ESP: bootESP{m.esp, m.choice}, Certs: certs}.Manifest(slot)
 }
 
 // Sealed is what a slot's image opens the state by, as its signed manifest says, by the

@@ -126,9 +126,16 @@ func (l Look) Enroll(ctx context.Context, h *luks2.Header, p tpm.Policy, c Chang
 		e.Replaced = append(e.Replaced, r)
 		retire = append(retire, t.ID)
 	}
+	h, err := l.seal(ctx, h, p, c, retire, &e)
+	return h, e, err
+}
+
+// seal returns a header with a new secret, sealed under the policy, without what it
+// takes the place of.
+func (l Look) seal(ctx context.Context, h *luks2.Header, p tpm.Policy, c Change, retire []int, e *Enrolled) (*luks2.Header, error) {
 	token, pass, err := enrol.Seal(ctx, l.TPM, p, c.PIN, c.Rand)
 	if err != nil {
-		return nil, e, err
+		return nil, err
 	}
 	defer clear(pass)
 	e.Policy = Words(token)
@@ -139,7 +146,7 @@ func (l Look) Enroll(ctx context.Context, h *luks2.Header, p tpm.Policy, c Chang
 			return token.Encode()
 		},
 	})
-	return h, e, err
+	return h, err
 }
 
 // named returns a header with a keyslot that key opens, and a token that says what

@@ -217,15 +217,11 @@ func (l Look) literal(ctx context.Context, t tpm.Token) (Prospect, string) {
 	if t.PubKey != nil && t.SRK == nil {
 		return NotKnown, "an older program made it, whose policy has a form of its own"
 	}
-	values, err := l.values(ctx, t.Bank, t.PCRs)
+	fits, err := l.fits(ctx, t, nil)
 	if err != nil {
 		return NotKnown, err.Error()
 	}
-	digest, err := tpm.Policy{SignedPCRs: t.PubPCRs, PublicKey: t.PubKey, PCRs: t.PCRs, Bank: t.Bank, PIN: t.PIN}.Digest(values)
-	if err != nil {
-		return NotKnown, err.Error()
-	}
-	if digest == t.Policy {
+	if fits {
 		return Yes, ""
 	}
 	firmware := slices.DeleteFunc(slices.Clone(t.PCRs), func(pcr int) bool { return pcr == pcrsig.PCRVolume })
@@ -233,6 +229,20 @@ func (l Look) literal(ctx context.Context, t tpm.Token) (Prospect, string) {
 		return No, fmt.Sprintf("PCR %d of bank %s changed", firmware[0], t.Bank)
 	}
 	return No, fmt.Sprintf("one of PCR %s of bank %s changed", ints(firmware), t.Bank)
+}
+
+// fits says whether a token's policy is met by the PCRs of a boot of the image that
+// runs, but for those in other.
+func (l Look) fits(ctx context.Context, t tpm.Token, other tpm.Values) (bool, error) {
+	values, err := l.values(ctx, t.Bank, t.PCRs)
+	if err != nil {
+		return false, err
+	}
+	for pcr, v := range other {
+		values[pcr] = v
+	}
+	digest, err := tpm.Policy{SignedPCRs: t.PubPCRs, PublicKey: t.PubKey, PCRs: t.PCRs, Bank: t.Bank, PIN: t.PIN}.Digest(values)
+	return err == nil && digest == t.Policy, err
 }
 
 // errKernel: nobody here knows what the stub measures of the image.

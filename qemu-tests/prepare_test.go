@@ -1,0 +1,74 @@
+package qemutests
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+)
+
+// sealedToGRUB is an image under EFI GRUB whose state opens by its literal PCR 8 and 9
+// alone: nobody is asked for a key.
+func sealedToGRUB(more ...string) Image {
+	return Image{Loader: "grub-efi", Edit: append([]string{
+		"pcrs: []", "pcrs: [8, 9]", "on_failure: [prompt, degraded]", "on_failure: [degraded]",
+	}, more...)}
+}
+
+// Under literal PCR 8 and 9 each image has values of its own: an installation seals the
+// state to those of the image that it writes, which then opens it on trial and as
+// committed, and the slot of before still does.
+func TestUpdateUnderLiteralPCRsOpensByItself(t *testing.T) {
+	t.Parallel()
+	image := sealedToGRUB("recovery: later", "recovery: later\n  manage_key: true")
+	vm := NewMachine(t, UEFI, image.Build(t)).WithTPM().withParts(t, readFile(t, image.next(t).Parts(t))).Boot()
+	vm.UpIn("a")
+	if out := vm.Run("sealroot install /dev/vdb"); !strings.Contains(out, "for its kernel too") {
+		t.Errorf("install does not say that it has sealed the state anew: %s", out)
+	}
+	opens := func(slot, reason string) {
+		t.Helper()
+		vm.Reboot()
+		r := vm.UpIn(slot)
+		if r.State.Unlocked != "tpm2" || r.Slot.Reason != reason || r.FellBack != nil {
+			t.Fatalf("state %+v, slot %+v, fell back %+v: want %s, the state opened by the TPM", r.State, r.Slot, r.FellBack, reason)
+		}
+	}
+	opens("b", "trial")
+	vm.Run("sealroot commit")
+	opens("b", "committed")
+	vm.Run("sealroot rollback")
+	opens("a", "committed")
+	vm.PowerOff()
+}
+
+// Where no key is at hand to seal with, an installation is refused before it writes.
+// (The soak shows that its trial would not open the state.)
+func TestUpdateUnderLiteralPCRsWithoutAKeyIsRefused(t *testing.T) {
+	t.Parallel()
+	image := sealedToGRUB()
+	disk := image.Build(t)
+	m := NewMachine(t, UEFI, disk).WithTPM().Hold().withParts(t, readFile(t, image.next(t).Parts(t)))
+	vm := m.Boot()
+	vm.UpIn("a")
+	out, status := vm.TryRun("sealroot install /dev/vdb")
+	if status != 3 || !strings.Contains(out, "PCR [8 9]") || !strings.Contains(out, "state.manage_key") {
+		t.Errorf("exit status %d: %s; want 3, the reason and the remedy", status, out)
+	}
+	vm.PowerOff()
+	for _, part := range []string{"root-b", "root-b-verity", "root-b-verity-sig"} {
+		if content := readFile(t, disk.Extract(t, part)); len(bytes.Trim(content, "\x00")) > 0 {
+			t.Errorf("partition %s was written", part)
+		}
+	}
+	if !soaking() {
+		return
+	}
+	vm = m.Boot()
+	vm.UpIn("a")
+	vm.Run("sealroot install --locked-state /dev/vdb")
+	vm.Reboot()
+	if r := vm.UpIn("a"); r.FellBack == nil || r.FellBack.From != "b" {
+		t.Errorf("control: fell back %+v, want from b, which cannot open the state", r.FellBack)
+	}
+	vm.PowerOff()
+}
