@@ -63,7 +63,7 @@ func enroll(c *command) action {
 			return err
 		}
 		c.result.Data = enrolled
-		c.tellEnrolled(enrolled)
+		c.tellEnrolled(j.config, enrolled)
 		if rolls || len(j.report.TPM.RecordKeys) > 0 {
 			c.say("the TPM's records of this machine move to the present PCR policy key at the next boot of a committed slot: restart before you install an image without the previous one")
 		}
@@ -102,7 +102,7 @@ func (c *command) planEnrolment(ctx context.Context, j *keyJob, look volume.Look
 	}, nil
 }
 
-func (c *command) tellEnrolled(e volume.Enrolled) {
+func (c *command) tellEnrolled(cfg config.Config, e volume.Enrolled) {
 	for _, r := range e.Replaced {
 		if r.NextBoot == volume.Yes {
 			c.say("token %d is replaced; it was still good", r.Token)
@@ -112,6 +112,9 @@ func (c *command) tellEnrolled(e volume.Enrolled) {
 	}
 	for _, id := range e.Kept {
 		c.say("token %d was made by others and stays; sealroot state remove takes its keyslot away", id)
+	}
+	if perSlot(cfg) && slices.ContainsFunc(e.Replaced, func(r volume.Replaced) bool { return r.NextBoot == volume.No }) {
+		c.say("a token for another slot's image, if one was among them, is gone too: sealroot state prepare-update seals the state to that slot")
 	}
 	c.say("the TPM opens the volume from the next boot on: keyslot %d, token %d, %s", e.Keyslot, e.Token, e.Policy)
 }
@@ -452,7 +455,7 @@ func rekey(c *command) action {
 		}
 		c.result.Data = data
 		if enrolled != nil {
-			c.tellEnrolled(*enrolled)
+			c.tellEnrolled(j.config, *enrolled)
 		}
 		return nil
 	}

@@ -38,7 +38,8 @@ type onGRUB struct {
 	*fake
 	held map[string]string // kernel and initramfs of each slot, in a word
 	// signed is what the slots' manifests name.
-	signed map[string]string
+	signed   map[string]string
+	firmware string // what PCR 7 tells
 }
 
 func (g *onGRUB) Tries() int             { return 3 }
@@ -75,7 +76,7 @@ func (g *onGRUB) Manifest(slot, trust string) (manifest.Manifest, error) {
 // out here, and tells whether the TPM opens the volume.
 func (g *onGRUB) start(slot string) (opens bool) {
 	g.t.Helper()
-	g.sealed.boot("A", false)
+	g.sealed.boot(g.firmware, false)
 	word := g.held[slot]
 	for _, e := range []struct {
 		pcr  int
@@ -102,7 +103,7 @@ func (g *onGRUB) start(slot string) (opens bool) {
 // newOnGRUB is such a machine, which runs slot a; only the recovery key opens more.
 func newOnGRUB(t *testing.T) *onGRUB {
 	t.Helper()
-	g := &onGRUB{sealed: newSealed(t), held: map[string]string{"a": "1", "b": "old"}}
+	g := &onGRUB{sealed: newSealed(t), firmware: "A", held: map[string]string{"a": "1", "b": "old"}}
 	g.signed = maps.Clone(g.held)
 	g.fake = &fake{list: []slots.Slot{{Name: "a", Priority: 2, Successful: true}, {Name: "b"}}}
 	g.config.Boot.Loader, g.config.Trust.MeasurePCR = config.LoaderGRUB, 13
@@ -213,6 +214,25 @@ func TestAbandonedUpdatesLeaveNoToken(t *testing.T) {
 	g.commit()
 	if got := g.tokens(); got != 2 {
 		t.Errorf("%d tokens are left, want those of two slots", got)
+	}
+}
+
+// Where PCRs moved that no image moves, nobody knows which come back: no token goes.
+func TestTokensStayWhereOtherPCRsMoved(t *testing.T) {
+	g := newOnGRUB(t)
+	key := g.file(string(g.recovery))
+	g.config.State.TPM2.PCRs = []int{7, 8, 9}
+	g.ok("state", "enroll", "--recovery-key-file", key)
+	if err := g.install("b", "2", key); err != nil {
+		t.Fatal(err)
+	}
+	if g.firmware = "B"; g.start("b") {
+		t.Fatal("control: the state opens although PCR 7 is another")
+	}
+	g.commit()
+	g.firmware = "A"
+	if !g.start("b") || !g.start("a") {
+		t.Error("a slot does not open the state when PCR 7 is back")
 	}
 }
 

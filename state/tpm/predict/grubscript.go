@@ -3,7 +3,6 @@ package predict
 import (
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 )
@@ -434,19 +433,24 @@ func (s *scriptRun) test(args []string) (bool, error) {
 	return and, nil
 }
 
-// regexp sets a variable to a group of a match.
+// diskPattern is the one pattern that is understood: the disk of "(hd0,gpt2)/…".
+const diskPattern = `^\(([^,)]+)`
+
+// regexp sets a variable to the group of diskPattern.
 func (s *scriptRun) regexp(args []string) error {
 	if len(args) != 3 {
 		return errCommand
 	}
 	name, ok := strings.CutPrefix(args[0], "--set=1:")
-	re, err := regexp.CompilePOSIX(args[1])
-	if !ok || err != nil {
+	if !ok || args[1] != diskPattern {
 		return errCommand
 	}
-	m := re.FindStringSubmatch(args[2])
-	if s.ok = len(m) > 1; s.ok {
-		s.vars[name] = m[1]
+	disk, found := strings.CutPrefix(args[2], "(")
+	if end := strings.IndexAny(disk, ",)"); end >= 0 {
+		disk = disk[:end]
+	}
+	if s.ok = found && disk != ""; s.ok {
+		s.vars[name] = disk
 	}
 	return nil
 }
