@@ -23,11 +23,13 @@ import (
 	"sealroot/sealroot/exit"
 	"sealroot/sealroot/install"
 	"sealroot/sealroot/machine"
+	"sealroot/sealroot/prebuilt"
 	"sealroot/sealroot/recovery"
 	"sealroot/sealroot/secret"
 	"sealroot/sealroot/volume"
 	"sealroot/slots"
 	"sealroot/slots/bootlog"
+	"sealroot/slots/gpt"
 	"sealroot/state"
 	"sealroot/state/enrol"
 	"sealroot/state/luks2"
@@ -218,6 +220,7 @@ func exitCode(err error) int {
 		{exitRefused, []error{errNoAuthority, luks2.ErrPassphrase, luks2.ErrRecoveryKey, luks2.ErrLastKeyslot, volume.ErrNothing, volume.ErrPCRs}},
 		{exitRefused, []error{enrol.ErrNotBacked, tpm.ErrNoTPM, tpm.ErrSanity, secret.ErrForm, state.ErrNoImage, state.ErrNotImage}},
 		{exitRefused, []error{bootset.ErrRefused, bootset.ErrNoImage, machine.ErrInUse, machine.ErrNotDisk, install.ErrRoom, recovery.ErrNone, recovery.ErrNoEscrow, recovery.ErrNotTerminal}},
+		{exitRefused, []error{prebuilt.ErrThere, gpt.ErrHasState, gpt.ErrNoRoom, state.ErrNoRoom, state.ErrNotEmpty}},
 	} {
 		for _, e := range c.errs {
 			if errors.Is(err, e) {

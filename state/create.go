@@ -27,23 +27,33 @@ type CreateParams struct {
 	Unmount func() error
 	// Fill puts the first files into the mounted volume; may be nil.
 	Fill func(root *os.File) error
+	// Replaces is the volume of that name, by PrebuiltOf; it gives its room, and at the end its name.
+	Replaces *Prebuilt
 }
 
-// Create makes encrypted.img in dir, which must not hold anything of that name,
-// and leaves it open and mounted. Everything is on stable storage before the
-// file gets its name; a power cut before that leaves nothing. Errors:
-// ErrNoRoom, ErrMapped, fs.ErrExist, those of the callbacks.
+// Create makes encrypted.img in dir, which must not hold anything of that name but
+// a prebuilt volume that is replaced, and leaves it open and mounted. Everything is
+// on stable storage before the file gets its name; a power cut before that leaves
+// nothing, or the prebuilt volume. Errors: ErrNoRoom, ErrMapped, fs.ErrExist, those
+// of the callbacks.
 func Create(dir *os.File, devs Devices, p CreateParams) (*Volume, error) {
 	if there, err := Exists(dir, ImageName); err != nil {
 		return nil, fmt.Errorf("cannot look for %s: %w", ImageName, err)
-	} else if there {
+	} else if there && p.Replaces == nil {
 		return nil, fmt.Errorf("cannot create %s: %w", ImageName, os.ErrExist)
+	}
+	want := int64(0)
+	if p.Replaces != nil {
+		if err := emptyPrebuilt(dir); err != nil {
+			return nil, err
+		}
+		want = p.Replaces.Reserved
 	}
 	free, err := freeIn(dir)
 	if err != nil {
 		return nil, err
 	}
-	sizes, err := PlanSizes(free)
+	sizes, err := SizesFor(free, want)
 	if err != nil {
 		return nil, err
 	}
@@ -104,7 +114,7 @@ func (v *Volume) finish(dir, root *os.File, p CreateParams) error {
 			return err
 		}
 	}
-	return v.name(dir, root)
+	return v.name(dir, root, p)
 }
 
 // format writes the header and returns the volume key.
@@ -146,15 +156,16 @@ func (v *Volume) makeFilesystem(p CreateParams) (*os.File, error) {
 }
 
 // name makes everything durable and then gives the file its name.
-func (v *Volume) name(dir, root *os.File) error {
+func (v *Volume) name(dir, root *os.File, p CreateParams) error {
 	if err := unix.Syncfs(int(root.Fd())); err != nil {
 		return fmt.Errorf("cannot sync the new volume: %w", err)
 	}
 	if err := v.image.Sync(); err != nil {
 		return fmt.Errorf("cannot sync %s: %w", ImageName, err)
 	}
-	// crash point: before this line there is no file, after it a whole one
-	if err := give(v.image, dir, ImageName); err != nil {
+	// crash point: before this line there is no file, or the prebuilt one; after it
+	// a whole one
+	if err := giveImage(v.image, dir, p.Replaces != nil); err != nil {
 		return err
 	}
 	if err := unix.Syncfs(int(dir.Fd())); err != nil {

@@ -8,7 +8,8 @@
 // Crash points of Create: until the file has its name nothing exists, because
 // it is made with O_TMPFILE; the name is given only after everything in it is
 // on stable storage. A file of that name is therefore always complete, and is
-// never overwritten, re-made or deleted by this package.
+// never overwritten, re-made or deleted by this package, but for a reset
+// (BeginReset) and for a prebuilt one (PrebuiltOf), which holds nothing.
 package state
 
 import (
@@ -29,6 +30,8 @@ var (
 	// ErrNotImage: encrypted.img is not an ordinary file of its own (a link, a
 	// FIFO, a directory, a device, or one with a second name).
 	ErrNotImage = errors.New("encrypted.img is not a plain file")
+	// ErrPrebuilt: encrypted.img came with the image, and is no machine's volume.
+	ErrPrebuilt = errors.New("encrypted.img was made where the image was built, for a machine that has no volume yet")
 	// ErrNoRoom: the state partition is too small or too full.
 	ErrNoRoom = errors.New("not enough room on the state partition")
 	// ErrDamaged: the volume opened, but what is in it is not a file system

@@ -27,25 +27,34 @@ const (
 	manageKeyslot   = 3 // 2 is left for a key file
 )
 
-// firstBoot makes the volume where none ever was. A missing file on a machine
-// that had one is a message to its owner, never a new volume.
-func (b *boot) firstBoot(ctx context.Context) error {
+// firstBoot makes the volume where none ever was, or where the one that is there
+// came with the image. A missing file on a machine that had one is a message to its
+// owner, never a new volume; and so is a prebuilt one.
+func (b *boot) firstBoot(ctx context.Context, prebuilt *state.Prebuilt) error {
+	found := state.ErrNoImage
+	if prebuilt != nil {
+		found = state.ErrPrebuilt
+	}
 	why, err := b.provisioned(ctx)
 	if err != nil {
 		return stateError(slots.TPM, "%w", err)
 	}
 	if why != "" {
-		return stateError(slots.StateDamaged, "%w, but %s; nothing was changed: put the file back, or reset the state on purpose", state.ErrNoImage, why)
+		return stateError(slots.StateDamaged, "%w, but %s; nothing was changed: put the file back, or reset the state on purpose", found, why)
 	}
 	if b.cfg.State.Create != config.CreateFirstBoot {
-		return stateError(slots.StateDamaged, "%w, and state.create is %q", state.ErrNoImage, b.cfg.State.Create)
+		return stateError(slots.StateDamaged, "%w, and state.create is %q", found, b.cfg.State.Create)
+	}
+	if prebuilt != nil {
+		b.sys.Log.Info("state: the volume that came with the image is replaced")
 	}
 	b.sys.Log.Info("state: first boot, creating the encrypted volume")
 	var recovery, manage []byte
 	defer func() { clear(recovery); clear(manage) }()
 	v, err := state.Create(b.volume.outer, b.sys.Devices, state.CreateParams{
-		Label: b.cfg.Name,
-		Rand:  b.randomness(ctx),
+		Label:    b.cfg.Name,
+		Rand:     b.randomness(ctx),
+		Replaces: prebuilt,
 		Enroll: func(h *luks2.Header, key []byte) (*luks2.Header, error) {
 			h, err := b.enrollTPM(ctx, h, key)
 			if err != nil {

@@ -55,7 +55,7 @@ func (b *boot) resetFirst(ctx context.Context) (done bool, err error) {
 	}
 	if begun {
 		if err = b.finishReset(ctx, by); err == nil {
-			err = b.firstBoot(ctx)
+			err = b.firstBoot(ctx, nil)
 		}
 		return true, err
 	}

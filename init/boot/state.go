@@ -117,15 +117,22 @@ func (b *boot) openVolume(ctx context.Context) error {
 	if done, err := b.resetFirst(ctx); done || err != nil {
 		return err
 	}
+	var prebuilt *state.Prebuilt
 	v, err := state.Open(b.volume.outer, b.sys.Devices, func(l *state.LockedVolume) ([]byte, error) {
+		switch prebuilt = state.PrebuiltOf(l.Header); {
+		case prebuilt != nil && b.cfg.State.Create == config.CreateFirstBoot:
+			return nil, state.ErrPrebuilt
+		case prebuilt != nil:
+			b.warn("the encrypted volume was made where the image was built: every copy of that image has the same keys")
+		}
 		b.binding.volume = l
 		return b.unlockOrReset(ctx, l.Header)
 	})
 	if errors.Is(err, errReset) {
 		return b.beginReset(ctx, state.ResetByKey)
 	}
-	if errors.Is(err, state.ErrNoImage) {
-		return b.firstBoot(ctx)
+	if errors.Is(err, state.ErrNoImage) || errors.Is(err, state.ErrPrebuilt) {
+		return b.firstBoot(ctx, prebuilt)
 	}
 	if err != nil {
 		return stateError(unlockReason(err), "%w", err)

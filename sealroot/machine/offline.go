@@ -76,6 +76,19 @@ func OpenDisk(path, store string, write bool) (_ *Machine, err error) {
 	return m, nil
 }
 
+// OpenFile opens the image of a disk, a file that no machine runs from, to change it.
+// Nobody else uses it until it is closed. Errors: ErrInUse, ErrNotDisk.
+func OpenFile(path string) (*os.File, error) {
+	f, err := openUnused(path, true)
+	if err != nil {
+		return nil, err
+	}
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil, errors.Join(fmt.Errorf("cannot use %s, only the file of an image: %w", path, ErrNotDisk), err, f.Close())
+	}
+	return f, nil
+}
+
 // openUnused opens an image or a disk and makes sure that nobody else works on
 // it. A disk is claimed with O_EXCL, which fails while anything of it is mounted
 // or part of a device-mapper device; an image is refused while a loop device

@@ -9,6 +9,8 @@ const (
 	// Image the file beside it that holds the volume.
 	Volume = "encrypted"
 	Image  = "encrypted.img"
+	// NewImage has the volume that is about to take the place of a prebuilt one.
+	NewImage = ".encrypted.img.new"
 	// Provisioned is the partition's mark that a volume was made here.
 	Provisioned = ".sealroot-provisioned"
 	// Escrow is the recovery key, encrypted to the certificates of state.escrow.

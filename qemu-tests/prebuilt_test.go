@@ -1,0 +1,95 @@
+package qemutests
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// prebuild makes a volume in the image of a disk, and returns its recovery key.
+func (d *Disk) prebuild(t *testing.T, more ...string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "recovery.key")
+	tool(t, filepath.Join(buildDir, "sealroot"), append([]string{"state", "create", "--disk", d.Path, "--recovery-key-file", file}, more...)...)
+	key := tool(t, "cat", file)
+	if out, err := opens(t, d.EncryptedImage(t), key); err != nil {
+		t.Fatalf("cryptsetup does not open the prebuilt volume: %v: %s", err, out)
+	}
+	return key
+}
+
+// A machine puts a volume of its own in the place of one that came with the image,
+// with nobody there, also after a power cut; and takes none once it has its own.
+func TestPrebuiltStateIsReplaced(t *testing.T) {
+	t.Parallel()
+	disk := Image{}.Build(t)
+	key := disk.prebuild(t, "--reserve", "200")
+	factory, before := disk.Extract(t, "state"), disk.EncryptedImage(t)
+	m := NewMachine(t, DirectKernel, disk).WithTPM()
+	m.LoadSlot("a")
+	vm := m.Boot()
+	vm.Expect(`the volume that came with the image is replaced`, probeTime)
+	vm.Kill()
+
+	vm = m.Boot()
+	r := vm.UpIn("a")
+	if r.State.Unlocked != "created" || r.State.Pinned != "yes" || r.State.ReservedBytes != 200<<20 {
+		t.Errorf("state %+v, want a new volume with 200 MiB", r.State)
+	}
+	own := vm.recoveryKey()
+	vm.Run("write /var/lib/mine words that stay")
+	vm.PowerOff()
+	after := disk.EncryptedImage(t)
+	for _, tc := range []struct {
+		name, volume, key string
+		opens             bool
+	}{
+		{"control: the prebuilt volume", before, key, true},
+		{"the image's key", after, key, false},
+		{"control: the machine's own key", after, own, true},
+	} {
+		if output, err := opens(t, tc.volume, tc.key); (err == nil) != tc.opens {
+			t.Errorf("%s: cryptsetup opens it: %v, want %v: %s", tc.name, err == nil, tc.opens, output)
+		}
+	}
+	if strings.Contains(tool(t, "cryptsetup", "luksDump", after), "sealroot-prebuilt") {
+		t.Error("the machine's own volume is marked as prebuilt")
+	}
+
+	// Somebody puts what came with the image in its place.
+	disk.put(t, "state", factory)
+	vm = m.Boot()
+	vm.Expect(`was made where the image was built.* but the TPM remembers that volume .* nothing was changed`, probeTime)
+	vm.Kill()
+	if output, err := opens(t, disk.EncryptedImage(t), key); err != nil {
+		t.Errorf("the volume that was refused is not as it was: %v: %s", err, output)
+	}
+}
+
+// With state.create never the prebuilt volume is the machine's: a person types its
+// key once, and has the TPM bound.
+func TestPrebuiltStateIsKept(t *testing.T) {
+	t.Parallel()
+	disk := Image{Edit: []string{"create: first-boot", "create: never", "recovery: later", "recovery: none"}}.Build(t)
+	key := disk.prebuild(t)
+	m := NewMachine(t, DirectKernel, disk).WithTPM()
+	m.LoadSlot("a")
+	vm := m.Boot()
+	vm.Expect(`type the recovery key or passphrase`, probeTime)
+	vm.Send(key + "\r")
+	vm.Expect(`bind the TPM of this machine to the state anew`, commandTime)
+	vm.Send("yes\r")
+	r := vm.UpIn("a")
+	if r.State.Unlocked != "recovery-key" || r.State.Pinned != "anew" || !strings.Contains(strings.Join(r.Warnings, "\n"), "every copy of that image has the same keys") {
+		t.Errorf("state %+v, warnings %q", r.State, r.Warnings)
+	}
+	vm.Run("write /var/lib/mine words that stay")
+	vm.Reboot()
+	if r := vm.UpIn("a"); r.State.Unlocked != "tpm2" {
+		t.Errorf("the boot after: state %+v, want unlocked by tpm2", r.State)
+	}
+	if got := vm.Run("cat /var/lib/mine"); got != "words that stay" {
+		t.Errorf("the boot after reads %q", got)
+	}
+	vm.PowerOff()
+}
