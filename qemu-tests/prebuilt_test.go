@@ -67,7 +67,7 @@ func TestPrebuiltStateIsReplaced(t *testing.T) {
 }
 
 // With state.create never the prebuilt volume is the machine's: a person types its
-// key once, and has the TPM bound.
+// key once, and has the TPM bound. Its reset can only be one that keeps /home.
 func TestPrebuiltStateIsKept(t *testing.T) {
 	t.Parallel()
 	disk := Image{Edit: []string{"create: first-boot", "create: never", "recovery: later", "recovery: none"}}.Build(t)
@@ -90,6 +90,23 @@ func TestPrebuiltStateIsKept(t *testing.T) {
 	}
 	if got := vm.Run("cat /var/lib/mine"); got != "words that stay" {
 		t.Errorf("the boot after reads %q", got)
+	}
+
+	// A reset that keeps /home, where no new volume would be made.
+	vm.Run("write /home/mine a letter")
+	vm.Run("write /etc/mine a setting")
+	vm.Run("sealroot state reset --keep-home --yes")
+	vm.Reboot()
+	if after := vm.UpIn("a").State; after.Unlocked != "tpm2" || after.Reset != "kept-home" || after.UUID != r.State.UUID {
+		t.Errorf("after a reset: state %+v, want the same volume, unlocked by tpm2", after)
+	}
+	if got := vm.Run("cat /home/mine"); got != "a letter" {
+		t.Errorf("after a reset /home has %q", got)
+	}
+	for _, path := range []string{"/var/lib/mine", "/etc/mine", "/state/encrypted/.sealroot/reset-request"} {
+		if text, status := vm.TryRun("cat " + path); status == 0 {
+			t.Errorf("after a reset %s is there: %q", path, text)
+		}
 	}
 	vm.PowerOff()
 }

@@ -16,17 +16,16 @@ import (
 	"sealroot/state/reset"
 )
 
+const keptLoss = "all in the encrypted state but /home is removed at the next boot: /etc as it was changed, /var and the rest. Its keys stay: whoever has one can still read what was removed, until it is overwritten"
+
 const resetLoss = "all of the encrypted state is destroyed at the next boot: /etc as it was changed, /var, /home, its keyslots and recovery key"
 
 func resetState(c *command) action {
 	yes := c.flags.Bool("yes", false, "do not ask")
 	cancel := c.flags.Bool("cancel", false, "take a request back that no boot has obeyed yet")
-	keepHome := c.flags.Bool("keep-home", false, "not in this version")
+	keepHome := c.flags.Bool("keep-home", false, "keep /home, and with it the volume's keys: nothing is destroyed for good")
 	return func(ctx context.Context, _ []string) error {
-		if *keepHome {
-			return fmt.Errorf("%w: this version cannot keep /home: it lies in the volume whose keys a reset destroys; copy it elsewhere first", errUsage)
-		}
-		if *cancel && *yes {
+		if *cancel && (*yes || *keepHome) {
 			return fmt.Errorf("%w: --cancel asks nothing", errUsage)
 		}
 		r, err := c.booted()
@@ -37,7 +36,9 @@ func resetState(c *command) action {
 		if err != nil {
 			return err
 		}
-		if err := resettable(r, cfg); err != nil {
+		// A /home beside the volume outlasts its destruction.
+		keepVolume := *keepHome && !homeIsBeside(r)
+		if err := resettable(r, cfg, keepVolume); err != nil {
 			return fmt.Errorf("cannot reset the state: %w: %w", err, bootset.ErrRefused)
 		}
 		unlock, err := lock(ctx, c.env.Lock)
@@ -50,21 +51,39 @@ func resetState(c *command) action {
 			return c.cancelReset(path)
 		}
 		if !*yes {
-			if err := c.confirmReset(ctx); err != nil {
+			if err := c.confirmReset(ctx, keepVolume); err != nil {
 				return err
 			}
 		}
-		if err := durable.WriteFile(path, reset.Format(r.State.UUID)); err != nil {
+		if err := durable.WriteFile(path, reset.Format(r.State.UUID, keepVolume)); err != nil {
 			return fmt.Errorf("cannot ask for a factory reset: %w", err)
 		}
-		c.result.Data = map[string]any{"volume": r.State.UUID}
-		c.say("%s; sealroot state reset --cancel takes that back until then", resetLoss)
+		c.result.Data = map[string]any{"volume": r.State.UUID, "keeps_volume": keepVolume}
+		c.say("%s; sealroot state reset --cancel takes that back until then", lossOf(keepVolume))
 		return nil
 	}
 }
 
+func lossOf(keepVolume bool) string {
+	if keepVolume {
+		return keptLoss
+	}
+	return resetLoss
+}
+
+// homeIsBeside tells whether /home of this boot lies on the unencrypted side.
+func homeIsBeside(r report.Report) bool {
+	beside := false
+	for _, m := range r.Mounts {
+		if m.Where == "/home" { // the last one covers those before
+			beside = !strings.HasPrefix(m.What, "/state/encrypted/")
+		}
+	}
+	return beside
+}
+
 // resettable says why there is no reset on this machine.
-func resettable(r report.Report, cfg config.Config) error {
+func resettable(r report.Report, cfg config.Config, keepVolume bool) error {
 	switch {
 	case r.Degraded:
 		return errors.New("this boot is degraded, the encrypted volume is not open")
@@ -72,7 +91,7 @@ func resettable(r report.Report, cfg config.Config) error {
 		return errors.New("this boot has no encrypted volume")
 	case cfg.State.Reset == config.ResetNever:
 		return errors.New("state.reset of this image is never")
-	case cfg.State.Create != config.CreateFirstBoot:
+	case cfg.State.Create != config.CreateFirstBoot && !keepVolume:
 		return fmt.Errorf("state.create of this image is %s, so that no new volume would be made", cfg.State.Create)
 	}
 	return nil
@@ -89,13 +108,13 @@ func (c *command) cancelReset(path string) error {
 	return err
 }
 
-func (c *command) confirmReset(ctx context.Context) error {
+func (c *command) confirmReset(ctx context.Context, keepVolume bool) error {
 	tty, err := c.env.TTY()
 	if err != nil {
 		return fmt.Errorf("%w; --yes does without: %w", secret.ErrTerminal, err)
 	}
 	defer tty.Close()
-	fmt.Fprintf(tty, "sealroot: %s\n", resetLoss)
+	fmt.Fprintf(tty, "sealroot: %s\n", lossOf(keepVolume))
 	answer, err := secret.Ask(ctx, tty, "Type yes to destroy it (it is not shown): ")
 	if err != nil {
 		return err

@@ -23,6 +23,13 @@ func TestStateReset(t *testing.T) {
 			}
 		})
 	}
+	homeAt := func(places ...string) func(*report.Report) {
+		return func(r *report.Report) {
+			for _, what := range places {
+				r.Mounts = append(r.Mounts, report.Mount{What: what, Where: "/home", Type: "bind"})
+			}
+		}
+	}
 	for _, tt := range []struct {
 		name   string
 		args   string
@@ -34,15 +41,20 @@ func TestStateReset(t *testing.T) {
 		text   string
 		after  string
 	}{
-		{"yes", "--yes", open(nil), "first-boot", "", "", 0, "destroyed at the next boot", string(reset.Format(uuid))},
-		{"another_one_is_there", "--yes", open(nil), "first-boot", "", "x", 0, "destroyed at the next boot", string(reset.Format(uuid))},
+		{"yes", "--yes", open(nil), "first-boot", "", "", 0, "destroyed at the next boot", string(reset.Format(uuid, false))},
+		{"another_one_is_there", "--yes", open(nil), "first-boot", "", "x", 0, "destroyed at the next boot", string(reset.Format(uuid, false))},
 		{"nobody_to_ask", "", open(nil), "first-boot", "", "", 1, "--yes does without", ""},
 		{"never", "--yes", open(nil), "first-boot", config.ResetNever, "", 3, "state.reset of this image is never", ""},
 		{"no_new_volume", "--yes", open(nil), "never", "", "", 3, "no new volume would be made", ""},
 		{"degraded", "--yes", open(func(r *report.Report) { r.Degraded = true }), "first-boot", "", "", 3, "degraded", ""},
 		{"no_volume", "--yes", running(nil), "first-boot", "", "", 3, "no encrypted volume", ""},
-		{"keep_home", "--keep-home --yes", open(nil), "first-boot", "", "", 2, "cannot keep /home", ""},
-		{"cancel", "--cancel", open(nil), "first-boot", "", string(reset.Format(uuid)), 0, "the state stays", ""},
+		{"keep_home", "--keep-home --yes", open(homeAt("/state/encrypted/home")), "first-boot", "", "", 0, "but /home is removed at the next boot", string(reset.Format(uuid, true))},
+		{"keep_home_and_volume", "--keep-home --yes", open(nil), "never", "", "", 0, "Its keys stay", string(reset.Format(uuid, true))},
+		{"home_is_beside", "--keep-home --yes", open(homeAt("/state/encrypted/home", "/state/home")), "first-boot", "", "", 0, "destroyed at the next boot", string(reset.Format(uuid, false))},
+		{"home_is_beside_no_new_volume", "--keep-home --yes", open(homeAt("/state/home")), "never", "", "", 3, "no new volume would be made", ""},
+		{"keep_home_never", "--keep-home --yes", open(nil), "first-boot", config.ResetNever, "", 3, "state.reset of this image is never", ""},
+		{"cancel_keep_home", "--cancel --keep-home", open(nil), "first-boot", "", "x", 2, "asks nothing", "x"},
+		{"cancel", "--cancel", open(nil), "first-boot", "", string(reset.Format(uuid, false)), 0, "the state stays", ""},
 		{"cancel_nothing", "--cancel", open(nil), "first-boot", "", "", 3, "no factory reset was asked for", ""},
 		{"cancel_yes", "--cancel --yes", open(nil), "first-boot", "", "x", 2, "asks nothing", "x"},
 	} {

@@ -59,7 +59,7 @@ func verbs() []verb {
 		{name: "state rekey", summary: "rotate the secrets of the TPM and of the manage key", output: results, setup: rekey},
 		{name: "state escrow", args: "[--der]", summary: "print the escrowed recovery key, for the holder of its private key", setup: escrowedKey},
 		{name: "state create", args: "--disk IMAGE [--recovery-key-file FILE | --escrow CERT]", summary: "make partition and volume in the image of a disk, before its first boot", output: results, anyone: true, setup: createState},
-		{name: "state reset", args: "[--yes] [--cancel]", summary: "destroy the encrypted state at the next boot, and begin anew", output: results, setup: resetState},
+		{name: "state reset", args: "[--keep-home] [--yes] [--cancel]", summary: "destroy the encrypted state at the next boot, and begin anew", output: results, setup: resetState},
 		{name: "record", summary: "keep the report of this boot (sealroot-record.service)", output: results, hidden: true, setup: record},
 		{name: "exit-program", summary: "put this program where systemd-shutdown starts it (sealroot-exit.service)", hidden: true, setup: exitProgram},
 		{name: "deadline", summary: "end a trial that was not committed (sealroot-deadline.service)", output: results, hidden: true, setup: deadline},

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -15,6 +16,7 @@ import (
 	"sealroot/slots"
 	"sealroot/slots/efi"
 	"sealroot/state"
+	"sealroot/state/binds"
 	"sealroot/state/luks2"
 	"sealroot/state/reset"
 )
@@ -38,6 +40,9 @@ import (
 
 // errReset: a person with a key of the volume wants it destroyed.
 var errReset = errors.New("factory reset")
+
+// errResetNever: the configuration has no reset.
+var errResetNever = errors.New("state.reset is never")
 
 // Limits of the questions: a boot that nobody attends goes on soon.
 const (
@@ -104,7 +109,7 @@ func (b *boot) resetAskedBy() string {
 func (b *boot) mayReset(ctx context.Context) error {
 	switch s := b.cfg.State; {
 	case s.Reset == config.ResetNever:
-		return errors.New("state.reset is never")
+		return errResetNever
 	case s.Create != config.CreateFirstBoot:
 		return errors.New("no new volume would be made: state.create is " + s.Create)
 	}
@@ -248,12 +253,18 @@ func (b *boot) obeyRequest(ctx context.Context, v *state.Volume) error {
 		b.warn("cannot look for a request to reset: %v", err)
 		return nil
 	}
-	asked, err := b.requested(ctx, root, v.Header.UUID())
+	asked, keepHome, err := b.requested(ctx, root, v.Header.UUID())
 	root.Close()
 	if err != nil {
 		b.warn("the factory reset that was asked for is refused: %v", err)
 	}
-	if !asked {
+	switch {
+	case keepHome && v.ReadOnly != nil:
+		b.warn("the factory reset that was asked for waits until the volume can be written")
+		return nil
+	case keepHome || !asked && v.ReadOnly == nil:
+		return b.emptyVolume(asked)
+	case !asked:
 		return nil
 	}
 	if err := b.closeVolume(); err != nil {
@@ -262,15 +273,53 @@ func (b *boot) obeyRequest(ctx context.Context, v *state.Volume) error {
 	return b.beginReset(ctx, state.ResetBySystem)
 }
 
+// emptyVolume takes away what is in the mounted volume but /home, where that is asked
+// for, and in any case what a boot before this one has left of it; see state.SetAside.
+func (b *boot) emptyVolume(asked bool) error {
+	root, err := openDir(encryptedDir)
+	if err != nil {
+		b.warn("cannot look for what a reset has left: %v", err)
+		return nil
+	}
+	defer root.Close()
+	if asked {
+		err := state.SetAside(root, isHome, b.sys.Rand)
+		if err == nil {
+			// crash point: all is aside, and the request asks for it once more
+			err = unix.Unlinkat(int(root.Fd()), reset.File, 0)
+		}
+		if err == nil {
+			err = unix.Syncfs(int(root.Fd()))
+		}
+		if err != nil {
+			// Half of what was there must not come up.
+			root.Close()
+			return stateError(slots.StateDamaged, "cannot reset the state and keep /home: %w", errors.Join(err, b.closeVolume()))
+		}
+		b.report.State.Reset = report.ResetKeptHome
+		b.warn("FACTORY RESET (%s): all in the encrypted state is removed, but /home", state.ResetBySystem)
+	}
+	if err := state.RemoveAside(root); err != nil {
+		b.warn("cannot remove all of what a reset takes away, the next boot tries again: %v", err)
+	}
+	return nil
+}
+
+// isHome says whether a directory in the volume is /home or bound below it.
+func isHome(name string) bool {
+	list, _ := binds.Names([]string{name})
+	return len(list) == 1 && (list[0].To == "/home" || strings.HasPrefix(list[0].To, "/home/"))
+}
+
 // requested reads the request in the volume of that root. err says why one is
 // refused.
-func (b *boot) requested(ctx context.Context, root *os.File, uuid string) (asked bool, err error) {
+func (b *boot) requested(ctx context.Context, root *os.File, uuid string) (asked, keepHome bool, err error) {
 	f, err := mount.OpenBeneath(root, reset.File, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, mount.Strict)
 	if errors.Is(err, os.ErrNotExist) {
-		return false, nil
+		return false, false, nil
 	}
 	if err == nil {
-		err = reset.Read(f, uuid)
+		keepHome, err = reset.Read(f, uuid)
 		f.Close()
 	}
 	switch {
@@ -279,14 +328,18 @@ func (b *boot) requested(ctx context.Context, root *os.File, uuid string) (asked
 		err = errOtherVolume
 	case b.trialWithStandIn():
 		b.warn("a factory reset is asked for: it waits until this slot is committed, or another one runs")
-		return false, nil
+		return false, false, nil
+	case keepHome && b.cfg.State.Reset == config.ResetNever:
+		err = errResetNever
+	case keepHome:
+		return true, true, nil
 	default:
 		if err = b.mayReset(ctx); err == nil {
-			return true, nil
+			return true, false, nil
 		}
 	}
 	if gone := unix.Unlinkat(int(root.Fd()), reset.File, 0); gone != nil {
 		err = fmt.Errorf("%w; and the request stays: %w", err, gone)
 	}
-	return false, err
+	return false, false, err
 }

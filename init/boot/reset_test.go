@@ -96,13 +96,18 @@ func TestResetRequested(t *testing.T) {
 		why    string
 	}{
 		{"none", "", nil, false, false, ""},
-		{"asked", string(reset.Format(uuid)), nil, true, true, ""},
-		{"of_a_copied_volume", string(reset.Format("11111111-2222-4333-8444-aaaaaaaaaaaa")), nil, false, false, "not a request"},
-		{"never", string(reset.Format(uuid)), func(b *boot) { b.cfg.State.Reset = config.ResetNever }, false, false, "never"},
-		{"create_never", string(reset.Format(uuid)), func(b *boot) { b.cfg.State.Create = config.CreateNever }, false, false, "state.create"},
-		{"not_our_volume", string(reset.Format(uuid)), func(b *boot) { b.report.State.Pinned = report.PinnedNo }, false, false, errOtherVolume.Error()},
-		{"TPM_is_broken", string(reset.Format(uuid)), func(b *boot) { b.cfg.State.Unlock = []string{config.UnlockTPM2} }, false, false, "TPM"},
-		{"on_trial", string(reset.Format(uuid)), func(b *boot) {
+		{"asked", string(reset.Format(uuid, false)), nil, true, true, ""},
+		{"of_a_copied_volume", string(reset.Format("11111111-2222-4333-8444-aaaaaaaaaaaa", false)), nil, false, false, "not a request"},
+		{"never", string(reset.Format(uuid, false)), func(b *boot) { b.cfg.State.Reset = config.ResetNever }, false, false, "never"},
+		{"create_never", string(reset.Format(uuid, false)), func(b *boot) { b.cfg.State.Create = config.CreateNever }, false, false, "state.create"},
+		{"not_our_volume", string(reset.Format(uuid, false)), func(b *boot) { b.report.State.Pinned = report.PinnedNo }, false, false, errOtherVolume.Error()},
+		{"TPM_is_broken", string(reset.Format(uuid, false)), func(b *boot) { b.cfg.State.Unlock = []string{config.UnlockTPM2} }, false, false, "TPM"},
+		{"keep_home", string(reset.Format(uuid, true)), nil, true, true, ""},
+		{"keep_home_without_a_new_volume", string(reset.Format(uuid, true)), func(b *boot) { b.cfg.State.Create = config.CreateNever }, true, true, ""},
+		{"keep_home_of_a_copied_volume", string(reset.Format("11111111-2222-4333-8444-aaaaaaaaaaaa", true)), nil, false, false, "not a request"},
+		{"keep_home_never", string(reset.Format(uuid, true)), func(b *boot) { b.cfg.State.Reset = config.ResetNever }, false, false, "never"},
+		{"keep_home_not_our_volume", string(reset.Format(uuid, true)), func(b *boot) { b.report.State.Pinned = report.PinnedNo }, false, false, errOtherVolume.Error()},
+		{"on_trial", string(reset.Format(uuid, false)), func(b *boot) {
 			b.report.Slot.Trial = true
 			b.slots.observed.Slots = []slots.Slot{{Name: "a", Priority: 15, Successful: true}}
 		}, false, true, ""},
@@ -127,8 +132,8 @@ func TestResetRequested(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer root.Close()
-			asked, err := b.requested(t.Context(), root, uuid)
-			if asked != tt.asked || (err != nil) != (tt.why != "") || err != nil && !strings.Contains(err.Error(), tt.why) {
+			asked, keepHome, err := b.requested(t.Context(), root, uuid)
+			if asked != tt.asked || keepHome != (asked && strings.HasPrefix(tt.name, "keep_home")) || (err != nil) != (tt.why != "") || err != nil && !strings.Contains(err.Error(), tt.why) {
 				t.Errorf("requested() = %v, %v, want %v, %q", asked, err, tt.asked, tt.why)
 			}
 			if _, err := os.Lstat(path); (err == nil) != tt.stays {
@@ -232,5 +237,15 @@ func finished(s *sealed, reset bool) {
 	}
 	if id, err := b.tpm.dev.ReadIdentity(s.t.Context(), policy); begun && !errors.Is(err, tpm.ErrUnpinned) {
 		s.t.Errorf("the TPM still has %x pinned: %v", id, err)
+	}
+}
+
+func TestIsHome(t *testing.T) {
+	for name, want := range map[string]bool{
+		"home": true, "home-anna": true, `home-an\x2dna`: true, "homes": false, "var": false, "var-home": false, ".home": false, "etc": false, "lost+found": false, "home-..-etc": false,
+	} {
+		if got := isHome(name); got != want {
+			t.Errorf("isHome(%q) = %v, want %v", name, got, want)
+		}
 	}
 }

@@ -91,7 +91,7 @@ type State struct {
 	// sealed to the TPM, or is not open.
 	Pinned string `json:"pinned,omitempty"`
 	// Reset says who had the right to a factory reset that this boot has finished:
-	// running-system, key, physical-presence. Empty without one.
+	// running-system, key, physical-presence; or ResetKeptHome. Empty without one.
 	Reset string `json:"reset,omitempty"`
 }
 

@@ -35,6 +35,11 @@ const (
 	RecoveryWaiting  = "waiting-to-be-shown" // and the key is kept in the volume
 )
 
+// ResetKeptHome is the word of State.Reset after a reset that root on the running
+// system has asked for and that has left the volume and /home; else it says who had
+// the right (state.ResetBy).
+const ResetKeptHome = "kept-home"
+
 // Words of State.Pinned.
 const (
 	PinnedYes  = "yes"

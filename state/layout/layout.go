@@ -32,6 +32,8 @@ const (
 	RollbackFloor = Private + "/rollback-floor"
 	// ResetRequest asks for a factory reset at the next boot.
 	ResetRequest = Private + "/reset-request"
+	// Removed begins the names of folders with what a reset that keeps /home takes away.
+	Removed = Private + "/removed-"
 	// EtcWork is the work directory of the overlay over /etc.
 	EtcWork = Private + "/etc-work"
 )
