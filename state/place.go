@@ -84,6 +84,31 @@ func CheckPlace(r io.ReaderAt, start, size int64) error {
 	return nil
 }
 
+// CheckUnmounted looks at a partition on which WriteFilesystem was begun. It returns
+// nil where the file system was not mounted since: its superblock is the template's,
+// or there is none yet. ErrNotEmpty where there is another, or the copy that one has
+// once it was grown: whatever is wrong with it, it may hold something.
+func CheckUnmounted(r io.ReaderAt) error {
+	head := make([]byte, 4096)
+	if _, err := io.ReadFull(io.NewSectionReader(r, 0, int64(len(head))), head); err != nil {
+		return fmt.Errorf("it cannot be read: %w", err)
+	}
+	if unused, err := ext4.Unused(head); unused || err != nil {
+		return err
+	}
+	for _, s := range signatures {
+		if s.in(r, 0, head) {
+			return fmt.Errorf("%w: %s", ErrNotEmpty, s.what)
+		}
+	}
+	if there, err := ext4.BackupSuperblock(r); err != nil {
+		return err
+	} else if there {
+		return fmt.Errorf("%w: ext4 without its first superblock", ErrNotEmpty)
+	}
+	return nil
+}
+
 // GrowOuter grows the mounted file system of the state partition, whose root is
 // dir, to size bytes. It is done when everything is on stable storage.
 func GrowOuter(dir *os.File, size int64) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 
@@ -63,22 +64,37 @@ func (b *boot) statePartition(ctx context.Context) (part blockdev.Partition, unf
 }
 
 // stillEmpty refuses to write over an unfinished partition that holds a state: the
-// table's mark is a bit, which a tool may have set by mistake. What does not mount was
-// not written to its end.
+// table's mark is a bit, which a tool may have set by mistake. What does not mount
+// must be as it was left before anything could mount it.
 func (b *boot) stillEmpty(node string) error {
 	const place = runDir + "/" + unfinishedDir
 	if err := mkdirs(place); err != nil {
 		return err
 	}
-	if err := b.sys.Mounter.MountIn(foreignFilesystem("ext4", node), mount.Place{Root: runDir, Path: unfinishedDir}); err != nil {
-		b.sys.Log.Info("state: the unfinished partition is begun anew: %v", err)
-		return os.Remove(place)
+	fs := foreignFilesystem("ext4", node)
+	fs.Options = []string{"errors=continue"} // its journal is ours, and whole only with it
+	if err := b.sys.Mounter.MountIn(fs, mount.Place{Root: runDir, Path: unfinishedDir}); err != nil {
+		b.sys.Log.Info("state: cannot look into the unfinished partition: %v", err)
+		dev, openErr := blockdev.Open(node, false)
+		if openErr != nil {
+			return errors.Join(openErr, os.Remove(place))
+		}
+		return errors.Join(neverMounted(dev, err), dev.Close(), os.Remove(place))
 	}
 	dir, err := openDir(place)
 	if err == nil {
 		err = errors.Join(holdsNoState(dir), dir.Close())
 	}
 	return errors.Join(err, b.sys.Mounter.Unmount(place), os.Remove(place))
+}
+
+// neverMounted refuses an unfinished partition of which it cannot be told that it
+// never held anything; cause is why it does not mount now.
+func neverMounted(r io.ReaderAt, cause error) error {
+	if err := state.CheckUnmounted(r); err != nil {
+		return fmt.Errorf("the state partition is marked as unfinished (attribute bit 48), but was mounted before, and now: %w: %w; nothing was changed", cause, err)
+	}
+	return nil
 }
 
 // holdsNoState returns an error where anything of a state lies in dir. None is made

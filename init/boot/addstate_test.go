@@ -1,13 +1,18 @@
 package boot
 
 import (
+	"crypto/rand"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"sealroot/init/config"
 	"sealroot/slots"
+	"sealroot/state"
 	"sealroot/state/layout"
 )
 
@@ -48,5 +53,29 @@ func TestUnfinishedHoldsNoState(t *testing.T) {
 		if err := holdsNoState(dir); (err == nil) != empty || err != nil && !strings.Contains(err.Error(), name) {
 			t.Errorf("with %q: %v, want it to be made anew: %v", name, err, empty)
 		}
+	}
+}
+
+// Nor is one made anew that does not mount, unless nothing ever mounted it.
+func TestUnfinishedThatDoesNotMount(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "partition"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Truncate(256 << 20); err != nil {
+		t.Fatal(err)
+	}
+	if err := state.WriteFilesystem(f, rand.Reader); err != nil {
+		t.Fatal(err)
+	}
+	if err := neverMounted(f, unix.EUCLEAN); err != nil {
+		t.Errorf("as it was written: %v", err)
+	}
+	if _, err := f.WriteAt([]byte{1}, 1024+0x34); err != nil { // s_mnt_count
+		t.Fatal(err)
+	}
+	if err := neverMounted(f, unix.EUCLEAN); !errors.Is(err, state.ErrNotEmpty) || !errors.Is(err, unix.EUCLEAN) {
+		t.Errorf("mounted once: %v, want %v and why it does not mount", err, state.ErrNotEmpty)
 	}
 }

@@ -1,6 +1,7 @@
 package ext4
 
 import (
+	"bytes"
 	_ "embed"
 	"encoding/binary"
 	"errors"
@@ -30,6 +31,9 @@ var template string
 const TemplateBytes = 64 << 20
 
 const (
+	// secondGroup is where it begins, in bytes: 32768 blocks of 4 KiB.
+	secondGroup = 128 << 20
+
 	recordFill = 0
 	recordData = 1
 	// writeChunk is the size of one write, and what the first one must hold:
@@ -82,6 +86,48 @@ func WriteTemplate(w io.WriterAt, uuid, hashSeed [16]byte) error {
 		}
 	}
 	return nil
+}
+
+// firstSector is how much of the superblock a disk writes at once. It has the
+// counters of mounts, and all that identify changes but the checksum.
+const firstSector = 512
+
+// Unused tells whether the file system whose beginning b is was written by
+// WriteTemplate and not mounted since: every mount for writing changes the first
+// sector of the superblock. What else of it reached the disk does not matter.
+func Unused(b []byte) (bool, error) {
+	var want []byte
+	for rest := template; len(want) < superblockOffset+firstSector; {
+		var rec record
+		var err error
+		if rec, rest, err = nextRecord(rest); err != nil {
+			return false, err
+		}
+		want = rec.appendTo(want, min(rec.length, superblockOffset+firstSector-len(want)))
+	}
+	if len(b) < len(want) {
+		return false, nil
+	}
+	got := bytes.Clone(b[superblockOffset:len(want)])
+	want = want[superblockOffset:]
+	for _, field := range []int{sbUUID, sbHashSeed} {
+		copy(got[field:][:16], want[field:])
+	}
+	return bytes.Equal(got, want), nil
+}
+
+// BackupSuperblock tells whether r has the first copy of a superblock, which is where
+// the second block group begins: a file system of 4 KiB blocks with more than one.
+func BackupSuperblock(r io.ReaderAt) (bool, error) {
+	b := make([]byte, superblockBytes)
+	if n, err := r.ReadAt(b, secondGroup); n < len(b) {
+		if errors.Is(err, io.EOF) {
+			return false, nil
+		}
+		return false, fmt.Errorf("cannot read the copy of an ext4 superblock: %w", err)
+	}
+	_, err := parseSuperblock(b)
+	return err == nil, nil
 }
 
 // identify puts uuid and hash seed into the superblock of the file system
