@@ -20,36 +20,27 @@ const (
 // errNoPIN: nobody typed a PIN.
 var errNoPIN = errors.New("no PIN was typed")
 
-// unseal asks the TPM for a token's secret, and a person for the PIN of one that
-// has one.
-func (b *boot) unseal(ctx context.Context, token tpm.Token) ([]byte, error) {
-	within := func(what func(ctx context.Context) error) error {
-		ctx, cancel := context.WithTimeout(ctx, tpmTime)
-		defer cancel()
-		return what(ctx)
+// unsealWithPIN asks a person for the PIN and opens with it the first of the tokens
+// whose secret the TPM gives for it: anybody may have put tokens of their own beside
+// the machine's. open is what follows; the tokens are checked already (usable).
+// It notes why a token did not open. nil: none has.
+func (b *boot) unsealWithPIN(ctx context.Context, tokens []usableToken, open func(t usableToken, secret []byte) ([]byte, error)) (key []byte) {
+	if len(tokens) == 0 {
+		return nil
 	}
-	var secret []byte
-	try := func(pin []byte) error {
-		return within(func(ctx context.Context) (err error) {
-			secret, err = b.tpm.dev.Unseal(ctx, token, b.signatures(), pin)
+	r := pinRound{left: tokens}
+	err := b.askPIN(ctx, func(pin []byte) error {
+		return r.try(b.pinsLeft(ctx, len(r.left)), func(t usableToken) (err error) {
+			key, err = b.unsealAndOpen(ctx, t, pin, open)
 			return err
-		})
+		}, b.refuse)
+	})
+	if err != nil {
+		for _, t := range r.left {
+			b.refuse(t, err)
+		}
 	}
-	switch wanted := b.cfg.State.TPM2.PIN; {
-	case wanted && !token.PIN:
-		return nil, fmt.Errorf("%w: it opens without a PIN, and state.tpm2.pin is set; enrol anew", errNotUsed)
-	case token.PIN && !wanted:
-		return nil, fmt.Errorf("%w: it has a PIN, and state.tpm2.pin is not set", errNotUsed)
-	case !wanted:
-		err := try(nil)
-		return secret, err
-	}
-	// Nobody types a PIN that would open nothing.
-	err := within(func(ctx context.Context) error { return b.tpm.dev.Check(ctx, token, b.signatures()) })
-	if err == nil {
-		err = b.askPIN(ctx, try)
-	}
-	return secret, err
+	return key
 }
 
 // askPIN asks for the PIN until try takes one, or the tries of this boot are used
@@ -90,6 +81,10 @@ func (b *boot) askPIN(ctx context.Context, try func(pin []byte) error) (err erro
 			return err
 		case !errors.Is(err, tpm.ErrPIN):
 			return err
+		case errors.Is(err, errNotAll):
+			c.Print("sealroot: that is not the PIN, or not for the token that it was tried on. Type it again: it does not count yet.\n")
+			c.Flush()
+			continue
 		}
 		b.pinTries++
 		if b.pinTries >= pinTries {

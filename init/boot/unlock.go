@@ -70,69 +70,115 @@ func (b *boot) unlockByTPM(ctx context.Context, h *luks2.Header) []byte {
 		b.attempt("tpm2: %v", err)
 		return nil
 	}
-	found, budget := false, newBudget()
+	budget := newBudget()
+	open := func(t usableToken, secret []byte) ([]byte, error) { return b.openWith(ctx, h, t, secret, budget) }
+	found, withPIN := false, []usableToken{}
 	for _, t := range h.Tokens() {
 		if t.Type != tpm.TokenType {
 			continue
 		}
 		found = true
-		key, keyslot, err := b.tryToken(ctx, h, t, budget)
-		if err != nil {
-			b.attempt("tpm2, token %d: %v", t.ID, err)
-			b.binding.refused(err)
+		u, err := b.usable(ctx, t)
+		if err == nil && u.token.PIN {
+			withPIN = append(withPIN, u)
 			continue
 		}
-		b.report.State.Unlocked, b.report.State.Token, b.report.State.Keyslot = report.UnlockedTPM2, t.ID, keyslot
-		b.sys.Log.Info("state: unlocked by the TPM (token %d)", t.ID)
-		return key
+		var key []byte
+		if err == nil {
+			key, err = b.unsealAndOpen(ctx, u, nil, open)
+		}
+		if err == nil {
+			return key
+		}
+		b.refuse(u, err)
 	}
 	if !found {
 		b.attempt("tpm2: %v", errNoToken)
 		b.binding.refused(errNoToken)
 	}
-	return nil
+	return b.unsealWithPIN(ctx, withPIN, open)
 }
 
-func (b *boot) tryToken(ctx context.Context, h *luks2.Header, t luks2.Token, budget *luks2.Budget) (key []byte, keyslot int, err error) {
+// usableToken is a token that may be used as the configuration is.
+type usableToken struct {
+	id       int
+	keyslots []int
+	token    tpm.Token
+}
+
+// refuse notes why a token did not open the volume.
+func (b *boot) refuse(t usableToken, err error) {
+	b.attempt("tpm2, token %d: %v", t.id, err)
+	b.binding.refused(err)
+}
+
+// usable reads a token; with an error only its number is known. One with a PIN is
+// tried as far as that goes without: nobody types a PIN that would open nothing.
+func (b *boot) usable(ctx context.Context, t luks2.Token) (usableToken, error) {
+	u := usableToken{id: t.ID, keyslots: t.Keyslots}
 	token, err := tpm.ParseToken(t.JSON)
 	if err != nil {
-		return nil, 0, err
+		return u, err
 	}
-	if !token.Capped() && !b.cfg.State.TPM2.AllowUncapped {
-		return nil, 0, fmt.Errorf("%w: its policy holds no PCR that is closed before hand-over: whatever runs later could unseal it again; enrol anew, or set allow_uncapped", errNotUsed)
+	u.token = token
+	switch wanted := b.cfg.State.TPM2.PIN; {
+	case !token.Capped() && !b.cfg.State.TPM2.AllowUncapped:
+		return u, fmt.Errorf("%w: its policy holds no PCR that is closed before hand-over: whatever runs later could unseal it again; enrol anew, or set allow_uncapped", errNotUsed)
+	case wanted && !token.PIN:
+		return u, fmt.Errorf("%w: it opens without a PIN, and state.tpm2.pin is set; enrol anew", errNotUsed)
+	case token.PIN && !wanted:
+		return u, fmt.Errorf("%w: it has a PIN, and state.tpm2.pin is not set", errNotUsed)
+	case !wanted:
+		return u, nil
 	}
-	secret, err := b.unseal(ctx, token)
+	ctx, cancel := context.WithTimeout(ctx, tpmTime)
+	defer cancel()
+	return u, b.tpm.dev.Check(ctx, token, b.signatures())
+}
+
+// unsealAndOpen asks the TPM for a token's secret; open is what follows.
+func (b *boot) unsealAndOpen(ctx context.Context, t usableToken, pin []byte, open func(usableToken, []byte) ([]byte, error)) ([]byte, error) {
+	within, cancel := context.WithTimeout(ctx, tpmTime)
+	defer cancel()
+	secret, err := b.tpm.dev.Unseal(within, t.token, b.signatures(), pin)
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	defer clear(secret)
+	return open(t, secret)
+}
+
+// openWith opens one of the token's keyslots with the secret that the TPM gave, if
+// that is of this machine's volume.
+func (b *boot) openWith(ctx context.Context, h *luks2.Header, t usableToken, secret []byte, budget *luks2.Budget) (key []byte, err error) {
 	pass := tpm.Passphrase(secret)
 	defer clear(pass)
+	err = fmt.Errorf("%w: it names no keyslot", errNotUsed)
 	list := h.Keyslots()
 	for i := range list {
 		k := &list[i]
-		if !slices.Contains(t.Keyslots, k.ID) {
+		if !slices.Contains(t.keyslots, k.ID) {
 			continue
 		}
-		if key, err = budget.Unlock(h, k, pass); err == nil {
-			id := luks2.VolumeKeyID(key, state.DeviceName, h.UUID())
-			if err = b.ours(ctx, id); err == nil || b.adopts(err) {
-				err = b.floorFor(id)
-			}
-			if err != nil {
-				clear(key)
-				b.pin.withheld = true
-				return nil, 0, err
-			}
-			b.report.TPM.PCRs, b.report.TPM.Policy, b.report.TPM.PIN = token.AllPCRs(), b.cfg.State.TPM2.Policy, token.PIN
-			b.keyEnrolled = b.underPresentKey(token)
-			return key, k.ID, nil
+		if key, err = budget.Unlock(h, k, pass); err != nil {
+			continue
 		}
+		id := luks2.VolumeKeyID(key, state.DeviceName, h.UUID())
+		if err = b.ours(ctx, id); err == nil || b.adopts(err) {
+			err = b.floorFor(id)
+		}
+		if err != nil {
+			clear(key)
+			b.pin.withheld = true
+			return nil, err
+		}
+		b.report.TPM.PCRs, b.report.TPM.Policy, b.report.TPM.PIN = t.token.AllPCRs(), b.cfg.State.TPM2.Policy, t.token.PIN
+		b.keyEnrolled = b.underPresentKey(t.token)
+		b.report.State.Unlocked, b.report.State.Token, b.report.State.Keyslot = report.UnlockedTPM2, t.id, k.ID
+		b.sys.Log.Info("state: unlocked by the TPM (token %d)", t.id)
+		return key, nil
 	}
-	if err == nil {
-		err = fmt.Errorf("%w: it names no keyslot", errNotUsed)
-	}
-	return nil, 0, err
+	return nil, err
 }
 
 // stubSignatures and stubPublicKey are where systemd-stub leaves what the UKI holds.

@@ -1,0 +1,65 @@
+package boot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"sealroot/state/tpm"
+)
+
+// pinRound is the tokens that a PIN may be for, in the order in which the next one
+// is tried on them.
+type pinRound struct {
+	left []usableToken
+	// untried: so many of them have not seen the last PIN.
+	untried int
+}
+
+// errNotAll goes with tpm.ErrPIN where a PIN was not tried on every token.
+var errNotAll = errors.New("not tried on every token")
+
+// try tries a PIN on most tokens, until one opens. A token that something else is
+// wrong with is refused and left out from then on. Those that a PIN was not tried on
+// come first the next time. Errors: tpm.ErrPIN, with errNotAll where there are such;
+// tpm.ErrLockedOut; where no token is left, what was wrong with the last one.
+func (r *pinRound) try(most int, unseal func(t usableToken) error, refuse func(t usableToken, err error)) (err error) {
+	wrong := []usableToken{}
+	for len(r.left) > 0 && len(wrong) < most {
+		t := r.left[0]
+		err = unseal(t)
+		if err == nil || errors.Is(err, tpm.ErrLockedOut) {
+			break
+		}
+		r.left = r.left[1:]
+		if errors.Is(err, tpm.ErrPIN) {
+			wrong = append(wrong, t)
+			continue
+		}
+		refuse(t, err)
+	}
+	untried := len(r.left)
+	r.left = append(r.left, wrong...)
+	switch {
+	case err == nil || errors.Is(err, tpm.ErrLockedOut) || len(r.left) == 0:
+		return err
+	case untried > 0:
+		return fmt.Errorf("%w: %w", tpm.ErrPIN, errNotAll)
+	}
+	return tpm.ErrPIN
+}
+
+// pinsLeft is on how many of n tokens a PIN may be tried: each wrong one counts in
+// the TPM, and what somebody put there must not by itself lock its owner out.
+func (b *boot) pinsLeft(ctx context.Context, n int) int {
+	if n == 1 {
+		return n
+	}
+	ctx, cancel := context.WithTimeout(ctx, tpmTime)
+	defer cancel()
+	left, err := b.tpm.dev.TriesLeft(ctx)
+	if err != nil {
+		b.sys.Log.Warn("%v", err)
+	}
+	return max(1, min(n, left-1))
+}
