@@ -67,6 +67,9 @@ func TestFactoryReset(t *testing.T) {
 	asks("no")
 	vm.Expect(`FACTORY RESET \(running-system\): the volume is destroyed; restarting`, probeTime)
 	second := anew(first, "running-system")
+	if text := vm.Run("sealroot status"); !strings.Contains(text, "ended: state: factory reset") {
+		t.Errorf("of the boot that destroyed the state sealroot status says nothing:\n%s", text)
+	}
 	fresh := vm.recoveryKey()
 	vm.keepSomething()
 

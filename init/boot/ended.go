@@ -78,9 +78,9 @@ func (b *boot) backoff() time.Duration {
 
 // keepReport leaves the report of a boot that never reaches the real init in the
 // boot log, and counts it as failed. A restart that belongs to the ordinary
-// course, as into a slot on trial, leaves none.
+// course, as into a slot on trial, leaves none; one that destroyed the state does.
 func (b *boot) keepReport(stage string, cause error, count bool) {
-	if b.slots.log == nil || len(b.report.Failures) == 0 && !count {
+	if b.slots.log == nil || len(b.report.Failures) == 0 && b.report.State.ResetBegun == "" && !count {
 		return
 	}
 	// A last resort was counted when it was chosen.

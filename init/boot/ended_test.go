@@ -17,6 +17,7 @@ import (
 	"sealroot/slots/bootlog"
 	"sealroot/slots/efi"
 	"sealroot/slots/fixed"
+	"sealroot/state"
 )
 
 // fakeVerity is a dm-verity device that says of itself what status says.
@@ -141,6 +142,7 @@ func TestReportOfABootThatEnded(t *testing.T) {
 		reports  int
 		pauses   int
 	}{
+		{"factory_reset", 0, fmt.Errorf("factory reset: %w", errReboot), 1, 0},
 		{"failed", 1, stateError(slots.UnlockRefused, "%w", errLocked), 1, 1},
 		{"failed_before_a_slot_was_chosen", 0, environmentError(slots.DeviceMissing, "no disk"), 1, 1},
 		{"halt", 1, fmt.Errorf("%w: %w", errHalt, errLocked), 1, 0},
@@ -153,6 +155,9 @@ func TestReportOfABootThatEnded(t *testing.T) {
 			b.slots.store, b.slots.log = store, store
 			for range tt.failures {
 				b.failed("state", "", tt.err)
+			}
+			if tt.name == "factory_reset" {
+				b.report.State.ResetBegun = state.ResetByKey.String()
 			}
 			_ = b.ended(t.Context(), "state", tt.err)
 			if len(store.record.Reports) != tt.reports || store.record.Pauses != tt.pauses {

@@ -199,7 +199,8 @@ func (b *boot) beginReset(ctx context.Context, by state.ResetBy) error {
 	if err != nil {
 		return stateError(slots.StateDamaged, "cannot reset the state: %w", err)
 	}
-	b.sys.Log.Warn("state: FACTORY RESET (%s): the volume is destroyed; restarting to make a new one", by)
+	b.report.State.ResetBegun = by.String()
+	b.warn("FACTORY RESET (%s): the volume is destroyed; restarting to make a new one", by)
 	b.giveBack()
 	return fmt.Errorf("factory reset: %w", errReboot)
 }

@@ -93,6 +93,9 @@ type State struct {
 	// Reset says who had the right to a factory reset that this boot has finished:
 	// running-system, key, physical-presence; or ResetKeptHome. Empty without one.
 	Reset string `json:"reset,omitempty"`
+	// ResetBegun says the same of the boot that destroyed the volume and restarted,
+	// whose report is in the boot log.
+	ResetBegun string `json:"reset_begun,omitempty"`
 }
 
 // Fallback says that another slot should have run.
