@@ -151,6 +151,9 @@ func situations() map[string]Input {
 		r.State.Unlocked, r.State.Keyslot, r.State.Token = "degraded", -1, -1
 	})
 	add("sealed_by_an_earlier_boot", Input{Slots: slotsOf(good, other)}, func(r *report.Report) { r.TPM.Policy = "" })
+	add("sealed_to_one_uki", Input{Slots: slotsOf(good, other)}, func(r *report.Report) {
+		r.BootPath, r.TPM.Policy, r.TPM.PCRs = "uki", "signed-pcr11+4", []int{4, 11, 12}
+	})
 	add("nothing_closed", Input{Slots: slotsOf(good, other)}, func(r *report.Report) { r.TPM.Capped = nil })
 	add("no_tpm", Input{Slots: slotsOf(good, other)}, func(r *report.Report) {
 		r.TPM, r.State.Unlocked, r.State.Keyslot, r.State.Token = report.TPM{}, "passphrase", 2, -1

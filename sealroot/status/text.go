@@ -179,6 +179,9 @@ func (s Status) stateRows(row func(name, format string, args ...any)) {
 		closed = pcrs("closed: PCR ", r.TPM.Capped) + " in " + strings.Join(r.TPM.Banks, ", ")
 	}
 	row("TPM", "%s; %s", policy, closed)
+	if sealed(r) && r.TPM.Policy == config.PolicySignedPCR11And4 {
+		row("updates", "%s holds PCR 4, which is of one unified kernel image: the state has to be enrolled anew for every other", r.TPM.Policy)
+	}
 	if sealed(r) && accepted(r) {
 		// PID 1 seals there only by the exception.
 		what := "whatever is started"
