@@ -6,15 +6,17 @@ import (
 )
 
 // The TPM refuses and nobody sits there: the machine comes up degraded, is unlocked
-// from a file on the running system, and the next boot is whole. On its way there a
+// from a file on the running system, and the next boot is whole although nobody can
+// type anything there: by the voucher of the degraded boot. On its way there a
 // state partition that was marked as having errors is repaired by the root's e2fsck.
 func TestDegradedIsUnlocked(t *testing.T) {
 	t.Parallel()
 	disk := Image{
+		Config: "uki", SecureBoot: true,
 		Edit:  []string{"on_failure: [prompt, degraded]", "on_failure: [degraded]\n  fsck: auto"},
 		Extra: hostPrograms(t, "/usr/sbin/e2fsck"),
 	}.Build(t)
-	m := NewMachine(t, BIOS, disk).WithTPM()
+	m := NewMachine(t, UEFISecure, disk).WithTPM()
 	vm := m.Boot()
 	vm.UpIn("a")
 	key := vm.recoveryKey()
@@ -37,7 +39,7 @@ func TestDegradedIsUnlocked(t *testing.T) {
 		t.Errorf("a wrong key: status %d, %s", status, output)
 	}
 	vm.Run("write /run/key " + key)
-	if output := vm.Run("sealroot state unlock --recovery-key-file /run/key"); !strings.Contains(output, "sealed by another TPM") || !strings.Contains(output, "the next boot unlocks with the TPM") {
+	if output := vm.Run("sealroot state unlock --recovery-key-file /run/key"); !strings.Contains(output, "sealed by another TPM") || !strings.Contains(output, "the next boot unlocks with the TPM, and records there") {
 		t.Errorf("state unlock says\n%s", output)
 	}
 	if got := vm.Run("cat /state/encrypted/var/lib/mine"); got != "words that stay" {
@@ -65,6 +67,9 @@ func TestDegradedIsUnlocked(t *testing.T) {
 	}
 	if got := vm.Run("cat /var/lib/mine"); got != "words that stay" {
 		t.Errorf("the next boot reads %q", got)
+	}
+	if names := vm.Run("ls /state"); strings.Contains(names, "voucher") {
+		t.Errorf("the voucher is still there: %s", names)
 	}
 	vm.PowerOff()
 	if dump := tool(t, "dumpe2fs", "-h", disk.Extract(t, "state")); strings.Contains(dump, "errors") && !strings.Contains(dump, "Filesystem state:         clean\n") {

@@ -59,7 +59,7 @@ func newSealed(t *testing.T) *sealed {
 	s.env = Env{
 		Stdin: strings.NewReader(""), Version: "v1", Report: filepath.Join(dir, "boot.json"), State: filepath.Join(dir, "state"),
 		Key: filepath.Join(dir, "state/encrypted/.sealroot/recovery.key"), Lock: filepath.Join(dir, "lock"),
-		Config: filepath.Join(dir, "config.json"), PCRKey: filepath.Join(dir, "pcr.pem"), PCRKeys: filepath.Join(dir, "pcr-previous"),
+		Config: filepath.Join(dir, "config.json"), PCRKey: filepath.Join(dir, "pcr.pem"), Voucher: filepath.Join(dir, "voucher"), PCRKeys: filepath.Join(dir, "pcr-previous"),
 		OpenTPM: func(context.Context) (*tpm.TPM, error) { return tpm.New(s.tpm), nil },
 		TTY:     func() (*os.File, error) { return nil, errors.New("no terminal") },
 		Open:    func(Where) (Machine, error) { return nil, errors.New("no disk") },

@@ -105,6 +105,7 @@ type Env struct {
 	TPM      string   // the TPM in sysfs
 	Config   string   // path of the configuration of this boot
 	PCRKey   string   // path of its PCR policy key
+	Voucher  string   // path of what a degraded boot leaves for state unlock
 	PCRKeys  string   // folder of the keys before it that still count
 	Meminfo  string   // how much memory there is
 	// Devices and Mounter open the volume of a degraded boot.
@@ -142,6 +143,7 @@ func main() {
 		TPM:      "/sys/class/tpm/tpm0",
 		Config:   report.Config,
 		PCRKey:   report.PCRPublicKey,
+		Voucher:  report.Voucher,
 		PCRKeys:  report.PCRPreviousKeys,
 		Meminfo:  "/proc/meminfo",
 		Devices:  state.KernelDevices{DM: dm.New()},

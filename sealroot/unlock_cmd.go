@@ -6,18 +6,23 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 
 	"sealroot/init/config"
 	"sealroot/init/report"
 	"sealroot/mount"
 	"sealroot/sealroot/bootset"
+	"sealroot/sealroot/durable"
 	"sealroot/sealroot/volume"
 	"sealroot/state"
 	"sealroot/state/enrol"
+	"sealroot/state/layout"
 	"sealroot/state/luks2"
 	"sealroot/state/tpm"
+	"sealroot/state/voucher"
 )
 
 // unlocked is what state unlock tells programs.
@@ -172,10 +177,37 @@ func (c *command) bindUnlocked(ctx context.Context, r report.Report, cfg config.
 		c.say("WARNING: the TPM remembers another volume as this machine's. If you did not exchange the disk, do not trust what is in this one. If you did, undefine what it remembers (NV index %#x): until then every boot asks for a key", tpm.IdentityIndices())
 		return nil
 	}
+	if errors.Is(err, tpm.ErrUnpinned) && !cfg.Trust.RollbackFloor {
+		if err := c.vouch(id); err == nil {
+			u.NextBoot = nextByItself
+			c.say("the next boot unlocks with the TPM, and records there that this volume is the machine's")
+			return nil
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			c.say("%v", err)
+		}
+	}
 	if slices.Contains(cfg.State.OnFailure, config.FailurePrompt) {
 		c.say("the next boot asks for the recovery key once more: only PID 1 can write into the TPM that this volume is the machine's, and does it then")
 	} else {
 		c.say("WARNING: the next boot is degraded again: only PID 1 can write into the TPM that this volume is the machine's, once a key was typed at its prompt, and state.on_failure of this image has no prompt")
+	}
+	return nil
+}
+
+// vouch spends the voucher that PID 1 has left for the volume of that identity.
+// Errors: fs.ErrNotExist without one.
+func (c *command) vouch(id []byte) error {
+	v, err := os.ReadFile(c.env.Voucher)
+	if err != nil {
+		return err
+	}
+	defer clear(v)
+	spent, err := voucher.Spend(v, id)
+	if err == nil {
+		err = durable.WriteFile(filepath.Join(c.env.State, layout.Voucher), spent)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot tell the next boot that this volume is the machine's: %w", err)
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -13,8 +14,10 @@ import (
 	"sealroot/state"
 	"sealroot/state/enrol"
 	"sealroot/state/ext4"
+	"sealroot/state/layout"
 	"sealroot/state/luks2"
 	"sealroot/state/tpm"
+	"sealroot/state/voucher"
 )
 
 // filesDevices are block devices in files, with an empty file system in the clear.
@@ -70,6 +73,14 @@ func (s *sealed) pin(id []byte) {
 	}
 }
 
+// voucher leaves one, as PID 1 does.
+func (s *sealed) voucher() {
+	s.t.Helper()
+	if err := os.WriteFile(s.env.Voucher, voucher.New(bytes.Repeat([]byte("s"), 44), []byte("{}")), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
 // TestStateUnlock: the owner's key opens the volume of a degraded boot and binds the
 // TPM; what the next boot does with it is told.
 func TestStateUnlock(t *testing.T) {
@@ -83,6 +94,13 @@ func TestStateUnlock(t *testing.T) {
 	}{
 		{"nobody_vouches", enrol.Unmeasured, nil, nil, nextByItself, "the next boot unlocks with the TPM"},
 		{"secure_boot", enrol.UKISecureBoot, nil, nil, nextAsks, "asks for the recovery key once more"},
+		{"secure_boot_and_a_voucher", enrol.UKISecureBoot, func(s *sealed) { s.voucher() }, func(c *config.Config) {
+			c.State.OnFailure = []string{config.FailureDegraded}
+		}, nextByItself, "records there that this volume is the machine's"},
+		{"a_voucher_and_a_floor", enrol.UKISecureBoot, func(s *sealed) { s.voucher() }, func(c *config.Config) {
+			c.Trust.RollbackFloor = true
+		}, nextAsks, "asks for the recovery key once more"},
+		{"not_a_voucher", enrol.UKISecureBoot, func(s *sealed) { os.WriteFile(s.env.Voucher, []byte("x"), 0o600) }, nil, nextAsks, "cannot tell the next boot"},
 		{"secure_boot_without_a_prompt", enrol.UKISecureBoot, nil, func(c *config.Config) {
 			c.State.OnFailure = []string{config.FailureDegraded}
 		}, nextAsks, "WARNING: the next boot is degraded again"},
@@ -125,6 +143,11 @@ func TestStateUnlock(t *testing.T) {
 				t.Errorf("the volume key is given: %v, steps %q", bytes.Equal(devices.key, s.key), mounts)
 			}
 			s.boot("B", false)
+			spent, _ := os.ReadFile(filepath.Join(s.env.State, layout.Voucher))
+			secret := bytes.Repeat([]byte("s"), 44)
+			if good := voucher.For(spent, secret, luks2.VolumeKeyID(s.key, state.DeviceName, volumeID)); good != (tt.name == "secure_boot_and_a_voucher") || bytes.Contains(spent, secret) {
+				t.Errorf("a voucher for the volume: %v, %q", good, spent)
+			}
 			if opens := s.opensByTPM(); opens != (tt.name != "without_tpm2") {
 				t.Errorf("the next boot's TPM opens the volume: %v", opens)
 			}

@@ -45,6 +45,7 @@ type boot struct {
 	rollback      rollback
 	pin           pinnedVolume
 	binding       binding
+	voucher       []byte // for root of a degraded boot
 	keyEnrolled   bool   // a token under the present policy key opened the volume
 	pinTries      int    // wrong PINs of the TPM in this boot
 	pinUnanswered bool   // nobody typed one: nobody is asked again

@@ -38,7 +38,7 @@ func (b *boot) publish(context.Context) error {
 	for _, name := range b.cfg.State.TPM2.PreviousKeys {
 		passOn(config.PreviousKeysDir+"/"+name, report.PCRPreviousKeys+"/"+name)
 	}
-	if err := errors.Join(b.leaveTrust(), b.leaveMarks(), b.leaveVolatileRoot()); err != nil {
+	if err := errors.Join(b.leaveTrust(), b.leaveMarks(), b.leaveVolatileRoot(), b.leaveVoucher()); err != nil {
 		b.warn("%v", err)
 	}
 	return b.writeReport()

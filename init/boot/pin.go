@@ -35,6 +35,7 @@ type pinnedVolume struct {
 	// withheld: the TPM would open the volume of this boot, or might, but for what
 	// its records say. With a new pin the next boot then unlocks by itself.
 	withheld bool
+	vouched  bool // by root of a degraded boot
 }
 
 var (
@@ -125,7 +126,10 @@ func (b *boot) keepPin(ctx context.Context, keyID []byte) {
 		return
 	}
 	b.report.State.Pinned = report.PinnedAnew
+	b.dropVoucher(ctx)
 	switch {
+	case b.pin.vouched:
+		b.warn("the volume that somebody with a key of it unlocked in a degraded boot is pinned in the TPM now")
 	case b.report.State.Unlocked == config.UnlockTPM2:
 		b.warn("no volume was pinned for the present PCRs: the one that the TPM opened is taken, and pinned now")
 	case b.pin.withheld:

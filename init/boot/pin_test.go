@@ -25,6 +25,7 @@ type pinned struct {
 	id    []byte
 	other []byte // identity of another volume
 	fw    firmware
+	pcrs  []int // state.tpm2.pcrs; nil: the default
 }
 
 func newPinned(t *testing.T) *pinned {
@@ -57,6 +58,9 @@ func (p *pinned) boot() *boot {
 	b := measuring(p.t, p.m, config.UnlockTPM2)
 	b.fw = p.fw
 	b.cfg.Trust.RollbackFloor = false
+	if p.pcrs != nil {
+		b.cfg.State.TPM2.PCRs = p.pcrs
+	}
 	if err := b.openTPM(p.t.Context()); err != nil {
 		p.t.Fatal(err)
 	}

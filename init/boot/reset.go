@@ -232,7 +232,7 @@ func (b *boot) finishReset(ctx context.Context, by state.ResetBy) error {
 	if err == nil && b.sealsState() {
 		ctx, cancel := context.WithTimeout(ctx, tpmTime)
 		defer cancel()
-		err = b.tpm.dev.RemoveIdentities(ctx)
+		err = errors.Join(b.tpm.dev.RemoveIdentities(ctx), b.tpm.dev.RemoveVoucher(ctx))
 	}
 	if err == nil {
 		err = state.FinishReset(b.volume.outer)

@@ -54,7 +54,10 @@ func (b *boot) openState(ctx context.Context) error {
 	if err == nil {
 		return nil
 	}
-	return b.stateFailed(err)
+	if err = b.stateFailed(err); err == nil {
+		b.makeVoucher(ctx)
+	}
+	return err
 }
 
 // stateFailed decides what follows a state that did not open.

@@ -164,7 +164,7 @@ func (b *boot) openWith(ctx context.Context, h *luks2.Header, t usableToken, sec
 			continue
 		}
 		id := luks2.VolumeKeyID(key, state.DeviceName, h.UUID())
-		if err = b.ours(ctx, id); err == nil || b.adopts(err) {
+		if err = b.ours(ctx, id); err == nil || b.adopts(err) || b.vouched(ctx, id, err) {
 			err = b.floorFor(id)
 		}
 		if err != nil {

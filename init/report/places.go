@@ -25,6 +25,8 @@ const (
 	FellBack = Dir + "/fell-back"
 	// Degraded says why the state is not open for writing.
 	Degraded = Dir + "/degraded"
+	// Voucher is for root, to tell the next boot which volume is this machine's.
+	Voucher = Dir + "/voucher"
 	// EagerCheck names the device of the root, which sealroot check is to read.
 	EagerCheck = Dir + "/eager-check"
 	// ESP is where the EFI system partition is mounted while it is needed.

@@ -15,6 +15,8 @@ const (
 	Provisioned = ".sealroot-provisioned"
 	// Escrow is the recovery key, encrypted to the certificates of state.escrow.
 	Escrow = ".sealroot-escrow.p7m"
+	// Voucher is what a degraded boot tells the next one of whose volume is here.
+	Voucher = ".sealroot-voucher"
 	// Private is what is no user's business, 0700 root: in the volume, and on the
 	// partition, where it is anybody's who has the disk.
 	Private = ".sealroot"

@@ -83,11 +83,7 @@ func (t *TPM) WriteIdentity(ctx context.Context, policy Policy, sigs pcrsig.File
 func (t *TPM) RemoveIdentities(ctx context.Context) error {
 	b := t.bind(ctx)
 	for _, number := range IdentityIndices() {
-		index, public, err := b.nvIndex(number)
-		if err == nil && public != nil {
-			err = b.undefineNV(index)
-		}
-		if err != nil {
+		if err := b.removeNV(number); err != nil {
 			return fmt.Errorf("cannot remove the record of the volume: %w", classify(err))
 		}
 	}
