@@ -64,6 +64,7 @@ var allowed = map[string][]string{
 	"init/config":     {"verity", "slots", "slots/gpt", "slots/guid", "state/binds", "state/layout"},
 	"init/cmdline":    {"verity"},
 	"init/report":     {},
+	"init/qr":         {},
 	"state/luks2":     {},
 	"state/binds":     {"state/layout"},
 	"state/layout":    {},

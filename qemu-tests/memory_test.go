@@ -36,12 +36,17 @@ func TestMemoryAfterHandOver(t *testing.T) {
 	vm := m.Boot()
 	vm.Expect(`press any key`, probeTime)
 	recovery := regexp.MustCompile(`[a-z]{8}(-[a-z]{8}){7}`).FindString(vm.guest.Console())
+	lines := codeLines(vm.guest.Console())
+	if len(lines) < 12 {
+		t.Fatalf("%d lines of a QR code on the console", len(lines))
+	}
 	vm.Send(" ")
 	vm.UpIn("a")
 	created := vm.memory()
 	vm.PowerOff()
 	wanted := disk.secrets(t, m.Config.TPM)
 	wanted.hidden["recovery key"] = []byte(recovery)
+	wanted.hidden["line of its QR code"] = []byte(lines[11])
 	wanted.look(t, "created", created)
 
 	vm = m.Boot()

@@ -1,6 +1,10 @@
 package qemutests
 
 import (
+	"errors"
+	"image"
+	"image/draw"
+	"image/png"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -89,6 +93,9 @@ func TestRecoveryKeyIsShown(t *testing.T) {
 	if key == "" {
 		t.Fatal("no recovery key on the console")
 	}
+	if got := readCode(t, vm.guest.Console()); got != key {
+		t.Errorf("the QR code says %q, the text %q", got, key)
+	}
 	vm.Send(" ")
 	if r := vm.UpIn("a"); r.State.Recovery != "enrolled" {
 		t.Errorf("recovery is %q, want enrolled", r.State.Recovery)
@@ -100,6 +107,46 @@ func TestRecoveryKeyIsShown(t *testing.T) {
 	if output, err := opens(t, disk.EncryptedImage(t), key); err != nil {
 		t.Errorf("cryptsetup refuses the key that was shown: %s", output)
 	}
+}
+
+// codeLines are those of the QR code that a console shows.
+func codeLines(console string) (lines []string) {
+	for _, m := range regexp.MustCompile(`\x1b\[0;1;37;40m([█▀▄ ]+)\x1b\[0m`).FindAllStringSubmatch(console, -1) {
+		lines = append(lines, m[1])
+	}
+	return lines
+}
+
+// readCode has zbarimg read the QR code that a console shows.
+func readCode(t *testing.T, console string) string {
+	t.Helper()
+	const scale = 8
+	img := image.NewGray(image.Rect(0, 0, 60*scale, 60*scale))
+	lines := codeLines(console)
+	for n, line := range lines {
+		y := 2 + 2*n
+		for x, r := range []rune(line) {
+			for i, drawn := range [...]bool{r == '█' || r == '▀', r == '█' || r == '▄'} {
+				if drawn {
+					at := image.Rect((x+2)*scale, (y+i)*scale, (x+3)*scale, (y+i+1)*scale)
+					draw.Draw(img, at, image.White, image.Point{}, draw.Src)
+				}
+			}
+		}
+	}
+	path := filepath.Join(t.TempDir(), "code.png")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(png.Encode(f, img), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("zbarimg", "--quiet", "--raw", "-Sdisable", "-Sqrcode.enable", path).Output()
+	if err != nil {
+		t.Errorf("zbarimg reads no code in %d lines: %v", len(lines), err)
+	}
+	return strings.TrimSpace(string(out))
 }
 
 // With recovery: escrow nobody sees the key at the machine; the holder of the

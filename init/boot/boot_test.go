@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -98,14 +99,21 @@ type person struct {
 	saw   strings.Builder
 	keys  int
 
+	columns, rows int // of the console; 0: it does not say
+
 	flushed int // how often typed-ahead input was dropped
 }
 
 func (p *person) Print(text string)       { p.saw.WriteString(text) }
 func (p *person) PrintSecret(text []byte) { p.saw.Write(text) }
-func (p *person) Clear()                  {}
-func (p *person) Flush()                  { p.flushed, p.ahead = p.flushed+1, nil }
-func (p *person) Close() error            { return nil }
+func (p *person) PrintSecretIf(columns, rows int, text []byte) {
+	if p.columns == 0 || p.columns >= columns && p.rows >= rows {
+		p.saw.Write(text)
+	}
+}
+func (p *person) Clear()       {}
+func (p *person) Flush()       { p.flushed, p.ahead = p.flushed+1, nil }
+func (p *person) Close() error { return nil }
 func (p *person) WaitKey(context.Context, time.Duration) error {
 	if p.keys == 0 {
 		return console.ErrIdle
@@ -232,15 +240,20 @@ func TestRecoveryKeyIsShownBeforeItIsEnrolled(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, tt := range []struct {
-		name string
-		keys int
-		want string
+		name          string
+		keys          int
+		columns, rows int // of the console
+		want          string
+		code          bool // it is shown as QR code, too
 	}{
-		{"key_pressed", 1, "enrolled"},
-		{"nobody_there", 0, "none"},
+		{"key_pressed", 1, 80, 25, "enrolled", true},
+		{"serial_line", 1, 0, 0, "enrolled", true},
+		{"small_screen", 1, 80, 24, "enrolled", false},
+		{"narrow_screen", 1, 40, 50, "enrolled", false},
+		{"nobody_there", 0, 80, 25, "none", true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			p := &person{keys: tt.keys}
+			p := &person{keys: tt.keys, columns: tt.columns, rows: tt.rows}
 			b, _ := testBoot(p, config.State{Recovery: "show"})
 			got, kept, err := b.enrollRecovery(t.Context(), h, key)
 			if err != nil || kept != nil {
@@ -248,6 +261,13 @@ func TestRecoveryKeyIsShownBeforeItIsEnrolled(t *testing.T) {
 			}
 			if state := recoveryState(got, t.TempDir()); state != tt.want {
 				t.Errorf("recovery is %q, want %q", state, tt.want)
+			}
+			screen := p.saw.String()
+			if code := strings.Contains(screen, "█"); code != tt.code || !regexp.MustCompile(`\n    [a-z]{8}(-[a-z]{8}){7}\n`).MatchString(screen) {
+				t.Errorf("a code is shown: %v, want %v, and the key below it in\n%s", code, tt.code, screen)
+			}
+			if lines := strings.Count(screen, "\n"); tt.rows > 0 && lines >= tt.rows {
+				t.Errorf("%d lines on a screen of %d", lines+1, tt.rows)
 			}
 			if len(b.report.Warnings) > 0 && strings.Contains(strings.Join(b.report.Warnings, " "), "-") && tt.keys > 0 {
 				t.Errorf("warnings %q", b.report.Warnings)

@@ -11,6 +11,8 @@ type Console interface {
 	Print(text string)
 	// PrintSecret shows bytes that stay the caller's and are nowhere else.
 	PrintSecret(text []byte)
+	// PrintSecretIf does so on those that are not smaller.
+	PrintSecretIf(columns, rows int, text []byte)
 	Clear()
 	WaitKey(ctx context.Context, idle time.Duration) error
 	ReadLine(ctx context.Context, idle time.Duration) ([]byte, error)

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sealroot/init/config"
+	"sealroot/init/qr"
 	"sealroot/init/report"
 	"sealroot/slots"
 	"sealroot/state"
@@ -241,12 +242,33 @@ func (b *boot) showRecovery(ctx context.Context, recovery []byte) error {
 	}
 	defer c.Close()
 	c.Clear()
-	c.Print("sealroot: the recovery key of this machine's encrypted state is\n\n    ")
+	showCode(c, recovery)
+	c.Print("sealroot: the recovery key of this machine's encrypted state (also as QR code):\n    ")
 	c.PrintSecret(recovery)
-	c.Print("\n\nWrite it down now: it is shown once, and opens the state when the TPM does not.\nThen press any key. Without a key press it will not be enrolled.\n")
+	c.Print("\nWrite it down now: it is shown once, and opens the state when the TPM does not.\nThen press any key. Without a key press it will not be enrolled.")
 	err = c.WaitKey(ctx, keyLimit)
 	c.Clear()
 	return err
+}
+
+// keyLines is how many lines of text showRecovery puts below the code: with it they
+// fill a screen of 25. Where less is seen than was printed, it is the text that stays.
+const keyLines = 4
+
+// showCode shows the key as a QR code. Every line is a write of its own: Clear wipes
+// no more than that out of the drivers.
+func showCode(c Console, recovery []byte) {
+	var code qr.Code
+	defer code.Wipe()
+	if code.Encode(recovery) != nil {
+		return // too long to be one of our keys
+	}
+	line := make([]byte, 0, 256)
+	for n := range qr.Rows {
+		line = code.AppendRow(line[:0], n)
+		c.PrintSecretIf(qr.Columns, qr.Rows+keyLines, line)
+		clear(line)
+	}
 }
 
 // fillVolume puts sealroot's private directory into a new volume, with the keys

@@ -114,8 +114,27 @@ func (c *Console) Print(text string) { c.write([]byte(strings.ReplaceAll(text, "
 // keeps and wipes them.
 func (c *Console) PrintSecret(text []byte) { c.write(text) }
 
-func (c *Console) write(b []byte) {
-	for _, f := range c.ttys {
+// PrintSecretIf is PrintSecret on the consoles that have room for so many columns and
+// rows, or do not say how many they have, as serial lines.
+func (c *Console) PrintSecretIf(columns, rows int, text []byte) {
+	for i, f := range c.ttys {
+		if rc, err := f.SyscallConn(); err == nil {
+			fits := true
+			rc.Control(func(fd uintptr) {
+				ws, err := unix.IoctlGetWinsize(int(fd), unix.TIOCGWINSZ)
+				fits = err != nil || ws.Col == 0 || ws.Row == 0 || int(ws.Col) >= columns && int(ws.Row) >= rows
+			})
+			if fits {
+				writeTo(c.ttys[i:i+1], text)
+			}
+		}
+	}
+}
+
+func (c *Console) write(b []byte) { writeTo(c.ttys, b) }
+
+func writeTo(ttys []*os.File, b []byte) {
+	for _, f := range ttys {
 		// A console that cannot be written (unplugged serial line with flow
 		// control) must not hold up the others.
 		f.SetWriteDeadline(time.Now().Add(2 * time.Second))

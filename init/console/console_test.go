@@ -140,3 +140,33 @@ func TestOpenWithoutConsole(t *testing.T) {
 		t.Errorf("Open() error = %v, want ErrNone", err)
 	}
 }
+
+// What needs room is shown where there is some, and where nobody knows.
+func TestPrintSecretIf(t *testing.T) {
+	root, person := pty(t)
+	c, err := Open(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for _, tt := range []struct {
+		columns, rows uint16
+		shown         bool
+	}{{0, 0, true}, {80, 25, true}, {80, 24, false}, {40, 25, false}} {
+		if err := unix.IoctlSetWinsize(int(person.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Col: tt.columns, Row: tt.rows}); err != nil {
+			t.Fatal(err)
+		}
+		c.PrintSecretIf(41, 25, []byte("code"))
+		c.PrintSecret([]byte("."))
+		got := make([]byte, 16)
+		n, err := person.Read(got)
+		for err == nil && got[n-1] != '.' {
+			var more int
+			more, err = person.Read(got[n:])
+			n += more
+		}
+		if shown := string(got[:n]) == "code."; err != nil || shown != tt.shown {
+			t.Errorf("%d by %d: %q, %v, want it shown: %v", tt.columns, tt.rows, got[:n], err, tt.shown)
+		}
+	}
+}
