@@ -12,8 +12,6 @@ import (
 // is tried on them.
 type pinRound struct {
 	left []usableToken
-	// untried: so many of them have not seen the last PIN.
-	untried int
 }
 
 // errNotAll goes with tpm.ErrPIN where a PIN was not tried on every token.
