@@ -184,17 +184,6 @@ func (d *Disk) header(t *testing.T) *luks2.Header {
 	return h
 }
 
-// put overwrites a partition.
-func (d *Disk) put(t *testing.T, name, content string) {
-	t.Helper()
-	p := d.Part(t, name)
-	info, err := os.Stat(content)
-	if err != nil || info.Size() != p.Bytes {
-		t.Fatalf("%s has %d bytes (%v), partition %s has %d", content, info.Size(), err, name, p.Bytes)
-	}
-	tool(t, "dd", "if="+content, "of="+d.Path, "bs=1M", "conv=notrunc", "oflag=seek_bytes", fmt.Sprintf("seek=%d", p.Offset))
-}
-
 // theirVolume makes what an attacker makes who knows what lies on the disk and
 // what the TPM says to anybody: a volume with our UUID and label and a key of their
 // own, which our TPM gives to our own genuine image.

@@ -97,8 +97,7 @@ func (d *Disk) editState(t *testing.T, edit func(path string)) {
 	check() // or the journal's replay undoes it
 	edit(state)
 	check()
-	tool(t, "dd", "if="+state, "of="+d.Path, "bs=1M", "conv=notrunc", "oflag=seek_bytes",
-		fmt.Sprintf("seek=%d", d.Part(t, "state").Offset))
+	d.put(t, "state", state)
 }
 
 // debugfs runs a command that writes.
