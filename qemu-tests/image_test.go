@@ -149,9 +149,9 @@ func (im Image) key(t *testing.T) string {
 	}
 	sum.Write(probeSources(t))
 	// Their names hold their versions.
-	io.WriteString(sum, kernel(t, im.Kernel).Dir+rootTar(t, im.Root))
+	io.WriteString(sum, kernel(t, im.Kernel).modules(t, im.Root)+rootTar(t, im.Root))
 	if im.B != nil {
-		io.WriteString(sum, kernel(t, im.B.Kernel).Dir+rootTar(t, im.B.Root))
+		io.WriteString(sum, kernel(t, im.B.Kernel).modules(t, im.B.Root)+rootTar(t, im.B.Root))
 	}
 	return hex.EncodeToString(sum.Sum(nil))[:16]
 }
@@ -177,7 +177,7 @@ func (im Image) make(t *testing.T, path string) {
 		other := im
 		other.Edit = slices.Concat(im.Edit, b.Edit)
 		args = append(args, "--slot-b", b.Mode, "--slot-b-rootfs", rootTar(t, b.Root),
-			"--slot-b-kernel", k.Image, "--slot-b-modules-dir", k.Dir, "--slot-b-config", other.config(t))
+			"--slot-b-kernel", k.Image, "--slot-b-modules-dir", k.modules(t, b.Root), "--slot-b-config", other.config(t))
 	}
 	im.mkinitramfs(t, "disk", args...)
 }
@@ -187,7 +187,7 @@ func (im Image) mkinitramfs(t *testing.T, command string, more ...string) {
 	t.Helper()
 	k := kernel(t, im.Kernel)
 	args := append([]string{command, "--config", im.config(t), "--keys", keyFolder(t, im.Keys),
-		"--rootfs", rootTar(t, im.Root), "--kernel", k.Image, "--modules-dir", k.Dir,
+		"--rootfs", rootTar(t, im.Root), "--kernel", k.Image, "--modules-dir", k.modules(t, im.Root),
 		"--extra", im.extraDir(t),
 		// A kernel that hangs answers SysRq with what it is doing (see hang_test.go).
 		"--cmdline", strings.TrimSpace("console=ttyS0 sysrq_always_enabled " + im.Cmdline)}, more...)

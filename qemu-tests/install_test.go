@@ -156,14 +156,14 @@ func TestInstallRefuses(t *testing.T) {
 	image := Image{B: &SlotB{Mode: "good"}, Edit: replicates("failed-install")}
 	disk := image.Build(t)
 	whole := readFile(t, image.next(t).Parts(t))
-	// A digit of the signed version, and a byte in the middle of the root image.
+	// A digit of the signed version, and a byte of the root image, which comes first.
 	unsigned := bytes.Replace(bytes.Clone(whole), []byte(`"2.next"`), []byte(`"3.next"`), 1)
 	changed := bytes.Clone(whole)
-	changed[len(changed)/3] ^= 1
+	changed[1<<20] ^= 1
 	if bytes.Equal(unsigned, whole) {
 		t.Fatal("the manifest has no version to change")
 	}
-	m := NewMachine(t, BIOS, disk).WithTPM().withParts(t, unsigned).withParts(t, changed).withParts(t, whole)
+	m := directMachine(t, disk).WithTPM().withParts(t, unsigned).withParts(t, changed).withParts(t, whole)
 	before := sha256Of(t, disk, "root-a", "root-a-verity", "root-a-verity-sig", "root-b", "root-b-verity", "root-b-verity-sig", "esp")
 	vm := m.Boot()
 	vm.UpIn("a")

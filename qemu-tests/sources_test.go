@@ -3,9 +3,13 @@ package qemutests
 import (
 	"archive/tar"
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -17,6 +21,48 @@ type Kernel struct {
 	Dir     string // holds lib/modules/<release>
 	Image   string
 	Release string
+}
+
+// loaded are the modules that machines with the probe can load, by the beginning
+// of their path. All of Debian's are 70 MB, which would be compressed for every
+// image, and hashed and copied by guests.
+var loaded = []string{
+	"arch/x86/crypto/", "block/", "crypto/", "lib/",
+	"drivers/ata/", "drivers/block/loop", "drivers/block/virtio_blk", "drivers/char/",
+	"drivers/hid/hid.ko", "drivers/hid/hid-generic", "drivers/hid/usbhid/", "drivers/i2c/", "drivers/input/",
+	"drivers/md/dm-bufio", "drivers/md/dm-crypt", "drivers/md/dm-mod", "drivers/md/dm-verity", "drivers/mfd/",
+	"drivers/nvme/common/", "drivers/nvme/host/nvme.ko", "drivers/nvme/host/nvme-core",
+	"drivers/scsi/scsi_", "drivers/scsi/sd_mod", "drivers/scsi/virtio_scsi", "drivers/usb/", "drivers/virtio/", "drivers/watchdog/",
+	"fs/efivarfs/", "fs/erofs/", "fs/ext4/", "fs/fat/", "fs/fscache/", "fs/jbd2/", "fs/mbcache", "fs/netfs/", "fs/nls/", "fs/overlayfs/", "fs/squashfs/",
+}
+
+// modules is the folder of the modules for a root: Dir, or for the probe one like
+// it with the modules in loaded alone.
+func (k Kernel) modules(t *testing.T, root Root) string {
+	t.Helper()
+	if root != Probe {
+		return k.Dir
+	}
+	sum := sha256.Sum256([]byte(strings.Join(loaded, " ")))
+	path := filepath.Join(buildDir, "images", "modules-"+k.Release+"-"+hex.EncodeToString(sum[:4]))
+	once(t, path, func(path string) {
+		tree := filepath.Join("lib/modules", k.Release)
+		from, to := os.DirFS(filepath.Join(k.Dir, tree)), filepath.Join(path, tree)
+		err := fs.WalkDir(from, ".", func(name string, d fs.DirEntry, err error) error {
+			module, isModule := strings.CutPrefix(name, "kernel/")
+			if err != nil || d.IsDir() || isModule && !slices.ContainsFunc(loaded, func(begin string) bool { return strings.HasPrefix(module, begin) }) {
+				return err
+			}
+			data, err := fs.ReadFile(from, name)
+			writeFile(t, filepath.Join(to, name), data, 0o644)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tool(t, "depmod", "-b", path, k.Release)
+	})
+	return path
 }
 
 // kernel returns the newest kernel of a series: "6.1" or "6.12".
