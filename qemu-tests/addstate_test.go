@@ -13,6 +13,7 @@ func TestStatePartitionIsAdded(t *testing.T) {
 	t.Parallel()
 	disk := Image{Disk: []string{"--state-size", "0"}}.Build(t)
 	before := disk.Partitions(t)
+	m := directMachine(t, disk).WithTPM()
 	info, err := os.Stat(disk.Path)
 	if err != nil {
 		t.Fatal(err)
@@ -21,7 +22,6 @@ func TestStatePartitionIsAdded(t *testing.T) {
 	if err := os.Truncate(disk.Path, info.Size()+more); err != nil {
 		t.Fatal(err)
 	}
-	m := NewMachine(t, BIOS, disk).WithTPM()
 	vm := m.Boot()
 	vm.Expect(`sealroot: state: added a partition`, probeTime)
 	vm.Kill()

@@ -13,7 +13,7 @@ import (
 func TestTPMIsBoundAnew(t *testing.T) {
 	t.Parallel()
 	disk := Image{Edit: []string{"recovery: later", "recovery: later\n  manage_key: true"}}.Build(t)
-	m := NewMachine(t, BIOS, disk).WithTPM()
+	m := directMachine(t, disk).WithTPM()
 	vm := m.Boot()
 	vm.UpIn("a")
 	key := vm.recoveryKey()

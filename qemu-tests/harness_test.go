@@ -97,7 +97,7 @@ func (m *Machine) LoadSlot(slot string) {
 		*field = filepath.Join(dir, name)
 		writeFile(m.t, *field, disk.GetESP(m.t, "/sealroot/"+slot+"/"+name), 0o644)
 	}
-	m.Config.Cmdline = "console=ttyS0 panic=10"
+	m.Config.Cmdline = "console=ttyS0 panic=10 sysrq_always_enabled"
 }
 
 // VM is one run of a machine; every method ends the test when it fails.

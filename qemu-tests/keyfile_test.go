@@ -51,7 +51,7 @@ func TestStateByKeyFile(t *testing.T) {
 	tool(t, "sgdisk", "-n", "1:2048:+8M", "-u", "1:"+uuid, stick)
 	tool(t, "dd", "if="+fat, "of="+stick, "bs=1M", "seek=1", "conv=notrunc")
 
-	m := NewMachine(t, BIOS, disk)
+	m := directMachine(t, disk)
 	m.Config.MoreDisks = []string{stick}
 	vm := m.Boot()
 	if r := vm.UpIn("a"); r.State.Unlocked != "created" || r.TPM.Present {
@@ -80,7 +80,7 @@ func TestStateByKeyFile(t *testing.T) {
 func TestStateInPlain(t *testing.T) {
 	t.Parallel()
 	disk := Image{Edit: withoutTPM(t, "[plain]", "none")}.Build(t)
-	m := NewMachine(t, BIOS, disk)
+	m := directMachine(t, disk)
 	for i := range 2 {
 		vm := m.Boot()
 		r := vm.UpIn("a")

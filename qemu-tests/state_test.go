@@ -87,7 +87,7 @@ func TestDamagedTableBoots(t *testing.T) {
 func TestRecoveryKeyIsShown(t *testing.T) {
 	t.Parallel()
 	disk := Image{Edit: []string{"recovery: later", "recovery: show"}}.Build(t)
-	vm := NewMachine(t, BIOS, disk).WithTPM().Boot()
+	vm := directMachine(t, disk).WithTPM().Boot()
 	vm.Expect(`press any key`, probeTime)
 	key := regexp.MustCompile(`[a-z]{8}(-[a-z]{8}){7}`).FindString(vm.guest.Console())
 	if key == "" {
@@ -151,7 +151,7 @@ func readCode(t *testing.T, console string) string {
 func TestRecoveryKeyIsEscrowed(t *testing.T) {
 	t.Parallel()
 	disk := Image{Edit: []string{"recovery: later", "recovery: escrow\n  escrow: [image.crt]"}}.Build(t)
-	vm := NewMachine(t, BIOS, disk).WithTPM().Boot()
+	vm := directMachine(t, disk).WithTPM().Boot()
 	if r := vm.UpIn("a"); r.State.Recovery != "escrowed" {
 		t.Errorf("recovery is %q, want escrowed", r.State.Recovery)
 	}
@@ -199,7 +199,7 @@ func (vm *VM) recoveryKey() string {
 // Power cuts while the volume is made: the next boot makes it, or finds it whole.
 func TestKillDuringFirstBoot(t *testing.T) {
 	t.Parallel()
-	m := NewMachine(t, BIOS, Image{}.Build(t)).WithTPM()
+	m := directMachine(t, Image{}.Build(t)).WithTPM()
 	for i := range 3 {
 		vm := m.Boot()
 		if vm.Expect(`sealroot: state: (first boot, creating|unlocked by)`, probeTime)[1] == "unlocked by" {
@@ -236,7 +236,7 @@ func TestKillDuringFirstBoot(t *testing.T) {
 func TestMissingVolumeIsNotMadeAnew(t *testing.T) {
 	t.Parallel()
 	disk := Image{}.Build(t)
-	m := NewMachine(t, BIOS, disk).WithTPM()
+	m := directMachine(t, disk).WithTPM()
 	vm := m.Boot()
 	vm.UpIn("a")
 	vm.PowerOff()

@@ -14,7 +14,7 @@ import (
 func TestOtherTPMAsksForRecoveryKey(t *testing.T) {
 	t.Parallel()
 	disk := Image{}.Build(t)
-	m := NewMachine(t, BIOS, disk).WithTPM()
+	m := directMachine(t, disk).WithTPM()
 	vm := m.Boot()
 	vm.UpIn("a")
 	key := vm.recoveryKey()
@@ -66,7 +66,7 @@ func TestOtherTPMAsksForRecoveryKey(t *testing.T) {
 func TestTPMWithPIN(t *testing.T) {
 	t.Parallel()
 	disk := Image{Edit: []string{"tpm_without_measured_boot: accept-theft-by-disk-edit", "pin: true"}}.Build(t)
-	m := NewMachine(t, BIOS, disk).WithTPM()
+	m := directMachine(t, disk).WithTPM()
 	vm := m.Boot()
 	vm.Expect(`new PIN`, probeTime)
 	vm.Send("2580\r")
