@@ -33,7 +33,7 @@ func TestWatchdogResetsStoppedInit(t *testing.T) {
 	t.Run("with_watchdog", func(t *testing.T) {
 		t.Parallel()
 		disk := disk.Copy(t)
-		vm := NewMachine(t, BIOS, disk).WithTPM().WithArgs(hardwareWatchdog...).Boot()
+		vm := directMachine(t, disk).WithTPM().WithArgs(hardwareWatchdog...).Boot()
 		vm.Expect(`TEST BUILD: stopping in slot b with 1 tries left`, probeTime)
 		vm.Expect(`TEST BUILD: stopping in slot b with 0 tries left`, probeTime)
 		r := vm.UpIn("a")
@@ -43,7 +43,7 @@ func TestWatchdogResetsStoppedInit(t *testing.T) {
 		if w := r.Watchdog; w == nil || w.Device != "/dev/watchdog0" || w.Seconds != seconds || w.HandedOver || w.NoWayOut || !w.Fired {
 			t.Errorf("watchdog %+v, want /dev/watchdog0 with %d s, stopped, and that it fired", w, seconds)
 		}
-		time.Sleep(5 * seconds / 2 * time.Second)
+		time.Sleep(3 * seconds / 2 * time.Second)
 		if again := vm.Report(); again.BootID != r.BootID {
 			t.Error("a committed slot that never feeds the watchdog was reset")
 		}
@@ -58,12 +58,15 @@ func TestWatchdogResetsStoppedInit(t *testing.T) {
 	t.Run("without_watchdog", func(t *testing.T) {
 		t.Parallel()
 		disk := disk.Copy(t)
-		vm := NewMachine(t, BIOS, disk).WithTPM().Boot()
+		m := NewMachine(t, DirectKernel, disk).WithTPM()
+		m.LoadSlot("a")
+		vm := m.Boot()
 		vm.Expect(`nothing watches this boot: .*no watchdog device`, probeTime)
 		vm.Expect(`TEST BUILD: stopping in slot b with 1 tries left`, probeTime)
 		time.Sleep(2 * time.Second) // what was on its way to the console
 		before := len(vm.guest.Console())
-		time.Sleep(6 * seconds * time.Second)
+		vm.place.Close() // a machine that stands still takes nothing from others
+		time.Sleep(4 * seconds * time.Second)
 		// The kernel may have something to say; nothing else may.
 		if now := vm.guest.Console()[before:]; goesOn.MatchString(now) {
 			t.Errorf("the stopped machine goes on:\n%s", now)
@@ -86,7 +89,7 @@ func TestWatchdogHandedOver(t *testing.T) {
 		// mkinitramfs believes this; in truth the probe feeds, when it is told to.
 		Extra: map[string]string{"usr/lib/systemd/system.conf.d/watchdog.conf": "[Manager]\nRuntimeWatchdogSec=30s\n"},
 	}.Build(t)
-	vm := NewMachine(t, BIOS, disk).WithTPM().WithArgs(hardwareWatchdog...).Boot()
+	vm := directMachine(t, disk).WithTPM().WithArgs(hardwareWatchdog...).Boot()
 	// The machine lives for as long as it is fed.
 	feed := func() { vm.Run("write /dev/watchdog0 fed") }
 	up := func() report.Report {
