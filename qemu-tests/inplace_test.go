@@ -3,6 +3,7 @@ package qemutests
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -14,8 +15,9 @@ import (
 
 // Whatever lies in the place of encrypted.img is refused with its reason: nothing
 // of it is mounted, the TPM is closed, and no slot pays. The machine's own volume,
-// put back as a sparse copy, opens and has its reservation again. (A volume that our
-// own TPM unlocks: TestPinnedVolume, with the control that shows the theft.)
+// put back as a sparse copy, opens and has its reservation again. `make soak` takes
+// all cases. (A volume that our own TPM unlocks: TestPinnedVolume, with the control
+// that shows the theft.)
 func TestInPlaceOfTheVolume(t *testing.T) {
 	t.Parallel()
 	disk := Image{Edit: []string{"on_failure: [prompt, degraded]", "on_failure: [degraded]"}}.Build(t)
@@ -55,6 +57,9 @@ func TestInPlaceOfTheVolume(t *testing.T) {
 		{"fifo", "mknod encrypted.img p", "encrypted.img is not a plain file"},
 		{"directory", "mkdir encrypted.img", "encrypted.img is not a plain file"},
 	} {
+		if !soaking() && slices.Contains([]string{"luks1", "reencryption", "fifo"}, tc.name) {
+			continue // one of each kind is the sample
+		}
 		disk.editState(t, func(state string) {
 			for _, command := range append(away, tc.command) {
 				debugfs(t, state, command)

@@ -18,7 +18,7 @@ import (
 // A few power cuts with fixed delays; `make soak` does hundreds at random.
 func TestKillCycles(t *testing.T) {
 	t.Parallel()
-	killCycles(t, 6, 3)
+	killCycles(t, 4, 3)
 }
 
 // killCycles cuts the power of machines of both kinds at random times, so many
@@ -169,7 +169,7 @@ func (k *killer) command(vm *VM) string {
 func (k *killer) delay(command string) time.Duration {
 	longest := time.Second
 	if strings.Contains(command, "install") {
-		longest = 12 * time.Second
+		longest = 8 * time.Second
 	}
 	return time.Duration(k.random.Int64N(int64(longest))).Round(time.Millisecond)
 }

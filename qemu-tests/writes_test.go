@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"sealroot/init/report"
 	"sealroot/qemu-tests/writes"
 	"sealroot/slots/grubenv"
 )
@@ -37,9 +38,9 @@ func readRecord(t *testing.T, path string) *writes.Record {
 	return record
 }
 
-// A boot of a committed slot writes nothing before hand-over but to the state
-// partition. The boot of a trial before it, which has to, shows that the record
-// tells.
+// A committed trial stays, and the boot of a committed slot writes nothing before
+// hand-over but to the state partition. The boot of the trial before it, which has
+// to, shows that the record tells.
 func TestCommittedBootWritesNothing(t *testing.T) {
 	t.Parallel()
 	for _, tc := range loaders {
@@ -48,12 +49,18 @@ func TestCommittedBootWritesNothing(t *testing.T) {
 			tc.image.B = &SlotB{}
 			disk := tc.image.Build(t)
 			m := NewMachine(t, tc.firmware, disk).WithTPM()
-			trial := m.writesUntilUp("b", "sealroot commit")
+			trial, _ := m.writesUntilUp("b", "sealroot commit")
 			t.Logf("a trial's boot writes %v before hand-over", trial)
 			if trial[tablePlace] == 0 {
 				t.Errorf("a trial's boot writes %v before hand-over, want the partition table", trial)
 			}
-			got := m.writesUntilUp("b")
+			got, r := m.writesUntilUp("b")
+			if r.Slot.Reason != "committed" || r.Slot.Loaded != "b" {
+				t.Errorf("slot %+v, want b committed, by its own kernel", r.Slot)
+			}
+			if a, b := disk.Slot(t, "a"), disk.Slot(t, "b"); b.Successful != 1 || b.Priority <= a.Priority {
+				t.Errorf("slot b is %+v, a is %+v, want b successful and first", b, a)
+			}
 			t.Logf("a committed slot's boot writes %v before hand-over", got)
 			delete(got, "state") // mounting it, and the volume in it
 			// GRUB itself clears its one-shot variable, set or not: two sectors.
@@ -76,12 +83,12 @@ const (
 
 // writesUntilUp boots into a slot, runs commands and switches the machine off.
 // It counts, by partition, the writes and discards before hand-over.
-func (m *Machine) writesUntilUp(slot string, commands ...string) map[string]int {
+func (m *Machine) writesUntilUp(slot string, commands ...string) (map[string]int, report.Report) {
 	m.t.Helper()
 	disk := &Disk{Path: m.Config.Disk}
 	m.recorded()
 	vm := m.Boot()
-	vm.UpIn(slot)
+	r := vm.UpIn(slot)
 	// An entry is in the file at once, the number of entries after a flush only.
 	// The probe does not write by itself.
 	info, err := os.Stat(m.Config.WriteLog)
@@ -93,7 +100,7 @@ func (m *Machine) writesUntilUp(slot string, commands ...string) map[string]int 
 	}
 	vm.PowerOff()
 	record := readRecord(m.t, m.Config.WriteLog)
-	return writesByPlace(m.t, disk, record.Entries[:record.Before(info.Size())])
+	return writesByPlace(m.t, disk, record.Entries[:record.Before(info.Size())]), r
 }
 
 func writesByPlace(t *testing.T, disk *Disk, entries []writes.Entry) map[string]int {
