@@ -99,7 +99,7 @@ func answer(code uint32) []byte {
 // nothing of use. Then they answer for the TPM with a storage key of their own, and
 // nothing is sent to that. And a TPM that is absent, late, or fails ends the boot as
 // configured, within its time.
-func TestTPMBus(t *testing.T) {
+func TestStateTPMBus(t *testing.T) {
 	t.Parallel()
 	disk := Image{Edit: []string{"on_failure: [prompt, degraded]", "on_failure: [degraded]"}}.Build(t)
 	m := directMachine(t, disk).WithTPM()

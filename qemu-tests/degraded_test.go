@@ -9,7 +9,7 @@ import (
 // from a file on the running system, and the next boot is whole although nobody can
 // type anything there: by the voucher of the degraded boot. On its way there a
 // state partition that was marked as having errors is repaired by the root's e2fsck.
-func TestDegradedIsUnlocked(t *testing.T) {
+func TestStateDegradedIsUnlocked(t *testing.T) {
 	t.Parallel()
 	disk := Image{
 		Config: "uki", SecureBoot: true,

@@ -10,7 +10,7 @@ import (
 // After the recovery key was typed on another TPM, sealroot state enroll binds that
 // one, and the next boot opens by itself. PID 1 has given its lock on the header up,
 // or the command would not get it.
-func TestTPMIsBoundAnew(t *testing.T) {
+func TestStateTPMIsBoundAnew(t *testing.T) {
 	t.Parallel()
 	disk := Image{Edit: []string{"recovery: later", "recovery: later\n  manage_key: true"}}.Build(t)
 	m := directMachine(t, disk).WithTPM()

@@ -16,9 +16,9 @@ import (
 // Whatever lies in the place of encrypted.img is refused with its reason: nothing
 // of it is mounted, the TPM is closed, and no slot pays. The machine's own volume,
 // put back as a sparse copy, opens and has its reservation again. `make soak` takes
-// all cases. (A volume that our own TPM unlocks: TestPinnedVolume, with the control
+// all cases. (A volume that our own TPM unlocks: TestStatePinnedVolume, with the control
 // that shows the theft.)
-func TestInPlaceOfTheVolume(t *testing.T) {
+func TestStateInPlaceOfTheVolume(t *testing.T) {
 	t.Parallel()
 	disk := Image{Edit: []string{"on_failure: [prompt, degraded]", "on_failure: [degraded]"}}.Build(t)
 	m := directMachine(t, disk).WithTPM()

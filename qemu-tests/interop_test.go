@@ -29,8 +29,8 @@ func (vm *VM) systemdOpens() {
 }
 
 // What systemd-cryptenroll enrols in place of our token, PID 1 unlocks by. (A signed
-// PCR 11: TestPinnedVolume.)
-func TestSystemdEnrolsOurVolume(t *testing.T) {
+// PCR 11: TestStatePinnedVolume.)
+func TestStateSystemdEnrolsOurVolume(t *testing.T) {
 	t.Parallel()
 	uncapped := []string{"    policy: pcrs\n", "    policy: pcrs\n    allow_uncapped: true\n"}
 	disk := Image{Edit: uncapped}.Build(t)

@@ -27,7 +27,7 @@ import (
 // not the sealed secret nor its passphrase, not the recovery key that was shown or
 // typed, nothing of the keyslot; and the volume key only where dm-crypt works with
 // it. The control, an init that wipes nothing, shows that the search finds them.
-func TestMemoryAfterHandOver(t *testing.T) {
+func TestStateMemoryAfterHandOver(t *testing.T) {
 	t.Parallel()
 	show := []string{"recovery: later", "recovery: show"}
 	disk := Image{Edit: show}.Build(t)

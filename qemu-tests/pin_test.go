@@ -26,7 +26,7 @@ import (
 // control, an init without that defence, shows the theft. A machine whose pin was
 // taken away asks for the recovery key and pins its volume anew. And a second
 // system on the machine that replays PCR 11 does not get the key.
-func TestPinnedVolume(t *testing.T) {
+func TestStatePinnedVolume(t *testing.T) {
 	t.Parallel()
 	im := Image{Config: "uki", SecureBoot: true}
 	own := im.Build(t)

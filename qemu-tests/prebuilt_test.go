@@ -20,7 +20,7 @@ func (d *Disk) prebuild(t *testing.T, more ...string) string {
 
 // A machine puts a volume of its own in the place of one that came with the image,
 // with nobody there, also after a power cut; and takes none once it has its own.
-func TestPrebuiltStateIsReplaced(t *testing.T) {
+func TestStatePrebuiltIsReplaced(t *testing.T) {
 	t.Parallel()
 	disk := Image{}.Build(t)
 	key := disk.prebuild(t, "--reserve", "200")
@@ -68,7 +68,7 @@ func TestPrebuiltStateIsReplaced(t *testing.T) {
 
 // With state.create never the prebuilt volume is the machine's: a person types its
 // key once, and has the TPM bound. Its reset can only be one that keeps /home.
-func TestPrebuiltStateIsKept(t *testing.T) {
+func TestStatePrebuiltIsKept(t *testing.T) {
 	t.Parallel()
 	disk := Image{Edit: []string{"create: first-boot", "create: never", "recovery: later", "recovery: none"}}.Build(t)
 	key := disk.prebuild(t)

@@ -17,7 +17,7 @@ func sealedToGRUB(more ...string) Image {
 // Under literal PCR 8 and 9 each image has values of its own: an installation seals the
 // state to those of the image that it writes, which then opens it on trial and as
 // committed, and the slot of before still does.
-func TestUpdateUnderLiteralPCRsOpensByItself(t *testing.T) {
+func TestStateUpdateUnderLiteralPCRsOpensByItself(t *testing.T) {
 	t.Parallel()
 	image := sealedToGRUB("recovery: later", "recovery: later\n  manage_key: true")
 	vm := NewMachine(t, UEFI, image.Build(t)).WithTPM().withParts(t, readFile(t, image.next(t).Parts(t))).Boot()
@@ -43,7 +43,7 @@ func TestUpdateUnderLiteralPCRsOpensByItself(t *testing.T) {
 
 // Where no key is at hand to seal with, an installation is refused before it writes.
 // (The soak shows that its trial would not open the state.)
-func TestUpdateUnderLiteralPCRsWithoutAKeyIsRefused(t *testing.T) {
+func TestStateUpdateUnderLiteralPCRsWithoutAKeyIsRefused(t *testing.T) {
 	t.Parallel()
 	image := sealedToGRUB()
 	disk := image.Build(t)

@@ -10,7 +10,7 @@ import (
 
 // Root on the running system has the state made anew, and a person with a key of
 // it; what anybody can write does nothing without a person at the console.
-func TestFactoryReset(t *testing.T) {
+func TestStateFactoryReset(t *testing.T) {
 	t.Parallel()
 	disk := Image{}.Build(t)
 	m := NewMachine(t, DirectKernel, disk).WithTPM()

@@ -17,7 +17,7 @@ import (
 
 // The second boot unlocks by the TPM and finds what the first one wrote. It is a
 // committed slot's boot: it writes nothing to slots, log and boot partition.
-// (With Secure Boot: TestPinnedVolume.)
+// (With Secure Boot: TestStatePinnedVolume.)
 func TestStateSurvivesReboot(t *testing.T) {
 	t.Parallel()
 	m := NewMachine(t, BIOS, Image{}.Build(t)).WithTPM()
@@ -84,7 +84,7 @@ func TestDamagedTableBoots(t *testing.T) {
 
 // With recovery: show the key is on the console and nowhere else, and is enrolled
 // once somebody pressed a key.
-func TestRecoveryKeyIsShown(t *testing.T) {
+func TestStateRecoveryKeyIsShown(t *testing.T) {
 	t.Parallel()
 	disk := Image{Edit: []string{"recovery: later", "recovery: show"}}.Build(t)
 	vm := directMachine(t, disk).WithTPM().Boot()
@@ -148,7 +148,7 @@ func readCode(t *testing.T, console string) string {
 
 // With recovery: escrow nobody sees the key at the machine; the holder of the
 // private key (here that of images) gets it out of what lies on the state partition.
-func TestRecoveryKeyIsEscrowed(t *testing.T) {
+func TestStateRecoveryKeyIsEscrowed(t *testing.T) {
 	t.Parallel()
 	disk := Image{Edit: []string{"recovery: later", "recovery: escrow\n  escrow: [image.crt]"}}.Build(t)
 	vm := directMachine(t, disk).WithTPM().Boot()
@@ -197,7 +197,7 @@ func (vm *VM) recoveryKey() string {
 }
 
 // Power cuts while the volume is made: the next boot makes it, or finds it whole.
-func TestKillDuringFirstBoot(t *testing.T) {
+func TestStateKillDuringFirstBoot(t *testing.T) {
 	t.Parallel()
 	m := directMachine(t, Image{}.Build(t)).WithTPM()
 	for i := range 3 {
@@ -233,7 +233,7 @@ func TestKillDuringFirstBoot(t *testing.T) {
 }
 
 // A missing volume on a machine that had one is never made anew.
-func TestMissingVolumeIsNotMadeAnew(t *testing.T) {
+func TestStateMissingVolumeIsNotMadeAnew(t *testing.T) {
 	t.Parallel()
 	disk := Image{}.Build(t)
 	m := directMachine(t, disk).WithTPM()

@@ -11,7 +11,7 @@ import (
 // The disk beside another TPM does not unlock: it asks for the recovery key and
 // takes it, and no slot pays for it. A yes binds that TPM, and the next boot unlocks
 // by itself.
-func TestOtherTPMAsksForRecoveryKey(t *testing.T) {
+func TestStateOtherTPMAsksForRecoveryKey(t *testing.T) {
 	t.Parallel()
 	disk := Image{}.Build(t)
 	m := directMachine(t, disk).WithTPM()
@@ -63,7 +63,7 @@ func TestOtherTPMAsksForRecoveryKey(t *testing.T) {
 
 // With a PIN the TPM opens nothing until somebody typed it, also where no boot path
 // vouches for the initramfs.
-func TestTPMWithPIN(t *testing.T) {
+func TestStateTPMWithPIN(t *testing.T) {
 	t.Parallel()
 	disk := Image{Edit: []string{"tpm_without_measured_boot: accept-theft-by-disk-edit", "pin: true"}}.Build(t)
 	m := directMachine(t, disk).WithTPM()
@@ -96,7 +96,7 @@ func TestTPMWithPIN(t *testing.T) {
 
 // From the booted system nobody unseals the secret again, through no bank of
 // PCRs. The control, an init that leaves the TPM open, shows the theft.
-func TestNoUnsealAfterBoot(t *testing.T) {
+func TestStateNoUnsealAfterBoot(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct {
 		name     string

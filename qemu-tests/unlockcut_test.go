@@ -14,7 +14,7 @@ import (
 // that as an attempt to guess one, and the boot after all the cuts unlocks by itself.
 // (The control, a key with a PIN, which does count: TestPowerCutAfterUnseal of
 // state/tpm.) `make soak` cuts at 40 commands, spread over those of a boot.
-func TestCutsDuringUnlock(t *testing.T) {
+func TestStateCutsDuringUnlock(t *testing.T) {
 	t.Parallel()
 	m := directMachine(t, Image{}.Build(t)).WithTPM()
 	w := &wire{}

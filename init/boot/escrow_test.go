@@ -26,7 +26,7 @@ import (
 
 // The recovery key of a new volume is enrolled, and what lies on the unencrypted
 // side is it, for the holder of the private key; no copy of it stays in the open.
-func TestRecoveryKeyIsEscrowed(t *testing.T) {
+func TestStateRecoveryKeyIsEscrowed(t *testing.T) {
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
 		t.Fatal(err)
