@@ -69,6 +69,7 @@ var allowed = map[string][]string{
 	"state/binds":     {"state/layout"},
 	"state/layout":    {},
 	"state/escrow":    {},
+	"state/etcmerge":  {},
 	"state/tpm":       {"publickey"},
 	"state/enrol":     {"init/config", "init/report", "state/luks2", "state/tpm"},
 	// one kernel facility each
@@ -143,7 +144,7 @@ func TestInitLinksNothingItDoesNotNeed(t *testing.T) {
 func TestPurePackagesMakeNoSystemCalls(t *testing.T) {
 	for _, p := range list(t, "./slots", "./slots/gpt", "./slots/grubenv", "./slots/efi", "./slots/bootlog", "./slots/guid",
 		"./slots/esp", "./slots/statetext", "./slots/bls", "./slots/manifest",
-		"./publickey", "./verity", "./verity/signature", "./verity/osrelease", "./init/config", "./init/cmdline", "./init/report", "./slots/fixed", "./state/binds", "./state/layout", "./state/floor", "./state/reset", "./state/escrow", "./state/tpm/pcrsig", "./state/tpm/predict") {
+		"./publickey", "./verity", "./verity/signature", "./verity/osrelease", "./init/config", "./init/cmdline", "./init/report", "./slots/fixed", "./state/binds", "./state/layout", "./state/floor", "./state/reset", "./state/escrow", "./state/etcmerge", "./state/tpm/pcrsig", "./state/tpm/predict") {
 		for _, i := range p.Imports {
 			if i == "golang.org/x/sys/unix" || i == "syscall" {
 				t.Errorf("%s imports %s", p.ImportPath, i)
