@@ -94,12 +94,9 @@ _sealroot() {
 	local cur=${COMP_WORDS[COMP_CWORD]} prev=- command= flags= values= files= words=
 	[ "$COMP_CWORD" -gt 1 ] && prev=${COMP_WORDS[COMP_CWORD-1]}
 	[ "$COMP_CWORD" -gt 1 ] && command=${COMP_WORDS[1]}
-	if [ "$command" = state ]; then
-		[ "$COMP_CWORD" -gt 2 ] && command="state ${COMP_WORDS[2]}"
-	fi
-	COMPREPLY=()
-	case $command in
 `)
+	fmt.Fprintf(&b, "\tcase $command in\n\t%s) [ \"$COMP_CWORD\" -gt 2 ] && command=\"$command ${COMP_WORDS[2]}\" ;;\n\tesac\n", strings.Join(groups(), "|"))
+	b.WriteString("\tCOMPREPLY=()\n\tcase $command in\n")
 	for _, c := range all {
 		var flags, values, files []string
 		for _, f := range c.flags {
@@ -123,7 +120,10 @@ _sealroot() {
 		fmt.Fprintf(&b, "\t%q) flags=%q values=%q files=%q words=\"%s\" ;;\n", c.name,
 			strings.Join(flags, " "), strings.Join(values, " "), strings.Join(files, " "), words)
 	}
-	fmt.Fprintf(&b, "\tstate) words=%q ;;\n\t'') words=%q ;;\n\tesac\n", strings.Join(wordsBehind("state"), " "), strings.Join(firstWords(all), " "))
+	for _, g := range groups() {
+		fmt.Fprintf(&b, "\t%s) words=%q ;;\n", g, strings.Join(wordsBehind(g), " "))
+	}
+	fmt.Fprintf(&b, "\t'') words=%q ;;\n\tesac\n", strings.Join(firstWords(all), " "))
 	b.WriteString(`	case " $values " in *" $prev "*) return ;; esac
 	case " $files " in
 	*" $prev "*) COMPREPLY=($(compgen -f -- "$cur")); return ;;
@@ -161,7 +161,9 @@ func zshCompletion(all []completed) string {
 		fmt.Fprintf(&b, "\t\t%s\n", quoted(strings.Fields(c.name)[0]+":"+strings.ReplaceAll(c.summary, ":", `\:`)))
 	}
 	b.WriteString("\t)\n\tif (( CURRENT == 2 )); then _describe command commands; return; fi\n\tlocal command=$words[2]\n")
-	b.WriteString("\tif [[ $command == state ]]; then\n\t\tif (( CURRENT == 3 )); then compadd " + strings.Join(wordsBehind("state"), " ") + "; return; fi\n\t\tshift words; (( CURRENT-- )); command=\"state $words[2]\"\n\tfi\n")
+	for _, g := range groups() {
+		b.WriteString("\tif [[ $command == " + g + " ]]; then\n\t\tif (( CURRENT == 3 )); then compadd " + strings.Join(wordsBehind(g), " ") + "; return; fi\n\t\tshift words; (( CURRENT-- )); command=\"" + g + " $words[2]\"\n\tfi\n")
+	}
 	b.WriteString("\tshift words; (( CURRENT-- ))\n\tcase $command in\n")
 	for _, c := range all {
 		fmt.Fprintf(&b, "\t%q) _arguments", c.name)

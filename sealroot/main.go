@@ -20,6 +20,7 @@ import (
 	"sealroot/mount/dm"
 	"sealroot/sealroot/boots"
 	"sealroot/sealroot/bootset"
+	"sealroot/sealroot/etc"
 	"sealroot/sealroot/exit"
 	"sealroot/sealroot/install"
 	"sealroot/sealroot/machine"
@@ -221,7 +222,7 @@ func exitCode(err error) int {
 		{exitBad, []error{errBad, install.ErrSet, install.ErrBad}},
 		{exitRefused, []error{errNoAuthority, luks2.ErrPassphrase, luks2.ErrRecoveryKey, luks2.ErrLastKeyslot, volume.ErrNothing, volume.ErrPCRs}},
 		{exitRefused, []error{enrol.ErrNotBacked, tpm.ErrNoTPM, tpm.ErrSanity, secret.ErrForm, state.ErrNoImage, state.ErrNotImage}},
-		{exitRefused, []error{bootset.ErrRefused, bootset.ErrNoImage, machine.ErrInUse, machine.ErrNotDisk, install.ErrRoom, recovery.ErrNone, recovery.ErrNoEscrow, recovery.ErrNotTerminal}},
+		{exitRefused, []error{bootset.ErrRefused, bootset.ErrNoImage, machine.ErrInUse, machine.ErrNotDisk, install.ErrRoom, etc.ErrNever, recovery.ErrNone, recovery.ErrNoEscrow, recovery.ErrNotTerminal}},
 		{exitRefused, []error{prebuilt.ErrThere, gpt.ErrHasState, gpt.ErrNoRoom, state.ErrNoRoom, state.ErrNotEmpty}},
 	} {
 		for _, e := range c.errs {

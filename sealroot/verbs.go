@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 )
@@ -60,6 +61,8 @@ func verbs() []verb {
 		{name: "state escrow", args: "[--der]", summary: "print the escrowed recovery key, for the holder of its private key", setup: escrowedKey},
 		{name: "state create", args: "--disk IMAGE [--recovery-key-file FILE | --escrow CERT]", summary: "make partition and volume in the image of a disk, before its first boot", output: results, anyone: true, setup: createState},
 		{name: "state reset", args: "[--keep-home] [--yes] [--cancel]", summary: "destroy the encrypted state at the next boot, and begin anew", output: results, setup: resetState},
+		{name: "etc diff", args: "[--json]", summary: "what of /etc differs from the image's, and what both had changed", output: results, setup: etcDiff},
+		{name: "etc-merge", args: "--image ID [--trial] [--volume DIR] [--from DIR]", summary: "merge /etc for the image that runs (PID 1, before /etc is mounted)", hidden: true, setup: etcMerge},
 		{name: "record", summary: "keep the report of this boot (sealroot-record.service)", output: results, hidden: true, setup: record},
 		{name: "exit-program", summary: "put this program where systemd-shutdown starts it (sealroot-exit.service)", hidden: true, setup: exitProgram},
 		{name: "deadline", summary: "end a trial that was not committed (sealroot-deadline.service)", output: results, hidden: true, setup: deadline},
@@ -75,6 +78,17 @@ func wordsBehind(first string) []string {
 	for _, v := range verbs() {
 		if f := strings.Fields(v.name); len(f) == 2 && f[0] == first {
 			words = append(words, f[1])
+		}
+	}
+	return words
+}
+
+// groups are the first words of the commands that have two.
+func groups() []string {
+	var words []string
+	for _, v := range verbs() {
+		if f := strings.Fields(v.name); len(f) == 2 && !slices.Contains(words, f[0]) {
+			words = append(words, f[0])
 		}
 	}
 	return words
@@ -110,8 +124,8 @@ func find(args []string) (verb, []string, error) {
 			return v, args[len(words):], nil
 		}
 	}
-	if args[0] == "state" {
-		return verb{}, nil, fmt.Errorf("%w: sealroot state knows %s", errUsage, strings.Join(wordsBehind("state"), ", "))
+	if behind := wordsBehind(args[0]); len(behind) > 0 {
+		return verb{}, nil, fmt.Errorf("%w: sealroot %s knows %s", errUsage, args[0], strings.Join(behind, ", "))
 	}
 	return verb{}, nil, fmt.Errorf("%w: unknown command %q (sealroot help lists them)", errUsage, args[0])
 }

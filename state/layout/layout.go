@@ -38,6 +38,15 @@ const (
 	Removed = Private + "/removed-"
 	// EtcWork is the work directory of the overlay over /etc.
 	EtcWork = Private + "/etc-work"
+	// EtcKept has what the merge of /etc goes by, for each image.
+	EtcKept = Private + "/etc"
+)
+
+// Etc is the upper layer of /etc, and EtcOwner its extended attribute that names the
+// image which it was merged for, and the number of the merge.
+const (
+	Etc      = "etc"
+	EtcOwner = "trusted.sealroot.image"
 )
 
 // Boots has the reports of the last boots, on the partition.

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"sealroot/state/layout"
 )
 
 // copyDir fills dst, which exists, from src and then gives it src's attributes
@@ -212,7 +214,7 @@ type xattrs struct {
 const xattrBytes = 64 << 10
 
 // copyXattrs copies all but those of an overlay, which mean something only in
-// the layer they were made in.
+// the layer they were made in, and whose an upper layer is.
 func copyXattrs(x xattrs) error {
 	buf := make([]byte, xattrBytes)
 	n, err := x.list(buf)
@@ -225,7 +227,7 @@ func copyXattrs(x xattrs) error {
 	var value []byte
 	for name := range bytes.SplitSeq(bytes.TrimSuffix(buf[:n], []byte{0}), []byte{0}) {
 		key := string(name)
-		if key == "" || strings.HasPrefix(key, "trusted.overlay.") {
+		if key == "" || strings.HasPrefix(key, "trusted.overlay.") || key == layout.EtcOwner {
 			continue
 		}
 		if value == nil {

@@ -1,0 +1,436 @@
+// Package etc carries the machine's changes of /etc from one image to the next: it
+// reads the trees, has state/etcmerge merge them, and puts the result in the place of
+// the old upper layer, whole or not at all. PID 1 runs it as a program of the
+// verified root's, before it mounts the overlay.
+//
+// In the volume, below layout.EtcKept:
+//
+//	<image>/image     a copy of the image's /etc, made in its first boot: the merge's base
+//	<image>/upper     the upper layer as it was when another image took over
+//	<image>/merge-<n> of the live upper layer alone: start, the layer as it was merged;
+//	                  record, a record; trial, there while the image is on trial
+//	next              a layer that is made, or the old one until it has its name
+//
+// An upper layer names its owner, image and number of the merge, in an extended
+// attribute, so that both change in one rename.
+package etc
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"sealroot/mount"
+	"sealroot/state/etcmerge"
+	"sealroot/state/layout"
+	"sealroot/state/seed"
+)
+
+// Names below layout.EtcKept.
+const (
+	imageDir   = "image"
+	upperDir   = "upper"
+	startDir   = "start"
+	nextDir    = "next"
+	recordFile = "record"
+	trialFile  = "trial"
+)
+
+func mergeDir(n uint64) string { return fmt.Sprintf("merge-%d", n) }
+
+// Options say what is merged.
+type Options struct {
+	Image string // the identity of the image that runs
+	Trial bool   // it is on trial
+	// Step is asked before every change of the volume; tests cut the power there.
+	Step func(name string) error
+}
+
+// Result tells what was done.
+type Result struct {
+	Done      bool // the image had taken over before: nothing was to do
+	From      string
+	PutBack   bool // the image's own /etc, as it was, for the last one failed on trial
+	Files     int  // of the new upper layer
+	Conflicts []etcmerge.Conflict
+}
+
+// record is what is kept of a merge.
+type record struct {
+	From      string              `json:"from,omitempty"`
+	PutBack   bool                `json:"put_back,omitempty"`
+	Conflicts []etcmerge.Conflict `json:"conflicts,omitempty"`
+}
+
+// maxConflicts is how many of them are kept.
+const maxConflicts = 1000
+
+// Merge makes the upper layer of /etc on volume (open: its root) that of the image
+// whose /etc is image (open). Nothing may be mounted from that layer, and /proc must
+// be mounted. On an error the layer is what it was, or the new one.
+func Merge(volume, image *os.File, o Options) (Result, error) {
+	if !isIdentity(o.Image) {
+		return Result{}, fmt.Errorf("cannot merge /etc: %q: %w", o.Image, ErrIdentity)
+	}
+	if o.Step == nil {
+		o.Step = func(string) error { return nil }
+	}
+	m := merger{Options: o, volume: volume, lower: image}
+	result, err := m.run()
+	m.close()
+	if err != nil {
+		return result, fmt.Errorf("cannot merge /etc: %w", err)
+	}
+	return result, nil
+}
+
+type merger struct {
+	Options
+	volume, lower, kept *os.File
+	live                owner
+	opened              []*os.File
+	reader              reader
+}
+
+func (m *merger) close() {
+	for _, f := range m.opened {
+		f.Close()
+	}
+}
+
+// dir opens a directory for as long as the merge runs; nil when there is none.
+func (m *merger) dir(in *os.File, name string) (*os.File, error) {
+	d, err := openIn(in, name, unix.O_RDONLY|unix.O_DIRECTORY)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	m.opened = append(m.opened, d)
+	return d, nil
+}
+
+// ensure opens a directory that is made if need be.
+func (m *merger) ensure(in *os.File, name string) (*os.File, error) {
+	if err := unix.Mkdirat(int(in.Fd()), name, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
+		return nil, fmt.Errorf("cannot make %s/%s: %w", in.Name(), name, err)
+	}
+	d, err := m.dir(in, name)
+	if err == nil && d == nil {
+		err = fs.ErrNotExist
+	}
+	return d, err
+}
+
+func (m *merger) run() (Result, error) {
+	upper, err := m.ensure(m.volume, layout.Etc)
+	if err != nil {
+		return Result{}, err
+	}
+	if m.live, err = readOwner(upper); err != nil {
+		return Result{}, err
+	}
+	if m.live.image == m.Image {
+		return Result{Done: true}, nil
+	}
+	private, err := m.ensure(m.volume, layout.Private)
+	if err != nil {
+		return Result{}, err
+	}
+	if m.kept, err = m.ensure(private, strings.TrimPrefix(layout.EtcKept, layout.Private+"/")); err != nil {
+		return Result{}, err
+	}
+	if err := m.tidy(m.live); err != nil {
+		return Result{}, err
+	}
+	if err := m.keepImage(); err != nil {
+		return Result{}, err
+	}
+	next := owner{m.Image, m.live.merge + 1}
+	result, err := m.build(upper, next)
+	if err != nil {
+		// What is half made would take the place that the next boot needs too.
+		return Result{}, errors.Join(err, m.step("remove", func() error { return seed.Remove(m.kept, nextDir) }))
+	}
+	if err := m.step("exchange", m.exchange); err != nil {
+		return Result{}, err
+	}
+	if err := m.tidy(next); err != nil {
+		return result, err
+	}
+	return result, m.collect(next.image, m.live.image)
+}
+
+// step makes one change of the volume.
+func (m *merger) step(name string, change func() error) error {
+	if err := m.Step(name); err != nil {
+		return err
+	}
+	return change()
+}
+
+// tidy ends what a merge has begun before, as a power cut left it: next is the old
+// layer when the live one was merged after it, and else not whole.
+func (m *merger) tidy(live owner) error {
+	next, err := m.dir(m.kept, nextDir)
+	if err != nil {
+		return err
+	}
+	if next != nil {
+		old, err := readOwner(next)
+		if err != nil {
+			return err
+		}
+		if old.image == "" || old.merge >= live.merge {
+			err = m.step("remove next", func() error { return seed.Remove(m.kept, nextDir) })
+		} else {
+			err = m.putAside(old)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	images, err := names(m.kept)
+	if err != nil {
+		return err
+	}
+	for _, image := range images {
+		dir, err := m.dir(m.kept, image)
+		if err != nil {
+			return err
+		}
+		if dir == nil {
+			continue
+		}
+		list, err := names(dir)
+		if err != nil {
+			return err
+		}
+		for _, name := range list {
+			if !strings.HasPrefix(name, "merge-") || image == live.image && name == mergeDir(live.merge) {
+				continue
+			}
+			if err := m.step("remove "+name, func() error { return seed.Remove(dir, name) }); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// putAside gives the old layer its name.
+func (m *merger) putAside(old owner) error {
+	dir, err := m.ensure(m.kept, old.image)
+	if err != nil {
+		return err
+	}
+	if err := m.step("remove upper", func() error { return seed.Remove(dir, upperDir) }); err != nil {
+		return err
+	}
+	return m.step("put aside", func() error {
+		if err := unix.Renameat2(int(m.kept.Fd()), nextDir, int(dir.Fd()), upperDir, unix.RENAME_NOREPLACE); err != nil {
+			return fmt.Errorf("cannot rename the old upper layer: %w", err)
+		}
+		return syncDirs(m.kept, dir)
+	})
+}
+
+// keepImage copies the image's /etc, if that was not done.
+func (m *merger) keepImage() error {
+	dir, err := m.ensure(m.kept, m.Image)
+	if err != nil {
+		return err
+	}
+	const unfinished = imageDir + ".tmp"
+	if there, err := m.dir(dir, imageDir); err != nil || there != nil {
+		return err
+	}
+	if err := m.step("remove image.tmp", func() error { return seed.Remove(dir, unfinished) }); err != nil {
+		return err
+	}
+	if err := m.step("copy image", func() error { return seed.Tree(m.lower, dir, unfinished) }); err != nil {
+		return err
+	}
+	return m.step("name image", func() error {
+		if err := unix.Syncfs(int(dir.Fd())); err != nil {
+			return fmt.Errorf("cannot sync: %w", err)
+		}
+		if err := unix.Renameat2(int(dir.Fd()), unfinished, int(dir.Fd()), imageDir, unix.RENAME_NOREPLACE); err != nil {
+			return fmt.Errorf("cannot rename the copy of the image's /etc: %w", err)
+		}
+		return syncDirs(dir, m.kept)
+	})
+}
+
+// build makes the new layer, next, and what is kept beside it.
+func (m *merger) build(upper *os.File, next owner) (Result, error) {
+	list, result, err := m.plan(upper)
+	if err != nil {
+		return result, err
+	}
+	if err := m.Step("make next"); err != nil {
+		return result, err
+	}
+	layer, err := seed.MakeDir(m.kept, nextDir)
+	if err != nil {
+		return result, err
+	}
+	defer layer.Close()
+	if err := write(layer, list, m.Step); err != nil {
+		return result, err
+	}
+	if err := seed.Attributes(upper, layer); err != nil {
+		return result, err
+	}
+	if err := m.step("record", func() error { return m.keepRecord(layer, next, result) }); err != nil {
+		return result, err
+	}
+	return result, m.step("own", func() error {
+		if err := unix.Syncfs(int(layer.Fd())); err != nil {
+			return fmt.Errorf("cannot sync: %w", err)
+		}
+		if err := writeOwner(layer, next); err != nil {
+			return err
+		}
+		return syncDirs(layer)
+	})
+}
+
+// keepRecord makes the directory of this merge.
+func (m *merger) keepRecord(layer *os.File, next owner, result Result) error {
+	dir, err := m.ensure(m.kept, next.image)
+	if err != nil {
+		return err
+	}
+	name := mergeDir(next.merge)
+	if err := seed.Remove(dir, name); err != nil {
+		return err
+	}
+	merge, err := seed.MakeDir(dir, name)
+	if err != nil {
+		return err
+	}
+	defer merge.Close()
+	if err := seed.Tree(layer, merge, startDir); err != nil {
+		return err
+	}
+	text, err := json.Marshal(record{result.From, result.PutBack, result.Conflicts})
+	if err != nil {
+		return err
+	}
+	if err := createFile(merge, recordFile, text); err != nil || !m.Trial {
+		return err
+	}
+	return createFile(merge, trialFile, nil)
+}
+
+// exchange is the moment at which the new layer counts.
+func (m *merger) exchange() error {
+	if err := unix.Renameat2(int(m.kept.Fd()), nextDir, int(m.volume.Fd()), layout.Etc, unix.RENAME_EXCHANGE); err != nil {
+		return fmt.Errorf("cannot exchange the upper layers: %w", err)
+	}
+	return syncDirs(m.volume, m.kept)
+}
+
+// collect removes what is kept for other images than these: those of the two slots.
+func (m *merger) collect(images ...string) error {
+	list, err := names(m.kept)
+	if err != nil {
+		return err
+	}
+	for _, name := range list {
+		if slices.Contains(images, name) {
+			continue
+		}
+		if err := m.step("collect", func() error { return seed.Remove(m.kept, name) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Committed notes that the image whose /etc this is was committed: when another one
+// takes over, what was changed under it is changed there too.
+func Committed(volume string) error {
+	m := merger{}
+	defer m.close()
+	merge, _, err := m.current(volume)
+	if err != nil || merge == nil {
+		return err
+	}
+	err = unix.Unlinkat(int(merge.Fd()), trialFile, 0)
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("cannot note that the image of /etc was committed: %w", err)
+	}
+	return syncDirs(merge)
+}
+
+// current opens the directory of the merge that the live upper layer comes from; nil
+// when there was none.
+func (m *merger) current(volume string) (merge *os.File, live owner, err error) {
+	root, err := mount.OpenRoot(volume)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, owner{}, nil
+	}
+	if err != nil {
+		return nil, owner{}, err
+	}
+	m.opened = append(m.opened, root)
+	m.volume = root
+	upper, err := m.dir(root, layout.Etc)
+	if err != nil || upper == nil {
+		return nil, owner{}, err
+	}
+	if live, err = readOwner(upper); err != nil || live.image == "" {
+		return nil, owner{}, err
+	}
+	if m.kept, err = m.dir(root, layout.EtcKept); err != nil || m.kept == nil {
+		return nil, live, err
+	}
+	merge, err = m.dir(m.kept, live.image+"/"+mergeDir(live.merge))
+	return merge, live, err
+}
+
+func createFile(dir *os.File, name string, text []byte) error {
+	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return fmt.Errorf("cannot make %s: %w", name, err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	_, err = f.Write(text)
+	return errors.Join(err, f.Close())
+}
+
+func names(dir *os.File) ([]string, error) {
+	again, err := openIn(dir, ".", unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, err
+	}
+	defer again.Close()
+	list, err := again.Readdirnames(maxEntries)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	slices.Sort(list)
+	return list, nil
+}
+
+func syncDirs(dirs ...*os.File) error {
+	for _, d := range dirs {
+		if err := unix.Fsync(int(d.Fd())); err != nil {
+			return fmt.Errorf("cannot sync %s: %w", d.Name(), err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,106 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"sealroot/sealroot/etc"
+)
+
+// etcMerge merges /etc for the image that runs. PID 1 takes lines that begin with
+// warning: into its report.
+func etcMerge(c *command) action {
+	image := c.flags.String("image", "", "identity of the image that runs")
+	trial := c.flags.Bool("trial", false, "it is on trial")
+	volume := c.flags.String("volume", "/state/encrypted", "where the volume is mounted")
+	from := c.flags.String("from", "/etc", "the image's /etc")
+	return func(context.Context, []string) error {
+		root, err := openDir(*volume)
+		if err != nil {
+			return err
+		}
+		defer root.Close()
+		dir, err := openDir(*from)
+		if err != nil {
+			return err
+		}
+		defer dir.Close()
+		r, err := etc.Merge(root, dir, etc.Options{Image: *image, Trial: *trial})
+		if err != nil {
+			return err
+		}
+		for _, line := range mergeText(r) {
+			fmt.Fprintln(c.stdout, line)
+		}
+		return nil
+	}
+}
+
+// mergeText says what a merge has done.
+func mergeText(r etc.Result) []string {
+	switch {
+	case r.Done:
+		return []string{"is this image's already"}
+	case r.PutBack:
+		return []string{"warning: /etc is what this image had before the trial, which failed: its changes are put aside (sealroot etc diff)"}
+	}
+	lines := []string{fmt.Sprintf("merged for this image; %d files differ from its own", r.Files)}
+	if n := len(r.Conflicts); n > 0 {
+		lines = append(lines, fmt.Sprintf("warning: the image and this machine have both changed something in /etc; the machine's is kept (%d conflicts, sealroot etc diff)", n))
+	}
+	return lines
+}
+
+func openDir(path string) (*os.File, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+func etcDiff(c *command) action {
+	return func(context.Context, []string) error {
+		if _, err := c.booted(); err != nil {
+			return err
+		}
+		d, err := etc.Compare(c.env.volume())
+		if err != nil {
+			return err
+		}
+		c.result.Data = d
+		if !c.json {
+			printDiff(c, d)
+		}
+		return nil
+	}
+}
+
+func printDiff(c *command, d etc.Diff) {
+	for _, x := range d.Conflicts {
+		fmt.Fprintf(c.stdout, "conflict  /etc/%s: %s\n", x.Path, x.What)
+		if x.ImageHas != "" {
+			fmt.Fprintf(c.stdout, "          the image's:     %s\n", x.ImageHas)
+		}
+		if x.OldImageHas != "" {
+			fmt.Fprintf(c.stdout, "          the image before: %s\n", x.OldImageHas)
+		}
+	}
+	for _, list := range []struct {
+		word  string
+		names []string
+	}{{"added", d.Added}, {"changed", d.Changed}, {"removed", d.Removed}} {
+		for _, name := range list.names {
+			fmt.Fprintf(c.stdout, "%-8s  /etc/%s\n", list.word, name)
+		}
+	}
+	if d.PutAside != "" {
+		fmt.Fprintf(c.stdout, "changes under the image that failed on trial lie in %s\n", d.PutAside)
+	}
+	if len(d.Conflicts)+len(d.Added)+len(d.Changed)+len(d.Removed) == 0 {
+		fmt.Fprintln(c.stdout, "/etc is the image's")
+	}
+}

@@ -1,0 +1,104 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"sealroot/sealroot/etc"
+	"sealroot/sealroot/schematest"
+	"sealroot/state/layout"
+)
+
+// The commands of one machine: merged twice, with a change of the machine's between,
+// and compared.
+func TestEtcCommands(t *testing.T) {
+	dir := t.TempDir()
+	env := Env{State: filepath.Join(dir, "state"), Report: filepath.Join(dir, "boot.json"), Lock: filepath.Join(dir, "lock")}
+	upper := filepath.Join(env.volume(), layout.Etc)
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	write := func(name, text string) {
+		t.Helper()
+		must(os.MkdirAll(filepath.Dir(name), 0o755))
+		must(os.WriteFile(name, []byte(text), 0o644))
+	}
+	report, err := running(nil).Encode()
+	must(err)
+	write(env.Report, string(report))
+	must(os.MkdirAll(upper, 0o755))
+	for version, text := range map[string]string{"1": "one\n", "2": "two\n"} {
+		write(filepath.Join(dir, version, "both"), text)
+		write(filepath.Join(dir, version, "removed"), "r\n")
+	}
+	run := func(args ...string) (int, string) {
+		t.Helper()
+		var out bytes.Buffer
+		code := Main(t.Context(), args, &out, &out, env)
+		return code, out.String()
+	}
+	merge := func(version string, more ...string) (int, string) {
+		return run(append([]string{"etc-merge", "--image", strings.Repeat(version, 64), "--volume", env.volume(), "--from", filepath.Join(dir, version)}, more...)...)
+	}
+	if code, out := run("etc", "diff"); code != exitRefused || !strings.Contains(out, "no boot has merged") {
+		t.Errorf("etc diff of a new volume: exit status %d, %s", code, out)
+	}
+	if code, out := run("etc"); code != exitUsage || !strings.Contains(out, "sealroot etc knows diff") {
+		t.Errorf("etc: exit status %d, %s", code, out)
+	}
+	if code, out := run("etc-merge", "--image", "../x", "--volume", env.volume(), "--from", filepath.Join(dir, "1")); code != exitFailed || !strings.Contains(out, "not the name of an image") {
+		t.Errorf("etc-merge for ../x: exit status %d, %s", code, out)
+	}
+	if code, out := merge("1"); code != 0 || out != "merged for this image; 0 files differ from its own\n" {
+		t.Errorf("the first merge: exit status %d, %s", code, out)
+	}
+	if code, out := run("etc", "diff"); code != 0 || out != "/etc is the image's\n" {
+		t.Errorf("etc diff without a change: exit status %d, %s", code, out)
+	}
+	write(filepath.Join(upper, "both"), "mine\n")
+	must(unix.Mknod(filepath.Join(upper, "removed"), unix.S_IFCHR, 0))
+	if code, out := merge("2", "--trial"); code != 0 || !strings.Contains(out, "\nwarning: ") || !strings.Contains(out, "1 conflicts") {
+		t.Errorf("the second merge: exit status %d, %s", code, out)
+	}
+	if code, out := merge("2"); code != 0 || out != "is this image's already\n" {
+		t.Errorf("once more: exit status %d, %s", code, out)
+	}
+	write(filepath.Join(upper, "added"), "x\n")
+	code, out := run("etc", "diff")
+	kept := filepath.Join(env.volume(), layout.EtcKept)
+	for _, want := range []string{
+		"conflict  /etc/both: both changed it\n", kept + "/" + strings.Repeat("2", 64) + "/image/both\n", kept + "/" + strings.Repeat("1", 64) + "/image/both\n",
+		"added     /etc/added\n", "changed   /etc/both\n", "removed   /etc/removed\n",
+	} {
+		if code != 0 || !strings.Contains(out, want) {
+			t.Errorf("etc diff: exit status %d, want %q in\n%s", code, want, out)
+		}
+	}
+	_, out = run("etc", "diff", "--json")
+	schema, err := os.ReadFile("../docs/result.schema.json")
+	must(err)
+	for _, problem := range schematest.Check(schema, []byte(out)) {
+		t.Errorf("etc diff --json: %s", problem)
+	}
+	var result struct{ Data etc.Diff }
+	if err := json.Unmarshal([]byte(out), &result); err != nil || !slices.Equal(result.Data.Added, []string{"added"}) {
+		t.Errorf("etc diff --json: %v, %s", err, out)
+	}
+	// The trial failed.
+	if code, out := merge("1"); code != 0 || !strings.Contains(out, "warning: ") || !strings.Contains(out, "put aside") {
+		t.Errorf("after the trial: exit status %d, %s", code, out)
+	}
+	if code, out := run("etc", "diff"); code != 0 || !strings.Contains(out, kept+"/"+strings.Repeat("2", 64)+"/upper\n") {
+		t.Errorf("etc diff after the trial: exit status %d, %s", code, out)
+	}
+}
