@@ -32,7 +32,7 @@ func (b *boot) assemble(ctx context.Context) error {
 		return stateError(slots.StateDamaged, "cannot open the encrypted volume: %w", err)
 	}
 	defer volume.Close()
-	if err := b.etc(volume); err != nil {
+	if err := b.etc(ctx, volume); err != nil {
 		if !b.volume.readOnly() {
 			return err
 		}
@@ -104,7 +104,7 @@ func etcLayers(image mount.Place, mode config.EtcMode, readOnly bool) mount.Over
 }
 
 // etc mounts /etc as the configuration says.
-func (b *boot) etc(volume *os.File) error {
+func (b *boot) etc(ctx context.Context, volume *os.File) error {
 	image, err := b.etcPlace()
 	if err != nil {
 		return imageError(slots.Mount, "cannot open /etc of the image: %w", err)
@@ -132,6 +132,7 @@ func (b *boot) etc(volume *os.File) error {
 				return stateError(slots.StateDamaged, "cannot make %s on the encrypted volume: %w", dir, err)
 			}
 		}
+		b.mergeEtc(ctx, volume, image)
 	}
 	where := mount.Place{Root: newRoot, Path: "etc"}
 	if err := b.sys.Mounter.Overlay(o, where); err != nil {

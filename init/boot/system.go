@@ -31,7 +31,7 @@ type System struct {
 	OpenConsole func() (Console, error)
 	// OpenWatchdog starts the hardware watchdog; see watchdog.Open for its errors.
 	OpenWatchdog func(watchdog.Options) (Watchdog, error)
-	// RunProgram runs the verified root's e2fsck.
+	// RunProgram runs the verified root's e2fsck, and its merge of /etc.
 	RunProgram RunProgram
 	// Exec replaces this process by the real init, which gets passed too unless it
 	// is nil.

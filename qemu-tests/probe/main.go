@@ -224,6 +224,18 @@ func run(w io.Writer, began start, words []string) (status int, then func()) {
 		}
 		err = os.WriteFile(words[1], []byte(strings.Join(words[2:], " ")+"\n"), 0o644)
 		unix.Sync()
+	case "append": // append FILE TEXT…: one more line
+		if len(words) < 3 {
+			err = errors.New("usage: append FILE TEXT")
+			break
+		}
+		var f *os.File
+		if f, err = os.OpenFile(words[1], os.O_WRONLY|os.O_APPEND, 0); err != nil {
+			break
+		}
+		_, err = f.WriteString(strings.Join(words[2:], " ") + "\n")
+		err = errors.Join(err, f.Close())
+		unix.Sync()
 	default:
 		return program(w, words), nil
 	}

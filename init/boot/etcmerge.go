@@ -1,0 +1,104 @@
+package boot
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sealroot/init/config"
+	"sealroot/mount"
+	"sealroot/state/layout"
+	"sealroot/state/seed"
+)
+
+// mergeTime is how long a merge of /etc may take.
+const mergeTime = 2 * time.Minute
+
+// mergeProgram is the command that does it.
+const mergeProgram = "/usr/bin/sealroot"
+
+var (
+	errNoMerge  = errors.New("the image has no " + mergeProgram)
+	errUnmerged = errors.New("it did not finish")
+)
+
+// imageIdentity names the image that /etc is merged for: by the root hash, and by
+// those of the layers that are put over the root.
+func imageIdentity(rootHash string, layers ...string) string {
+	if len(layers) == 0 {
+		return rootHash
+	}
+	sum := sha256.Sum256([]byte(strings.Join(append([]string{rootHash}, layers...), "\n")))
+	return hex.EncodeToString(sum[:])
+}
+
+// mergeEtc has the upper layer of /etc made that of the image that runs, where it is
+// another one's. The root's own command does it, so that PID 1 has no parser of what
+// users write into /etc. If that fails the layer stays as it was, as it always did
+// before there was a merge, and the next boot tries again.
+func (b *boot) mergeEtc(ctx context.Context, volume *os.File, image mount.Place) {
+	id := imageIdentity(b.report.Root.RootHash)
+	if b.report.Degraded || b.cfg.State.Create == config.CreateNone || etcOwner(volume, id) {
+		return
+	}
+	err := b.runMerge(ctx, id, image)
+	if err == nil && !etcOwner(volume, id) {
+		err = errUnmerged
+	}
+	if err != nil {
+		b.warn("/etc is not merged with that of this image, what the machine changed hides the image's: %v", err)
+	}
+}
+
+// etcOwner tells whether the upper layer of /etc was merged for an image.
+func etcOwner(volume *os.File, id string) bool {
+	upper, err := mount.OpenBeneath(volume, layout.Etc, unix.O_RDONLY|unix.O_DIRECTORY, mount.Strict)
+	if err != nil {
+		return false
+	}
+	defer upper.Close()
+	owner, err := seed.Attribute(upper, layout.EtcOwner)
+	return err == nil && strings.HasPrefix(owner, id+" ")
+}
+
+// runMerge runs the command, with /proc, which it reaches extended attributes by.
+func (b *boot) runMerge(ctx context.Context, id string, image mount.Place) error {
+	proc := mount.Filesystem{Type: "proc", Source: "proc", Attr: mount.NoSUID | mount.NoDev | mount.NoExec}
+	if err := b.sys.Mounter.MountIn(proc, mount.Place{Root: newRoot, Path: "proc"}); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, mergeTime)
+	defer cancel()
+	argv := []string{mergeProgram, "etc-merge", "--image", id,
+		"--from", image.Root[len(newRoot):] + "/" + image.Path, "--volume", encryptedDir[len(newRoot):]}
+	if b.report.Slot.Trial {
+		argv = append(argv, "--trial")
+	}
+	result, err := b.sys.RunProgram(ctx, newRoot, argv...)
+	last := ""
+	for line := range bytes.Lines(result.Output) {
+		text, warning := strings.CutPrefix(clean(string(bytes.TrimSpace(line))), "warning: ")
+		if warning {
+			b.warn("%s", text)
+		} else {
+			b.sys.Log.Info("etc: %s", text)
+		}
+		last = text
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		err = errNoMerge
+	case err == nil && result.Status != 0:
+		err = fmt.Errorf("%s ends with status %d: %.300s", mergeProgram, result.Status, last)
+	}
+	return errors.Join(err, b.sys.Mounter.Unmount(newRoot+"/proc"))
+}

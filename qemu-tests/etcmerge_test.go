@@ -1,0 +1,89 @@
+package qemutests
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+)
+
+// etcOf are files of /etc of an image for TestRootEtcMerge.
+func etcOf(b, c, daemon string) map[string]string {
+	return map[string]string{
+		"etc/a": "a of the image\n", "etc/b": b + "\n", "etc/c": c + "\n",
+		"etc/passwd": "root:x:0:0::/root:/bin/sh\n" + daemon + ":x:998:998::/:/bin/false\n",
+		"etc/group":  "root:x:0:\n" + daemon + ":x:998:\n",
+		"etc/shadow": "root:*:1::::::\n" + daemon + ":!:1::::::\n",
+	}
+}
+
+// In the first boot of another version /etc is merged: what only the machine changed
+// is the machine's, what only the image changed the image's, what both changed the
+// machine's, and listed; accounts of both are there. Going back brings what the old
+// version had, and the changes since.
+func TestRootEtcMerge(t *testing.T) {
+	t.Parallel()
+	image := Image{Extra: etcOf("b1", "c1", "one")}
+	next := image.next(t)
+	next.Extra = etcOf("b2", "c2", "two")
+	next.Extra["etc/new"] = "new in 2\n"
+	vm := NewMachine(t, BIOS, image.Build(t)).WithTPM().withParts(t, readFile(t, next.Parts(t))).Boot()
+	has := func(want map[string]string) {
+		t.Helper()
+		for name, text := range want {
+			got, status := vm.TryRun("cat /etc/" + name) // without the last newline
+			if gone := text == ""; gone != (status != 0) || !gone && got != text {
+				t.Errorf("/etc/%s: status %d, %q, want %q", name, status, got, text)
+			}
+		}
+	}
+	if r := vm.UpIn("a"); len(unexpected(r)) > 0 {
+		t.Errorf("the first boot warns: %q", r.Warnings)
+	}
+	for _, command := range []string{
+		"write /etc/a a of the machine", "write /etc/c c of the machine",
+		"append /etc/passwd human:x:1000:1000::/home/user:/bin/sh", "append /etc/group human:x:1000:", "append /etc/shadow human:secret:1::::::",
+		"sealroot install /dev/vdb",
+	} {
+		vm.Run(command)
+	}
+	vm.Reboot()
+	r := vm.UpIn("b")
+	if !strings.Contains(strings.Join(r.Warnings, "\n"), "1 conflicts, sealroot etc diff") {
+		t.Errorf("warnings %q, want one about a conflict", r.Warnings)
+	}
+	has(map[string]string{
+		"a": "a of the machine", "b": "b2", "c": "c of the machine", "new": "new in 2",
+		"passwd": "root:x:0:0::/root:/bin/sh\nhuman:x:1000:1000::/home/user:/bin/sh\ntwo:x:998:998::/:/bin/false",
+		"group":  "root:x:0:\nhuman:x:1000:\ntwo:x:998:",
+		"shadow": "root:*:1::::::\nhuman:secret:1::::::\ntwo:!:1::::::",
+	})
+	var result struct {
+		Data struct {
+			Conflicts []struct {
+				Path     string `json:"path"`
+				ImageHas string `json:"image_has"`
+			} `json:"conflicts"`
+			Changed []string `json:"changed"`
+		} `json:"data"`
+	}
+	text := vm.Run("sealroot etc diff --json")
+	fits(t, "result", text)
+	if err := json.Unmarshal([]byte(text), &result); err != nil || len(result.Data.Conflicts) != 1 || result.Data.Conflicts[0].Path != "c" ||
+		strings.Join(result.Data.Changed, " ") != "a c group passwd shadow" {
+		t.Fatalf("sealroot etc diff: %v: %s", err, text)
+	}
+	if got := vm.Run("cat " + result.Data.Conflicts[0].ImageHas); got != "c2" {
+		t.Errorf("%s: %q, want the image's c", result.Data.Conflicts[0].ImageHas, got)
+	}
+	vm.Run("sealroot commit")
+	vm.Run("write /etc/later written under 2")
+	vm.Run("append /etc/passwd second:x:1001:1001::/:/bin/sh")
+	vm.Run("sealroot rollback")
+	vm.Reboot()
+	vm.UpIn("a")
+	has(map[string]string{
+		"a": "a of the machine", "b": "b1", "c": "c of the machine", "new": "", "later": "written under 2",
+		"passwd": "root:x:0:0::/root:/bin/sh\nhuman:x:1000:1000::/home/user:/bin/sh\nsecond:x:1001:1001::/:/bin/sh\none:x:998:998::/:/bin/false",
+	})
+	vm.PowerOff()
+}
