@@ -62,6 +62,14 @@ func openDir(path string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
+// etcCommitted notes that what is changed in /etc is no trial's. What goes wrong is
+// told, and costs nothing else.
+func (c *command) etcCommitted() {
+	if err := etc.Committed(c.env.volume()); err != nil {
+		c.say("%v", err)
+	}
+}
+
 func etcDiff(c *command) action {
 	return func(context.Context, []string) error {
 		if _, err := c.booted(); err != nil {

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sealroot/init/report"
 	"sealroot/sealroot/etc"
 	"sealroot/sealroot/schematest"
 	"sealroot/state/layout"
@@ -33,9 +34,9 @@ func TestEtcCommands(t *testing.T) {
 		must(os.MkdirAll(filepath.Dir(name), 0o755))
 		must(os.WriteFile(name, []byte(text), 0o644))
 	}
-	report, err := running(nil).Encode()
+	text, err := running(nil).Encode()
 	must(err)
-	write(env.Report, string(report))
+	write(env.Report, string(text))
 	must(os.MkdirAll(upper, 0o755))
 	for version, text := range map[string]string{"1": "one\n", "2": "two\n"} {
 		write(filepath.Join(dir, version, "both"), text)
@@ -100,5 +101,43 @@ func TestEtcCommands(t *testing.T) {
 	}
 	if code, out := run("etc", "diff"); code != 0 || !strings.Contains(out, kept+"/"+strings.Repeat("2", 64)+"/upper\n") {
 		t.Errorf("etc diff after the trial: exit status %d, %s", code, out)
+	}
+}
+
+// A boot that is on trial no more, and a commit, take the mark of the trial away.
+func TestEtcTrialEnds(t *testing.T) {
+	image := strings.Repeat("1", 64)
+	for _, tt := range []struct {
+		name, args  string
+		trial, ends bool
+	}{
+		{"commit", "commit", true, true},
+		{"record_of_a_trial", "record", true, false},
+		{"record_of_a_committed_slot", "record", false, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var mark string
+			w := world{list: pair(), report: running(func(r *report.Report) { r.Slot.Trial = tt.trial })}
+			w.before = func(env Env) {
+				from := t.TempDir()
+				if err := os.MkdirAll(env.volume(), 0o755); err != nil {
+					t.Fatal(err)
+				}
+				var out bytes.Buffer
+				if code := Main(t.Context(), []string{"etc-merge", "--image", image, "--trial", "--volume", env.volume(), "--from", from}, &out, &out, env); code != 0 {
+					t.Fatal(out.String())
+				}
+				mark = filepath.Join(env.volume(), layout.EtcKept, image, "merge-1/trial")
+				if _, err := os.Stat(mark); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if code, out, errs, _ := w.run(t, tt.args); code != 0 {
+				t.Errorf("exit status %d, %s%s", code, out, errs)
+			}
+			if _, err := os.Stat(mark); (err != nil) != tt.ends {
+				t.Errorf("the mark: %v, want it gone: %v", err, tt.ends)
+			}
+		})
 	}
 }

@@ -38,6 +38,9 @@ func record(c *command) action {
 		if json.Unmarshal(text, &r) != nil {
 			r = report.Report{} // boots.Record says what is wrong with it
 		}
+		if r.Slot.Name != "" && !r.Slot.Trial {
+			c.etcCommitted() // the commit may have been another system's (--disk)
+		}
 		m, err := c.env.Open(Where{Report: r, Write: true})
 		if err != nil {
 			// A log that cannot be read does not keep this report from being kept.

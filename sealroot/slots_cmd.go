@@ -10,7 +10,6 @@ import (
 
 	"sealroot/init/report"
 	"sealroot/sealroot/bootset"
-	"sealroot/sealroot/etc"
 	"sealroot/slots"
 )
 
@@ -155,9 +154,7 @@ func commit(c *command) action {
 // commit keeps the slot that runs, and then raises the rollback floor.
 func (c *command) commit(ctx context.Context, t target, burn bool) error {
 	if t.report.Slot.Name != "" { // not with --disk
-		if err := etc.Committed(c.env.volume()); err != nil {
-			c.say("%v", err)
-		}
+		c.etcCommitted()
 	}
 	if err := c.keep(t); err != nil {
 		return err
