@@ -43,8 +43,10 @@ type Volume struct {
 	// ReadOnly is set when the reservation could not be restored: writing
 	// could then fail in the middle of anything.
 	ReadOnly error
-	// Superblock is the inner file system's when the volume was opened.
+	// Superblock is the inner file system's when the volume was opened. Mended: a power
+	// cut had torn it.
 	Superblock ext4.Superblock
+	Mended     bool
 
 	image *os.File
 	loop  Device
@@ -162,6 +164,11 @@ func (v *Volume) open(devs Devices, unlock Unlock) error {
 // restore makes the invariant true again: what the inner file system spans is
 // reserved, and nothing beyond it.
 func (v *Volume) restore(size int64) error {
+	mended, err := ext4.Mend(v.crypt, v.crypt.Size())
+	if err != nil {
+		return fmt.Errorf("cannot use the file system in %s: %w", ImageName, err)
+	}
+	v.Mended = mended
 	sb, err := ext4.ReadSuperblock(v.crypt)
 	if err != nil {
 		return fmt.Errorf("cannot use the file system in %s: %w", ImageName, errors.Join(ErrDamaged, err))

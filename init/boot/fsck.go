@@ -93,6 +93,24 @@ func (b *boot) e2fsck(ctx context.Context, device string) (result child.Result, 
 	return result, errors.Join(err, b.sys.Mounter.Unmount(newRoot+"/dev"))
 }
 
+// mendedText is what a person is told of ext4.Mend.
+const mendedText = "a power cut had torn the superblock of its file system; mended"
+
+// mendOuter repairs the superblock of the state partition where a power cut tore it:
+// the kernel would not mount it. What cannot be done, mounting it says.
+func (b *boot) mendOuter(node string) {
+	part, err := blockdev.Open(node, true)
+	if err != nil {
+		return
+	}
+	defer part.Close()
+	if mended, err := ext4.Mend(part, part.Size()); err != nil {
+		b.warn("the state partition: %v", err)
+	} else if mended {
+		b.warn("the state partition: %s", mendedText)
+	}
+}
+
 // checkOuter is checkFilesystem for the state partition.
 func (b *boot) checkOuter(ctx context.Context, node string) error {
 	if b.cfg.State.Fsck != config.FsckAuto {

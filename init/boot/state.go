@@ -86,6 +86,7 @@ func (b *boot) mountOuter(ctx context.Context) error {
 		Type: "ext4", Source: part.Node, Options: []string{"errors=remount-ro"},
 		Attr: mount.NoSUID | mount.NoDev | mount.NoExec | mount.NoSymfollow,
 	}
+	b.mendOuter(part.Node)
 	if err := b.checkOuter(ctx, part.Node); errors.Is(err, errRestart) {
 		return err
 	} else if err != nil {
@@ -139,6 +140,9 @@ func (b *boot) openVolume(ctx context.Context) error {
 	}
 	if err != nil {
 		return stateError(unlockReason(err), "%w", err)
+	}
+	if v.Mended {
+		b.warn("the encrypted volume: %s", mendedText)
 	}
 	b.keepPin(ctx, v.KeyID)
 	if !b.floorAfterMount() {

@@ -209,6 +209,7 @@ func unitsOfSealroot() []unit {
 		{"sealroot-check.service", "boot-complete.target.requires", "no health check is asked before a commit"},
 		{"sealroot-commit.service", "multi-user.target.wants", "no new version is ever committed"},
 		{"sealroot-degraded.target", "multi-user.target.wants", "nothing starts what is meant for a degraded boot"},
+		{"sealroot-exit.service", "sysinit.target.wants", "file systems below the root may stay mounted when the machine ends"},
 		{"sealroot-replicate.service", "multi-user.target.wants", "boot.replicate does nothing"},
 	}
 }
@@ -216,7 +217,7 @@ func unitsOfSealroot() []unit {
 // needed tells whether an image of this configuration needs a unit.
 func (v *verdict) needed(u unit) bool {
 	switch u.name {
-	case "sealroot-record.service":
+	case "sealroot-record.service", "sealroot-exit.service":
 		return true
 	case "sealroot-replicate.service":
 		return len(v.w.Config.Boot.Replicate) > 0

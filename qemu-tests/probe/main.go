@@ -8,6 +8,7 @@ package main
 import (
 	"bufio"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -49,6 +51,26 @@ func main() {
 	// An init must not end: that would be a kernel panic.
 	time.Sleep(5 * time.Second)
 	unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+}
+
+func poke(words []string) error {
+	if len(words) != 4 {
+		return errors.New("usage: poke FILE OFFSET HEX")
+	}
+	at, err := strconv.ParseInt(words[2], 10, 64)
+	if err != nil {
+		return err
+	}
+	text, err := hex.DecodeString(words[3])
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(words[1], os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(text, at)
+	return errors.Join(err, f.Sync(), f.Close())
 }
 
 // notInit is what the program does for others: as reboot it restarts the machine,
@@ -236,6 +258,8 @@ func run(w io.Writer, began start, words []string) (status int, then func()) {
 		_, err = f.WriteString(strings.Join(words[2:], " ") + "\n")
 		err = errors.Join(err, f.Close())
 		unix.Sync()
+	case "poke": // poke FILE OFFSET HEX: writes these bytes there, past every cache
+		err = poke(words)
 	default:
 		return program(w, words), nil
 	}

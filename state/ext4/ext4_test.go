@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -114,21 +115,22 @@ func TestTemplateGrowsOffline(t *testing.T) {
 	}
 }
 
+// mounted mounts an image for as long as the test runs, or until umount.
+func mounted(t *testing.T, image string) (dir string, umount func()) {
+	t.Helper()
+	dir = t.TempDir()
+	run(t, "mount", "-o", "loop,nodiscard", image, dir)
+	umount = sync.OnceFunc(func() { run(t, "umount", dir) })
+	t.Cleanup(umount)
+	return dir, umount
+}
+
 func TestResizeMounted(t *testing.T) {
 	f := newImage(t, 20<<30)
 	if err := WriteTemplate(f, testUUID, testSeed); err != nil {
 		t.Fatal(err)
 	}
-	dir := t.TempDir()
-	run(t, "mount", "-o", "loop,nodiscard", f.Name(), dir)
-	mounted := true
-	umount := func() {
-		if mounted {
-			run(t, "umount", dir)
-			mounted = false
-		}
-	}
-	defer umount()
+	dir, umount := mounted(t, f.Name())
 	d, err := os.Open(dir)
 	if err != nil {
 		t.Fatal(err)

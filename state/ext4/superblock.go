@@ -29,6 +29,7 @@ const (
 	sbLogBlockSize = 0x18
 	sbMagic        = 0x38
 	sbState        = 0x3a
+	sbCompat       = 0x5c
 	sbIncompat     = 0x60
 	sbROCompat     = 0x64
 	sbUUID         = 0x68

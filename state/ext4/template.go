@@ -96,14 +96,9 @@ const firstSector = 512
 // WriteTemplate and not mounted since: every mount for writing changes the first
 // sector of the superblock. What else of it reached the disk does not matter.
 func Unused(b []byte) (bool, error) {
-	var want []byte
-	for rest := template; len(want) < superblockOffset+firstSector; {
-		var rec record
-		var err error
-		if rec, rest, err = nextRecord(rest); err != nil {
-			return false, err
-		}
-		want = rec.appendTo(want, min(rec.length, superblockOffset+firstSector-len(want)))
+	want, err := templateHead(superblockOffset + firstSector)
+	if err != nil {
+		return false, err
 	}
 	if len(b) < len(want) {
 		return false, nil
@@ -114,6 +109,18 @@ func Unused(b []byte) (bool, error) {
 		copy(got[field:][:16], want[field:])
 	}
 	return bytes.Equal(got, want), nil
+}
+
+// templateHead is the beginning of the template.
+func templateHead(size int) (head []byte, err error) {
+	for rest := template; len(head) < size; {
+		var rec record
+		if rec, rest, err = nextRecord(rest); err != nil {
+			return nil, err
+		}
+		head = rec.appendTo(head, min(rec.length, size-len(head)))
+	}
+	return head, nil
 }
 
 // BackupSuperblock tells whether r has the first copy of a superblock, which is where
