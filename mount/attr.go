@@ -63,3 +63,15 @@ next:
 	}
 	return a, nil
 }
+
+// mountFlags are the attributes as mount(2) takes them.
+func (a Attr) mountFlags() uintptr {
+	flags := uintptr(a & (ReadOnly | NoSUID | NoDev | NoExec)) // the same bits
+	if a&NoATime != 0 {
+		flags |= unix.MS_NOATIME
+	}
+	if a&NoSymfollow != 0 {
+		flags |= unix.MS_NOSYMFOLLOW
+	}
+	return flags
+}

@@ -82,6 +82,25 @@ func (Kernel) Overlay(o Overlay, where Place) error {
 	return OverlayAt(od, dst)
 }
 
+// Move opens both ends inside their roots, without following any link, and moves the
+// first mount onto the second.
+func (Kernel) Move(from, to Place) error {
+	src, err := from.open(Beneath)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	dst, err := to.open(Beneath)
+	if err != nil {
+		return err
+	}
+	defer dst.Close()
+	if err := Attach(src, dst); err != nil {
+		return fmt.Errorf("cannot move the mount at %s: %w", src.Name(), err)
+	}
+	return nil
+}
+
 // Unmount takes the topmost mount at the path away; a link there is not followed.
 func (Kernel) Unmount(where string) error {
 	if err := unix.Unmount(where, unix.UMOUNT_NOFOLLOW); err != nil {

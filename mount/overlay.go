@@ -4,7 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
+	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // ErrOverlay means that an overlay's description contradicts itself.
@@ -19,18 +23,16 @@ type Overlay struct {
 	Attr  Attr
 }
 
-// maxLower is far above what is sensible and low enough that the option of all
-// lower directories stays below the 256 bytes that one fsconfig(2) string may
-// have ("/proc/self/fd/12:" for each).
-const maxLower = 14
+// MaxLower is how many directories the kernel stacks (OVL_MAX_STACK).
+const MaxLower = 500
 
 // Validate checks the description without looking at any file.
 func (o Overlay) Validate() error {
 	switch {
 	case len(o.Lower) == 0:
 		return fmt.Errorf("%w: no lower directory", ErrOverlay)
-	case len(o.Lower) > maxLower:
-		return fmt.Errorf("%w: %d lower directories, at most %d", ErrOverlay, len(o.Lower), maxLower)
+	case len(o.Lower) > MaxLower:
+		return fmt.Errorf("%w: %d lower directories, at most %d", ErrOverlay, len(o.Lower), MaxLower)
 	case (o.Upper == Place{}) != (o.Work == Place{}):
 		return fmt.Errorf("%w: upper and work directory go together", ErrOverlay)
 	case (o.Upper == Place{}) && len(o.Lower) == 1:
@@ -84,23 +86,82 @@ type OverlayDirs struct {
 	Attr        Attr
 }
 
+// fewLower is how many lower directories fit into the 255 bytes that one fsconfig(2)
+// string may have ("/proc/self/fd/12:" for each).
+const fewLower = 14
+
 // OverlayAt mounts an overlay on dst. The kernel wants paths, so it gets those
 // of our file descriptors below /proc, which lead to the same directories
-// whatever happens to their names; /proc must be mounted.
+// whatever happens to their names; /proc must be mounted. More lower directories
+// than one string holds are given one by one (Linux 6.8), else by mount(2).
 func OverlayAt(o OverlayDirs, dst *os.File) error {
-	if len(o.Lower) == 0 || len(o.Lower) > maxLower || (o.Upper == nil) != (o.Work == nil) {
+	if len(o.Lower) == 0 || len(o.Lower) > MaxLower || (o.Upper == nil) != (o.Work == nil) {
 		return fmt.Errorf("cannot mount an overlay at %s: %w", dst.Name(), ErrOverlay)
 	}
-	lower := make([]string, len(o.Lower))
-	for i, f := range o.Lower {
-		lower[i] = fdPath(f)
+	if len(o.Lower) <= fewLower {
+		return MountAt(o.filesystem([]string{"lowerdir=" + o.lower(fdPath)}), dst)
 	}
-	options := []string{"lowerdir=" + strings.Join(lower, ":")}
+	var each []string
+	for _, f := range o.Lower {
+		each = append(each, "lowerdir+="+fdPath(f))
+	}
+	err := MountAt(o.filesystem(each), dst)
+	if errors.Is(err, unix.EINVAL) { // the kernel does not know lowerdir+
+		return o.classic(dst)
+	}
+	return err
+}
+
+func (o OverlayDirs) lower(path func(*os.File) string) string {
+	var all []string
+	for _, f := range o.Lower {
+		all = append(all, path(f))
+	}
+	return strings.Join(all, ":")
+}
+
+func (o OverlayDirs) filesystem(options []string) Filesystem {
 	if o.Upper != nil {
 		options = append(options, "upperdir="+fdPath(o.Upper), "workdir="+fdPath(o.Work))
 	}
-	fs := Filesystem{Type: "overlay", Source: "overlay", Options: append(options, overlayOff[:]...), Attr: o.Attr}
-	return MountAt(fs, dst)
+	return Filesystem{Type: "overlay", Source: "overlay", Options: append(options, overlayOff[:]...), Attr: o.Attr}
 }
 
-func fdPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
+// classic mounts by mount(2), whose options have a page. The paths are short ones in
+// /proc/self/fd, from a thread that has its own working directory and ends then.
+func (o OverlayDirs) classic(dst *os.File) error {
+	number := func(f *os.File) string { return strconv.Itoa(int(f.Fd())) }
+	options := []string{"lowerdir=" + o.lower(number)}
+	if o.Upper != nil {
+		options = append(options, "upperdir="+number(o.Upper), "workdir="+number(o.Work))
+	}
+	data := strings.Join(append(options, overlayOff[:]...), ",")
+	if len(data) >= os.Getpagesize() {
+		return fmt.Errorf("cannot mount an overlay at %s: %w: its options have %d bytes, and this kernel takes less than %d", dst.Name(), ErrOverlay, len(data), os.Getpagesize())
+	}
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked
+		done <- func() error {
+			if err := unix.Unshare(unix.CLONE_FS); err != nil {
+				return err
+			}
+			if err := unix.Chdir(fdDir); err != nil {
+				return err
+			}
+			if err := unix.Mount("overlay", number(dst), "overlay", o.Attr.mountFlags(), data); err != nil {
+				return err
+			}
+			return nil
+		}()
+	}()
+	if err := <-done; err != nil {
+		return fmt.Errorf("cannot mount an overlay at %s: %w", dst.Name(), err)
+	}
+	return nil
+}
+
+// fdDir has the open files of this thread's process as links.
+const fdDir = "/proc/self/fd"
+
+func fdPath(f *os.File) string { return fmt.Sprintf("%s/%d", fdDir, f.Fd()) }

@@ -83,6 +83,8 @@ type Mounter interface {
 	Bind(b Bind) error
 	// Overlay mounts an overlay of directories.
 	Overlay(o Overlay, where Place) error
+	// Move moves the mount that is on top at one place, with all below it, to another.
+	Move(from, to Place) error
 	// Unmount takes the topmost mount at a path away. It does not wait for
 	// users of the file system: a busy one is unix.EBUSY.
 	Unmount(where string) error

@@ -25,8 +25,16 @@ import (
 // could be written on an immutable root.
 var alwaysBound = [...]string{"home", "var"}
 
-// assemble puts the writable parts over the verified root.
+// assemble puts the layers over the verified root, and the writable parts over them.
 func (b *boot) assemble(ctx context.Context) error {
+	if err := b.stackLayers(); err != nil {
+		return err
+	}
+	return b.writable(ctx)
+}
+
+// writable puts the writable parts over the root.
+func (b *boot) writable(ctx context.Context) error {
 	volume, err := openDir(encryptedDir)
 	if err != nil {
 		return stateError(slots.StateDamaged, "cannot open the encrypted volume: %w", err)
@@ -42,7 +50,7 @@ func (b *boot) assemble(ctx context.Context) error {
 		if err := b.withoutState(errors.Join(err, b.closeVolume())); err != nil {
 			return err
 		}
-		return b.assemble(ctx)
+		return b.writable(ctx)
 	}
 	if err := b.seedAll(volume); err != nil {
 		return err

@@ -15,6 +15,7 @@ import (
 	"sealroot/mount/kmod"
 	"sealroot/mount/uevent"
 	"sealroot/slots/live"
+	"sealroot/verity/osrelease"
 )
 
 // Places that PID 1 uses while it works.
@@ -53,6 +54,9 @@ type boot struct {
 	disk          *live.Disk
 	slots         slotState
 	kernelRelease string
+	rootRelease   osrelease.Release // of the root that runs
+	imageDevNo    string            // of the device that the image is on
+	layered       bool              // the root is an overlay
 	volume        openedState
 	resetAgreed   bool      // at the console, to a reset that needs a key too
 	guard         *watchman // nil: no watchdog

@@ -97,7 +97,7 @@ func (b *boot) leaveMarks() error {
 		return nil
 	}
 	for _, m := range b.report.Mounts {
-		if b.cfg.Boot.EagerCheck && m.Where == b.image() {
+		if b.cfg.Boot.EagerCheck && m.Where == b.image() && m.Type == b.cfg.Root.Filesystem {
 			if err := writeFile(report.EagerCheck, []byte(m.What+"\n")); err != nil {
 				return err
 			}

@@ -149,7 +149,8 @@ func sinceBoot() time.Duration {
 	return time.Duration(ts.Nano())
 }
 
-// measureRoot measures the root finally chosen, before any secret is released.
+// measureRoot measures the root finally chosen and the layers that may come over it,
+// before any secret is released.
 func (b *boot) measureRoot(ctx context.Context) error {
 	hash, err := hex.DecodeString(b.report.Root.RootHash)
 	if err != nil {
@@ -157,6 +158,12 @@ func (b *boot) measureRoot(ctx context.Context) error {
 	}
 	text := pcrsig.RootEvent(string(b.cfg.Root.ImageRole()), hash, b.report.Root.SecurityVersion)
 	b.measure(ctx, tpm.Event{PCR: b.cfg.Trust.MeasurePCR, Data: []byte(text), Text: text})
+	for _, l := range b.cfg.Layers {
+		if l.Hash != "" { // what a directory in the volume holds is not known before it is open
+			text := pcrsig.LayerEvent(l.Name, l.Hash)
+			b.measure(ctx, tpm.Event{PCR: b.cfg.Trust.MeasurePCR, Data: []byte(text), Text: text})
+		}
+	}
 	return nil
 }
 

@@ -76,6 +76,7 @@ func (b *boot) mountSlot(ctx context.Context, slot string, foreign bool) error {
 	if err != nil {
 		return err
 	}
+	b.imageDevNo = device.DevNo()
 	fs := mount.Filesystem{Type: r.Filesystem, Source: device.Path, Attr: mount.ReadOnly | mount.NoDev}
 	if err := b.mountImage(slot, fs); err != nil {
 		return err
@@ -264,6 +265,7 @@ func (b *boot) checkRoot(ctx context.Context, slot string, foreign bool, r *repo
 	if err != nil {
 		return imageError(slots.WrongImage, "cannot use %s of slot %s: %w", osrelease.Path, slot, err)
 	}
+	b.rootRelease = rel
 	r.ImageID, r.ImageVersion, r.SecurityVersion = rel.ImageID, rel.ImageVersion, rel.SecurityVersion
 	if rel.ImageID != b.cfg.Name {
 		return imageError(slots.WrongImage, "cannot boot slot %s: it holds product %q, this machine is %q", slot, rel.ImageID, b.cfg.Name)

@@ -11,6 +11,7 @@ import (
 	"sealroot/mount/child"
 	"sealroot/mount/dm"
 	"sealroot/mount/kmod"
+	"sealroot/mount/loop"
 	"sealroot/mount/watchdog"
 	"sealroot/state"
 	"sealroot/state/tpm"
@@ -25,7 +26,9 @@ type System struct {
 	Modules kmod.Inserter
 	Verity  VerityOpener
 	Devices state.Devices
-	Power   Power
+	// AttachLoop puts a layer's image behind a loop device.
+	AttachLoop func(*os.File, loop.Options) (loop.Device, error)
+	Power      Power
 	// OpenTPM opens the TPM; tpm.ErrNoTPM when there is none (yet).
 	OpenTPM     func(ctx context.Context) (*tpm.TPM, error)
 	OpenConsole func() (Console, error)
@@ -69,6 +72,7 @@ func NewSystem(log *Log, random io.Reader, program string) *System {
 		Modules:     kmod.Kernel{},
 		Verity:      control,
 		Devices:     state.KernelDevices{DM: control},
+		AttachLoop:  loop.Attach,
 		Power:       kernelPower{},
 		OpenTPM:     func(ctx context.Context) (*tpm.TPM, error) { return tpm.Open(ctx, "/dev") },
 		OpenConsole: func() (Console, error) { return console.Open("/") },

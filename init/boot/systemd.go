@@ -62,21 +62,17 @@ func (b *boot) initArgs(root *os.File, initPath string) ([]string, *os.File) {
 }
 
 // volatileRoot is where systemd looks for the device below a root that is in memory
-// (blockdev-util.c), to find the other partitions of the disk.
+// or an overlay (blockdev-util.c), to find the other partitions of the disk.
 const volatileRoot = "/run/systemd/volatile-root"
 
 // leaveVolatileRoot tells systemd which device the image is on, where that is not
 // the root's.
 func (b *boot) leaveVolatileRoot() error {
-	if !b.cfg.Root.Usr() {
+	if !b.cfg.Root.Usr() && !b.layered {
 		return nil
-	}
-	var image unix.Stat_t
-	if err := unix.Stat(b.imageDir(), &image); err != nil {
-		return fmt.Errorf("cannot look at %s: %w", b.image(), err)
 	}
 	if err := os.MkdirAll(filepath.Dir(volatileRoot), 0o755); err != nil {
 		return err
 	}
-	return os.Symlink(fmt.Sprintf("/dev/block/%d:%d", unix.Major(image.Dev), unix.Minor(image.Dev)), volatileRoot)
+	return os.Symlink("/dev/block/"+b.imageDevNo, volatileRoot)
 }

@@ -29,7 +29,7 @@ type Config struct {
 	State   State   `json:"state"`
 	Etc     EtcMode `json:"etc,omitempty"` // default overlay
 	Binds   Binds   `json:"binds"`
-	Layers  []Layer `json:"layers,omitempty"` // none in this version
+	Layers  []Layer `json:"layers,omitempty"` // from the lowest to the topmost
 	Modules Modules `json:"modules"`
 	// Kernel is filled in by mkinitramfs (Embed) and refused in YAML.
 	Kernel *Kernel `json:"kernel,omitempty"`
@@ -330,13 +330,35 @@ type ExtraBind struct {
 	Options []string `json:"options,omitempty"` // nosuid, nodev, noexec, nosymfollow, ro, noatime
 }
 
-// Layer is one overlay layer.
+// Layer is a directory tree over the root, read-only as that is.
 type Layer struct {
-	Name      string `json:"name"`
-	From      string `json:"from"`
-	Verity    string `json:"verity"`
-	OnFailure string `json:"on_failure"`
+	// Name is that of the layer's extension-release file: 1 to 32 of a-z, 0-9 and -.
+	Name string `json:"name"`
+	From string `json:"from"` // LayerFromState (default) | LayerFromVolume
+	// Verity is LayerVerified (default), or LayerUnverified for a directory in the
+	// encrypted volume.
+	Verity string `json:"verity,omitempty"`
+	// Hash is the root hash of the layer's image in lower-case hex. In YAML Image may
+	// stand for it: the image, relative to the YAML file, that mkinitramfs reads it from.
+	Hash       string `json:"hash,omitempty"`
+	Image      string `json:"image,omitempty"`
+	Filesystem string `json:"filesystem,omitempty"` // squashfs | erofs; default that of the root
+	OnFailure  string `json:"on_failure,omitempty"` // LayerStop (default) | LayerSkip
 }
+
+// The values of Layer.
+const (
+	LayerFromState  = "state"     // an image on the state partition
+	LayerFromVolume = "encrypted" // a directory in the encrypted volume
+
+	LayerVerified   = "required"
+	LayerUnverified = "none"
+
+	// LayerStop makes a layer that cannot be used the image's failure, LayerSkip goes
+	// on without it.
+	LayerStop = "stop"
+	LayerSkip = "skip"
+)
 
 // Modules says which kernel modules the initramfs holds beyond what the other
 // keys need.

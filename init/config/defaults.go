@@ -44,6 +44,14 @@ func (c Config) WithDefaults() Config {
 		c.Trust.MeasurePCR = DefaultMeasurePCR
 	}
 	set(&c.Etc, EtcOverlay)
+	c.Layers = slices.Clone(c.Layers)
+	for i := range c.Layers {
+		l := &c.Layers[i]
+		set(&l.From, LayerFromState)
+		set(&l.Verity, LayerVerified)
+		set(&l.Filesystem, c.Root.Filesystem)
+		set(&l.OnFailure, LayerStop)
+	}
 	set(&c.State.Fsck, "no")
 	set(&c.State.Filesystem, "ext4")
 	set(&c.State.AutoResize, "off")

@@ -96,7 +96,7 @@ func (v *validator) root(c *Config) {
 	v.verity(r.Verity)
 	v.measurePCR(c)
 	v.rollbackFloor(c)
-	v.notYet("layers", len(c.Layers) > 0, "leave it out")
+	v.layers(c)
 }
 
 func (v *validator) verity(t Verity) {
@@ -137,6 +137,7 @@ func (v *validator) modules(c *Config) {
 func (c *Config) validateEmbedded() error {
 	var v validator
 	v.embeddedTrust(c)
+	v.embeddedLayers(c)
 	// A release is at most 64 bytes (uname(2)); it becomes part of a path.
 	if k := c.Kernel; k != nil && (!wordOf(k.Release, 64, letters+"._-+~") || strings.HasPrefix(k.Release, ".")) {
 		v.add("kernel.release", "", "%.80q is not a kernel release", k.Release)

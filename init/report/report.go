@@ -33,6 +33,7 @@ type Report struct {
 	Ended    string    `json:"ended,omitempty"`
 	Failures []Failure `json:"failures,omitempty"` // every failure this boot met
 	Mounts   []Mount   `json:"mounts"`
+	Layers   []Layer   `json:"layers,omitempty"` // those of the configuration, from the lowest up
 	TPM      TPM       `json:"tpm"`
 	Floor    *Floor    `json:"rollback_floor,omitempty"` // set with trust.rollback_floor
 	Watchdog *Watchdog `json:"watchdog,omitempty"`       // set when the configuration asks for one and the machine has it
@@ -126,6 +127,14 @@ type Mount struct {
 	Where   string   `json:"where"`
 	Type    string   `json:"type"`
 	Options []string `json:"options,omitempty"`
+}
+
+// Layer is a tree over the root.
+type Layer struct {
+	Name     string `json:"name"`
+	RootHash string `json:"root_hash,omitempty"` // none for a directory
+	Version  string `json:"version,omitempty"`
+	LeftOut  string `json:"left_out,omitempty"` // why it is not there
 }
 
 // TPM is what was measured and closed.

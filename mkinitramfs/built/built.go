@@ -109,6 +109,11 @@ func image(uki io.ReaderAt, initrd, rootHash []byte) (predict.Image, error) {
 	}
 	// What PID 1 measures stands in os-release, where it comes from here.
 	im.Role, im.SecurityVersion, im.RootPCR = string(c.Root.ImageRole()), c.SecurityVersion, c.Trust.MeasurePCR
+	for _, l := range c.Layers {
+		if l.Hash != "" {
+			im.Layers = append(im.Layers, predict.Layer{Name: l.Name, RootHash: l.Hash})
+		}
+	}
 	return im, nil
 }
 

@@ -81,6 +81,9 @@ func (r *Recorder) Overlay(o mount.Overlay, where mount.Place) error {
 	return r.step("%s %s", o, where)
 }
 
+// Move implements mount.Mounter.
+func (r *Recorder) Move(from, to mount.Place) error { return r.step("mount --move %s %s", from, to) }
+
 // Unmount implements mount.Mounter.
 func (r *Recorder) Unmount(where string) error { return r.step("umount %s", where) }
 

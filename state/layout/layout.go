@@ -49,5 +49,18 @@ const (
 	EtcOwner = "trusted.sealroot.image"
 )
 
+// Layers has the images of layers, on the partition: anybody may have written them,
+// and their root hashes decide. In the volume it has those that are directories.
+const Layers = ".layers"
+
+// LayerImage is the file of a layer with this root hash in lower-case hex: another
+// version has a name of its own, so that each slot finds its own.
+func LayerImage(name, rootHash string) string {
+	return Layers + "/" + name + "-" + rootHash[:min(len(rootHash), 16)] + ".raw"
+}
+
+// LayerDir is the directory of a layer in the volume.
+func LayerDir(name string) string { return Layers + "/" + name }
+
 // Boots has the reports of the last boots, on the partition.
 const Boots = Private + "/boots"

@@ -32,6 +32,9 @@ type Release struct {
 	ImageID      string // IMAGE_ID: the product, must equal the configured name
 	ImageVersion string // IMAGE_VERSION: shown to people
 	PrettyName   string // PRETTY_NAME: shown to people
+	// ID, VersionID and SysextLevel are what layers are made for; Kernel is set in the
+	// extension-release of a layer only. See Extends.
+	ID, VersionID, SysextLevel, Kernel string
 	// SecurityVersion is SecurityVersionKey, 0 when absent.
 	SecurityVersion int
 }
@@ -66,6 +69,14 @@ func Parse(content []byte) (Release, error) {
 			r.ImageVersion = value
 		case "PRETTY_NAME":
 			r.PrettyName = value
+		case "ID":
+			r.ID = value
+		case "VERSION_ID":
+			r.VersionID = value
+		case "SYSEXT_LEVEL":
+			r.SysextLevel = value
+		case KernelKey:
+			r.Kernel = value
 		case SecurityVersionKey:
 			n, err := strconv.ParseUint(value, 10, 32)
 			if err != nil || n > MaxSecurityVersion {

@@ -13,8 +13,8 @@ func TestParse(t *testing.T) {
 		want     Release
 		err      error
 	}{
-		{"debian_like", "PRETTY_NAME=\"Debian GNU/Linux 12\"\nID=debian\n# x\n\nIMAGE_ID=kiosk\nIMAGE_VERSION='1.2'\nSEALROOT_SECURITY_VERSION=3\n",
-			Release{"kiosk", "1.2", "Debian GNU/Linux 12", 3}, nil},
+		{"debian_like", "PRETTY_NAME=\"Debian GNU/Linux 12\"\nID=debian\nVERSION_ID=\"12\"\n# x\n\nIMAGE_ID=kiosk\nIMAGE_VERSION='1.2'\nSEALROOT_SECURITY_VERSION=3\n",
+			Release{ImageID: "kiosk", ImageVersion: "1.2", PrettyName: "Debian GNU/Linux 12", ID: "debian", VersionID: "12", SecurityVersion: 3}, nil},
 		{"last_one_counts", "IMAGE_ID=a\nIMAGE_ID=b", Release{ImageID: "b"}, nil},
 		{"escapes", `IMAGE_ID="a\"b\\c"`, Release{ImageID: `a"b\c`}, nil},
 		{"empty", "", Release{}, nil},

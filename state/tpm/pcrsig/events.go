@@ -28,6 +28,12 @@ func RootEvent(role string, rootHash []byte, securityVersion int) string {
 	return fmt.Sprintf("sealroot:%s:%s:%d", role, hex.EncodeToString(rootHash), securityVersion)
 }
 
+// LayerEvent is the text that the same PCR is extended with for each layer, from the
+// lowest up, after the root.
+func LayerEvent(name, rootHash string) string {
+	return fmt.Sprintf("sealroot:layer:%s:%s", rootHash, name)
+}
+
 // Extend returns the value of a PCR after one extend with the digest of each
 // event, in order. Errors are ErrBank and, for a value of the wrong length,
 // ErrPCR.

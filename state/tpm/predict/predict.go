@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"encoding/hex"
 	"fmt"
+	"strings"
 
 	"sealroot/state/tpm/pcrsig"
 )
@@ -20,6 +21,19 @@ type Image struct {
 	RootHash        []byte
 	SecurityVersion int
 	RootPCR         int // trust.measure_pcr
+	Layers          []Layer
+}
+
+// Layer is what is measured of one.
+type Layer struct{ Name, RootHash string }
+
+// mounted are the texts that RootPCR is extended with.
+func (im Image) mounted() []string {
+	texts := []string{pcrsig.RootEvent(cmp.Or(im.Role, pcrsig.RoleRoot), im.RootHash, im.SecurityVersion)}
+	for _, l := range im.Layers {
+		texts = append(texts, pcrsig.LayerEvent(l.Name, l.RootHash))
+	}
+	return texts
 }
 
 // When says at which moment of the boot a value is there.
@@ -46,7 +60,7 @@ type Value struct {
 // nobody passes a command line, credentials or extensions from outside. Errors
 // are pcrsig's.
 func Values(im Image, banks []pcrsig.Bank) ([]Value, error) {
-	root := pcrsig.RootEvent(cmp.Or(im.Role, pcrsig.RoleRoot), im.RootHash, im.SecurityVersion)
+	mounted := im.mounted()
 	stub := len(im.Sections) > 0
 	var list []Value
 	if stub {
@@ -60,12 +74,12 @@ func Values(im Image, banks []pcrsig.Bank) ([]Value, error) {
 	if im.RootPCR != pcrOutside {
 		list = append(list, Value{PCR: pcrOutside, When: Booted, What: "nothing passed from outside"})
 	}
-	list = append(list, Value{PCR: im.RootPCR, When: Booted, What: root})
+	list = append(list, Value{PCR: im.RootPCR, When: Booted, What: strings.Join(mounted, ", ")})
 	for i := range list {
 		v := &list[i]
 		v.Digests = make(map[pcrsig.Bank]string, len(banks))
 		for _, bank := range banks {
-			digest, err := im.digest(bank, *v, root)
+			digest, err := im.digest(bank, *v, mounted)
 			if err != nil {
 				return nil, fmt.Errorf("cannot predict PCR %d: %w", v.PCR, err)
 			}
@@ -78,7 +92,7 @@ func Values(im Image, banks []pcrsig.Bank) ([]Value, error) {
 // pcrOutside is where the stub measures what is not part of its image.
 const pcrOutside = 12
 
-func (im Image) digest(bank pcrsig.Bank, v Value, root string) ([]byte, error) {
+func (im Image) digest(bank pcrsig.Bank, v Value, mounted []string) ([]byte, error) {
 	hash, err := bank.Hash()
 	if err != nil {
 		return nil, err
@@ -86,7 +100,7 @@ func (im Image) digest(bank pcrsig.Bank, v Value, root string) ([]byte, error) {
 	zero := make([]byte, hash.Size())
 	switch {
 	case v.PCR == im.RootPCR:
-		return pcrsig.Extend(bank, zero, root)
+		return pcrsig.Extend(bank, zero, mounted...)
 	case v.PCR == pcrOutside:
 		return zero, nil
 	case len(im.Sections) == 0:

@@ -1,0 +1,230 @@
+package boot
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"sealroot/init/config"
+	"sealroot/init/report"
+	"sealroot/mount"
+	"sealroot/mount/dm"
+	"sealroot/mount/loop"
+	"sealroot/slots"
+	"sealroot/slots/gpt"
+	"sealroot/state/layout"
+	"sealroot/verity"
+	"sealroot/verity/osrelease"
+)
+
+// Layers are trees over the verified root. Which ones, and which content each has, is
+// the configuration's word: it names the root hash of every image, and is itself part
+// of what the boot path vouches for. So each slot has the layers it was made with.
+
+// In the initramfs: where layers are mounted until the overlay has them, and where the
+// overlay is until it takes the root's place.
+const (
+	layersDir  = "/layers"
+	layersRoot = "/layered"
+)
+
+// errLayer: a layer that is not made for this root or kernel.
+var errLayer = errors.New("not made for this root")
+
+// stackLayers puts the layers over the root, and the overlay in its place. One that
+// cannot be used is left out or stops the boot, as configured.
+func (b *boot) stackLayers() error {
+	var lower []mount.Place // the topmost first
+	for i, l := range b.cfg.Layers {
+		note := report.Layer{Name: l.Name, RootHash: l.Hash}
+		place, err := b.openLayer(i, l)
+		if err == nil {
+			note.Version, err = b.fits(l, place)
+		}
+		if err != nil {
+			err = fmt.Errorf("cannot use layer %s: %w", l.Name, err)
+			switch {
+			case l.OnFailure != config.LayerStop:
+			case b.volume.outer == nil: // no slot is to blame
+				return stateError(slots.StateDamaged, "%w", err)
+			default:
+				return imageError(slots.Mount, "%w", err)
+			}
+			b.failed("layers", b.report.Slot.Name, err)
+			note.LeftOut = err.Error()
+		} else {
+			lower = append([]mount.Place{place}, lower...)
+		}
+		b.report.Layers = append(b.report.Layers, note)
+	}
+	if len(lower) == 0 {
+		return nil
+	}
+	b.layered = true
+	if err := b.replaceRoot(append(lower, mount.Place{Root: newRoot, Path: "."})); err != nil {
+		return imageError(slots.Mount, "cannot stack the layers: %w", err)
+	}
+	return nil
+}
+
+// openLayer makes a layer's tree visible and returns where.
+func (b *boot) openLayer(i int, l config.Layer) (mount.Place, error) {
+	if l.From == config.LayerFromVolume {
+		place := mount.Place{Root: encryptedDir, Path: layout.LayerDir(l.Name)}
+		volume, err := openDir(place.Root)
+		if err != nil {
+			return mount.Place{}, err
+		}
+		defer volume.Close()
+		dir, err := mount.OpenBeneath(volume, place.Path, unix.O_PATH|unix.O_DIRECTORY, mount.Strict)
+		if err != nil {
+			return mount.Place{}, err
+		}
+		return place, dir.Close()
+	}
+	device, err := b.openLayerImage(l)
+	if err != nil {
+		return mount.Place{}, err
+	}
+	at := filepath.Join(layersDir, strconv.Itoa(i))
+	if err := os.MkdirAll(at, 0o755); err != nil {
+		return mount.Place{}, err
+	}
+	fs := mount.Filesystem{Type: l.Filesystem, Source: device.Path, Attr: mount.ReadOnly | mount.NoDev}
+	if err := b.sys.Mounter.MountIn(fs, mount.Place{Root: "/", Path: at}); err != nil {
+		return mount.Place{}, errors.Join(err, b.sys.Verity.Remove(layerName(l)))
+	}
+	return mount.Place{Root: at, Path: "."}, nil
+}
+
+func layerName(l config.Layer) string { return "sealroot-layer-" + l.Name }
+
+// openLayerImage opens the data of a layer's image behind its hash tree.
+func (b *boot) openLayerImage(l config.Layer) (dm.Device, error) {
+	if b.volume.outer == nil {
+		return dm.Device{}, errors.New("there is no state partition")
+	}
+	// Anybody may have put anything there: a link, or a FIFO that never opens.
+	f, err := mount.OpenBeneath(b.volume.outer, layout.LayerImage(l.Name, l.Hash), unix.O_RDONLY|unix.O_NONBLOCK, mount.Strict)
+	if err != nil {
+		return dm.Device{}, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return dm.Device{}, err
+	}
+	if !info.Mode().IsRegular() {
+		return dm.Device{}, fmt.Errorf("%s is not a plain file", f.Name())
+	}
+	table, err := gpt.Read(f, info.Size(), 512)
+	if err != nil {
+		return dm.Device{}, err
+	}
+	data, tree, _, err := table.Image()
+	if err != nil {
+		return dm.Device{}, err
+	}
+	superblock := make([]byte, verity.SuperblockSize)
+	if _, err := f.ReadAt(superblock, table.Offset(tree)); err != nil {
+		return dm.Device{}, err
+	}
+	params, err := verity.ParseSuperblock(superblock)
+	if err == nil {
+		err = params.Blocks(512, os.Getpagesize())
+	}
+	if err == nil {
+		err = params.Fits(table.Size(data), table.Size(tree))
+	}
+	if err != nil {
+		return dm.Device{}, err
+	}
+	return b.mapLayer(l, f, table, [2]gpt.Partition{data, tree}, params)
+}
+
+// mapLayer puts data and hash tree behind loop devices, and dm-verity over them.
+func (b *boot) mapLayer(l config.Layer, f *os.File, table *gpt.Table, parts [2]gpt.Partition, params verity.Params) (dm.Device, error) {
+	hash, err := hex.DecodeString(l.Hash)
+	if err != nil {
+		return dm.Device{}, err
+	}
+	var number [2]string
+	for i, p := range parts {
+		// The device goes with its last user, which is dm-verity.
+		d, err := b.sys.AttachLoop(f, loop.Options{
+			ReadOnly: true, Autoclear: true, Offset: uint64(table.Offset(p)), SizeLimit: uint64(table.Size(p)),
+		})
+		if err != nil {
+			return dm.Device{}, err
+		}
+		defer d.Release()
+		number[i] = d.DevNo()
+	}
+	target, err := params.Table(number[0], number[1], hash)
+	if err != nil {
+		return dm.Device{}, err
+	}
+	uuid := fmt.Sprintf("CRYPT-VERITY-%x-%s", params.UUID, layerName(l))
+	return b.sys.Verity.Verity(layerName(l), uuid, b.verityTarget(target))
+}
+
+// fits reads a layer's extension-release and tells its version, when it is made for
+// this root and kernel. A directory in the volume need not have one.
+func (b *boot) fits(l config.Layer, at mount.Place) (version string, err error) {
+	dir, err := openDir(at.Root)
+	if err != nil {
+		return "", err
+	}
+	defer dir.Close()
+	layer, err := readIn(dir, filepath.Join(at.Path, osrelease.ExtensionPath(l.Name)), osrelease.MaxSize)
+	if errors.Is(err, unix.ENOENT) && l.Verity == config.LayerUnverified {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	extension, err := osrelease.Parse(layer)
+	if err == nil && !extension.Extends(b.rootRelease, b.kernelRelease) {
+		err = fmt.Errorf("%w: it is for %s, this is %s", errLayer, extension.System(extension.Kernel), b.rootRelease.System(b.kernelRelease))
+	}
+	return extension.ImageVersion, err
+}
+
+// replaceRoot mounts an overlay of these trees and puts it where the root is, with the
+// state partition in it. The kernel has copies of their mounts then, so that theirs go.
+func (b *boot) replaceRoot(lower []mount.Place) error {
+	if err := os.MkdirAll(layersRoot, 0o755); err != nil {
+		return err
+	}
+	overlay, root := mount.Place{Root: "/", Path: layersRoot}, mount.Place{Root: "/", Path: newRoot}
+	o := mount.Overlay{Lower: lower, Attr: mount.ReadOnly | mount.NoDev}
+	if err := b.sys.Mounter.Overlay(o, overlay); err != nil {
+		return err
+	}
+	state := mount.Place{Root: newRoot, Path: layout.State}
+	if err := b.sys.Mounter.Move(state, mount.Place{Root: layersRoot, Path: layout.State}); err != nil {
+		return err
+	}
+	if err := b.sys.Mounter.Unmount(newRoot); err != nil {
+		return err
+	}
+	if err := b.sys.Mounter.Move(overlay, root); err != nil {
+		return err
+	}
+	for _, l := range slices.Backward(lower) {
+		if filepath.Dir(l.Root) != layersDir {
+			continue
+		}
+		if err := b.sys.Mounter.Unmount(l.Root); err != nil {
+			return err
+		}
+	}
+	b.noteMount(report.Mount{What: "overlay", Where: "/", Type: "overlay", Options: o.Attr.Names()})
+	return nil
+}
