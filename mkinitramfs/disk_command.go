@@ -14,7 +14,6 @@ import (
 	"sealroot/mkinitramfs/keys"
 	"sealroot/mkinitramfs/tools"
 	"sealroot/mkinitramfs/uki"
-	"sealroot/mkinitramfs/yamlconfig"
 )
 
 // slotFlags are the options that exist for each slot.
@@ -45,7 +44,7 @@ func (s *slotFlags) orElse(other slotFlags) {
 }
 
 func (s *slotFlags) input(cmdline, extra string, rootModules bool) (disk.SlotInput, error) {
-	cfg, err := yamlconfig.Load(s.config)
+	cfg, err := loadConfig(s.config)
 	if err != nil {
 		return disk.SlotInput{}, err
 	}

@@ -25,6 +25,8 @@ const usage = `sealroot-mkinitramfs builds what a sealroot machine boots.
         a bootable A/B disk image from a root file system
   sealroot-mkinitramfs parts --rootfs DIR|TAR|- --kernel FILE --config FILE --keys DIR -o DIR|FILE.tar|-
         the parts of one version, signed, as sealroot install takes them
+  sealroot-mkinitramfs layer --name NAME --tree DIR|TAR|- --keys DIR -o FILE
+        the image of a layer over the root; prints its root hash
   sealroot-mkinitramfs check-root [--config FILE] [--kernel RELEASE] [--json] DIR|TAR|-
         what in a root file system will hurt once it is an image
   sealroot-mkinitramfs predict [--json] DISK|PARTS|UKI
@@ -74,6 +76,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return diskCommand(ctx, args[1:], stdin, stderr)
 	case "parts":
 		return partsCommand(ctx, args[1:], stdin, stdout, stderr)
+	case "layer":
+		return layerCommand(ctx, args[1:], stdin, stdout, stderr)
 	case "check-root":
 		return checkRootCommand(args[1:], stdin, stdout, stderr)
 	case "predict":

@@ -17,7 +17,6 @@ import (
 	"sealroot/mkinitramfs/keys"
 	"sealroot/mkinitramfs/modules"
 	"sealroot/mkinitramfs/tools"
-	"sealroot/mkinitramfs/yamlconfig"
 )
 
 // initramfsCommand writes one initramfs.
@@ -34,7 +33,7 @@ func initramfsCommand(ctx context.Context, args []string, stderr io.Writer) erro
 	if err := parse(fs, args, stderr, "o", "kernel-version", "modules-dir", "config"); err != nil {
 		return err
 	}
-	cfg, err := yamlconfig.Load(*configPath)
+	cfg, err := loadConfig(*configPath)
 	if err != nil {
 		return err
 	}

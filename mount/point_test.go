@@ -103,7 +103,7 @@ func TestParseAttr(t *testing.T) {
 
 func TestOverlayValidate(t *testing.T) {
 	p := func(path string) mount.Place { return mount.Place{Root: "/r", Path: path} }
-	many := slices.Repeat([]mount.Place{p("l")}, 15)
+	many := slices.Repeat([]mount.Place{p("l")}, mount.MaxLower+1)
 	tests := []struct {
 		name string
 		o    mount.Overlay

@@ -63,6 +63,7 @@ func check(t *testing.T, base func() Config, rows []row) {
 }
 
 func TestValidate(t *testing.T) {
+	hash := strings.Repeat("ab", 32)
 	check(t, goodUKI, []row{
 		{"uki", func(*Config) {}, nil},
 		{"nothing_at_all", func(c *Config) { *c = Config{} },
@@ -128,7 +129,21 @@ func TestValidate(t *testing.T) {
 		{"no_certificate", func(c *Config) { c.Trust.Root = nil }, []string{"trust.root"}},
 		{"certificate_twice", func(c *Config) { c.Trust.Root = []string{"a.crt", "a.crt"} }, []string{"trust.root[1]"}},
 		{"key_as_certificate", func(c *Config) { c.Trust.Root = []string{"image.key"} }, []string{"trust.root[0]"}},
-		{"layers_by_name", func(c *Config) { c.Layers = []Layer{{Name: "x"}} }, []string{"layers"}},
+		{"layer", func(c *Config) { c.Layers = []Layer{{Name: "x-1", Hash: hash}, {Name: "mine", From: LayerFromVolume, Verity: LayerUnverified}} }, nil},
+		{"layer_without_hash", func(c *Config) { c.Layers = []Layer{{Name: "x"}} }, []string{"layers[0].hash"}},
+		{"layer_by_image", func(c *Config) { c.Layers = []Layer{{Name: "x", Image: "x.raw"}} }, nil},
+		{"layer_by_both", func(c *Config) { c.Layers = []Layer{{Name: "x", Image: "x.raw", Hash: hash}} }, []string{"layers[0].image"}},
+		{"layer_twice", func(c *Config) { c.Layers = []Layer{{Name: "x", Hash: hash}, {Name: "x", Hash: hash}} }, []string{"layers[1].name"}},
+		{"layer_name", func(c *Config) { c.Layers = []Layer{{Name: "../x", Hash: hash}} }, []string{"layers[0].name"}},
+		{"layer_not_verified", func(c *Config) { c.Layers = []Layer{{Name: "x", Hash: hash, Verity: LayerUnverified}} }, []string{"layers[0].verity"}},
+		{"layer_of_the_volume_verified", func(c *Config) { c.Layers = []Layer{{Name: "x", From: LayerFromVolume}} }, []string{"layers[0].verity"}},
+		{"layer_of_the_volume_with_hash", func(c *Config) {
+			c.Layers = []Layer{{Name: "x", From: LayerFromVolume, Verity: LayerUnverified, Hash: hash}}
+		}, []string{"layers[0].hash"}},
+		{"layer_words", func(c *Config) { c.Layers = []Layer{{Name: "x", Hash: hash, Filesystem: "ext4", OnFailure: "halt"}} },
+			[]string{"layers[0].filesystem", "layers[0].on_failure"}},
+		{"layer_from_a_partition", func(c *Config) { c.Layers = []Layer{{Name: "x", Hash: hash, From: "partition"}} }, []string{"layers[0].from"}},
+		{"layers_over_usr", func(c *Config) { c.Root.Source, c.Layers = SourceUsrVerity, []Layer{{Name: "x", Hash: hash}} }, []string{"layers", "trust.usr"}},
 		{"systemd_boot_and_pcr_12", func(c *Config) { c.Boot.Loader, c.State.TPM2.Policy = LoaderSystemdBoot, PolicySignedPCR11And4 }, []string{"state.tpm2.policy"}},
 		{"systemd_boot_with_secure_boot", func(c *Config) { c.Boot.Loader = LoaderSystemdBoot }, nil},
 		{"measured", func(c *Config) { c.Trust.Cmdline = CmdlineMeasured }, nil},

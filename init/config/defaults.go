@@ -155,6 +155,10 @@ func (c Config) Embed(kernel Kernel) (Config, error) {
 	c.Trust.Dev = baseNames(c.Trust.Dev)
 	c.State.Escrow = baseNames(c.State.Escrow)
 	c.State.TPM2.PreviousKeys = baseNames(c.State.TPM2.PreviousKeys)
+	c.Layers = slices.Clone(c.Layers)
+	for i := range c.Layers {
+		c.Layers[i].Image = "" // Hash says which
+	}
 	if c.State.TPM2.PublicKey != "" {
 		c.State.TPM2.PublicKey = path.Base(c.State.TPM2.PublicKey)
 	}

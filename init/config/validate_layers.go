@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -24,18 +25,30 @@ func (v *validator) layers(c *Config) {
 	}
 	for i, l := range c.Layers {
 		at := fmt.Sprintf("layers[%d].", i)
-		if !wordOf(l.Name, 32, "abcdefghijklmnopqrstuvwxyz0123456789-") {
-			v.add(at+"name", "use lower-case letters, digits and '-'", "%.80q is not a name of a layer", l.Name)
-		}
+		v.layerWords(at, l)
 		if slices.ContainsFunc(c.Layers[:i], func(o Layer) bool { return o.Name == l.Name }) {
 			v.add(at+"name", "", "%.40q is given twice", l.Name)
 		}
 		v.oneOf(at+"from", l.From, []string{LayerFromState, LayerFromVolume}, []string{"partition"})
 		v.oneOf(at+"verity", l.Verity, []string{LayerVerified, LayerUnverified}, nil)
-		v.oneOf(at+"filesystem", l.Filesystem, []string{"squashfs", "erofs"}, nil)
 		v.oneOf(at+"on_failure", l.OnFailure, []string{LayerStop, LayerSkip}, nil)
 		v.layerTrust(at, l)
 	}
+}
+
+// Check says whether name and file system of a layer are ones that a configuration may
+// have.
+func (l Layer) Check() error {
+	var v validator
+	v.layerWords("", l)
+	return errors.Join(v.problems...)
+}
+
+func (v *validator) layerWords(at string, l Layer) {
+	if !wordOf(l.Name, 32, "abcdefghijklmnopqrstuvwxyz0123456789-") {
+		v.add(at+"name", "use lower-case letters, digits and '-'", "%.80q is not a name of a layer", l.Name)
+	}
+	v.oneOf(at+"filesystem", l.Filesystem, []string{"squashfs", "erofs"}, nil)
 }
 
 // layerTrust: nothing that anybody can write becomes part of the root.

@@ -1,0 +1,146 @@
+// Package layer packs the image of a layer into a file: a partition table with data,
+// hash tree and signature, as the Discoverable Partitions Specification has images
+// and systemd-dissect(1) reads them.
+package layer
+
+import (
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"sealroot/init/config"
+	"sealroot/slots/gpt"
+	"sealroot/slots/guid"
+	"sealroot/verity"
+	"sealroot/verity/signature"
+)
+
+// ErrImage: a file that is not the image of a layer.
+var ErrImage = errors.New("not the image of a layer")
+
+const (
+	sectorSize = 512
+	alignment  = 1 << 20
+)
+
+// Parts are what is packed.
+type Parts struct {
+	Data, Tree io.ReaderAt
+	DataSize   int64 // bytes, a multiple of 4096
+	TreeSize   int64
+	RootHash   []byte
+	Signature  []byte // content of the signature partition
+}
+
+// Pack writes the image to out, which is empty. Equal parts give equal images.
+func Pack(out *os.File, p Parts) error {
+	sizes := [3]int64{p.DataSize, p.TreeSize, int64(len(p.Signature))}
+	var start [3]int64
+	end := int64(alignment)
+	for i, size := range sizes {
+		start[i] = end
+		end += (size + alignment - 1) / alignment * alignment
+	}
+	end += alignment // the backup of the table
+	if err := out.Truncate(end); err != nil {
+		return fmt.Errorf("cannot size the image of a layer: %w", err)
+	}
+	table, err := gpt.New(half(p.RootHash[8:]), end, sectorSize)
+	if err != nil {
+		return err
+	}
+	// The specification's way to find the tree of some data: their UUIDs are the halves
+	// of the root hash.
+	ids := [3]guid.GUID{half(p.RootHash), half(p.RootHash[len(p.RootHash)-16:]), half(p.RootHash[4:])}
+	for i, kind := range []string{gpt.TypeRoot, gpt.TypeVerity, gpt.TypeSig} {
+		last := start[i] + (sizes[i]+sectorSize-1)/sectorSize*sectorSize
+		if err := table.Add(gpt.Partition{
+			Type: guid.Must(kind), UUID: ids[i], Name: []string{"root", "root-verity", "root-verity-sig"}[i],
+			First: uint64(start[i] / sectorSize), Last: uint64(last/sectorSize) - 1,
+		}); err != nil {
+			return err
+		}
+	}
+	for i, from := range []io.ReaderAt{p.Data, p.Tree, bytes.NewReader(p.Signature)} {
+		to := io.NewOffsetWriter(out, start[i])
+		if _, err := io.Copy(to, io.NewSectionReader(from, 0, sizes[i])); err != nil {
+			return fmt.Errorf("cannot write the image of a layer: %w", err)
+		}
+	}
+	return table.Write(out)
+}
+
+func half(hash []byte) guid.GUID { return guid.FromText([16]byte(hash)) }
+
+// Open reads the image of a layer as a whole and returns the root hash that its
+// signature partition names and its content has: ErrImage, verity.ErrCorrupt.
+func Open(path string) (rootHash []byte, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("cannot use %s as a layer: %w", path, err)
+		}
+	}()
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	table, err := gpt.Read(f, info.Size(), sectorSize)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrImage, err)
+	}
+	data, tree, sig, err := table.Image()
+	if err == nil && sig == nil {
+		err = errors.New("it has no signature partition")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrImage, err)
+	}
+	in := func(p gpt.Partition) *io.SectionReader {
+		return io.NewSectionReader(f, table.Offset(p), table.Size(p))
+	}
+	signed, err := signature.Read(in(*sig))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrImage, err)
+	}
+	superblock := make([]byte, verity.SuperblockSize)
+	if _, err := in(tree).ReadAt(superblock, 0); err != nil {
+		return nil, err
+	}
+	params, err := verity.ParseSuperblock(superblock)
+	if err == nil {
+		err = params.Fits(table.Size(data), table.Size(tree))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrImage, err)
+	}
+	return signed.RootHash, verity.Verify(in(data), in(tree), params, signed.RootHash)
+}
+
+// FillIn puts the root hashes of images into a configuration that was read from a file
+// in dir.
+func FillIn(c *config.Config, dir string) error {
+	for i := range c.Layers {
+		l := &c.Layers[i]
+		if l.Image == "" {
+			continue
+		}
+		if !filepath.IsAbs(l.Image) {
+			l.Image = filepath.Join(dir, l.Image)
+		}
+		hash, err := Open(l.Image)
+		if err != nil {
+			return err
+		}
+		l.Hash = hex.EncodeToString(hash)
+	}
+	return nil
+}
