@@ -65,11 +65,11 @@ func TestLayer(t *testing.T) {
 	if _, err := b.Layer(t.Context(), again); err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.Equal(readFile(t, in.Output), readFile(t, again.Output)) {
+	if !bytes.Equal(fileBytes(t, in.Output), fileBytes(t, again.Output)) {
 		t.Error("equal trees give images that differ")
 	}
 
-	image := readFile(t, in.Output)
+	image := fileBytes(t, in.Output)
 	image[1<<20+100] ^= 1
 	if err := os.WriteFile(in.Output, image, 0o644); err != nil {
 		t.Fatal(err)
@@ -114,4 +114,22 @@ func partitionsOf(t *testing.T, image, dir string) (data, tree string) {
 		}
 	}
 	return paths[0], paths[1]
+}
+
+func mustRead(t *testing.T, path string) []byte {
+	t.Helper()
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return content
+}
+
+func fileBytes(t *testing.T, path string) []byte {
+	t.Helper()
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return content
 }
