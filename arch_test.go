@@ -83,7 +83,7 @@ var allowed = map[string][]string{
 	"init/boot":  {"init", "slots", "verity", "mount", "state"},
 	// programs
 	"init":        {"init/boot", "mount"},
-	"mkinitramfs": {"init/config", "init/cmdline", "slots", "verity", "state/tpm/pcrsig", "state/tpm/predict", "state/escrow", "mount/kmod"},
+	"mkinitramfs": {"init/config", "init/cmdline", "slots", "verity", "state/tpm/pcrsig", "state/tpm/predict", "state/escrow", "state/layout", "mount/kmod"},
 	"sealroot":    {"init/report", "init/config", "init/cmdline", "slots", "verity", "mount", "state"},
 	"qemu-tests":  {"init/report", "mount/dm", "slots", "state/luks2", "state/tpm", "verity"},
 }

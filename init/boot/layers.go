@@ -34,8 +34,8 @@ const (
 	layersRoot = "/layered"
 )
 
-// errLayer: a layer that is not made for this root or kernel.
-var errLayer = errors.New("not made for this root")
+// errLayer: what is there is no layer for this root and kernel.
+var errLayer = errors.New("not a layer for this root")
 
 // stackLayers puts the layers over the root, and the overlay in its place. One that
 // cannot be used is left out or stops the boot, as configured.
@@ -48,10 +48,11 @@ func (b *boot) stackLayers() error {
 			note.Version, err = b.fits(l, place)
 		}
 		if err != nil {
-			err = fmt.Errorf("cannot use layer %s: %w", l.Name, err)
+			err = fmt.Errorf("cannot use layer %s: %w", l.Name, b.blameLayer(l, err))
+			b.dropLayer(i, l)
 			switch {
 			case l.OnFailure != config.LayerStop:
-			case b.volume.outer == nil: // no slot is to blame
+			case b.volume.outer == nil || l.From == config.LayerFromVolume: // no slot is to blame
 				return stateError(slots.StateDamaged, "%w", err)
 			default:
 				return imageError(slots.Mount, "%w", err)
@@ -92,16 +93,41 @@ func (b *boot) openLayer(i int, l config.Layer) (mount.Place, error) {
 	if err != nil {
 		return mount.Place{}, err
 	}
-	at := filepath.Join(layersDir, strconv.Itoa(i))
+	at := layerDir(i)
 	if err := os.MkdirAll(at, 0o755); err != nil {
 		return mount.Place{}, err
 	}
 	fs := mount.Filesystem{Type: l.Filesystem, Source: device.Path, Attr: mount.ReadOnly | mount.NoDev}
-	if err := b.sys.Mounter.MountIn(fs, mount.Place{Root: "/", Path: at}); err != nil {
-		return mount.Place{}, errors.Join(err, b.sys.Verity.Remove(layerName(l)))
-	}
-	return mount.Place{Root: at, Path: "."}, nil
+	return mount.Place{Root: at, Path: "."}, b.sys.Mounter.MountIn(fs, mount.Place{Root: "/", Path: at})
 }
+
+// blameLayer finds out what an input/output error was, as blame does it for the root.
+func (b *boot) blameLayer(l config.Layer, err error) error {
+	if !errors.Is(err, unix.EIO) {
+		return err
+	}
+	status, _ := b.sys.Verity.Status(layerName(l))
+	for _, s := range status {
+		if s.Text == "C" {
+			return fmt.Errorf("%v (a block does not match the hash tree)", err) // not the disk's EIO
+		}
+	}
+	return &rawReadError{err}
+}
+
+// dropLayer takes what there is of a layer away again.
+func (b *boot) dropLayer(i int, l config.Layer) {
+	if l.From != config.LayerFromState {
+		return
+	}
+	for _, err := range []error{b.sys.Mounter.Unmount(layerDir(i)), b.sys.Verity.Remove(layerName(l))} {
+		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENXIO) {
+			b.sys.Log.Warn("%v", err)
+		}
+	}
+}
+
+func layerDir(i int) string { return filepath.Join(layersDir, strconv.Itoa(i)) }
 
 func layerName(l config.Layer) string { return "sealroot-layer-" + l.Name }
 
@@ -121,7 +147,7 @@ func (b *boot) openLayerImage(l config.Layer) (dm.Device, error) {
 		return dm.Device{}, err
 	}
 	if !info.Mode().IsRegular() {
-		return dm.Device{}, fmt.Errorf("%s is not a plain file", f.Name())
+		return dm.Device{}, fmt.Errorf("%w: %s is no plain file", errLayer, f.Name())
 	}
 	table, err := gpt.Read(f, info.Size(), 512)
 	if err != nil {

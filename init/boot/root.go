@@ -270,6 +270,9 @@ func (b *boot) checkRoot(ctx context.Context, slot string, foreign bool, r *repo
 	if rel.ImageID != b.cfg.Name {
 		return imageError(slots.WrongImage, "cannot boot slot %s: it holds product %q, this machine is %q", slot, rel.ImageID, b.cfg.Name)
 	}
+	if rel.Layers != b.cfg.LayerSet() {
+		return environmentError(slots.WrongKernel, "cannot go on with slot %s: it was built with other layers than this initramfs", slot)
+	}
 	if err := b.aboveFloor(slot, rel.SecurityVersion); err != nil {
 		return err
 	}

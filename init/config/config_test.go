@@ -129,7 +129,9 @@ func TestValidate(t *testing.T) {
 		{"no_certificate", func(c *Config) { c.Trust.Root = nil }, []string{"trust.root"}},
 		{"certificate_twice", func(c *Config) { c.Trust.Root = []string{"a.crt", "a.crt"} }, []string{"trust.root[1]"}},
 		{"key_as_certificate", func(c *Config) { c.Trust.Root = []string{"image.key"} }, []string{"trust.root[0]"}},
-		{"layer", func(c *Config) { c.Layers = []Layer{{Name: "x-1", Hash: hash}, {Name: "mine", From: LayerFromVolume, Verity: LayerUnverified}} }, nil},
+		{"layer", func(c *Config) {
+			c.Layers = []Layer{{Name: "x-1", Hash: hash}, {Name: "mine", From: LayerFromVolume, Verity: LayerUnverified}}
+		}, nil},
 		{"layer_without_hash", func(c *Config) { c.Layers = []Layer{{Name: "x"}} }, []string{"layers[0].hash"}},
 		{"layer_by_image", func(c *Config) { c.Layers = []Layer{{Name: "x", Image: "x.raw"}} }, nil},
 		{"layer_by_both", func(c *Config) { c.Layers = []Layer{{Name: "x", Image: "x.raw", Hash: hash}} }, []string{"layers[0].image"}},

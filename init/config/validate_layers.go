@@ -1,6 +1,8 @@
 package config
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -34,6 +36,24 @@ func (v *validator) layers(c *Config) {
 		v.oneOf(at+"on_failure", l.OnFailure, []string{LayerStop, LayerSkip}, nil)
 		v.layerTrust(at, l)
 	}
+}
+
+// LayerSet tells which layers come over the root, in one word; "" for none. The root's
+// os-release has it, so that no initramfs puts its own layers over another slot's root.
+func (c *Config) LayerSet() string {
+	if len(c.Layers) == 0 {
+		return ""
+	}
+	sum := sha256.New()
+	for _, l := range c.WithDefaults().Layers {
+		sum.Write([]byte(l.Name + " " + l.From + " " + l.Hash + "\n"))
+	}
+	return hex.EncodeToString(sum.Sum(nil)[:16])
+}
+
+// FromState are the layers that are images on the state partition.
+func (c *Config) FromState() []Layer {
+	return slices.DeleteFunc(c.WithDefaults().Layers, func(l Layer) bool { return l.From != LayerFromState })
 }
 
 // Check says whether name and file system of a layer are ones that a configuration may

@@ -129,7 +129,7 @@ func (b *Builder) assemble(ctx context.Context, disk *os.File, parts []partition
 		return err
 	}
 	if state, ok := at[gpt.LabelState]; ok {
-		if err := b.step("state partition", func() error { return b.placeState(ctx, disk, state) }); err != nil {
+		if err := b.step("state partition", func() error { return b.placeState(ctx, disk, state, layersOf(p.sets)) }); err != nil {
 			return err
 		}
 	}

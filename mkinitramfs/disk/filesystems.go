@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+
+	"sealroot/init/config"
 )
 
 // content is what a file holds: data or, when that is nil, another file's.
@@ -77,9 +79,16 @@ func stage(tree string, files map[string]content) error {
 	return nil
 }
 
-// placeState makes the outer file system of the state, empty. The encrypted
-// volume on it is made by the machine itself at its first boot.
-func (b *Builder) placeState(ctx context.Context, disk *os.File, to partition) error {
+// placeState makes the outer file system of the state, with the layers of the slots
+// only. The encrypted volume on it is made by the machine itself at its first boot.
+func (b *Builder) placeState(ctx context.Context, disk *os.File, to partition, layers []config.Layer) error {
+	if err := b.makeState(ctx, disk, to); err != nil || len(layers) == 0 {
+		return err
+	}
+	return b.placeLayers(ctx, disk, to, layers)
+}
+
+func (b *Builder) makeState(ctx context.Context, disk *os.File, to partition) error {
 	return b.Tools.Run(ctx, nil, "mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-L", "state",
 		"-m", "0", // nothing is reserved for root: root owns everything here
 		"-i", "65536", // one big file and a few directories need few inodes

@@ -119,6 +119,9 @@ func (b *Builder) require(in SlotInput, disk bool) error {
 	var data []tools.DataFile
 	if disk {
 		programs = append(programs, "mkfs.vfat", "mcopy", "mke2fs")
+		if len(in.Config.FromState()) > 0 {
+			programs = append(programs, "debugfs", "e2fsck")
+		}
 	}
 	if l == config.LoaderGRUB {
 		if disk {

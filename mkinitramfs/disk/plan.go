@@ -89,6 +89,8 @@ func (o Options) checkNoState() error {
 		switch s := in.Config.State; {
 		case s.Create != config.CreateFirstBoot && s.Create != config.CreateNone:
 			return fmt.Errorf("cannot leave out the state partition with state.create %s: only first-boot adds it at the first boot: %w", s.Create, ErrOptions)
+		case len(in.Config.FromState()) > 0:
+			return fmt.Errorf("cannot leave out the state partition: layer %s comes from it; give --state-size, or make the layer from: encrypted: %w", in.Config.FromState()[0].Name, ErrOptions)
 		case slices.Contains(s.TPM2.PCRs, 5):
 			return fmt.Errorf("cannot leave out the state partition with PCR 5 in state.tpm2.pcrs: adding it changes that: %w", ErrOptions)
 		}
@@ -103,6 +105,9 @@ func (b *Builder) checkInput(in SlotInput, disk bool) error {
 	}
 	if disk && in.Config.Root.PartUUIDs.C != (config.SlotPartUUIDs{}) {
 		return fmt.Errorf("cannot make a disk for root.partuuids.c: it gets slots a and b: %w", ErrOptions)
+	}
+	if err := checkLayers(in.Config); err != nil {
+		return err
 	}
 	if in.Config.State.TPM2.Signed() && b.Signing.PCRKey == nil {
 		return fmt.Errorf("cannot sign PCR 11 for policy %s: no pcr.key in %s: %w", in.Config.State.TPM2.Policy, b.Signing.Dir, ErrOptions)

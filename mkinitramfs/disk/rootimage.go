@@ -46,6 +46,9 @@ func (b *Builder) rootImage(ctx context.Context, in SlotInput, p *parts, dir str
 			osrelease.SecurityVersionKey: strconv.Itoa(in.Config.SecurityVersion),
 		},
 	}
+	if layers := in.Config.LayerSet(); layers != "" {
+		edit.osRelease[osrelease.LayersKey] = layers
+	}
 	if in.ModulesDir == "" {
 		edit.keepModules = modulesDir(in, dir)
 	} else if in.RootModules {

@@ -68,6 +68,11 @@ func For(cfg *config.Config) ([]Want, error) {
 		wants = append(wants, Want{"sha512_ssse3", kmod.GroupDriver, true}, Want{"sha512_generic", kmod.GroupRoot, true}, Want{"sha512", kmod.GroupRoot, true})
 	}
 	wants = append(wants, Want{"dm_verity", kmod.GroupRoot, false}, Want{whole.Root.Filesystem, kmod.GroupRoot, false}, Want{"overlay", kmod.GroupRoot, false})
+	for _, l := range whole.Layers {
+		if w := (Want{l.Filesystem, kmod.GroupState, false}); l.From == config.LayerFromState && l.Filesystem != whole.Root.Filesystem && !slices.Contains(wants, w) {
+			wants = append(wants, w)
+		}
+	}
 	wants = append(wants, stateWants(whole)...)
 	return append(wants,
 		Want{"vfat", kmod.GroupHint, false},

@@ -37,6 +37,8 @@ func Table() []Tool {
 		{"mkfs.vfat", "dosfstools", "4.2", "file system of the EFI system partition"},
 		{"mcopy", "mtools", "4.0.33", "files on the EFI system partition, without mounting it"},
 		{"mke2fs", "e2fsprogs", "1.47", "file system of the state partition"},
+		{"debugfs", "e2fsprogs", "1.47", "layers on the state partition, without mounting it"},
+		{"e2fsck", "e2fsprogs", "1.47", "check of the state partition that layers were put on"},
 		{"grub-mkimage", "grub-common", "2.06", "GRUB's core images for BIOS and UEFI"},
 		{"objcopy", "binutils", "2.40", "unified kernel image from systemd's stub"},
 		{"sbverify", "sbsigntool", "0.9.4", "check of a Secure Boot signature that --sign-command made"},
@@ -75,6 +77,8 @@ type Runner struct {
 	Root string
 	// Env is added to the environment of the programs.
 	Env []string
+	// Files are their descriptors from 3 on.
+	Files []*os.File
 }
 
 // New returns the Runner for this machine.
@@ -131,20 +135,27 @@ func (r Runner) Require(names ...string) error {
 
 // Run runs a program to its end. What it prints is shown only when it fails.
 func (r Runner) Run(ctx context.Context, stdin io.Reader, name string, args ...string) error {
+	_, err := r.Output(ctx, stdin, name, args...)
+	return err
+}
+
+// Output is Run that returns what the program prints.
+func (r Runner) Output(ctx context.Context, stdin io.Reader, name string, args ...string) (string, error) {
 	path, err := r.Find(name)
 	if err != nil {
-		return err
+		return "", err
 	}
 	var out bytes.Buffer
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &out, &out
+	cmd.ExtraFiles = r.Files
 	// Only who makes a root image knows what it should make of this.
 	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "SOURCE_DATE_EPOCH=") })
 	cmd.Env = append(cmd.Env, r.Env...)
 	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("cannot run %s %s: %w\n%s", name, strings.Join(args, " "), err, tail(out.String(), 20))
+		return "", fmt.Errorf("cannot run %s %s: %w\n%s", name, strings.Join(args, " "), err, tail(out.String(), 20))
 	}
-	return nil
+	return out.String(), nil
 }
 
 // WithEnv returns a Runner whose programs also get these variables.

@@ -6,6 +6,10 @@ import "strings"
 // that they are for.
 const KernelKey = "SEALROOT_KERNEL"
 
+// LayersKey is the variable of a root that layers come over: which ones, as
+// config.Config.LayerSet has it. An initramfs with others is not this root's.
+const LayersKey = "SEALROOT_LAYERS"
+
 // anyID as ID of a layer goes with every system (os-release(5), extension-release).
 const anyID = "_any"
 

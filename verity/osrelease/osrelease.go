@@ -35,6 +35,7 @@ type Release struct {
 	// ID, VersionID and SysextLevel are what layers are made for; Kernel is set in the
 	// extension-release of a layer only. See Extends.
 	ID, VersionID, SysextLevel, Kernel string
+	Layers                             string // LayersKey
 	// SecurityVersion is SecurityVersionKey, 0 when absent.
 	SecurityVersion int
 }
@@ -77,6 +78,8 @@ func Parse(content []byte) (Release, error) {
 			r.SysextLevel = value
 		case KernelKey:
 			r.Kernel = value
+		case LayersKey:
+			r.Layers = value
 		case SecurityVersionKey:
 			n, err := strconv.ParseUint(value, 10, 32)
 			if err != nil || n > MaxSecurityVersion {

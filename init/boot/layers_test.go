@@ -1,0 +1,264 @@
+package boot
+
+import (
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"sealroot/init/config"
+	"sealroot/mkinitramfs/layer"
+	"sealroot/mount"
+	"sealroot/mount/dm"
+	"sealroot/mount/loop"
+	"sealroot/mount/mounttest"
+	"sealroot/slots"
+	"sealroot/slots/gpt"
+	"sealroot/state/layout"
+	"sealroot/verity"
+	"sealroot/verity/osrelease"
+)
+
+// inRoot runs a test in a thread that has an empty directory as "/".
+func inRoot(t *testing.T, name string, test func(t *testing.T)) {
+	dir := t.TempDir()
+	t.Run(name, func(t *testing.T) {
+		runtime.LockOSThread() // and never unlocked: the thread is thrown away
+		for _, err := range []error{unix.Unshare(unix.CLONE_FS), unix.Chroot(dir), unix.Chdir("/")} {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		test(t)
+	})
+}
+
+func put(t *testing.T, path string, content []byte) {
+	t.Helper()
+	if err := errors.Join(mkdirs(filepath.Dir(path)), os.WriteFile(path, content, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// layerImage puts the image of a layer on the state partition.
+func layerImage(t *testing.T, name string) config.Layer {
+	t.Helper()
+	data := bytes.Repeat([]byte(name), 8192)[:8192]
+	params, err := verity.NewParams(int64(len(data)), []byte("salt"), [16]byte{1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tree := make(memory, params.HashSize())
+	hash, err := verity.Format(bytes.NewReader(data), params, tree)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := config.Layer{Name: name, From: config.LayerFromState, Verity: config.LayerVerified, Hash: hex.EncodeToString(hash), Filesystem: "squashfs", OnFailure: config.LayerStop}
+	put(t, imageOf(l), nil)
+	f, err := os.OpenFile(imageOf(l), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = layer.Pack(f, layer.Parts{Data: bytes.NewReader(data), Tree: bytes.NewReader(tree), DataSize: int64(len(data)), TreeSize: int64(len(tree)), RootHash: hash, Signature: []byte("{}")})
+	if err := errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func imageOf(l config.Layer) string {
+	return filepath.Join(stateDir, layout.LayerImage(l.Name, l.Hash))
+}
+
+type memory []byte
+
+func (m memory) WriteAt(p []byte, at int64) (int, error) { return copy(m[at:], p), nil }
+
+// layerDevices opens each layer as /dev/NAME.
+type layerDevices struct {
+	fakeVerity
+	removed []string
+}
+
+func (d *layerDevices) Verity(name, uuid string, t dm.VerityTarget) (dm.Device, error) {
+	return dm.Device{Name: name, Path: "/dev/" + name + "/" + t.DataDevice + "," + t.HashDevice}, nil
+}
+func (d *layerDevices) Remove(name string) error { d.removed = append(d.removed, name); return nil }
+
+// layeredBoot is a boot with layers low, mid and top from the state partition, and
+// mine from the volume.
+func layeredBoot(t *testing.T) (*boot, *mounttest.Recorder, *layerDevices) {
+	t.Helper()
+	b, _ := testBoot(&person{}, config.State{})
+	m, d, loops := &mounttest.Recorder{}, &layerDevices{fakeVerity: fakeVerity{status: "V"}}, uint32(0)
+	b.sys.Mounter, b.sys.Verity = m, d
+	b.sys.AttachLoop = func(f *os.File, o loop.Options) (loop.Device, error) {
+		if !o.ReadOnly || !o.Autoclear || o.SizeLimit == 0 || o.Offset == 0 {
+			t.Errorf("%s is attached with %+v", f.Name(), o)
+		}
+		loops++
+		return loop.Device{Major: 7, Minor: loops - 1}, nil
+	}
+	b.rootRelease, b.kernelRelease = osrelease.Release{ID: "debian"}, "6.1.0-1"
+	for i, name := range []string{"low", "mid", "top"} {
+		b.cfg.Layers = append(b.cfg.Layers, layerImage(t, name))
+		release := "ID=debian\nIMAGE_VERSION=" + name + ".1\n"
+		put(t, filepath.Join(layerDir(i), osrelease.ExtensionPath(name)), []byte(release)) // as if it were mounted
+	}
+	b.cfg.Layers = append(b.cfg.Layers, config.Layer{Name: "mine", From: config.LayerFromVolume, Verity: config.LayerUnverified, OnFailure: config.LayerStop})
+	outer, err := func() (*os.File, error) {
+		if err := mkdirs(filepath.Join(encryptedDir, layout.LayerDir("mine"))); err != nil {
+			return nil, err
+		}
+		return openDir(stateDir)
+	}()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { outer.Close() })
+	b.volume.outer = outer
+	return b, m, d
+}
+
+const layersTrace = `mount -t squashfs -o ro,nodev /dev/sealroot-layer-low/7:0,7:1 ///layers/0
+mount -t squashfs -o ro,nodev /dev/sealroot-layer-mid/7:2,7:3 ///layers/1
+mount -t squashfs -o ro,nodev /dev/sealroot-layer-top/7:4,7:5 ///layers/2
+mount -t overlay -o ro,nodev,lowerdir=/sysroot/state/encrypted//.layers/mine:/layers/2//.:/layers/1//.:/layers/0//.:/sysroot//.,redirect_dir=nofollow,metacopy=off,index=off,xino=off overlay ///layered
+mount --move /sysroot//state /layered//state
+umount /sysroot
+mount --move ///layered ///sysroot
+umount /layers/0
+umount /layers/1
+umount /layers/2
+`
+
+func TestStackLayers(t *testing.T) {
+	inRoot(t, "in_order", func(t *testing.T) {
+		b, m, _ := layeredBoot(t)
+		if err := b.stackLayers(); err != nil {
+			t.Fatal(err)
+		}
+		if got := m.Trace(); got != layersTrace {
+			t.Errorf("got\n%swant\n%s", got, layersTrace)
+		}
+		if len(b.report.Layers) != 4 || b.report.Layers[1].Version != "mid.1" || b.report.Layers[1].RootHash != b.cfg.Layers[1].Hash || !b.layered {
+			t.Errorf("reported are %+v, layered %v", b.report.Layers, b.layered)
+		}
+	})
+	inRoot(t, "none", func(t *testing.T) {
+		b, m, _ := layeredBoot(t)
+		b.cfg.Layers = nil
+		if err := b.stackLayers(); err != nil || m.Trace() != "" || b.layered {
+			t.Errorf("%v: %s", err, m.Trace())
+		}
+	})
+	// An overlay that cannot be stacked is the image's failure, at whatever step.
+	for n := 4; n <= strings.Count(layersTrace, "\n"); n++ {
+		inRoot(t, "fails", func(t *testing.T) {
+			b, m, _ := layeredBoot(t)
+			m.FailAt, m.FailWith = n, unix.EBUSY
+			if class, _ := classOf(b.stackLayers()); class != slots.ImageFailure {
+				t.Errorf("step %d: class %s", n, class)
+			}
+		})
+	}
+}
+
+// Whatever is in the place of a layer is left out or stops the boot, as configured, and
+// nothing of it is left.
+func TestLayerFailures(t *testing.T) {
+	mid := func(b *boot) *config.Layer { return &b.cfg.Layers[1] }
+	for _, tt := range []struct {
+		name  string
+		spoil func(t *testing.T, b *boot, m *mounttest.Recorder, d *layerDevices)
+		want  error
+		class slots.Class
+	}{
+		{"missing", func(t *testing.T, b *boot, _ *mounttest.Recorder, _ *layerDevices) { os.Remove(imageOf(*mid(b))) }, unix.ENOENT, slots.ImageFailure},
+		{"link", func(t *testing.T, b *boot, _ *mounttest.Recorder, _ *layerDevices) {
+			at := imageOf(*mid(b))
+			if err := errors.Join(os.Rename(at, at+".other"), os.Symlink(filepath.Base(at)+".other", at)); err != nil {
+				t.Fatal(err)
+			}
+		}, mount.ErrUnsafePath, slots.ImageFailure},
+		{"fifo", func(t *testing.T, b *boot, _ *mounttest.Recorder, _ *layerDevices) {
+			at := imageOf(*mid(b))
+			if err := errors.Join(os.Remove(at), unix.Mkfifo(at, 0o644)); err != nil {
+				t.Fatal(err)
+			}
+		}, errLayer, slots.ImageFailure},
+		{"empty", func(t *testing.T, b *boot, _ *mounttest.Recorder, _ *layerDevices) { put(t, imageOf(*mid(b)), nil) }, nil, slots.ImageFailure},
+		{"no_table", func(t *testing.T, b *boot, _ *mounttest.Recorder, _ *layerDevices) {
+			put(t, imageOf(*mid(b)), make([]byte, 8<<20))
+		}, gpt.ErrNoTable, slots.ImageFailure},
+		{"superblock", func(t *testing.T, b *boot, _ *mounttest.Recorder, _ *layerDevices) {
+			f, err := os.OpenFile(imageOf(*mid(b)), os.O_WRONLY, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = f.WriteAt([]byte{0}, 2<<20) // the tree's partition
+			if err := errors.Join(err, f.Close()); err != nil {
+				t.Fatal(err)
+			}
+		}, verity.ErrSuperblock, slots.ImageFailure},
+		{"longer_hash", func(t *testing.T, b *boot, _ *mounttest.Recorder, _ *layerDevices) {
+			old := imageOf(*mid(b))
+			mid(b).Hash += mid(b).Hash
+			if at := imageOf(*mid(b)); at != old {
+				t.Fatalf("another name: %s", at)
+			}
+		}, nil, slots.ImageFailure},
+		{"not_for_this_root", func(t *testing.T, b *boot, _ *mounttest.Recorder, _ *layerDevices) { b.rootRelease.ID = "fedora" }, errLayer, slots.ImageFailure},
+		{"block_does_not_match", func(t *testing.T, b *boot, m *mounttest.Recorder, d *layerDevices) {
+			m.FailAt, m.FailWith, d.status = 2, syscall.EIO, "C"
+		}, nil, slots.ImageFailure},
+		{"disk_cannot_be_read", func(t *testing.T, b *boot, m *mounttest.Recorder, d *layerDevices) {
+			m.FailAt, m.FailWith = 2, syscall.EIO
+		}, syscall.EIO, slots.EnvironmentFailure},
+		{"no_directory_in_the_volume", func(t *testing.T, b *boot, _ *mounttest.Recorder, _ *layerDevices) {
+			b.cfg.Layers[1] = config.Layer{Name: "mid", From: config.LayerFromVolume, Verity: config.LayerUnverified, OnFailure: config.LayerSkip}
+			if b.cfg.Layers[0].OnFailure == config.LayerStop {
+				b.cfg.Layers[1].OnFailure = config.LayerStop
+			}
+		}, unix.ENOENT, slots.StateFailure},
+		{"no_state_partition", func(t *testing.T, b *boot, _ *mounttest.Recorder, _ *layerDevices) { b.volume.outer = nil }, nil, slots.StateFailure},
+	} {
+		inRoot(t, tt.name, func(t *testing.T) {
+			b, m, d := layeredBoot(t)
+			tt.spoil(t, b, m, d)
+			err := b.stackLayers()
+			class, _ := classOf(b.blame(err))
+			if err == nil || tt.want != nil && !errors.Is(err, tt.want) || class != tt.class {
+				t.Errorf("stop: %v, class %s; want %v, class %s", err, class, tt.want, tt.class)
+			}
+			if strings.Contains(m.Trace(), "overlay") {
+				t.Errorf("it went on:\n%s", m.Trace())
+			}
+		})
+		inRoot(t, tt.name+"_skip", func(t *testing.T) {
+			b, m, d := layeredBoot(t)
+			for i := range b.cfg.Layers {
+				b.cfg.Layers[i].OnFailure = config.LayerSkip
+			}
+			tt.spoil(t, b, m, d)
+			if err := b.stackLayers(); err != nil {
+				t.Fatal(err)
+			}
+			note := b.report.Layers[1]
+			if !strings.HasPrefix(note.LeftOut, "cannot use layer mid: ") || len(b.report.Failures) == 0 {
+				t.Errorf("reported %+v", note)
+			}
+			if !strings.Contains(m.Trace(), "lowerdir") || strings.Contains(m.Trace(), ":/layers/1/") || mid(b).From == config.LayerFromState && !slices.Contains(d.removed, layerName(*mid(b))) {
+				t.Errorf("removed %q in\n%s", d.removed, m.Trace())
+			}
+		})
+	}
+}

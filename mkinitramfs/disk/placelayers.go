@@ -1,0 +1,88 @@
+package disk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"sealroot/init/config"
+	statelayout "sealroot/state/layout"
+)
+
+// layersOf are the layers of the slots that lie on the state partition, each once.
+func layersOf(sets []set) []config.Layer {
+	var list []config.Layer
+	for _, s := range sets {
+		for _, l := range s.in.Config.FromState() {
+			same := func(o config.Layer) bool { return o.Name == l.Name && o.Hash == l.Hash }
+			if !slices.ContainsFunc(list, same) {
+				list = append(list, l)
+			}
+		}
+	}
+	return list
+}
+
+// checkLayers: what a disk or a set holds must be there to be copied.
+func checkLayers(c *config.Config) error {
+	for _, l := range c.FromState() {
+		if l.Image == "" {
+			return fmt.Errorf("cannot find layer %s: the configuration has its hash; give image: FILE in its place, so that the file comes along: %w", l.Name, ErrOptions)
+		}
+	}
+	return nil
+}
+
+// placeLayers copies images into the file system at a partition, without mounting it.
+func (b *Builder) placeLayers(ctx context.Context, disk *os.File, to partition, layers []config.Layer) error {
+	// The programs get descriptors: no path is read as options or as a command.
+	device := fmt.Sprintf("/proc/self/fd/3?offset=%d", to.start)
+	debugfs := func(script string, files ...*os.File) (string, error) {
+		t := b.Tools
+		t.Files = append([]*os.File{disk}, files...)
+		return t.Output(ctx, strings.NewReader(script), "debugfs", "-w", "-f", "-", device)
+	}
+	if _, err := debugfs("mkdir " + statelayout.Layers + "\nsif " + statelayout.Layers + " mode 040755\n"); err != nil {
+		return err
+	}
+	want, said := map[string]string{}, ""
+	for _, l := range layers {
+		f, err := os.Open(l.Image)
+		if err != nil {
+			return fmt.Errorf("cannot copy layer %s: %w", l.Name, err)
+		}
+		info, err := f.Stat()
+		if err == nil {
+			to := statelayout.LayerImage(l.Name, l.Hash)
+			var text string
+			text, err = debugfs(fmt.Sprintf("write /proc/self/fd/4 %[1]s\nsif %[1]s mode 0100644\n", to), f)
+			want[path.Base(to)], said = fmt.Sprintf("100644 0 0 %d", info.Size()), said+text
+		}
+		if err := errors.Join(err, f.Close()); err != nil {
+			return fmt.Errorf("cannot copy layer %s: %w", l.Name, err)
+		}
+	}
+	// debugfs ends with 0 also when a command of its has failed.
+	out, err := debugfs("ls -p " + statelayout.Layers + "\n")
+	if err != nil {
+		return err
+	}
+	is := map[string]string{}
+	for line := range strings.Lines(out) {
+		// "/inode/mode/uid/gid/name/size/", debugfs(8)
+		if f := strings.Split(strings.TrimSpace(line), "/"); len(f) == 8 && !strings.HasPrefix(f[5], ".") {
+			is[f[5]] = strings.Join([]string{f[2], f[3], f[4], f[6]}, " ")
+		}
+	}
+	if !maps.Equal(is, want) {
+		return fmt.Errorf("cannot copy the layers to the state partition, is it large enough (--state-size)? there is %v, want %v: %s: %w", is, want, strings.TrimSpace(said), ErrSize)
+	}
+	t := b.Tools
+	t.Files = []*os.File{disk}
+	return t.Run(ctx, nil, "e2fsck", "-fn", device)
+}
