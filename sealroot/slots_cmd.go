@@ -161,6 +161,7 @@ func (c *command) commit(ctx context.Context, t target, burn bool) error {
 	}
 	if t.report.Schema != 0 { // else it is another machine's disk
 		c.dropUnused(ctx, t)
+		c.dropLayers(t)
 	}
 	list, err := t.Store.Load()
 	if err != nil {

@@ -12,8 +12,10 @@ import (
 	"testing"
 	"time"
 
+	"sealroot/init/config"
 	"sealroot/mkinitramfs/layer"
 	"sealroot/slots/gpt"
+	"sealroot/slots/manifest"
 	"sealroot/verity"
 )
 
@@ -116,7 +118,7 @@ func partitionsOf(t *testing.T, image, dir string) (data, tree string) {
 	return paths[0], paths[1]
 }
 
-func mustRead(t *testing.T, path string) []byte {
+func fileBytes(t *testing.T, path string) []byte {
 	t.Helper()
 	content, err := os.ReadFile(path)
 	if err != nil {
@@ -125,11 +127,95 @@ func mustRead(t *testing.T, path string) []byte {
 	return content
 }
 
-func fileBytes(t *testing.T, path string) []byte {
+// withLayer gives the configuration a layer.
+func withLayer(t *testing.T, b *Builder, in *SlotInput) config.Layer {
 	t.Helper()
-	content, err := os.ReadFile(path)
+	out := filepath.Join(t.TempDir(), "tools.raw")
+	_, err := b.Layer(t.Context(), LayerInput{Name: "tools", Tree: layerTree(t), Filesystem: "squashfs", For: map[string]string{"ID": "debian"}, Output: out})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return content
+	cfg := *in.Config
+	cfg.Layers = []config.Layer{{Name: "tools", Image: out}, {Name: "mine", From: config.LayerFromVolume, Verity: config.LayerUnverified}}
+	if err := layer.FillIn(&cfg, "/"); err != nil {
+		t.Fatal(err)
+	}
+	in.Config = &cfg
+	return cfg.Layers[0]
+}
+
+// A disk has the layers of its slots on the state partition, where root alone can write;
+// a set has them beside its parts, and the manifest names them. The judges are debugfs
+// and e2fsck.
+func TestDiskAndPartsWithLayers(t *testing.T) {
+	b, in := builder(t)
+	l := withLayer(t, b, &in)
+	o := Options{A: in, B: &in, BState: Good, Output: filepath.Join(t.TempDir(), "disk.img"), Sizes: Sizes{State: 64 * mib}}
+	if err := b.Disk(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	state, _ := part(t, o.Output, gpt.LabelState)
+	file := filepath.Join(t.TempDir(), "tools.raw")
+	at := ".layers/tools-" + l.Hash[:16] + ".raw"
+	if out, err := exec.Command("debugfs", "-R", "dump "+at+" "+file, state).CombinedOutput(); err != nil || !bytes.Equal(fileBytes(t, file), fileBytes(t, l.Image)) {
+		t.Errorf("the state partition does not hold the layer: %v\n%s", err, out)
+	}
+	for path, want := range map[string]string{at: "Mode:  0644", ".layers": "Mode:  0755"} {
+		if out, err := exec.Command("debugfs", "-R", "stat "+path, state).Output(); err != nil || !strings.Contains(string(out), want) || !strings.Contains(string(out), "User:     0   Group:     0") {
+			t.Errorf("%s: %v, want %s of root\n%s", path, err, want, out)
+		}
+	}
+	if out, err := exec.Command("e2fsck", "-fn", state).CombinedOutput(); err != nil {
+		t.Errorf("e2fsck: %v\n%s", err, out)
+	}
+
+	var set bytes.Buffer
+	if err := b.WriteParts(t.Context(), in, "-", &set); err != nil {
+		t.Fatal(err)
+	}
+	order, files := readTar(t, set.Bytes())
+	m, err := manifest.Parse(files[manifest.File])
+	if err != nil || len(m.Layers) != 1 || hex.EncodeToString(m.Layers[0].RootHash) != l.Hash || order[2] != "layer-tools.raw" || !bytes.Equal(files[order[2]], fileBytes(t, l.Image)) {
+		t.Errorf("the set holds %q, layers %+v, %v", order, m.Layers, err)
+	}
+	dir := filepath.Join(t.TempDir(), "set")
+	if err := b.WriteParts(t.Context(), in, dir, nil); err != nil || !bytes.Equal(fileBytes(t, filepath.Join(dir, "layer-tools.raw")), fileBytes(t, l.Image)) {
+		t.Errorf("a folder: %v", err)
+	}
+
+	o.Sizes = Sizes{NoState: true}
+	if err := b.Disk(t.Context(), o); !errors.Is(err, ErrOptions) || !strings.Contains(err.Error(), "layer tools") {
+		t.Errorf("without a state partition: %v", err)
+	}
+	o.Sizes = Sizes{State: 32 * mib}
+	if err := os.Truncate(l.Image, 100*mib); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.placeInState(t, l); !errors.Is(err, ErrSize) {
+		t.Errorf("in a partition that is too small: %v, want %v", err, ErrSize)
+	}
+	in.Config.Layers[0].Image = ""
+	if err := b.WriteParts(t.Context(), in, "-", io.Discard); !errors.Is(err, ErrOptions) || !strings.Contains(err.Error(), "image: FILE") {
+		t.Errorf("a set of a layer that nobody has: %v", err)
+	}
+}
+
+// placeInState puts a layer into a small partition.
+func (b *Builder) placeInState(t *testing.T, l config.Layer) error {
+	t.Helper()
+	disk, err := os.Create(filepath.Join(t.TempDir(), "disk"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer disk.Close()
+	// content, for a hole takes no room
+	f, err := os.OpenFile(l.Image, os.O_WRONLY, 0)
+	if err == nil {
+		_, err = f.WriteAt(bytes.Repeat([]byte("x"), 64*int(mib)), 0)
+		err = errors.Join(err, f.Close(), disk.Truncate(34*mib))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b.placeState(t.Context(), disk, partition{start: mib, size: 32 * mib}, []config.Layer{l})
 }

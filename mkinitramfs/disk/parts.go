@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"sealroot/mkinitramfs/atomicfile"
@@ -66,6 +67,11 @@ func moveParts(p parts, output string) error {
 	if err != nil {
 		return err
 	}
+	for _, l := range p.layers {
+		if err := l.copyTo(p.dir); err != nil {
+			return err
+		}
+	}
 	entries, err := os.ReadDir(p.dir)
 	if err != nil {
 		return fmt.Errorf("cannot write parts: %w", err)
@@ -82,6 +88,20 @@ func moveParts(p parts, output string) error {
 		return fmt.Errorf("cannot write parts: %w", err)
 	}
 	return nil
+}
+
+func (l layerFile) copyTo(dir string) error {
+	from, err := os.Open(l.path)
+	if err != nil {
+		return fmt.Errorf("cannot write layer: %w", err)
+	}
+	defer from.Close()
+	to, err := os.OpenFile(filepath.Join(dir, l.name), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return fmt.Errorf("cannot write layer: %w", err)
+	}
+	_, err = io.Copy(to, from)
+	return errors.Join(err, to.Close())
 }
 
 // finish makes a part readable for everybody, and durable.
@@ -133,14 +153,18 @@ func (b *Builder) tarParts(ctx context.Context, p parts, to io.Writer) error {
 			return err
 		}
 	}
+	files := slices.Clone(p.layers)
 	for _, name := range p.names {
-		f, err := os.Open(p.path(name))
+		files = append(files, layerFile{p.file(name), p.path(name)})
+	}
+	for _, file := range files {
+		f, err := os.Open(file.path)
 		if err != nil {
 			return fmt.Errorf("cannot pack part: %w", err)
 		}
 		info, err := f.Stat()
 		if err == nil {
-			err = add(p.file(name), info.Size(), f)
+			err = add(file.name, info.Size(), f)
 		}
 		if err := errors.Join(err, f.Close()); err != nil {
 			return err

@@ -45,12 +45,16 @@ func (b *Builder) placeLayers(ctx context.Context, disk *os.File, to partition, 
 	debugfs := func(script string, files ...*os.File) (string, error) {
 		t := b.Tools
 		t.Files = append([]*os.File{disk}, files...)
-		return t.Output(ctx, strings.NewReader(script), "debugfs", "-w", "-f", "-", device)
+		out, err := t.Output(ctx, strings.NewReader(script), "debugfs", "-w", "-f", "-", device)
+		if err == nil {
+			err = complaint(out)
+		}
+		return out, err
 	}
 	if _, err := debugfs("mkdir " + statelayout.Layers + "\nsif " + statelayout.Layers + " mode 040755\n"); err != nil {
 		return err
 	}
-	want, said := map[string]string{}, ""
+	want := map[string]string{}
 	for _, l := range layers {
 		f, err := os.Open(l.Image)
 		if err != nil {
@@ -59,15 +63,13 @@ func (b *Builder) placeLayers(ctx context.Context, disk *os.File, to partition, 
 		info, err := f.Stat()
 		if err == nil {
 			to := statelayout.LayerImage(l.Name, l.Hash)
-			var text string
-			text, err = debugfs(fmt.Sprintf("write /proc/self/fd/4 %[1]s\nsif %[1]s mode 0100644\n", to), f)
-			want[path.Base(to)], said = fmt.Sprintf("100644 0 0 %d", info.Size()), said+text
+			_, err = debugfs(fmt.Sprintf("write /proc/self/fd/4 %[1]s\nsif %[1]s mode 0100644\n", to), f)
+			want[path.Base(to)] = fmt.Sprintf("100644 0 0 %d", info.Size())
 		}
 		if err := errors.Join(err, f.Close()); err != nil {
 			return fmt.Errorf("cannot copy layer %s: %w", l.Name, err)
 		}
 	}
-	// debugfs ends with 0 also when a command of its has failed.
 	out, err := debugfs("ls -p " + statelayout.Layers + "\n")
 	if err != nil {
 		return err
@@ -80,9 +82,22 @@ func (b *Builder) placeLayers(ctx context.Context, disk *os.File, to partition, 
 		}
 	}
 	if !maps.Equal(is, want) {
-		return fmt.Errorf("cannot copy the layers to the state partition, is it large enough (--state-size)? there is %v, want %v: %s: %w", is, want, strings.TrimSpace(said), ErrSize)
+		return fmt.Errorf("cannot copy the layers to the state partition: there is %v, want %v", is, want)
 	}
 	t := b.Tools
 	t.Files = []*os.File{disk}
 	return t.Run(ctx, nil, "e2fsck", "-fn", device)
+}
+
+// complaint is what debugfs says beside what it is asked for: it ends with 0 also when
+// a command of its has failed, and leaves a file of the right size with half its content.
+func complaint(said string) error {
+	for line := range strings.Lines(said) {
+		line = strings.TrimSpace(line)
+		listed := strings.HasPrefix(line, "/") && strings.HasSuffix(line, "/")
+		if line != "" && !listed && !strings.HasPrefix(line, "debugfs") && !strings.HasPrefix(line, "Allocated inode: ") {
+			return fmt.Errorf("debugfs says %.200q; the state partition has its size from --state-size: %w", line, ErrSize)
+		}
+	}
+	return nil
 }

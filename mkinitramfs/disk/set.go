@@ -6,6 +6,7 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -89,9 +90,24 @@ func (b *Builder) describe(in SlotInput, p *parts) error {
 		part.Name, part.File = name, p.file(name)
 		m.Parts = append(m.Parts, part)
 	}
+	for _, l := range in.Config.FromState() {
+		file, err := digest(l.Image)
+		if err != nil {
+			return err
+		}
+		hash, err := hex.DecodeString(l.Hash)
+		if err != nil {
+			return fmt.Errorf("cannot use the root hash of layer %s: %w", l.Name, err)
+		}
+		described := manifest.Layer{Name: l.Name, RootHash: hash, File: "layer-" + l.Name + ".raw", Size: file.Size, SHA256: file.SHA256}
+		m.Layers, p.layers = append(m.Layers, described), append(p.layers, layerFile{described.File, l.Image})
+	}
 	var err error
 	if p.manifest, err = manifest.Encode(m); err != nil {
 		return err
+	}
+	if len(p.manifest) > manifest.MaxSize {
+		return fmt.Errorf("cannot describe %d layers in %d bytes: %w", len(m.Layers), manifest.MaxSize, ErrOptions)
 	}
 	p.signed, err = manifest.Sign(p.manifest, b.Signing.ImageCert, b.Signing.ImageKey)
 	return err

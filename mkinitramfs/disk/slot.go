@@ -55,7 +55,11 @@ type parts struct {
 	initrd    []byte
 	osRelease []byte
 	previous  []crypto.Signer // PCR policy keys of before that sign too
+	layers    []layerFile
 }
+
+// layerFile is a layer's file in a set, and where its image is.
+type layerFile struct{ name, path string }
 
 // path is where a part is.
 func (p parts) path(name manifest.Name) string { return filepath.Join(p.dir, p.file(name)) }

@@ -39,6 +39,9 @@ type Installed struct {
 // cuts in between:
 //
 //	checks:    manifest, signature, sizes, superblock, room. Nothing has changed.
+//	layers:    among the checks, as they come first in a set: those that are not there
+//	           yet, each whole or not at all, under names that no slot has in use.
+//	           Of a set that is refused then they stay until the next commit.
 //	begin:     see Machine.begin. From its end on the slot is unbootable.
 //	image:     tree, root, signature; synced, and read back against the signed
 //	           root hash.
@@ -141,10 +144,13 @@ func (m Machine) prepare(source Source, r Running, o Options) (w work, err error
 			return work{}, err
 		}
 	}
-	if w.sig, err = w.readSignature(m); err != nil {
+	if err := m.checkESP(w.set, w.slot); err != nil {
 		return work{}, err
 	}
-	if err := m.checkESP(w.set, w.slot); err != nil {
+	if err := m.placeLayers(w.set); err != nil {
+		return work{}, err
+	}
+	if w.sig, err = w.readSignature(m); err != nil {
 		return work{}, err
 	}
 	if w.parts, err = m.openSlot(w.slot, true); err != nil {

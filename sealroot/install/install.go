@@ -51,6 +51,15 @@ type Disk interface {
 	OpenPart(slot string, part manifest.Name, write bool) (Partition, error)
 }
 
+// Layers is where the images of layers are, on the state partition; all slots share it.
+type Layers interface {
+	// Holds says whether a layer is there, with the content that the manifest names, as
+	// the medium has it.
+	Holds(l manifest.Layer) (bool, error)
+	// Write writes a layer whole, in place of what has its name, and makes it durable.
+	Write(l manifest.Layer, content io.Reader) error
+}
+
 // BootFile is one file of a slot on the EFI system partition.
 type BootFile string
 
@@ -105,6 +114,8 @@ type Machine struct {
 	bootset.Machine
 	Disk Disk
 	ESP  ESP
+	// Layers is nil on a machine that keeps no state.
+	Layers Layers
 	// Certs are the certificates of the role root; nothing else is trusted.
 	Certs []*signature.Certificate
 	// Layout is how the disk is laid out and started.

@@ -56,7 +56,8 @@ func (f fixture) world(s start) *world {
 	w := &world{
 		slots: []slots.Slot{{Name: "a", Priority: 2, Successful: true}, s.b},
 		armed: s.armed, record: s.armed, first: s.first,
-		parts: map[string][]byte{}, files: map[string][]byte{}, beside: map[string][]byte{},
+		layers: map[string][]byte{},
+		parts:  map[string][]byte{}, files: map[string][]byte{}, beside: map[string][]byte{},
 		room: 1 << 20, needs: []BootFile{Kernel, Initrd},
 	}
 	w.put("a", f.old)

@@ -66,6 +66,10 @@ func (s set) open(name manifest.Name) (*partReader, error) {
 	if !ok {
 		return nil, fmt.Errorf("the set has no %s: %w", name, ErrSet)
 	}
+	return s.openPart(part)
+}
+
+func (s set) openPart(part manifest.Part) (*partReader, error) {
 	r, err := s.source.Open(part.File)
 	if err != nil {
 		return nil, err

@@ -102,6 +102,17 @@ func (s *testSet) seal(t testing.TB, k signaturetest.Signer) {
 	s.files[manifest.File], s.files[manifest.SignatureFile] = text, message
 }
 
+// withLayers adds layers to the set.
+func (s *testSet) withLayers(t testing.TB, k signaturetest.Signer, names ...string) {
+	t.Helper()
+	for i, name := range names {
+		content := bytesOf(uint64(500+i), 4000)
+		s.manifest.Layers = append(s.manifest.Layers, manifest.Layer{Name: name, RootHash: bytesOf(uint64(600+i), 32), File: "layer-" + name, Size: 4000, SHA256: sha256.Sum256(content)})
+		s.files["layer-"+name] = content
+	}
+	s.seal(t, k)
+}
+
 // withParity adds parity to the tree.
 func (s *testSet) withParity(t testing.TB, k signaturetest.Signer, roots int) {
 	t.Helper()
@@ -131,6 +142,9 @@ func (s testSet) clone() testSet {
 // order is the order of a set's files.
 func (s testSet) order() []string {
 	names := []string{manifest.File, manifest.SignatureFile}
+	for _, l := range s.manifest.Layers {
+		names = append(names, l.File)
+	}
 	for _, p := range s.manifest.Parts {
 		names = append(names, p.File)
 	}
@@ -178,7 +192,8 @@ type world struct {
 	first string // the loader's default
 	// firstErr: the default cannot be read until it is set
 	firstErr error
-	record   string // slot that the log says the one-shot was armed for
+	record   string            // slot that the log says the one-shot was armed for
+	layers   map[string][]byte // by name and root hash
 	parts    map[string][]byte
 	files    map[string][]byte // "b/kernel"
 	beside   map[string][]byte // written and not published
@@ -212,6 +227,7 @@ func (w *world) write(what string) error {
 func (w *world) clone() *world {
 	c := *w
 	c.slots = slices.Clone(w.slots)
+	c.layers = maps.Clone(w.layers)
 	c.parts, c.files, c.beside = map[string][]byte{}, maps.Clone(w.files), maps.Clone(w.beside)
 	for n, b := range w.parts {
 		c.parts[n] = bytes.Clone(b)
@@ -352,6 +368,28 @@ func (p *partition) Sync() error {
 	return nil
 }
 
+// layerStore are the layers of a world.
+type layerStore struct{ w *world }
+
+func (s layerStore) Holds(l manifest.Layer) (bool, error) {
+	b, ok := s.w.layers[layerKey(l)]
+	return ok && sha256.Sum256(b) == l.SHA256, nil
+}
+
+func (s layerStore) Write(l manifest.Layer, content io.Reader) error {
+	b, err := io.ReadAll(content)
+	if err != nil {
+		return err
+	}
+	if err := s.w.write("layer " + l.Name); err != nil {
+		return err
+	}
+	s.w.layers[layerKey(l)] = b
+	return nil
+}
+
+func layerKey(l manifest.Layer) string { return l.Name + "-" + hexOf(l.RootHash) }
+
 func (w *world) Needs() []BootFile                             { return w.needs }
 func (w *world) With(write bool, use func(Folder) error) error { return use(folder{w, write}) }
 
@@ -414,7 +452,7 @@ func (f folder) Publish(slot string, files []BootFile) error {
 func (w *world) machine(k signaturetest.Signer) Machine {
 	return Machine{
 		Machine: bootset.Machine{Store: w, Loader: w, Log: w, HoldsImage: func(string) error { return nil }},
-		Disk:    w, ESP: w, Certs: []*signature.Certificate{k.Parsed},
+		Disk:    w, ESP: w, Layers: layerStore{w}, Certs: []*signature.Certificate{k.Parsed},
 		Layout: manifest.Layout{Loader: "grub", Store: "gpt", Partitions: "labels"},
 		Say:    func(string, ...any) {}, Progress: Quiet{},
 	}

@@ -20,6 +20,7 @@ import (
 	"sealroot/slots/gpt"
 	"sealroot/slots/live"
 	"sealroot/slots/manifest"
+	"sealroot/state/layout"
 )
 
 // Install is what install, replicate, repair and verify act on. changed is told
@@ -29,7 +30,7 @@ func (m *Machine) Install(changed func(place, slot string)) (install.Machine, er
 	if err != nil {
 		return install.Machine{}, err
 	}
-	return install.Machine{Machine: b, Disk: m, ESP: bootESP{m.esp, m.choice}, FECRoots: m.root.Verity.FECRoots,
+	return install.Machine{Machine: b, Disk: m, ESP: bootESP{m.esp, m.choice}, Layers: layerFiles{layout.State}, FECRoots: m.root.Verity.FECRoots,
 		Layout: manifest.Layout{
 			Loader: m.choice.Loader, Store: m.choice.Store, Source: m.root.Source,
 			Partitions: cmp.Or(m.root.Partitions, config.PartitionsLabels), PartUUIDs: m.root.PartUUIDs.Line(), TreeAtMiB: m.root.Verity.TreeAtMiB,

@@ -1,7 +1,7 @@
 // Package manifest describes a set of image parts, as `sealroot-mkinitramfs
 // parts` makes it and `sealroot install` takes it. A set is a directory, or a
-// tar of its files in this order: manifest.json, manifest.sig, and the parts in
-// the order of the manifest. manifest.json is one JSON object:
+// tar of its files in this order: manifest.json, manifest.sig, the layers, and the parts
+// in the order of the manifest. manifest.json is one JSON object:
 //
 //	{
 //	  "schema": 1,
@@ -14,7 +14,9 @@
 //	  "parts": [
 //	    {"name": "root", "file": "root.squashfs", "size": 1234944, "sha256": "<hex>"}
 //	  ],
-//	  "layers": [],                 always empty in schema 1
+//	  "layers": [                   images on the state partition that the root needs
+//	    {"name": "tools", "root_hash": "<hex>", "file": "layer-tools.raw", "size": 5242880, "sha256": "<hex>"}
+//	  ],
 //	  "x-layout": {                 the disk that the set is for, as in the configuration
 //	    "loader": "uki", "store": "gpt", "partitions": "labels", "tree_at_mib": 0,
 //	    "source": "usr-verity",     missing: verity
@@ -56,6 +58,8 @@ const (
 	Architecture = "x86-64"
 	// MaxSize is the most that a manifest or its signature has, in bytes.
 	MaxSize = 64 << 10
+	// MaxLayers is how many layers a set has at most.
+	MaxLayers = 100
 	// maxPart bounds one part: no slot is larger than 1 TiB.
 	maxPart = int64(1) << 40
 )
@@ -89,6 +93,15 @@ type Part struct {
 	SHA256 [32]byte
 }
 
+// Layer is the image of a layer.
+type Layer struct {
+	Name     string // as in the configuration
+	RootHash []byte // 32 or 64 bytes
+	File     string // base name
+	Size     int64  // bytes
+	SHA256   [32]byte
+}
+
 // Manifest describes a set.
 type Manifest struct {
 	Name            string // of the product: configuration key name, IMAGE_ID of the root
@@ -98,6 +111,7 @@ type Manifest struct {
 	KernelRelease   string
 	RootHash        []byte  // 32 or 64 bytes
 	Parts           []Part  // in the order of Names
+	Layers          []Layer // from the lowest up
 	Layout          *Layout // nil: the builder did not tell
 	// Sealed is config.State.SealedUnder of its configuration; "": the builder did
 	// not tell.
@@ -140,17 +154,17 @@ func (m Manifest) Has(names ...Name) bool {
 
 // document is the JSON form, for writing.
 type document struct {
-	Schema          int               `json:"schema"`
-	Name            string            `json:"name"`
-	Version         string            `json:"version"`
-	SecurityVersion int               `json:"security_version"`
-	Architecture    string            `json:"architecture"`
-	KernelRelease   string            `json:"kernel_release"`
-	RootHash        string            `json:"root_hash"`
-	Parts           []partDocument    `json:"parts"`
-	Layers          []json.RawMessage `json:"layers"`
-	Layout          *layoutDocument   `json:"x-layout,omitempty"`
-	Sealed          string            `json:"x-sealed,omitempty"`
+	Schema          int             `json:"schema"`
+	Name            string          `json:"name"`
+	Version         string          `json:"version"`
+	SecurityVersion int             `json:"security_version"`
+	Architecture    string          `json:"architecture"`
+	KernelRelease   string          `json:"kernel_release"`
+	RootHash        string          `json:"root_hash"`
+	Parts           []partDocument  `json:"parts"`
+	Layers          []layerDocument `json:"layers"`
+	Layout          *layoutDocument `json:"x-layout,omitempty"`
+	Sealed          string          `json:"x-sealed,omitempty"`
 }
 
 type layoutDocument struct {
@@ -161,6 +175,14 @@ type layoutDocument struct {
 	Source     string `json:"source,omitempty"`
 	PartUUIDs  string `json:"partuuids,omitempty"`
 	Filesystem string `json:"filesystem"`
+}
+
+type layerDocument struct {
+	Name     string `json:"name"`
+	RootHash string `json:"root_hash"`
+	File     string `json:"file"`
+	Size     int64  `json:"size"`
+	SHA256   string `json:"sha256"`
 }
 
 type partDocument struct {
@@ -183,10 +205,13 @@ func Encode(m Manifest) ([]byte, error) {
 	d := document{
 		Schema: Schema, Name: m.Name, Version: m.Version, SecurityVersion: m.SecurityVersion,
 		Architecture: m.Architecture, KernelRelease: m.KernelRelease,
-		RootHash: hex.EncodeToString(m.RootHash), Layers: []json.RawMessage{}, Layout: (*layoutDocument)(m.Layout), Sealed: m.Sealed,
+		RootHash: hex.EncodeToString(m.RootHash), Layers: []layerDocument{}, Layout: (*layoutDocument)(m.Layout), Sealed: m.Sealed,
 	}
 	for _, p := range m.Parts {
 		d.Parts = append(d.Parts, partDocument{p.Name, p.File, p.Size, hex.EncodeToString(p.SHA256[:])})
+	}
+	for _, l := range m.Layers {
+		d.Layers = append(d.Layers, layerDocument{l.Name, hex.EncodeToString(l.RootHash), l.File, l.Size, hex.EncodeToString(l.SHA256[:])})
 	}
 	text, err := json.MarshalIndent(d, "", "  ")
 	if err != nil {
@@ -243,6 +268,9 @@ func (m Manifest) check() error {
 		}
 		at, files = n, append(files, p.File)
 	}
+	if err := m.checkLayers(files); err != nil {
+		return err
+	}
 	switch {
 	case !m.Has(Signature, Verity, Root):
 		return fmt.Errorf("%w: a set has at least the parts %s, %s and %s", ErrFormat, Signature, Verity, Root)
@@ -250,6 +278,29 @@ func (m Manifest) check() error {
 		return fmt.Errorf("%w: %s and %s come together", ErrFormat, Kernel, Initrd)
 	case !m.Has(Kernel) && !m.Has(UKI):
 		return fmt.Errorf("%w: a set has a %s with an %s, or a %s", ErrFormat, Kernel, Initrd, UKI)
+	}
+	return nil
+}
+
+// checkLayers holds the rules for layers, whose names become those of files; files are
+// the names that are taken.
+func (m Manifest) checkLayers(files []string) error {
+	if len(m.Layers) > MaxLayers {
+		return fmt.Errorf("%w: %d layers, at most %d", ErrFormat, len(m.Layers), MaxLayers)
+	}
+	var names []string
+	for _, l := range m.Layers {
+		switch {
+		case !word(l.Name, 32, "-") || l.Name != strings.ToLower(l.Name) || slices.Contains(names, l.Name):
+			return fmt.Errorf("%w: layer name %.40q", ErrFormat, l.Name)
+		case len(l.RootHash) != 32 && len(l.RootHash) != 64:
+			return fmt.Errorf("%w: layer %s has a root_hash of %d bytes", ErrFormat, l.Name, len(l.RootHash))
+		case !word(l.File, 100, "._-+~") || strings.HasPrefix(l.File, ".") || slices.Contains(files, l.File):
+			return fmt.Errorf("%w: layer %s has file name %.120q", ErrFormat, l.Name, l.File)
+		case l.Size < 1 || l.Size > maxPart:
+			return fmt.Errorf("%w: layer %s has %d bytes", ErrFormat, l.Name, l.Size)
+		}
+		names, files = append(names, l.Name), append(files, l.File)
 	}
 	return nil
 }

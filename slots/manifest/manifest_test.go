@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -23,6 +25,7 @@ func example() Manifest {
 		Layout: &Layout{Loader: "systemd-boot", Store: "bls", Partitions: "labels", TreeAtMiB: 256, Filesystem: "erofs"},
 		Sealed: "signed-pcr11+7 " + strings.Repeat("ab", 32),
 	}
+	m.Layers = []Layer{{"tools-2", bytes.Repeat([]byte{0xcd}, 32), "layer-tools-2.raw", 4096, sha256.Sum256([]byte("tools"))}, {"apps", bytes.Repeat([]byte{0xce}, 64), "apps", 1, [32]byte{}}}
 	for i, n := range Names() {
 		m.Parts = append(m.Parts, Part{n, "file-" + string(n), int64(i) + 1, sha256.Sum256([]byte(n))})
 	}
@@ -45,7 +48,7 @@ func TestEncodeParse(t *testing.T) {
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Fatalf("Parse() = %+v, %v; want %+v", got, err, want)
 	}
-	want.Layout, want.Sealed = nil, ""
+	want.Layout, want.Layers, want.Sealed = nil, nil, ""
 	if got, err := Parse([]byte(encoded(t, want))); err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("without a layout: Parse() = %+v, %v", got, err)
 	}
@@ -62,7 +65,13 @@ func TestEncodeParse(t *testing.T) {
 }
 
 func TestParseRefuses(t *testing.T) {
-	good := encoded(t, example())
+	bare := example()
+	bare.Layers = nil
+	good := encoded(t, bare)
+	layers := func(name, file string, n int) string {
+		one := fmt.Sprintf(`{"name": %q, "root_hash": "%064d", "file": %q, "size": 1, "sha256": "%064d"}`, name, 0, file, 0)
+		return `"layers": [` + strings.Join(slices.Repeat([]string{one}, n), ", ") + `]`
+	}
 	replace := func(old, with string) string {
 		t.Helper()
 		if !strings.Contains(good, old) {
@@ -90,7 +99,12 @@ func TestParseRefuses(t *testing.T) {
 		{"layout_with_odd_words", replace(`"store": "bls"`, `"store": "b l"`), "in x-layout"},
 		{"layout_before_the_image", replace(`"tree_at_mib": 256`, `"tree_at_mib": -1`), "in x-layout"},
 		{"no_version", replace(`"version": "2026.11.1~rc1",`, ``), "no version"},
-		{"a_layer", replace(`"layers": []`, `"layers": [{"name": "x"}]`), "does not know"},
+		{"half_a_layer", replace(`"layers": []`, `"layers": [{"name": "x"}]`), "has no root_hash"},
+		{"layer_name", replace(`"layers": []`, layers("../x", "l.raw", 1)), "layer name"},
+		{"layer_twice", replace(`"layers": []`, layers("x", "l.raw", 2)), "layer name"},
+		{"layer_in_a_part's_place", replace(`"layers": []`, layers("x", "manifest.sig", 1)), "file name"},
+		{"layer_with_a_path", replace(`"layers": []`, layers("x", "../x", 1)), "file name"},
+		{"too_many_layers", replace(`"layers": []`, layers("x", "l.raw", MaxLayers+1)), "does not know"},
 		{"upper_case_hash", replace("abab", "ABAB"), "lower-case hex"},
 		{"short_hash", replace("abab", ""), "root_hash of 30 bytes"},
 		{"negative_size", replace(`"size": 3`, `"size": -3`), "-3 bytes"},

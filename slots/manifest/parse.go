@@ -63,7 +63,11 @@ func (r reader) manifest() (m Manifest, err error) {
 			})
 		}},
 		{"layers", func() error {
-			return r.array(0, func() error { return nil })
+			return r.array(MaxLayers, func() error {
+				l, err := r.layer()
+				m.Layers = append(m.Layers, l)
+				return err
+			})
 		}},
 		{"x-sealed", func() error { return r.text(&m.Sealed) }},
 		{"x-layout", func() (err error) { m.Layout, err = r.layout(); return err }},
@@ -102,15 +106,28 @@ func (r reader) part() (p Part, err error) {
 		}},
 		{"file", func() error { return r.text(&p.File) }},
 		{"size", func() error { return r.number(&p.Size) }},
-		{"sha256", func() error {
-			b, err := r.hex(len(p.SHA256))
-			if err == nil && copy(p.SHA256[:], b) != len(p.SHA256) {
-				err = errors.New("it is no SHA-256")
-			}
-			return err
-		}},
+		{"sha256", func() error { return r.sha256(&p.SHA256) }},
 	})
 	return p, err
+}
+
+func (r reader) layer() (l Layer, err error) {
+	err = r.object("a layer", []field{
+		{"name", func() error { return r.text(&l.Name) }},
+		{"root_hash", func() (err error) { l.RootHash, err = r.hex(64); return err }},
+		{"file", func() error { return r.text(&l.File) }},
+		{"size", func() error { return r.number(&l.Size) }},
+		{"sha256", func() error { return r.sha256(&l.SHA256) }},
+	})
+	return l, err
+}
+
+func (r reader) sha256(to *[32]byte) error {
+	b, err := r.hex(len(to))
+	if err == nil && copy(to[:], b) != len(to) {
+		err = errors.New("it is no SHA-256")
+	}
+	return err
 }
 
 // field is a key that an object must have, but for extensions, and what reads its

@@ -1,0 +1,67 @@
+package install
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	"sealroot/sealroot/bootset"
+)
+
+// The layers of a set are there before its slot changes, those that were there are not
+// written again, and a power cut at any write leaves a machine that boots.
+func TestInstallLayers(t *testing.T) {
+	f := newFixture(t)
+	f.new.withLayers(t, f.keys, "low", "top")
+	before := f.world(starts()[2])
+	before.layers[layerKey(f.new.manifest.Layers[0])] = f.new.files["layer-low"]
+	w := before.clone()
+	if err := errors.Join(f.install(t, w), f.installed(w)); err != nil {
+		t.Fatal(err)
+	}
+	if at := slices.Index(w.trace, "layer top"); at < 0 || slices.Contains(w.trace, "layer low") || slices.Index(w.trace, "slots") < at {
+		t.Errorf("writes %q; want layer top alone, before the slots", w.trace)
+	}
+	for n := 1; n <= len(w.trace); n++ {
+		cut := before.clone()
+		cut.cutAt = n
+		if err := f.install(t, cut); !errors.Is(err, errCut) {
+			t.Fatalf("cut at write %d: %v", n, err)
+		}
+		after := cut.restart()
+		for _, s := range after.slots {
+			if s.Name == "b" && s.Bootable() && after.whole("b", f.new) == nil && len(after.layers) != 2 {
+				t.Errorf("cut at write %d: slot b is bootable with layers %d of 2", n, len(after.layers))
+			}
+		}
+		if err := errors.Join(cut.bricked(f.old, f.new, f.other), f.install(t, after), f.installed(after)); err != nil {
+			t.Errorf("cut at write %d: %v", n, err)
+		}
+	}
+}
+
+func TestInstallLayersRefused(t *testing.T) {
+	f := newFixture(t)
+	f.new.withLayers(t, f.keys, "low")
+	for _, tt := range []struct {
+		name  string
+		spoil func(s *testSet, m *Machine)
+		want  error
+	}{
+		{"changed", func(s *testSet, _ *Machine) { s.files["layer-low"][7] ^= 1 }, ErrSet},
+		{"short", func(s *testSet, _ *Machine) { s.files["layer-low"] = s.files["layer-low"][:100] }, ErrSet},
+		{"missing", func(s *testSet, _ *Machine) { s.manifest.Layers = nil }, ErrSet},
+		{"no_state", func(_ *testSet, m *Machine) { m.Layers = nil }, bootset.ErrRefused},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w, s := f.world(starts()[2]), f.new.clone()
+			m := w.machine(f.keys)
+			tt.spoil(&s, &m)
+			_, err := m.Install(t.Context(), s.source(t), f.running(), Options{Tries: 3})
+			if !errors.Is(err, tt.want) || len(w.layers) > 0 || strings.Contains(strings.Join(w.trace, " "), "slots") {
+				t.Errorf("%v, writes %q; want %v and nothing written", err, w.trace, tt.want)
+			}
+		})
+	}
+}

@@ -1,0 +1,88 @@
+package main
+
+import (
+	"encoding/hex"
+	"fmt"
+	"slices"
+
+	"sealroot/init/config"
+	"sealroot/init/report"
+	"sealroot/slots"
+	"sealroot/slots/manifest"
+	"sealroot/state/layout"
+)
+
+// layerKeeper is a machine with images of layers on its state partition.
+type layerKeeper interface {
+	// HeldLayers are the files that are there, as layout.LayerImage has them.
+	HeldLayers() ([]string, error)
+	RemoveLayer(file string) error
+	// Manifest goes by the certificates in the folder trust.
+	Manifest(slot, trust string) (manifest.Manifest, error)
+}
+
+// dropLayers removes the layers that no slot needs any more. What is not known to be
+// unused stays: it takes room only.
+func (c *command) dropLayers(t target) {
+	m, ok := t.machine.(layerKeeper)
+	if !ok {
+		return
+	}
+	held, err := m.HeldLayers()
+	if err == nil && len(held) == 0 {
+		return
+	}
+	var needed []string
+	if err == nil {
+		needed, err = c.neededLayers(t, m)
+	}
+	if err != nil {
+		c.say("layers that no slot needs stay on the state partition: %v", err)
+		return
+	}
+	for _, file := range held {
+		if slices.Contains(needed, file) {
+			continue
+		}
+		if err := m.RemoveLayer(file); err != nil {
+			c.say("layer %s is not removed: %v", file, err)
+			continue
+		}
+		c.say("layer %s is removed: no slot needs it", file)
+	}
+}
+
+// neededLayers are those of the configuration that runs, and those that the signed
+// manifest of each slot that could be booted names.
+func (c *command) neededLayers(t target, m layerKeeper) ([]string, error) {
+	cfg, err := c.env.configuration()
+	if err != nil {
+		return nil, err
+	}
+	files := layerFiles(cfg)
+	list, err := t.Store.Load()
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the slots: %w", err)
+	}
+	for _, s := range list {
+		if s.Name == t.boot.Running || s.State() == slots.Unbootable {
+			continue
+		}
+		mf, err := m.Manifest(s.Name, report.RootCertificates)
+		if err != nil {
+			return nil, fmt.Errorf("nobody says which slot %s needs: %w", s.Name, err)
+		}
+		for _, l := range mf.Layers {
+			files = append(files, layout.LayerImage(l.Name, hex.EncodeToString(l.RootHash)))
+		}
+	}
+	return files, nil
+}
+
+func layerFiles(cfg config.Config) []string {
+	var files []string
+	for _, l := range cfg.FromState() {
+		files = append(files, layout.LayerImage(l.Name, l.Hash))
+	}
+	return files
+}

@@ -1,0 +1,127 @@
+package machine
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"sealroot/sealroot/bootset"
+	"sealroot/sealroot/durable"
+	"sealroot/sealroot/install"
+	"sealroot/slots/manifest"
+	"sealroot/state/layout"
+)
+
+// layerFiles are the images of layers on the state partition, which is mounted at
+// state. Whoever has the disk may have put anything there.
+type layerFiles struct{ state string }
+
+var _ install.Layers = layerFiles{}
+
+func (d layerFiles) path(l manifest.Layer) string {
+	return filepath.Join(d.state, layout.LayerImage(l.Name, hex.EncodeToString(l.RootHash)))
+}
+
+// Holds implements install.Layers.
+func (d layerFiles) Holds(l manifest.Layer) (bool, error) {
+	// no link is followed, and no FIFO waited for
+	f, err := os.OpenFile(d.path(l), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ELOOP) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil || !info.Mode().IsRegular() || info.Size() != l.Size {
+		return false, err
+	}
+	// what is in memory only says nothing about the medium
+	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+		return false, err
+	}
+	sum := sha256.New()
+	if _, err := io.Copy(sum, f); err != nil {
+		return false, err
+	}
+	return [32]byte(sum.Sum(nil)) == l.SHA256, nil
+}
+
+// Write implements install.Layers. A power cut leaves a file of another name, which
+// the next Write, or the commit after it, takes away.
+func (d layerFiles) Write(l manifest.Layer, content io.Reader) error {
+	if err := d.mounted(); err != nil {
+		return err
+	}
+	return d.write(l, content)
+}
+
+func (d layerFiles) write(l manifest.Layer, content io.Reader) error {
+	path := d.path(l)
+	if err := os.Mkdir(filepath.Dir(path), 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	temp := path + ".new"
+	if err := os.RemoveAll(temp); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(f, content)
+	if errors.Is(err, unix.ENOSPC) {
+		err = fmt.Errorf("%w on the state partition: %w", install.ErrRoom, err)
+	}
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return errors.Join(err, os.Remove(temp))
+	}
+	// crash point: whole, under another name
+	return durable.Rename(temp, path)
+}
+
+// mounted: in a degraded boot the place may be in memory.
+func (d layerFiles) mounted() error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(d.state, &st); err != nil {
+		return err
+	}
+	if st.Type == unix.TMPFS_MAGIC {
+		return fmt.Errorf("the state partition is not mounted in this boot: %w", bootset.ErrRefused)
+	}
+	return nil
+}
+
+// HeldLayers are the images of layers on the state partition, as layout.LayerImage has
+// them, and what a copy that was cut short has left there.
+func (m *Machine) HeldLayers() ([]string, error) { return layerFiles{layout.State}.held() }
+
+// RemoveLayer removes one of them for good.
+func (m *Machine) RemoveLayer(name string) error {
+	return durable.Remove(filepath.Join(layout.State, name))
+}
+
+func (d layerFiles) held() ([]string, error) {
+	entries, err := os.ReadDir(filepath.Join(d.state, layout.Layers))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, e := range entries {
+		if e.Type().IsRegular() {
+			names = append(names, layout.Layers+"/"+e.Name())
+		}
+	}
+	return names, nil
+}

@@ -1,0 +1,69 @@
+package machine
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"sealroot/slots/manifest"
+	"sealroot/state/layout"
+)
+
+// A layer is there when it has the content, whatever else has its name; what cannot be
+// copied leaves nothing.
+func TestLayerFiles(t *testing.T) {
+	d := layerFiles{t.TempDir()}
+	content := bytes.Repeat([]byte("layer"), 1000)
+	l := manifest.Layer{Name: "tools", RootHash: bytes.Repeat([]byte{0xab}, 32), Size: int64(len(content)), SHA256: sha256.Sum256(content)}
+	path := filepath.Join(d.state, ".layers/tools-abababababababab.raw")
+	if d.path(l) != path {
+		t.Fatalf("path %s", d.path(l))
+	}
+	holds := func(want bool) {
+		t.Helper()
+		if got, err := d.Holds(l); got != want || err != nil {
+			t.Errorf("Holds() = %v, %v; want %v", got, err, want)
+		}
+	}
+	holds(false)
+	broken := io.MultiReader(strings.NewReader("lay"), failingReader{})
+	if err := d.write(l, broken); !errors.Is(err, errBroken) {
+		t.Errorf("Write() = %v, want %v", err, errBroken)
+	}
+	if held, err := d.held(); len(held) > 0 || err != nil {
+		t.Errorf("left are %q, %v", held, err)
+	}
+	for name, spoil := range map[string]func() error{
+		"nothing": func() error { return nil },
+		"other":   func() error { return os.WriteFile(path, bytes.Repeat([]byte("x"), len(content)), 0o644) },
+		"link":    func() error { return os.Symlink("/dev/zero", path) },
+		"fifo":    func() error { return unix.Mkfifo(path, 0o644) },
+		"cut":     func() error { return os.WriteFile(path+".new", content[:10], 0o644) },
+	} {
+		if err := errors.Join(os.RemoveAll(path), spoil()); err != nil {
+			t.Fatal(err)
+		}
+		holds(false)
+		if err := d.write(l, bytes.NewReader(content)); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		holds(true)
+		if held, err := d.held(); err != nil || !slices.Equal(held, []string{layout.LayerImage("tools", strings.Repeat("ab", 32))}) {
+			t.Errorf("%s: held are %q, %v", name, held, err)
+		}
+	}
+}
+
+var errBroken = errors.New("broken")
+
+type failingReader struct{}
+
+func (failingReader) Read([]byte) (int, error) { return 0, errBroken }
