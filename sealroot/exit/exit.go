@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"sealroot/state/layout"
 )
 
 // Dir is where systemd-shutdown looks for Program.
@@ -16,8 +18,13 @@ const Dir = "/run/initramfs"
 // Program is its name in Dir, and as the arguments have it once Dir is the root.
 const Program = "/shutdown"
 
-// oldRoot is where systemd-shutdown leaves the root that ends.
-const oldRoot = "/oldroot"
+// oldRoot is where systemd-shutdown leaves the root that ends. A root of layers lies on
+// files of the state partition, which is mounted in it: to end that, the state goes to
+// oldState first.
+const (
+	oldRoot  = "/oldroot"
+	oldState = "/oldstate"
+)
 
 // System is what is taken apart.
 type System interface {
@@ -28,6 +35,8 @@ type System interface {
 	Mappers() ([]string, error)
 	Loops() ([]string, error)
 
+	// Move moves a mount, with all below it, to a directory that it makes.
+	Move(from, to string) error
 	Unmount(where string) error
 	ReadOnly(where string) error
 	// Remove removes a device-mapper device, Detach detaches a loop device: while it
@@ -64,7 +73,9 @@ func Apart(sys System) (left []string) {
 		if now := strings.Join(s.names(), "\n"); now != before {
 			before, idle, left = now, 0, nil
 		} else {
-			idle++
+			if idle++; idle == 1 {
+				_ = sys.Move(oldRoot+layout.State, oldState)
+			}
 			sys.Sleep(idlePause)
 		}
 		s.takeAway(sys)
@@ -91,7 +102,7 @@ func (h held) names() (all []string) {
 func look(sys System) (h held, err error) {
 	mounts, err := sys.Mounts()
 	if err == nil {
-		h.mounts = below(mounts, oldRoot)
+		h.mounts = append(below(mounts, oldRoot), below(mounts, oldState)...)
 		h.mappers, err = sys.Mappers()
 	}
 	if err == nil {

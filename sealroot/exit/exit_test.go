@@ -42,10 +42,30 @@ func (p *pretend) kind(prefix string) (names []string) {
 }
 
 func (p *pretend) Mounts() ([]string, error) {
-	return append([]string{"/", "/proc", "/oldrootless"}, p.kind("/oldroot")...), nil
+	return append([]string{"/", "/proc", "/oldrootless"}, p.kind("/old")...), nil
 }
-func (p *pretend) Mappers() ([]string, error)  { return p.kind("dm:"), nil }
-func (p *pretend) Loops() ([]string, error)    { return p.kind("/dev/loop"), nil }
+func (p *pretend) Mappers() ([]string, error) { return p.kind("dm:"), nil }
+func (p *pretend) Loops() ([]string, error)   { return p.kind("/dev/loop"), nil }
+func (p *pretend) Move(from, to string) error {
+	for i, name := range p.order {
+		rest, in := strings.CutPrefix(name, from)
+		on, there := p.on[name]
+		if !in || !there {
+			continue
+		}
+		delete(p.on, name)
+		if rest == "" {
+			on = ""
+		}
+		p.order[i], p.on[to+rest] = to+rest, on
+		for what, below := range p.on {
+			if below == name {
+				p.on[what] = to + rest
+			}
+		}
+	}
+	return nil
+}
 func (p *pretend) Unmount(where string) error  { return p.take(where) }
 func (p *pretend) Remove(name string) error    { return p.take(name) }
 func (p *pretend) Detach(path string) error    { return p.take(path) }
@@ -76,18 +96,26 @@ func TestApart(t *testing.T) {
 		t.Errorf("held for a while: left %q, still there %v", left, p.on)
 	}
 
+	// The root lies on files of the state, which is mounted in it.
+	p = running()
+	p.order = append(p.order, "/dev/loop1", "dm:layer")
+	p.on["/dev/loop1"], p.on["dm:layer"], p.on["/oldroot"] = "/oldroot/state", "/dev/loop1", "dm:layer"
+	if left := Apart(p); len(left) > 0 || len(p.on) > 0 {
+		t.Errorf("with layers: left %q, still there %v", left, p.on)
+	}
+
 	p = running()
 	p.stuck = "/oldroot/var"
 	left := Apart(p)
-	want := []string{"mount /oldroot/var", "mount /oldroot/etc", "mount /oldroot/state/encrypted", "mount /oldroot/state", "mount /oldroot", "device-mapper device dm:root", "device-mapper device dm:state", "loop device /dev/loop0"}
+	want := []string{"mount /oldroot/var", "mount /oldroot/etc", "mount /oldstate/encrypted", "mount /oldstate", "device-mapper device dm:state", "loop device /dev/loop0"}
 	if !slices.Equal(left, want) {
 		t.Errorf("held for good: left\n%q, want\n%q", left, want)
 	}
-	if !slices.Equal(p.readOnly, []string{"/oldroot/var", "/oldroot/etc", "/oldroot/state/encrypted", "/oldroot/state", "/oldroot"}) {
+	if !slices.Equal(p.readOnly, []string{"/oldroot/var", "/oldroot/etc", "/oldstate/encrypted", "/oldstate"}) {
 		t.Errorf("read-only: %q", p.readOnly)
 	}
-	if p.slept != idleRounds {
-		t.Errorf("slept %d times, want %d: it must end", p.slept, idleRounds)
+	if p.slept != idleRounds+1 { // one before the state was moved
+		t.Errorf("slept %d times, want %d: it must end", p.slept, idleRounds+1)
 	}
 }
 

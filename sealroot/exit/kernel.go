@@ -96,6 +96,20 @@ func (kernel) Loops() ([]string, error) {
 	return paths, nil
 }
 
+func (kernel) Move(from, to string) error {
+	if err := os.Mkdir(to, 0o700); err != nil {
+		return err
+	}
+	// Nothing can be moved out of a mount that is shared.
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("cannot make the mounts private: %w", err)
+	}
+	if err := unix.Mount(from, to, "", unix.MS_MOVE, ""); err != nil {
+		return fmt.Errorf("cannot move %s: %w", from, err)
+	}
+	return nil
+}
+
 func (kernel) Unmount(where string) error {
 	if err := unix.Unmount(where, unix.UMOUNT_NOFOLLOW); err != nil {
 		return fmt.Errorf("cannot unmount %s: %w", where, err)
