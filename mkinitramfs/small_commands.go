@@ -17,6 +17,7 @@ import (
 	"sealroot/mkinitramfs/keys"
 	"sealroot/mkinitramfs/modules"
 	"sealroot/mkinitramfs/tools"
+	"sealroot/verity/osrelease"
 )
 
 // initramfsCommand writes one initramfs.
@@ -67,6 +68,9 @@ func initramfsCommand(ctx context.Context, args []string, stderr io.Writer) erro
 		return fmt.Errorf("cannot write initramfs: %w", err)
 	}
 	fmt.Fprintf(stderr, "%s: %d modules, %.1f MiB\n", *out, len(in.Modules.Modules), float64(info.Size())/(1<<20))
+	if layers := cfg.LayerSet(); layers != "" {
+		fmt.Fprintf(stderr, "the root's /%s needs the line %s=%s\n", osrelease.Path, osrelease.LayersKey, layers)
+	}
 	return f.Commit()
 }
 
