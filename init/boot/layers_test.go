@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -48,10 +50,9 @@ func put(t *testing.T, path string, content []byte) {
 	}
 }
 
-// layerImage puts the image of a layer on the state partition.
-func layerImage(t *testing.T, name string) config.Layer {
+// layerImage puts the image of a layer with this file system on the state partition.
+func layerImage(t *testing.T, name string, data []byte) config.Layer {
 	t.Helper()
-	data := bytes.Repeat([]byte(name), 8192)[:8192]
 	params, err := verity.NewParams(int64(len(data)), []byte("salt"), [16]byte{1})
 	if err != nil {
 		t.Fatal(err)
@@ -109,7 +110,7 @@ func layeredBoot(t *testing.T) (*boot, *mounttest.Recorder, *layerDevices) {
 	}
 	b.rootRelease, b.kernelRelease = osrelease.Release{ID: "debian"}, "6.1.0-1"
 	for i, name := range []string{"low", "mid", "top"} {
-		b.cfg.Layers = append(b.cfg.Layers, layerImage(t, name))
+		b.cfg.Layers = append(b.cfg.Layers, layerImage(t, name, bytes.Repeat([]byte(name), 8192)[:8192]))
 		release := "ID=debian\nIMAGE_VERSION=" + name + ".1\n"
 		put(t, filepath.Join(layerDir(i), osrelease.ExtensionPath(name)), []byte(release)) // as if it were mounted
 	}
@@ -258,6 +259,133 @@ func TestLayerFailures(t *testing.T) {
 			}
 			if !strings.Contains(m.Trace(), "lowerdir") || strings.Contains(m.Trace(), ":/layers/1/") || mid(b).From == config.LayerFromState && !slices.Contains(d.removed, layerName(*mid(b))) {
 				t.Errorf("removed %q in\n%s", d.removed, m.Trace())
+			}
+		})
+	}
+}
+
+// unverified takes the loop device of the data for that of dm-verity, which not every
+// host has (qemu-tests has it), and holds it as that does.
+type unverified struct {
+	fakeVerity
+	held map[string]*os.File
+}
+
+func (u unverified) Verity(name, _ string, t dm.VerityTarget) (dm.Device, error) {
+	path := "/dev/loop" + strings.TrimPrefix(t.DataDevice, "7:")
+	f, err := os.Open(path)
+	u.held[name] = f
+	return dm.Device{Name: name, Path: path}, err
+}
+
+func (u unverified) Remove(name string) error {
+	f := u.held[name]
+	delete(u.held, name)
+	return f.Close()
+}
+
+// The same with the host's kernel: loop devices over files of a mount that is moved into
+// the overlay of what is on them. Each layer is a squashfs.
+func TestLayersAreMounted(t *testing.T) {
+	names := []string{"low", "mid", "top"}
+	images := map[string][]byte{}
+	for i, name := range names {
+		tree, image := t.TempDir(), filepath.Join(t.TempDir(), "image")
+		release := "ID=debian\n"
+		if name == "top" {
+			release += "VERSION_ID=12\n"
+		}
+		put(t, filepath.Join(tree, osrelease.ExtensionPath(name)), []byte(release))
+		put(t, filepath.Join(tree, "which"), []byte(name))
+		put(t, filepath.Join(tree, "etc", fmt.Sprint(i)), []byte("etc"))
+		if out, err := exec.Command("mksquashfs", tree, image, "-quiet", "-noappend", "-no-progress").CombinedOutput(); err != nil {
+			t.Fatalf("mksquashfs: %v\n%s", err, out)
+		}
+		var err error
+		if images[name], err = os.ReadFile(image); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, version := range []string{"12", "13"} {
+		dir := t.TempDir()
+		t.Run("root_of_version_"+version, func(t *testing.T) {
+			runtime.LockOSThread()                                 // and never unlocked: the thread is thrown away
+			if err := unix.Unshare(unix.CLONE_NEWNS); err != nil { // CLONE_FS with it
+				t.Fatal(err)
+			}
+			mounted := func(what, where, kind string, flags uintptr) {
+				t.Helper()
+				if err := errors.Join(mkdirs(where), unix.Mount(what, where, kind, flags, "")); err != nil {
+					t.Fatalf("%s at %s: %v", what, where, err)
+				}
+			}
+			mounted("", "/", "", unix.MS_REC|unix.MS_PRIVATE)
+			mounted("tmpfs", dir, "tmpfs", 0)
+			for _, place := range []string{"/proc", "/dev", "/sys"} {
+				mounted(place, dir+place, "", unix.MS_BIND|unix.MS_REC)
+			}
+			for _, err := range []error{unix.Chroot(dir), unix.Chdir("/")} {
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			mounted("tmpfs", newRoot, "tmpfs", 0)
+			put(t, newRoot+"/which", []byte("root"))
+			put(t, newRoot+"/etc/root", []byte("etc"))
+			mounted("tmpfs", stateDir, "tmpfs", 0)
+			mounted("tmpfs", encryptedDir, "tmpfs", 0)
+			b, _ := testBoot(&person{}, config.State{})
+			devices := unverified{held: map[string]*os.File{}}
+			b.sys.Mounter, b.sys.Verity, b.sys.AttachLoop = mount.Kernel{}, devices, loop.Attach
+			b.rootRelease = osrelease.Release{ID: "debian", VersionID: version}
+			for _, name := range names {
+				l := layerImage(t, name, images[name])
+				l.OnFailure = config.LayerSkip
+				b.cfg.Layers = append(b.cfg.Layers, l)
+			}
+			var err error
+			if b.volume.outer, err = openDir(stateDir); err != nil {
+				t.Fatal(err)
+			}
+			defer b.volume.outer.Close()
+			want, entries := names[2], 4
+			if version != "12" {
+				want, entries = names[1], 3
+			}
+			if err := b.stackLayers(); err != nil {
+				t.Fatal(err)
+			}
+			if left := b.report.Layers[2].LeftOut; (version != "12") != strings.Contains(left, "it is for ID debian, VERSION_ID 12") {
+				t.Errorf("left out: %q", left)
+			}
+			if got, err := os.ReadFile(newRoot + "/which"); err != nil || string(got) != want {
+				t.Errorf("the topmost is %q, %v; want %s", got, err, want)
+			}
+			if etc, err := os.ReadDir(newRoot + "/etc"); err != nil || len(etc) != entries {
+				t.Errorf("/etc has %v, %v; want %d", etc, err, entries)
+			}
+			text, err := os.ReadFile("/proc/thread-self/mountinfo")
+			if err != nil {
+				t.Fatal(err)
+			}
+			var mounts []string
+			for line := range strings.Lines(string(text)) {
+				f := strings.Fields(line)
+				if strings.HasPrefix(f[4], newRoot) || strings.HasPrefix(f[4], "/layer") {
+					_, kind, _ := strings.Cut(line, " - ")
+					mounts = append(mounts, f[4]+" "+strings.Fields(kind)[0])
+				}
+			}
+			if got := strings.Join(mounts, ", "); got != "/sysroot/state tmpfs, /sysroot/state/encrypted tmpfs, /sysroot overlay" && got != "/sysroot overlay, /sysroot/state tmpfs, /sysroot/state/encrypted tmpfs" {
+				t.Errorf("mounts %s", got)
+			}
+			if len(devices.held) != entries-1 {
+				t.Errorf("%d devices are held, want one for each of %d layers", len(devices.held), entries-1)
+			}
+			for name := range devices.held {
+				if err := devices.Remove(name); err != nil {
+					t.Error(err)
+				}
 			}
 		})
 	}
