@@ -197,7 +197,11 @@ func (b *boot) mapLayer(l config.Layer, f *os.File, table *gpt.Table, parts [2]g
 		return dm.Device{}, err
 	}
 	uuid := fmt.Sprintf("CRYPT-VERITY-%x-%s", params.UUID, layerName(l))
-	return b.sys.Verity.Verity(layerName(l), uuid, b.verityTarget(target))
+	mapped := b.verityTarget(target)
+	if l.OnFailure == config.LayerSkip { // a restart would not leave it out
+		mapped.OnCorruption = dm.CorruptionEIO
+	}
+	return b.sys.Verity.Verity(layerName(l), uuid, mapped)
 }
 
 // fits reads a layer's extension-release and tells its version, when it is made for

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sealroot/init/config"
+	"sealroot/init/report"
 	"sealroot/mkinitramfs/layer"
 	"sealroot/mount"
 	"sealroot/mount/dm"
@@ -86,10 +87,12 @@ func (m memory) WriteAt(p []byte, at int64) (int, error) { return copy(m[at:], p
 // layerDevices opens each layer as /dev/NAME.
 type layerDevices struct {
 	fakeVerity
-	removed []string
+	removed  []string
+	policies []dm.OnCorruption
 }
 
 func (d *layerDevices) Verity(name, uuid string, t dm.VerityTarget) (dm.Device, error) {
+	d.policies = append(d.policies, t.OnCorruption)
 	return dm.Device{Name: name, Path: "/dev/" + name + "/" + t.DataDevice + "," + t.HashDevice}, nil
 }
 func (d *layerDevices) Remove(name string) error { d.removed = append(d.removed, name); return nil }
@@ -152,6 +155,13 @@ func TestStackLayers(t *testing.T) {
 		}
 		if len(b.report.Layers) != 4 || b.report.Layers[1].Version != "mid.1" || b.report.Layers[1].RootHash != b.cfg.Layers[1].Hash || !b.layered {
 			t.Errorf("reported are %+v, layered %v", b.report.Layers, b.layered)
+		}
+	})
+	inRoot(t, "on_corruption", func(t *testing.T) {
+		b, _, d := layeredBoot(t)
+		b.cfg.Root.OnCorruption, b.cfg.Layers[1].OnFailure = string(dm.CorruptionRestart), config.LayerSkip
+		if err := b.stackLayers(); err != nil || !slices.Equal(d.policies, []dm.OnCorruption{dm.CorruptionRestart, dm.CorruptionEIO, dm.CorruptionRestart}) {
+			t.Errorf("%v, policies %q", err, d.policies)
 		}
 	})
 	inRoot(t, "none", func(t *testing.T) {
@@ -386,6 +396,30 @@ func TestLayersAreMounted(t *testing.T) {
 				if err := devices.Remove(name); err != nil {
 					t.Error(err)
 				}
+			}
+		})
+	}
+}
+
+// A root that was built with other layers asks for its own initramfs.
+func TestLayersOfAnotherRoot(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		of   func(ours string) string // what os-release says
+		ours bool
+	}{
+		{"ours", func(ours string) string { return "SEALROOT_LAYERS=" + ours }, true},
+		{"other", func(ours string) string { return "SEALROOT_LAYERS=" + strings.Repeat("0", 32) }, false},
+		{"none", func(string) string { return "" }, false},
+	} {
+		inRoot(t, tt.name, func(t *testing.T) {
+			b, _, _ := layeredBoot(t)
+			b.cfg.Name = "kiosk"
+			put(t, newRoot+"/usr/lib/os-release", []byte("ID=debian\nIMAGE_ID=kiosk\n"+tt.of(b.cfg.LayerSet())+"\n"))
+			err := b.checkRoot(t.Context(), "a", false, &report.Root{})
+			// ours goes on, to the init that is not there
+			if _, reason := classOf(err); tt.ours != (reason == slots.Mount) || tt.ours == (reason == slots.WrongKernel) {
+				t.Errorf("checkRoot() = %v, reason %s", err, reason)
 			}
 		})
 	}

@@ -431,3 +431,20 @@ func TestDuration(t *testing.T) {
 		}
 	}
 }
+
+// The layers of a root are the same ones in the same order; what follows one that fails
+// is the initramfs's to say.
+func TestLayerSet(t *testing.T) {
+	a, b := Layer{Name: "a", Hash: strings.Repeat("ab", 32)}, Layer{Name: "b", Hash: strings.Repeat("cd", 32)}
+	of := func(l ...Layer) string { return (&Config{Layers: l}).LayerSet() }
+	skipped, explicit, other := a, a, a
+	skipped.OnFailure, explicit.From, other.Hash = LayerSkip, LayerFromState, b.Hash
+	if of() != "" || len(of(a)) != 32 || of(a) != of(skipped) || of(a) != of(explicit) {
+		t.Errorf("%q and %q, %q, %q", of(), of(a), of(skipped), of(explicit))
+	}
+	for _, set := range []string{of(b, a), of(a), of(b), of(other, b)} {
+		if set == of(a, b) {
+			t.Errorf("two lists of layers are both %s", set)
+		}
+	}
+}

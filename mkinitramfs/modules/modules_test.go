@@ -247,6 +247,17 @@ func TestFor(t *testing.T) {
 	if !slices.Contains(wants, Want{"my_driver", kmod.GroupDriver, false}) {
 		t.Error("modules.add is not wanted, or not required")
 	}
+	cfg.Layers = []config.Layer{{Name: "a"}, {Name: "b", Filesystem: "erofs"}, {Name: "c", Filesystem: "erofs"}, {Name: "d", Filesystem: "squashfs"}}
+	if wants, err = For(cfg); err != nil {
+		t.Fatal(err)
+	}
+	named := map[string]int{}
+	for _, w := range wants {
+		named[w.Name]++
+	}
+	if named["erofs"] != 1 || named["squashfs"] != 1 {
+		t.Errorf("erofs is wanted %d times for layers, squashfs %d times for the root; want once each", named["erofs"], named["squashfs"])
+	}
 	cfg.Modules.Sets = []string{"floppy"}
 	if _, err := For(cfg); !errors.Is(err, ErrUnknownSet) {
 		t.Errorf("For(floppy) = %v, want ErrUnknownSet", err)
