@@ -52,7 +52,8 @@ func layerImages(t *testing.T, names []string, files map[string]string) (section
 
 // Three layers over the root, in their order and measured as predicted, with the root
 // where a root is and nothing left of how it came there. One whose bytes were changed
-// is left out, or costs its slot the boot, as configured.
+// is left out, or costs its slot the boot, as configured, and comes back with a set of
+// parts.
 func TestRootLayers(t *testing.T) {
 	t.Parallel()
 	const which = "usr/share/which"
@@ -61,11 +62,13 @@ func TestRootLayers(t *testing.T) {
 		"mid/" + which: "mid\n", "mid/usr/share/mid": "mid, which is not the others\n",
 		"top/etc/top.conf": "top\n",
 	})
-	disk := Image{
+	image := Image{
 		Edit: []string{"etc: overlay\n", "etc: overlay\n" + layers},
 		B:    &SlotB{Mode: "good", Edit: []string{"on_failure: skip", "on_failure: stop"}},
-	}.Build(t)
-	m := directMachine(t, disk).WithTPM()
+	}
+	disk := image.Build(t)
+	next := readFile(t, image.next(t).Parts(t))
+	m := directMachine(t, disk).WithTPM().withParts(t, next)
 	vm := m.Boot()
 	r := vm.UpIn("a")
 	if len(r.Failures)+len(unexpected(r)) > 0 || r.State.Unlocked != "created" {
@@ -130,6 +133,23 @@ func TestRootLayers(t *testing.T) {
 	}
 	if got := vm.Run("cat /" + which + " /etc/top.conf"); got != "low\ntop" {
 		t.Errorf("without mid: %q", got)
+	}
+
+	// A set of parts brings back the one that was changed, and no other.
+	before := vm.Run("ls /state/.layers")
+	vm.Run("sealroot install /dev/vdb")
+	if after := vm.Run("ls /state/.layers"); after != before || strings.Count(after, ".raw") != 3 {
+		t.Errorf("layers after install\n%s, before\n%s", after, before)
+	}
+	vm.PowerOff()
+	m.LoadSlot("b")
+	vm = m.Boot()
+	if r = vm.UpIn("b"); layersText(r) != "low 7, mid 7, top 7" {
+		t.Errorf("layers of the next version: %s", layersText(r))
+	}
+	vm.Run("sealroot commit")
+	if after := vm.Run("ls /state/.layers"); after != before {
+		t.Errorf("layers after commit\n%s, before\n%s", after, before)
 	}
 	vm.PowerOff()
 }
