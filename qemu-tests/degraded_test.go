@@ -13,7 +13,7 @@ func TestStateDegradedIsUnlocked(t *testing.T) {
 	t.Parallel()
 	disk := Image{
 		Config: "uki", SecureBoot: true,
-		Edit:  []string{"on_failure: [prompt, degraded]", "on_failure: [degraded]\n  fsck: auto"},
+		Edit:  []string{"on_failure: [prompt, degraded]", "on_failure: [degraded]\n  degraded_unlock: true\n  fsck: auto"},
 		Extra: hostPrograms(t, "/usr/sbin/e2fsck"),
 	}.Build(t)
 	m := NewMachine(t, UEFISecure, disk).WithTPM()

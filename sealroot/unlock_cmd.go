@@ -189,7 +189,7 @@ func (c *command) bindUnlocked(ctx context.Context, r report.Report, cfg config.
 	if slices.Contains(cfg.State.OnFailure, config.FailurePrompt) {
 		c.say("the next boot asks for the recovery key once more: only PID 1 can write into the TPM that this volume is the machine's, and does it then")
 	} else {
-		c.say("WARNING: the next boot is degraded again: only PID 1 can write into the TPM that this volume is the machine's, once a key was typed at its prompt, and state.on_failure of this image has no prompt")
+		c.say("WARNING: the next boot is degraded again: only PID 1 can write into the TPM that this volume is the machine's, once a key was typed at its prompt, and state.on_failure of this image has no prompt; one that has it, or state.degraded_unlock, is needed")
 	}
 	return nil
 }

@@ -103,7 +103,7 @@ func TestStateUnlock(t *testing.T) {
 		{"not_a_voucher", enrol.UKISecureBoot, func(s *sealed) { os.WriteFile(s.env.Voucher, []byte("x"), 0o600) }, nil, nextAsks, "cannot tell the next boot"},
 		{"secure_boot_without_a_prompt", enrol.UKISecureBoot, nil, func(c *config.Config) {
 			c.State.OnFailure = []string{config.FailureDegraded}
-		}, nextAsks, "WARNING: the next boot is degraded again"},
+		}, nextAsks, "or state.degraded_unlock, is needed"},
 		{"secure_boot_and_pinned", enrol.UKISecureBoot, func(s *sealed) {
 			s.pin(luks2.VolumeKeyID(s.key, state.DeviceName, volumeID))
 		}, nil, nextByItself, "the next boot unlocks with the TPM"},

@@ -20,13 +20,15 @@ import (
 
 // makeVoucher makes a voucher in a degraded boot where none of the two pins is of the
 // present policy, as after a change of PCR 7: only then is there anything to say. With
-// a rollback floor a person is needed anyway, for that is lost with the pin.
+// a rollback floor a person is needed anyway, for that is lost with the pin. It takes
+// state.degraded_unlock: whoever can be root of a degraded boot, which runs with the
+// image's /etc, could have a volume of their own opened from then on.
 //
 // Crash points: the record in the TPM is written first; without the secret it is of
 // no use, and the next degraded boot writes it anew. Once the volume is pinned record
 // and file go; what a cut leaves of them is good for the volume that is pinned.
 func (b *boot) makeVoucher(ctx context.Context) {
-	if !b.report.Degraded || !b.sealsState() || b.cfg.Trust.RollbackFloor || b.volume.outer == nil {
+	if !b.cfg.State.DegradedUnlock || !b.report.Degraded || !b.sealsState() || b.cfg.Trust.RollbackFloor || b.volume.outer == nil {
 		return
 	}
 	if err := b.ours(ctx, nil); !errors.Is(err, tpm.ErrUnpinned) || b.adopts(err) {
@@ -63,9 +65,10 @@ func (b *boot) leaveVoucher() error {
 }
 
 // vouched tells whether root of a degraded boot has said that the volume of this
-// identity is the machine's; cause is what ours says of it.
+// identity is the machine's; cause is what ours says of it. Another image, which has
+// state.degraded_unlock, may have made the voucher: it does not count in one without.
 func (b *boot) vouched(ctx context.Context, id []byte, cause error) bool {
-	if !errors.Is(cause, tpm.ErrUnpinned) || b.volume.outer == nil {
+	if !b.cfg.State.DegradedUnlock || !errors.Is(cause, tpm.ErrUnpinned) || b.volume.outer == nil {
 		return false
 	}
 	f, err := mount.OpenBeneath(b.volume.outer, layout.Voucher, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, mount.Strict)

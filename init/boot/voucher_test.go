@@ -20,13 +20,21 @@ import (
 // where there is none.
 func (p *pinned) degradedVoucher(outer *os.File) []byte {
 	p.t.Helper()
-	b := p.boot()
+	b := p.believing(true)
 	b.volume.outer, b.report.Degraded, b.sys.Rand = outer, true, rand.Reader
 	b.makeVoucher(p.t.Context())
 	if len(b.report.Warnings) > 0 {
 		p.t.Errorf("warnings %q", b.report.Warnings)
 	}
 	return b.voucher
+}
+
+// believing is a boot of an image that has state.degraded_unlock, or has not.
+func (p *pinned) believing(allowed bool) *boot {
+	p.t.Helper()
+	b := p.boot()
+	b.cfg.State.DegradedUnlock = allowed
+	return b
 }
 
 // sealAnew seals the volume under the present PCRs, as state unlock does.
@@ -112,7 +120,7 @@ func TestVoucher(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			b := p.boot()
+			b := p.believing(true)
 			b.volume.outer = outer
 			opened := b.unlockByTPM(t.Context(), p.h) != nil
 			reasons := strings.Join(b.report.State.Attempts, "\n")
@@ -133,7 +141,7 @@ func TestVoucher(t *testing.T) {
 			if err := os.WriteFile(path, spend(t, v, p.other), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			next := p.boot()
+			next := p.believing(true)
 			next.volume.outer = outer
 			if next.unlockByTPM(t.Context(), p.h) == nil {
 				t.Errorf("the boot after: attempts %q", next.report.State.Attempts)
@@ -141,11 +149,44 @@ func TestVoucher(t *testing.T) {
 			for _, index := range []string{"0x1c05ea3", "0x1c05ea4"} {
 				p.m.Run("", "tpm2_nvundefine", index, "-C", "o")
 			}
-			last := p.boot()
+			last := p.believing(true)
 			last.volume.outer = outer
 			if last.vouched(t.Context(), p.other, tpm.ErrUnpinned) {
 				t.Error("a voucher counts twice")
 			}
 		})
+	}
+}
+
+// Without state.degraded_unlock, the default, root of a degraded boot gets no voucher,
+// and one that another image has made counts for nothing.
+func TestNoVoucherUnlessAllowed(t *testing.T) {
+	p := newPinned(t)
+	p.pcrs = []int{7}
+	p.pin(p.id)
+	outer := openTestDir(t)
+	if err := tpm.New(p.m).Extend(t.Context(), 7, []byte("db")); err != nil {
+		t.Fatal(err)
+	}
+	b := p.believing(false)
+	b.volume.outer, b.report.Degraded, b.sys.Rand = outer, true, rand.Reader
+	if b.makeVoucher(t.Context()); b.voucher != nil {
+		t.Error("a voucher, and the image has no state.degraded_unlock")
+	}
+	v := p.degradedVoucher(outer) // of an image that has it
+	spent, err := voucher.Spend(v, p.id)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(outer.Name(), layout.Voucher), spent, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.sealAnew()
+	for _, allowed := range []bool{false, true} { // control: the voucher is good
+		b := p.believing(allowed)
+		b.volume.outer = outer
+		if opened := b.unlockByTPM(t.Context(), p.h) != nil; opened != allowed {
+			t.Errorf("with degraded_unlock %v the boot opens the volume: %v, attempts %q", allowed, opened, b.report.State.Attempts)
+		}
 	}
 }

@@ -199,9 +199,12 @@ type State struct {
 	// OnFailure is what happens, in order, when the state cannot be unlocked:
 	// prompt, degraded, halt, reboot-with-backoff. Behind the last one the
 	// machine restarts, after a pause that grows. Default: prompt when Unlock holds something to type, then halt.
-	OnFailure  []string `json:"on_failure,omitempty"`
-	Filesystem string   `json:"filesystem,omitempty"`  // ext4 (default) | btrfs
-	AutoResize string   `json:"auto_resize,omitempty"` // off (default) | grow | both
+	OnFailure []string `json:"on_failure,omitempty"`
+	// DegradedUnlock lets root of a degraded boot say which volume the next boot
+	// unlocks by itself.
+	DegradedUnlock bool   `json:"degraded_unlock,omitempty"`
+	Filesystem     string `json:"filesystem,omitempty"`  // ext4 (default) | btrfs
+	AutoResize     string `json:"auto_resize,omitempty"` // off (default) | grow | both
 	// Reset says who may ask for a factory reset: ResetAuthenticated (default),
 	// ResetPresence or ResetNever.
 	Reset  string `json:"reset,omitempty"`

@@ -226,6 +226,17 @@ func TestValidateState(t *testing.T) {
 		{"all_ends", func(c *Config) { c.State.OnFailure = []string{FailurePrompt, FailureReboot} }, nil},
 		{"on_failure_unknown", func(c *Config) { c.State.OnFailure = []string{"shell"} }, []string{"state.on_failure[0]"}},
 		{"manage_key", func(c *Config) { c.State.ManageKey = true }, nil},
+		{"degraded_unlock", func(c *Config) {
+			c.State.OnFailure, c.State.DegradedUnlock = []string{FailurePrompt, FailureDegraded}, true
+		}, nil},
+		{"degraded_unlock_never_degraded", func(c *Config) { c.State.DegradedUnlock = true }, []string{"state.degraded_unlock"}},
+		{"degraded_unlock_without_TPM", func(c *Config) {
+			c.State = State{Create: CreateNever, Unlock: []string{UnlockPassphrase}, Recovery: RecoveryNone, OnFailure: []string{FailureDegraded}, DegradedUnlock: true}
+		}, []string{"state.degraded_unlock"}},
+		{"degraded_unlock_and_a_floor", func(c *Config) {
+			c.State.OnFailure, c.State.DegradedUnlock = []string{FailureDegraded}, true
+			c.Trust.RollbackFloor, c.SecurityVersion = true, 1
+		}, []string{"state.degraded_unlock"}},
 		{"fsck", func(c *Config) { c.State.Fsck = "auto" }, nil},
 		{"fsck_unknown", func(c *Config) { c.State.Fsck = "yes" }, []string{"state.fsck"}},
 		{"btrfs_by_name", func(c *Config) { c.State.Filesystem = "btrfs" }, []string{"state.filesystem"}},

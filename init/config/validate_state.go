@@ -38,6 +38,7 @@ func (v *validator) state(c *Config) {
 			v.add(at, "put it last", "nothing behind %.40s is ever reached", action)
 		}
 	}
+	v.degradedUnlock(c)
 	v.oneOf("state.fsck", s.Fsck, []string{FsckNo, FsckAuto}, nil)
 	v.oneOf("state.filesystem", s.Filesystem, []string{"ext4"}, []string{"btrfs"})
 	v.oneOf("state.auto_resize", s.AutoResize, []string{"off"}, []string{"grow", "both"})
@@ -47,6 +48,20 @@ func (v *validator) state(c *Config) {
 	}
 	v.notYet("state.device", s.Device != "", "leave it out")
 	v.oneOf("etc", string(c.Etc), []string{string(EtcOverlay), string(EtcVolatile), string(EtcReadOnly)}, nil)
+}
+
+// degradedUnlock refuses the key where no voucher would ever be made.
+func (v *validator) degradedUnlock(c *Config) {
+	const path = "state.degraded_unlock"
+	switch s := c.State; {
+	case !s.DegradedUnlock:
+	case !slices.Contains(s.OnFailure, FailureDegraded):
+		v.add(path, "add degraded to state.on_failure, or leave it out", "set, but state.on_failure lacks degraded")
+	case !s.can(UnlockTPM2):
+		v.add(path, "add tpm2 to state.unlock, or leave it out", "set, but state.unlock lacks tpm2")
+	case c.Trust.RollbackFloor:
+		v.add(path, "leave one of them out", "set, but with trust.rollback_floor the boot after a degraded one asks for a key")
+	}
 }
 
 // stateless refuses what only a volume could honour.
