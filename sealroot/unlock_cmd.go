@@ -95,6 +95,9 @@ func unlockState(c *command) action {
 		if v.ReadOnly != nil {
 			c.say("it is read-only: %v", v.ReadOnly)
 		}
+		if err := c.dropVoucher(); err != nil {
+			c.say("%v", err)
+		}
 		c.say("/etc, /var and /home are still those in memory: restart to have yours")
 		return nil
 	}
@@ -174,7 +177,7 @@ func (c *command) bindUnlocked(ctx context.Context, r report.Report, cfg config.
 		c.say("the next boot unlocks with the TPM")
 		return nil
 	case err == nil:
-		c.say("WARNING: the TPM remembers another volume as this machine's. If you did not exchange the disk, do not trust what is in this one. If you did, undefine what it remembers (NV index %#x): until then every boot asks for a key", tpm.IdentityIndices())
+		c.say("WARNING: the TPM remembers another volume as this machine's. If you did not exchange the disk, do not trust what is in this one. If you did, undefine what it remembers (NV indices %#x, and %#x where it is defined): until then every boot asks for a key", tpm.IdentityIndices(), tpm.VoucherIndex)
 		return nil
 	}
 	if errors.Is(err, tpm.ErrUnpinned) && !cfg.Trust.RollbackFloor {
@@ -208,6 +211,15 @@ func (c *command) vouch(id []byte) error {
 	}
 	if err != nil {
 		return fmt.Errorf("cannot tell the next boot that this volume is the machine's: %w", err)
+	}
+	return nil
+}
+
+// dropVoucher takes it away once the volume is open: nobody who is root later in this
+// boot is to spend it for another one.
+func (c *command) dropVoucher() error {
+	if err := os.Remove(c.env.Voucher); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("cannot take the voucher of this boot away: %w", err)
 	}
 	return nil
 }

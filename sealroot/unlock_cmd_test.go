@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -107,7 +108,7 @@ func TestStateUnlock(t *testing.T) {
 		{"secure_boot_and_pinned", enrol.UKISecureBoot, func(s *sealed) {
 			s.pin(luks2.VolumeKeyID(s.key, state.DeviceName, volumeID))
 		}, nil, nextByItself, "the next boot unlocks with the TPM"},
-		{"another_is_pinned", enrol.Unmeasured, func(s *sealed) { s.pin(bytes.Repeat([]byte{5}, 32)) }, nil, nextAsks, "undefine what it remembers (NV index [0x1c05ea3 0x1c05ea4])"},
+		{"another_is_pinned", enrol.Unmeasured, func(s *sealed) { s.pin(bytes.Repeat([]byte{5}, 32)) }, nil, nextAsks, "undefine what it remembers (NV indices [0x1c05ea3 0x1c05ea4], and 0x1c05ea5 where it is defined)"},
 		{"without_tpm2", enrol.Unmeasured, nil, func(c *config.Config) {
 			c.State.Unlock, c.State.TPM2 = []string{config.UnlockRecoveryKey}, config.TPM2{}
 		}, nextAsks, "the TPM is not bound"},
@@ -141,6 +142,9 @@ func TestStateUnlock(t *testing.T) {
 			mounts := recorder.Steps()
 			if !bytes.Equal(devices.key, s.key) || len(mounts) != 1 || !strings.Contains(mounts[0], "ext4") || !strings.Contains(mounts[0], s.env.State+"//encrypted") {
 				t.Errorf("the volume key is given: %v, steps %q", bytes.Equal(devices.key, s.key), mounts)
+			}
+			if _, err := os.Stat(s.env.Voucher); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("the voucher of this boot is still there: %v", err)
 			}
 			s.boot("B", false)
 			spent, _ := os.ReadFile(filepath.Join(s.env.State, layout.Voucher))

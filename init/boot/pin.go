@@ -100,10 +100,15 @@ func (b *boot) keepPin(ctx context.Context, keyID []byte) {
 	}
 	if b.binding.done {
 		b.report.State.Pinned = report.PinnedAnew
+		b.dropVoucher(ctx)
 		return
 	}
 	b.report.State.Pinned = report.PinnedYes
 	err := b.ours(ctx, keyID)
+	if err == nil && b.cfg.State.DegradedUnlock {
+		// Where PCRs came back, there may be one for those of in between.
+		b.dropVoucher(ctx)
+	}
 	if err == nil && b.moveTo(b.pin.key) != b.pin.key {
 		// It follows the token to the present key.
 		if err = b.makePin(ctx, keyID); err != nil {

@@ -190,3 +190,68 @@ func TestNoVoucherUnlessAllowed(t *testing.T) {
 		}
 	}
 }
+
+// A voucher ends with the pin of its policy, and in the first boot whose volume is
+// pinned already.
+func TestVoucherEnds(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		path func(b *boot)
+		back bool // PCR 7 is as it was before the voucher was made
+	}{
+		{"bound_anew_at_the_prompt", func(b *boot) { b.binding.done = true }, false},
+		{"PCRs_came_back", func(*boot) {}, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := newPinned(t)
+			p.pcrs = []int{7}
+			p.pin(p.id)
+			outer := openTestDir(t)
+			extend := func(text string) {
+				t.Helper()
+				if err := tpm.New(p.m).Extend(t.Context(), 7, []byte(text)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			extend("db")
+			v := p.degradedVoucher(outer)
+			spent, err := voucher.Spend(v, p.other)
+			path := filepath.Join(outer.Name(), layout.Voucher)
+			if err == nil {
+				err = os.WriteFile(path, spent, 0o600)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			vouched := func() bool {
+				b := p.believing(true)
+				b.volume.outer = outer
+				return b.vouched(t.Context(), p.other, tpm.ErrUnpinned)
+			}
+			if !vouched() { // control
+				t.Fatal("the voucher is not good")
+			}
+			if tt.back {
+				p.m.Reset()
+				extend("firmware")
+			}
+			b := p.believing(true)
+			b.volume.outer = outer
+			tt.path(b)
+			b.keepPin(t.Context(), p.id)
+			if _, err := os.Stat(path); err == nil || len(b.report.Warnings) > 0 {
+				t.Errorf("the voucher is there: %v, warnings %q", err == nil, b.report.Warnings)
+			}
+			// Whoever kept a copy of it puts it back.
+			if err := os.WriteFile(path, spent, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if tt.back {
+				extend("db")
+			}
+			if vouched() {
+				t.Error("the voucher still counts")
+			}
+		})
+	}
+}
