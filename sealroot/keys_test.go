@@ -629,6 +629,11 @@ func TestPINIsOfTheConfiguration(t *testing.T) {
 	if one := token(); one.NextBoot != volume.NeedsPerson || s.status().NextBoot != "asks" || len(s.status().ToDo) != 0 {
 		t.Errorf("enrolled with a PIN: %+v", s.status())
 	}
+	// As systemd 253 and older make it: PID 1 does not ask for its PIN.
+	old := tpm.Token{PIN: true, PCRs: []int{7, 15}, Bank: "sha256"}
+	if next, why := (volume.Look{PIN: true}).Examine(t.Context(), old); next != volume.No || !strings.Contains(why, "names no storage key") {
+		t.Errorf("a token with a PIN and without a storage key: %v, %q", next, why)
+	}
 	s.config.State.TPM2.WithoutMeasuredBoot, s.config.State.TPM2.PIN = config.AcceptTheft, false
 	if one := token(); one.NextBoot != volume.No || !strings.Contains(one.Why, "has a PIN") {
 		t.Errorf("the image wants no PIN, the token has one: %+v", one)

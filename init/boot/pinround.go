@@ -1,6 +1,7 @@
 package boot
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +17,22 @@ type pinRound struct {
 
 // errNotAll goes with tpm.ErrPIN where a PIN was not tried on every token.
 var errNotAll = errors.New("not tried on every token")
+
+// errOtherKeys is for all tokens with a PIN. Binding anew does not mend it: what
+// answers for the TPM would get the new PIN.
+var errOtherKeys = errors.New("no PIN is asked for: the tokens with one name different storage keys, and a TPM has one; somebody put a token there, and may answer for the TPM on its bus")
+
+// oneStorageKey tells whether all tokens are for the same TPM. Each was told that its
+// key is there; who is between us and the TPM can say so to a token of their own too,
+// and would get what a PIN is searched with.
+func oneStorageKey(tokens []usableToken) bool {
+	for _, t := range tokens {
+		if !bytes.Equal(t.token.StorageKey(), tokens[0].token.StorageKey()) {
+			return false
+		}
+	}
+	return true
+}
 
 // try tries a PIN on most tokens, until one opens. A token that something else is
 // wrong with is refused and left out from then on. Those that a PIN was not tried on

@@ -1,13 +1,19 @@
 package boot
 
 import (
+	"bytes"
+	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/google/go-tpm/tpm2"
+
 	"sealroot/state/tpm"
+	"sealroot/state/tpm/tpmtest"
 )
 
 // A PIN counts once it was wrong for every token, however few the TPM allows at once.
@@ -122,6 +128,104 @@ func TestForeignTokensAndPIN(t *testing.T) {
 			}
 			if strings.Contains(p.saw.String(), "takes no PIN") {
 				t.Error("the TPM is locked")
+			}
+		})
+	}
+}
+
+// between is B on the TPM's bus: a TPM of their own answers for the owner's where a
+// token of theirs is in turn.
+type between struct {
+	owner, theirs *tpmtest.Machine
+	named         bool // their token names the key of theirs
+	turned        bool // to theirs
+	unsealed      int  // on theirs: proofs of the PIN in a session that they know
+}
+
+func (b *between) Close() error { return nil }
+
+func (b *between) Send(ctx context.Context, command []byte) ([]byte, error) {
+	switch code := tpm2.TPMCC(binary.BigEndian.Uint32(command[6:])); code {
+	case tpm2.TPMCCReadPublic: // of the SRK: theirs first, as their token is
+		b.turned = b.named && !b.turned
+	case tpm2.TPMCCCreatePrimary:
+		b.turned = true
+		// The template of the SRK in place of the transient one's: noDA.
+		command = bytes.Replace(command, []byte{0, 3, 0, 0x72}, []byte{0, 3, 4, 0x72}, 1)
+	case tpm2.TPMCCNVReadPublic, tpm2.TPMCCNVRead, tpm2.TPMCCGetCapability:
+		return b.owner.Send(ctx, command)
+	case tpm2.TPMCCUnseal:
+		if b.turned {
+			b.unsealed++
+		}
+	}
+	if b.turned {
+		return b.theirs.Send(ctx, command)
+	}
+	return b.owner.Send(ctx, command)
+}
+
+// Who is in the middle of the bus and writes the disk puts a token of their own in
+// front of the owner's, and gets no proof of the PIN.
+func TestPINAndBus(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		without bool // tpm2_srk
+		lines   []string
+		method  string
+		why     string
+	}{
+		{"names_no_key", true, []string{"1234"}, "tpm2", "names no storage key"},
+		{"names_another_key", false, []string{"open sesame"}, "passphrase", errOtherKeys.Error()},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newSealed(t, true, "1234", "1234")
+			theirs := &sealed{t: t, m: tpmtest.Start(t), outer: s.outer, pin: true}
+			theirs.measure("grub.cfg")
+			b := theirs.boot(&person{})
+			policy, err := b.sealablePolicy(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			token, _, err := b.sealNew(t.Context(), policy, []byte("theirs"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			token.Keyslots = []int{tpmKeyslot}
+			if tt.without {
+				token.SRK, token.Salt = nil, nil
+			}
+			text, err := token.Encode()
+			if err != nil {
+				t.Fatal(err)
+			}
+			h := s.header()
+			own := h.Tokens()[0].JSON
+			if h, err = h.RemoveToken(0); err == nil {
+				h, err = h.AddToken(0, text)
+			}
+			if err == nil {
+				h, err = h.AddToken(1, own)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.write(h)
+
+			p, bus := &person{lines: tt.lines}, &between{owner: s.m, theirs: theirs.m, named: !tt.without}
+			b = s.boot(p)
+			b.tpm.dev = tpm.New(bus)
+			if err := s.open(b); err != nil || b.report.State.Unlocked != tt.method {
+				t.Errorf("open: %v, by %q, want %q; the console shows\n%s", err, b.report.State.Unlocked, tt.method, p.saw.String())
+			}
+			if bus.unsealed > 0 {
+				t.Errorf("%d proofs of the PIN went to the TPM in between", bus.unsealed)
+			}
+			if why := strings.Join(b.report.State.Attempts, "\n"); !strings.Contains(why, tt.why) {
+				t.Errorf("attempts %q, want %q", why, tt.why)
+			}
+			if strings.Contains(p.saw.String(), "bind the TPM") {
+				t.Errorf("a new PIN is asked for:\n%s", p.saw.String())
 			}
 		})
 	}

@@ -28,6 +28,12 @@ func (b *boot) unsealWithPIN(ctx context.Context, tokens []usableToken, open fun
 	if len(tokens) == 0 {
 		return nil
 	}
+	if !oneStorageKey(tokens) {
+		for _, t := range tokens {
+			b.refuse(t, errOtherKeys)
+		}
+		return nil
+	}
 	r := pinRound{left: tokens}
 	err := b.askPIN(ctx, func(pin []byte) error {
 		return r.try(b.pinsLeft(ctx, len(r.left)), func(t usableToken) (err error) {

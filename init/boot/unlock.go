@@ -130,6 +130,8 @@ func (b *boot) usable(ctx context.Context, t luks2.Token) (usableToken, error) {
 		return u, fmt.Errorf("%w: it has a PIN, and state.tpm2.pin is not set", errNotUsed)
 	case !wanted:
 		return u, nil
+	case token.StorageKey() == nil:
+		return u, fmt.Errorf("%w: it has a PIN and names no storage key of the TPM, so that whoever answers for the TPM would learn of the PIN; enrol anew", errNotUsed)
 	}
 	ctx, cancel := context.WithTimeout(ctx, tpmTime)
 	defer cancel()

@@ -37,7 +37,7 @@ func (l Look) literalToken(t luks2.Token) (tpm.Token, bool) {
 	}
 	token, err := tpm.ParseToken(t.JSON)
 	ok := err == nil && token.Usable() == nil && token.PubKey == nil && token.Bank == pcrsig.SHA256 &&
-		token.PIN == l.PIN && (token.Capped() || l.AllowUncapped)
+		token.PIN == l.PIN && (!token.PIN || token.StorageKey() != nil) && (token.Capped() || l.AllowUncapped)
 	return token, ok
 }
 

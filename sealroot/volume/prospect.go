@@ -145,6 +145,9 @@ func (l Look) examine(ctx context.Context, t tpm.Token) (p Prospect, why string,
 			false: "it opens without a PIN, and state.tpm2.pin is set",
 		}[t.PIN], false
 	}
+	if t.PIN && t.StorageKey() == nil {
+		return No, "it has a PIN and names no storage key of the TPM", false
+	}
 	if l.TPM == nil {
 		return NotKnown, l.Why, false
 	}

@@ -79,6 +79,9 @@ func TestParseReference(t *testing.T) {
 		t.Errorf("got %#x, %x, %v", handle, name, err)
 	}
 	ref := srk.Reference()
+	if whole, cut := (Token{SRK: ref}).StorageKey(), (Token{SRK: ref[:9]}).StorageKey(); !bytes.Equal(whole, srk.Name) || cut != nil || (Token{}).StorageKey() != nil {
+		t.Errorf("StorageKey() = %x, of half a reference %x", whole, cut)
+	}
 	for n := range len(ref) {
 		if _, name, err := parseReference(ref[:n]); !errors.Is(err, ErrToken) || name != nil {
 			t.Errorf("cut to %d bytes: got %x, %v, want ErrToken", n, name, err)

@@ -224,6 +224,17 @@ func parseReference(ref []byte) (handle uint32, name []byte, err error) {
 	return handle, name, nil
 }
 
+// StorageKey is the Name of the storage root key that the token was sealed to, nil
+// where it names none: then the primary key is the one that the TPM, or whoever
+// answers for it, says it is.
+func (t Token) StorageKey() []byte {
+	_, name, err := parseReference(t.SRK)
+	if err != nil {
+		return nil
+	}
+	return name
+}
+
 // primaryFor returns the primary key that a token was sealed to and a function
 // that frees it. With tpm2_srk it is the persistent one, whose Name must be that
 // in the token before anything is sent to it; without, it is the transient
