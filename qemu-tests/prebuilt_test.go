@@ -59,7 +59,8 @@ func TestStatePrebuiltIsReplaced(t *testing.T) {
 	// Somebody puts what came with the image in its place.
 	disk.put(t, "state", factory)
 	vm = m.Boot()
-	vm.Expect(`was made where the image was built.* but the TPM remembers that volume .* nothing was changed`, probeTime)
+	vm.Expect(`that came with the image is not replaced, as the TPM remembers that volume`, probeTime)
+	vm.Expect(`type the recovery key or passphrase`, commandTime)
 	vm.Kill()
 	if output, err := opens(t, disk.EncryptedImage(t), key); err != nil {
 		t.Errorf("the volume that was refused is not as it was: %v: %s", err, output)
@@ -109,4 +110,7 @@ func TestStatePrebuiltIsKept(t *testing.T) {
 		}
 	}
 	vm.PowerOff()
+	if dump := tool(t, "cryptsetup", "luksDump", disk.EncryptedImage(t)); !strings.Contains(dump, "sealroot-prebuilt-kept") {
+		t.Errorf("the volume is not marked as in use:\n%s", dump)
+	}
 }

@@ -123,14 +123,8 @@ func (b *boot) openVolume(ctx context.Context) error {
 	}
 	var prebuilt *state.Prebuilt
 	v, err := state.Open(b.volume.outer, b.sys.Devices, func(l *state.LockedVolume) ([]byte, error) {
-		switch prebuilt = state.PrebuiltOf(l.Header); {
-		case prebuilt != nil && b.cfg.State.Create == config.CreateFirstBoot:
-			return nil, state.ErrPrebuilt
-		case prebuilt != nil:
-			b.warn("the encrypted volume was made where the image was built: every copy of that image has the same keys")
-		}
-		b.binding.volume = l
-		return b.unlockOrReset(ctx, l.Header)
+		prebuilt = state.PrebuiltOf(l.Header)
+		return b.volumeKey(ctx, l, prebuilt)
 	})
 	if errors.Is(err, errReset) {
 		return b.beginReset(ctx, state.ResetByKey)
