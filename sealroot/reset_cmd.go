@@ -71,12 +71,17 @@ func lossOf(keepVolume bool) string {
 	return resetLoss
 }
 
-// homeIsBeside tells whether /home of this boot lies on the unencrypted side.
+// homeIsBeside tells whether /home of this boot, and all that is bound below it, lies on
+// the unencrypted side.
 func homeIsBeside(r report.Report) bool {
 	beside := false
 	for _, m := range r.Mounts {
-		if m.Where == "/home" { // the last one covers those before
-			beside = !strings.HasPrefix(m.What, "/state/encrypted/")
+		inside := strings.HasPrefix(m.What, "/state/encrypted/")
+		switch {
+		case m.Where == "/home": // the last one covers those before
+			beside = !inside
+		case inside && strings.HasPrefix(m.Where, "/home/"):
+			beside = false
 		}
 	}
 	return beside

@@ -51,6 +51,11 @@ func TestStateReset(t *testing.T) {
 		{"keep_home", "--keep-home --yes", open(homeAt("/state/encrypted/home")), "first-boot", "", "", 0, "but /home is removed at the next boot", string(reset.Format(uuid, true))},
 		{"keep_home_and_volume", "--keep-home --yes", open(nil), "never", "", "", 0, "Its keys stay", string(reset.Format(uuid, true))},
 		{"home_is_beside", "--keep-home --yes", open(homeAt("/state/encrypted/home", "/state/home")), "first-boot", "", "", 0, "destroyed at the next boot", string(reset.Format(uuid, false))},
+		// Of the homes one is in the volume, and would go with it.
+		{"a_home_is_inside", "--keep-home --yes", open(func(r *report.Report) {
+			homeAt("/state/home")(r)
+			r.Mounts = append(r.Mounts, report.Mount{What: "/state/encrypted/data/kiosk", Where: "/home/kiosk", Type: "bind"})
+		}), "first-boot", "", "", 0, "but /home is removed at the next boot", string(reset.Format(uuid, true))},
 		{"home_is_beside_no_new_volume", "--keep-home --yes", open(homeAt("/state/home")), "never", "", "", 3, "no new volume would be made", ""},
 		{"keep_home_never", "--keep-home --yes", open(nil), "first-boot", config.ResetNever, "", 3, "state.reset of this image is never", ""},
 		{"cancel_keep_home", "--cancel --keep-home", open(nil), "first-boot", "", "x", 2, "asks nothing", "x"},

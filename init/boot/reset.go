@@ -284,7 +284,7 @@ func (b *boot) emptyVolume(asked bool) error {
 	}
 	defer root.Close()
 	if asked {
-		err := state.SetAside(root, isHome, b.sys.Rand)
+		err := state.SetAside(root, b.keepsHome, b.sys.Rand)
 		if err == nil {
 			// crash point: all is aside, and the request asks for it once more
 			err = unix.Unlinkat(int(root.Fd()), reset.File, 0)
@@ -306,11 +306,22 @@ func (b *boot) emptyVolume(asked bool) error {
 	return nil
 }
 
-// isHome says whether a directory in the volume is /home or bound below it.
-func isHome(name string) bool {
-	list, _ := binds.Names([]string{name})
-	return len(list) == 1 && (list[0].To == "/home" || strings.HasPrefix(list[0].To, "/home/"))
+// keepsHome says whether a directory in the volume is /home or bound below it, by the
+// naming rule; or holds what the configuration binds there.
+func (b *boot) keepsHome(name string) bool {
+	if list, _ := binds.Names([]string{name}); len(list) == 1 && atHome(list[0].To) {
+		return true
+	}
+	for _, e := range b.cfg.Binds.Extra {
+		inside, _ := strings.CutPrefix(e.From, state.MountDir+"/")
+		if first, _, _ := strings.Cut(inside, "/"); inside != e.From && first == name && atHome(e.To) {
+			return true
+		}
+	}
+	return false
 }
+
+func atHome(to string) bool { return to == "/home" || strings.HasPrefix(to, "/home/") }
 
 // requested reads the request in the volume of that root. err says why one is
 // refused.

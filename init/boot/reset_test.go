@@ -240,12 +240,25 @@ func finished(s *sealed, reset bool) {
 	}
 }
 
-func TestIsHome(t *testing.T) {
-	for name, want := range map[string]bool{
-		"home": true, "home-anna": true, `home-an\x2dna`: true, "homes": false, "var": false, "var-home": false, ".home": false, "etc": false, "lost+found": false, "home-..-etc": false,
-	} {
-		if got := isHome(name); got != want {
-			t.Errorf("isHome(%q) = %v, want %v", name, got, want)
+// What holds homes stays, be it bound by its name or by binds.extra.
+func TestKeepsHome(t *testing.T) {
+	b, _ := testBoot(&person{}, config.State{})
+	names := map[string]bool{
+		"home": true, "home-anna": true, `home-an\x2dna`: true, "homes": false, "data": false, "var": false, "var-home": false, ".home": false, "etc": false, "lost+found": false, "home-..-etc": false,
+	}
+	check := func() {
+		t.Helper()
+		for name, want := range names {
+			if got := b.keepsHome(name); got != want {
+				t.Errorf("keepsHome(%q) = %v, want %v", name, got, want)
+			}
 		}
 	}
+	check()
+	b.cfg.Binds.Extra = []config.ExtraBind{
+		{From: "encrypted/homes", To: "/home"}, {From: "encrypted/data/kiosk", To: "/home/kiosk"},
+		{From: "encrypted/var/x", To: "/homework"}, {From: "var/home", To: "/home/beside"}, {From: "encrypted/srv", To: "/srv/home"},
+	}
+	names["homes"], names["data"], names["srv"] = true, true, false
+	check()
 }
