@@ -36,6 +36,10 @@ func resetState(c *command) action {
 		if err != nil {
 			return err
 		}
+		path := filepath.Join(c.env.volume(), reset.File)
+		if *cancel {
+			return c.cancelReset(ctx, path, r)
+		}
 		// A /home beside the volume outlasts its destruction.
 		keepVolume := *keepHome && !homeIsBeside(r)
 		if err := resettable(r, cfg, keepVolume); err != nil {
@@ -46,10 +50,6 @@ func resetState(c *command) action {
 			return err
 		}
 		defer unlock()
-		path := filepath.Join(c.env.volume(), reset.File)
-		if *cancel {
-			return c.cancelReset(path)
-		}
 		if !*yes {
 			if err := c.confirmReset(ctx, keepVolume); err != nil {
 				return err
@@ -102,9 +102,19 @@ func resettable(r report.Report, cfg config.Config, keepVolume bool) error {
 	return nil
 }
 
-func (c *command) cancelReset(path string) error {
-	err := durable.Remove(path)
-	if errors.Is(err, fs.ErrNotExist) {
+// cancelReset takes the request back, on any machine: also where a degraded boot has
+// opened the volume meanwhile.
+func (c *command) cancelReset(ctx context.Context, path string, r report.Report) error {
+	unlock, err := lock(ctx, c.env.Lock)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	err = durable.Remove(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && r.Degraded:
+		return fmt.Errorf("no factory reset was asked for in what is at %s now; this boot is degraded, sealroot state unlock opens the volume: %w", c.env.volume(), bootset.ErrRefused)
+	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("no factory reset was asked for: %w", bootset.ErrRefused)
 	}
 	if err == nil {

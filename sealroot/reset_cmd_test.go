@@ -61,6 +61,9 @@ func TestStateReset(t *testing.T) {
 		{"cancel_keep_home", "--cancel --keep-home", open(nil), "first-boot", "", "x", 2, "asks nothing", "x"},
 		{"cancel", "--cancel", open(nil), "first-boot", "", string(reset.Format(uuid, false)), 0, "the state stays", ""},
 		{"cancel_nothing", "--cancel", open(nil), "first-boot", "", "", 3, "no factory reset was asked for", ""},
+		{"cancel_degraded", "--cancel", open(func(r *report.Report) { r.Degraded = true }), "first-boot", "", "x", 0, "the state stays", ""},
+		{"cancel_not_open", "--cancel", open(func(r *report.Report) { r.Degraded = true }), "first-boot", "", "", 3, "sealroot state unlock opens the volume", ""},
+		{"cancel_never", "--cancel", open(nil), "first-boot", config.ResetNever, "x", 0, "the state stays", ""},
 		{"cancel_yes", "--cancel --yes", open(nil), "first-boot", "", "x", 2, "asks nothing", "x"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

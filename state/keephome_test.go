@@ -2,6 +2,7 @@ package state
 
 import (
 	"crypto/rand"
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -149,5 +150,68 @@ func TestRemoveAsideAlone(t *testing.T) {
 	defer empty.Close()
 	if err := RemoveAside(empty); err != nil {
 		t.Errorf("a volume without a private folder: %v", err)
+	}
+}
+
+// A name that cannot be moved (its directory is immutable, say) leaves all as it was; but
+// for what a boot before has moved, which nobody knows the place of.
+func TestSetAsideThatFails(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		before  bool // a folder of a boot before this one
+		private bool
+		want    bool // ErrNotSetAside
+	}{
+		{"alone", false, true, true},
+		{"folder_of_before", true, true, false},
+		{"no_folder_can_be_made", false, false, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			root := usedVolume(t)
+			if !tt.before {
+				if err := os.RemoveAll(filepath.Join(root.Name(), layout.Removed+"before")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if !tt.private {
+				if err := os.RemoveAll(filepath.Join(root.Name(), layout.Private)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			before, n := filesIn(t, root.Name()), 0
+			err := SetAside(root, func(name string) bool {
+				// Of the names the fourth is none any more when it is moved.
+				if n++; n == 4 {
+					to := filepath.Join(t.TempDir(), "away")
+					t.Cleanup(func() { _ = os.Rename(to, filepath.Join(root.Name(), name)) })
+					if err := os.Rename(filepath.Join(root.Name(), name), to); err != nil {
+						t.Fatal(err)
+					}
+				}
+				return false
+			}, rand.Reader)
+			if err == nil || errors.Is(err, ErrNotSetAside) != tt.want {
+				t.Fatalf("SetAside() = %v, want ErrNotSetAside: %v", err, tt.want)
+			}
+			after := filesIn(t, root.Name())
+			lost := slices.DeleteFunc(before, func(name string) bool { return slices.Contains(after, name) })
+			// All of what is missing is below the one name.
+			first := ""
+			for _, name := range lost {
+				top, _, _ := strings.Cut(name, "/")
+				if first == "" {
+					first = top
+				}
+				if tt.want && top != first {
+					t.Errorf("%s and %s are away", first, name)
+				}
+			}
+			if !tt.want && len(lost) == 0 {
+				t.Error("nothing was moved")
+			}
+			if folders, _ := asideFolders(root); tt.want && len(folders) > 0 {
+				t.Errorf("%v is left", folders)
+			}
+		})
 	}
 }

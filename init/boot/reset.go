@@ -284,21 +284,11 @@ func (b *boot) emptyVolume(asked bool) error {
 	}
 	defer root.Close()
 	if asked {
-		err := state.SetAside(root, b.keepsHome, b.sys.Rand)
-		if err == nil {
-			// crash point: all is aside, and the request asks for it once more
-			err = unix.Unlinkat(int(root.Fd()), reset.File, 0)
-		}
-		if err == nil {
-			err = unix.Syncfs(int(root.Fd()))
-		}
-		if err != nil {
+		if err := b.setAside(root); err != nil {
 			// Half of what was there must not come up.
 			root.Close()
 			return stateError(slots.StateDamaged, "cannot reset the state and keep /home: %w", errors.Join(err, b.closeVolume()))
 		}
-		b.report.State.Reset = report.ResetKeptHome
-		b.warn("FACTORY RESET (%s): all in the encrypted state is removed, but /home", state.ResetBySystem)
 	}
 	if err := state.RemoveAside(root); err != nil {
 		b.warn("cannot remove all of what a reset takes away, the next boot tries again: %v", err)
@@ -306,22 +296,42 @@ func (b *boot) emptyVolume(asked bool) error {
 	return nil
 }
 
+// setAside obeys the request to keep /home. Where it cannot be begun it is refused as any
+// other, and removed.
+func (b *boot) setAside(root *os.File) error {
+	err := state.SetAside(root, b.keepsHome, b.sys.Rand)
+	refused := errors.Is(err, state.ErrNotSetAside)
+	if err != nil && !refused {
+		return err
+	}
+	// crash point: all is aside, or back in its place, and the request asks once more
+	gone := unix.Unlinkat(int(root.Fd()), reset.File, 0)
+	if gone == nil {
+		gone = unix.Syncfs(int(root.Fd()))
+	}
+	if refused {
+		b.warn("the factory reset that was asked for is refused: %v", errors.Join(err, gone))
+		return nil
+	}
+	if gone == nil {
+		b.report.State.Reset = report.ResetKeptHome
+		b.warn("FACTORY RESET (%s): all in the encrypted state is removed, but /home", state.ResetBySystem)
+	}
+	return gone
+}
+
 // keepsHome says whether a directory in the volume is /home or bound below it, by the
 // naming rule; or holds what the configuration binds there.
 func (b *boot) keepsHome(name string) bool {
-	if list, _ := binds.Names([]string{name}); len(list) == 1 && atHome(list[0].To) {
-		return true
-	}
+	list, _ := binds.Names([]string{name})
+	keeps := len(list) == 1 && atHome(list[0].To)
 	for _, e := range b.cfg.Binds.Extra {
-		inside, _ := strings.CutPrefix(e.From, state.MountDir+"/")
-		if first, _, _ := strings.Cut(inside, "/"); inside != e.From && first == name && atHome(e.To) {
-			return true
-		}
+		keeps = keeps || atHome(e.To) && strings.HasPrefix(e.From+"/", state.MountDir+"/"+name+"/")
 	}
-	return false
+	return keeps
 }
 
-func atHome(to string) bool { return to == "/home" || strings.HasPrefix(to, "/home/") }
+func atHome(to string) bool { return strings.HasPrefix(to+"/", "/home/") }
 
 // requested reads the request in the volume of that root. err says why one is
 // refused.

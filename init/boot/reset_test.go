@@ -3,6 +3,7 @@ package boot
 import (
 	"crypto/rand"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"sealroot/mount/mounttest"
 	"sealroot/slots"
 	"sealroot/state"
+	"sealroot/state/layout"
 	"sealroot/state/reset"
 	"sealroot/state/tpm"
 )
@@ -261,4 +263,44 @@ func TestKeepsHome(t *testing.T) {
 	}
 	names["homes"], names["data"], names["srv"] = true, true, false
 	check()
+}
+
+// A request that cannot be carried out is refused, once, and does not cost the boot its
+// volume; one that was begun is not.
+func TestSetAsideRefused(t *testing.T) {
+	for name, tt := range map[string]struct {
+		random io.Reader
+		folder bool // of a boot before
+		fails  bool
+		stays  bool // the request, and what is in the volume
+		says   string
+	}{
+		"obeyed":        {rand.Reader, false, false, false, "FACTORY RESET"},
+		"cannot_begin":  {strings.NewReader(""), false, false, true, "is refused: cannot move all out of the way, nothing was moved"},
+		"begun_earlier": {strings.NewReader(""), true, true, true, ""},
+		"goes_on":       {rand.Reader, true, false, false, "FACTORY RESET"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b, _ := testBoot(&person{}, config.State{})
+			b.sys.Rand = tt.random
+			root := openTestDir(t)
+			err := errors.Join(os.Mkdir(filepath.Join(root.Name(), filepath.Dir(reset.File)), 0o700), os.Mkdir(filepath.Join(root.Name(), "var"), 0o700),
+				os.WriteFile(filepath.Join(root.Name(), reset.File), nil, 0o600))
+			if tt.folder {
+				err = errors.Join(err, os.Mkdir(filepath.Join(root.Name(), layout.Removed+"1"), 0o700))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = b.setAside(root)
+			if said := strings.Join(b.report.Warnings, "\n"); (err != nil) != tt.fails || !strings.Contains(said, tt.says) || (b.report.State.Reset != "") == tt.stays {
+				t.Errorf("setAside() = %v, warnings %q, report %q", err, said, b.report.State.Reset)
+			}
+			there, _ := state.Exists(root, "var")
+			request, _ := state.Exists(root, reset.File)
+			if there != tt.stays || request != tt.fails {
+				t.Errorf("/var is there: %v, the request: %v", there, request)
+			}
+		})
+	}
 }
