@@ -62,7 +62,12 @@ func Make(ctx context.Context, disk *os.File, o Options) (Made, error) {
 	made.Partition = outer.size
 	if p.Unfinished() {
 		// The mark is a bit, which a tool may have set by mistake.
-		if err := outer.unused(ctx); errors.Is(err, ErrThere) {
+		err := outer.unused(ctx)
+		if err != nil && !errors.Is(err, ErrThere) && !made.Added {
+			// What cannot be listed may hold something all the same.
+			err = neverMounted(outer, err)
+		}
+		if errors.Is(err, ErrThere) || err != nil && !made.Added {
 			return Made{}, err
 		}
 		if err := outer.format(ctx, o.Rand); err != nil {
@@ -94,6 +99,15 @@ func Make(ctx context.Context, disk *os.File, o Options) (Made, error) {
 		err = table.FinishState(disk)
 	}
 	return made, err
+}
+
+// neverMounted refuses an unfinished partition of which it cannot be told that it never
+// held anything, as PID 1 does; cause is why its names cannot be read.
+func neverMounted(o outerFS, cause error) error {
+	if err := state.CheckUnmounted(io.NewSectionReader(o.disk, o.start, o.size)); err != nil {
+		return fmt.Errorf("the state partition is marked as unfinished (attribute bit 48), but %w, and %w; nothing was changed: look into it, or make the image anew", err, cause)
+	}
+	return nil
 }
 
 // partition finds the state partition, or adds it.

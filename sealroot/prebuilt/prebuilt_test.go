@@ -57,16 +57,21 @@ func TestMakeJudged(t *testing.T) {
 		o        Options
 		made     Made
 		debris   bool // an unfinished partition, as a run that was ended leaves it
+		empty    bool // before anything was written to it
 	}{
-		{"added", 0, Options{Partition: 300 << 20}, Made{Added: true, Partition: 300 << 20}, false},
-		{"there_already", 300, Options{}, Made{Partition: 300 << 20}, false},
-		{"reserve", 300, Options{Reserve: 140 << 20}, Made{Partition: 300 << 20, Reserved: 140 << 20}, false},
-		{"unfinished", 300, Options{}, Made{Partition: 300 << 20}, true},
+		{"added", 0, Options{Partition: 300 << 20}, Made{Added: true, Partition: 300 << 20}, false, false},
+		{"there_already", 300, Options{}, Made{Partition: 300 << 20}, false, false},
+		{"reserve", 300, Options{Reserve: 140 << 20}, Made{Partition: 300 << 20, Reserved: 140 << 20}, false, false},
+		{"unfinished", 300, Options{}, Made{Partition: 300 << 20}, true, false},
+		{"unfinished_and_empty", 300, Options{}, Made{Partition: 300 << 20}, true, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			disk := newDisk(t, tt.stateMiB)
 			if tt.debris {
 				tool(t, "sgdisk", "-A", "2:set:48", disk.Name())
+			}
+			if tt.empty {
+				tool(t, "fallocate", "-z", "-o", "6291456", "-l", "300MiB", disk.Name())
 			}
 			key, err := luks2.GenerateRecoveryKey(rand.Reader)
 			if err != nil {
@@ -219,6 +224,20 @@ func TestMakeRefuses(t *testing.T) {
 			tool(t, "debugfs", "-w", "-R", "write /dev/null "+layout.Provisioned, disk.Name()+"?offset=6291456")
 			tool(t, "sgdisk", "-A", "2:set:48", disk.Name())
 		}, Options{}, ErrThere},
+		// What debugfs cannot read is not empty for that.
+		{"damaged_and_unfinished", 300, func(t *testing.T, disk *os.File) {
+			if _, err := disk.WriteAt(make([]byte, 4096), 6<<20); err != nil {
+				t.Fatal(err)
+			}
+			tool(t, "sgdisk", "-A", "2:set:48", disk.Name())
+		}, Options{}, state.ErrNotEmpty},
+		{"another_file_system_and_unfinished", 300, func(t *testing.T, disk *os.File) {
+			tool(t, "fallocate", "-z", "-o", "6291456", "-l", "300MiB", disk.Name())
+			if _, err := disk.WriteAt([]byte("LUKS\xba\xbe"), 6<<20); err != nil {
+				t.Fatal(err)
+			}
+			tool(t, "sgdisk", "-A", "2:set:48", disk.Name())
+		}, Options{}, state.ErrNotEmpty},
 		{"no_table", 0, func(t *testing.T, disk *os.File) {
 			if err := errors.Join(disk.Truncate(0), disk.Truncate(8<<20)); err != nil {
 				t.Fatal(err)
