@@ -106,6 +106,38 @@ func TestGRUBRefuses(t *testing.T) {
 	}
 }
 
+// The PCRs of a boot vouch for the commands of its own slot. What grub.cfg does for
+// another one is believed where it is the same, but for the slot's name.
+func TestGRUBOfAnotherSlot(t *testing.T) {
+	const options = " sealroot.disk=$espuuid ro gpt panic=10 'console=ttyS0' 'sysrq_always_enabled'\n"
+	for _, tt := range []struct{ name, commands, want string }{
+		{"another_command_line", "    echo \"sealroot: loading slot $slot\"\n    linux /sealroot/$slot/vmlinuz sealroot.slot=$slot rdinit=/bin/sh\n", "rdinit=/bin/sh"},
+		{"one_word_more", "    echo \"sealroot: loading slot $slot\"\n    linux /sealroot/$slot/vmlinuz sealroot.slot=$slot quiet" + options, "quiet"},
+		{"slot_of_the_other", "    echo \"sealroot: loading slot $slot\"\n    linux /sealroot/$slot/vmlinuz sealroot.slot=a" + options, "sealroot.slot=a"},
+		{"one_command_less", "    linux /sealroot/$slot/vmlinuz sealroot.slot=$slot" + options, "commands for slot b"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			g, files, present := golden(t)
+			// For slot a it says the same to the TPM, and slot b gets the rest.
+			text := strings.Replace(string(g.Script), `if test "$slot" = a -o "$slot" = b; then`, `if test "$slot" = a -o a = b; then`, 1)
+			const end = "    echo \"sealroot: cannot load slot $slot\"\n"
+			g.Script = []byte(strings.Replace(text, end, end+"  else\n"+tt.commands+"    initrd /sealroot/$slot/initrd\n    boot\n", 1))
+			found, err := LocateGRUB(g, "a", files, present)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if values, err := found.Values("b", files); !errors.Is(err, ErrGRUB) || !strings.Contains(err.Error(), tt.want) || values != nil {
+				t.Errorf("Values = %x, %v, want %q", values, err, tt.want)
+			}
+			// The control: it is the comparison that refuses.
+			found.loaded = ""
+			if _, err := found.Values("b", files); err != nil {
+				t.Errorf("control: %v", err)
+			}
+		})
+	}
+}
+
 func FuzzGRUBScript(f *testing.F) {
 	text, err := os.ReadFile("testdata/grub.cfg")
 	if err != nil {
