@@ -91,6 +91,15 @@ func TestGRUBRefuses(t *testing.T) {
 		{"empty", func(g *GRUB, _ pcrsig.Values) { g.Script = nil }, "loads"},
 		{"probe_without_words", func(g *GRUB, _ pcrsig.Values) { g.Script = []byte("probe") }, "not understood"},
 		{"deep", func(g *GRUB, _ pcrsig.Values) { g.Script = []byte(strings.Repeat("if test a = a; then\n", 1000)) }, "nesting"},
+		{"words_that_double", func(g *GRUB, _ pcrsig.Values) {
+			g.Script = []byte("x=ab\n" + strings.Repeat("x=$x$x\n", 22))
+		}, "grow beyond"},
+		{"lists_that_double", func(g *GRUB, _ pcrsig.Values) {
+			g.Script = []byte("x=ab\n" + strings.Repeat("for x in $x$x; do\nsleep 1\ndone\n", 22))
+		}, "grow beyond"},
+		{"many_long_words", func(g *GRUB, _ pcrsig.Values) {
+			g.Script = []byte("x=ab\n" + strings.Repeat("x=$x$x\n", 12) + "echo" + strings.Repeat(" $x", 1000) + "\n")
+		}, "grow beyond"},
 		{"endless", func(g *GRUB, _ pcrsig.Values) {
 			g.Script = []byte(strings.Repeat("for x in 1 2 3 4 5 6 7 8 9; do\n", 8) + "sleep 1\n" + strings.Repeat("done\n", 8))
 		}, "does not end"},

@@ -11,10 +11,12 @@ import (
 // what it measures.
 var ErrGRUB = errors.New("it is not known what this GRUB measures")
 
-// Bounds of a grub.cfg: bytes, commands that one boot runs, blocks inside each other.
+// Bounds of a grub.cfg: bytes, commands that one boot runs, bytes of their words once
+// variables are filled in, blocks inside each other.
 const (
 	maxScript   = 64 << 10
 	maxCommands = 10000
+	maxFilled   = 1 << 20
 	maxDepth    = 20
 )
 
@@ -274,6 +276,7 @@ type scriptRun struct {
 	measured []string // the strings that go into PCR 8, in order
 	files    []string // the files that go into PCR 9, in order
 	commands int
+	filled   int  // bytes of the words of all commands
 	ok       bool // what the last command returned
 }
 
@@ -335,14 +338,17 @@ func (s *scriptRun) one(st *statement) (flow, error) {
 func (s *scriptRun) fill(words []word, line int) (list []string, err error) {
 	for _, w := range words {
 		var b strings.Builder
+		s.filled++ // the blank between words
 		for _, p := range w.parts {
-			if !p.variable {
-				b.WriteString(p.text)
-				continue
+			value := p.text
+			if p.variable {
+				value = s.vars[p.text]
 			}
-			value := s.vars[p.text]
-			if !p.quoted && strings.ContainsAny(value, " \t\n*?\\") {
-				return nil, fmt.Errorf("%w: line %d of grub.cfg: $%s is %q", ErrGRUB, line, p.text, value)
+			if s.filled += len(value); s.filled > maxFilled {
+				return nil, fmt.Errorf("%w: line %d of grub.cfg: its words grow beyond %d bytes", ErrGRUB, line, maxFilled)
+			}
+			if p.variable && !p.quoted && strings.ContainsAny(value, " \t\n*?\\") {
+				return nil, fmt.Errorf("%w: line %d of grub.cfg: $%s is %.200q", ErrGRUB, line, p.text, value)
 			}
 			b.WriteString(value)
 		}
