@@ -55,6 +55,8 @@ func (b *boot) writable(ctx context.Context) error {
 	if err := b.seedAll(volume); err != nil {
 		return err
 	}
+	extra := b.seedExtra(volume)
+	b.overlays(volume)
 	if err := b.bindAll(volume, encryptedDir, nil); err != nil {
 		return err
 	}
@@ -63,7 +65,7 @@ func (b *boot) writable(ctx context.Context) error {
 			return err
 		}
 	}
-	b.bindExtra()
+	b.bindExtra(extra)
 	return nil
 }
 
@@ -97,18 +99,12 @@ func (b *boot) seedAll(volume *os.File) error {
 // image's passwords and services would stand before the owner's data, and whoever
 // fills the state partition could bring that about.
 func etcLayers(image mount.Place, mode config.EtcMode, readOnly bool) mount.Overlay {
-	o := mount.Overlay{Lower: []mount.Place{image}, Attr: mount.NoSUID | mount.NoDev}
-	owners := mount.Place{Root: encryptedDir, Path: "etc"}
-	if mode != config.EtcVolatile && !readOnly {
-		o.Upper, o.Work = owners, mount.Place{Root: encryptedDir, Path: layout.EtcWork}
-		return o
-	}
-	if mode != config.EtcVolatile {
-		o.Lower = append([]mount.Place{owners}, o.Lower...)
-	}
-	const memory = runDir + "/etc"
-	o.Upper, o.Work = mount.Place{Root: memory, Path: "upper"}, mount.Place{Root: memory, Path: "work"}
-	return o
+	return writable{
+		image:  image,
+		upper:  mount.Place{Root: encryptedDir, Path: "etc"},
+		work:   mount.Place{Root: encryptedDir, Path: layout.EtcWork},
+		memory: runDir + "/etc", attr: mount.NoSUID | mount.NoDev,
+	}.overlay(mode == config.EtcVolatile, readOnly)
 }
 
 // etc mounts /etc as the configuration says.
@@ -233,11 +229,43 @@ func (b *boot) bind(from mount.Place, to string, attr mount.Attr) error {
 	return nil
 }
 
+// seedExtra fills those sources of explicit binds that the configuration wants
+// filled, before anything hides what the image has. It returns the binds that can be
+// made: one without its content would hide the image's.
+func (b *boot) seedExtra(volume *os.File) (list []config.ExtraBind) {
+	for _, e := range b.cfg.Binds.Extra {
+		if e.Seed == config.SeedOnce && !b.volume.readOnly() {
+			if err := b.seedFrom(volume, e); err != nil {
+				b.warn("%s is not bound: cannot fill %s: %v", e.To, e.From, err)
+				continue
+			}
+		}
+		list = append(list, e)
+	}
+	return list
+}
+
+func (b *boot) seedFrom(volume *os.File, e config.ExtraBind) error {
+	place, _, err := b.content(e.To)
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	var src *os.File // nil: the image has nothing there
+	if err == nil {
+		if src, err = openIn(place); err != nil {
+			return err
+		}
+		defer src.Close()
+	}
+	_, _, err = seed.Into(volume, strings.TrimPrefix(e.From, state.MountDir+"/"), src)
+	return err
+}
+
 // bindExtra makes the explicit binds of the configuration. Both ends are made
 // where they are missing, for nobody could do that before the first boot. One
 // that cannot be made is reported and left out: it must not cost the boot.
-func (b *boot) bindExtra() {
-	for _, e := range b.cfg.Binds.Extra {
+func (b *boot) bindExtra(list []config.ExtraBind) {
+	for _, e := range list {
 		if err := b.bindOne(e); err != nil {
 			b.warn("%v", err)
 		}
@@ -255,10 +283,10 @@ func (b *boot) bindOne(e config.ExtraBind) error {
 	} else {
 		attr |= unencryptedAttr(e.To)
 	}
-	if err := mkdirIn(root, from); err != nil {
+	if err := mkdirIn(root, from, 0o755); err != nil {
 		return fmt.Errorf("cannot make %s for %s: %w", e.From, e.To, err)
 	}
-	if err := mkdirIn(newRoot, e.To); err != nil && !errors.Is(err, unix.EROFS) {
+	if err := mkdirIn(newRoot, e.To, 0o755); err != nil && !errors.Is(err, unix.EROFS) {
 		return fmt.Errorf("cannot make %s: %w", e.To, err)
 	}
 	return b.bind(mount.Place{Root: root, Path: from}, e.To, attr)
@@ -266,7 +294,7 @@ func (b *boot) bindOne(e config.ExtraBind) error {
 
 // mkdirIn makes the missing directories of a path inside a root, following no
 // link.
-func mkdirIn(root, path string) error {
+func mkdirIn(root, path string, mode uint32) error {
 	dir, err := openDir(root)
 	if err != nil {
 		return err
@@ -275,7 +303,7 @@ func mkdirIn(root, path string) error {
 	for name := range strings.SplitSeq(strings.Trim(path, "/"), "/") {
 		next, err := mount.OpenBeneath(dir, name, unix.O_RDONLY|unix.O_DIRECTORY, mount.Beneath)
 		if errors.Is(err, unix.ENOENT) {
-			if err := unix.Mkdirat(int(dir.Fd()), name, 0o755); err != nil {
+			if err := unix.Mkdirat(int(dir.Fd()), name, mode); err != nil {
 				return &os.PathError{Op: "mkdir", Path: path, Err: err}
 			}
 			next, err = mount.OpenBeneath(dir, name, unix.O_RDONLY|unix.O_DIRECTORY, mount.Beneath)

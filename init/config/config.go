@@ -33,6 +33,9 @@ type Config struct {
 	Modules Modules `json:"modules"`
 	// Kernel is filled in by mkinitramfs (Embed) and refused in YAML.
 	Kernel *Kernel `json:"kernel,omitempty"`
+
+	// Overlays are directories of the image that are made writable.
+	Overlays []Overlay `json:"overlays,omitempty"`
 }
 
 // Build tells a production image from a development one.
@@ -331,7 +334,29 @@ type ExtraBind struct {
 	From    string   `json:"from"`              // below /state, without leading slash: encrypted/db
 	To      string   `json:"to"`                // in the root: /var/lib/db
 	Options []string `json:"options,omitempty"` // nosuid, nodev, noexec, nosymfollow, ro, noatime
+	// Seed says what From is filled with when it is made: SeedNone (default) or
+	// SeedOnce, the content that the image has at To.
+	Seed string `json:"seed,omitempty"`
 }
+
+// The values of ExtraBind.Seed.
+const (
+	SeedNone = "none"
+	SeedOnce = "once"
+)
+
+// Overlay is a directory of the image that is made writable: what the image has there
+// stays visible, also that of a later image.
+type Overlay struct {
+	Path  string `json:"path"`  // such as /opt; not below /etc, /home or /var
+	Upper string `json:"upper"` // where changes go: UpperEncrypted, UpperMemory
+}
+
+// The values of Overlay.Upper.
+const (
+	UpperEncrypted = "encrypted" // on the volume, for all slots
+	UpperMemory    = "memory"    // gone with the next restart
+)
 
 // Layer is a directory tree over the root, read-only as that is.
 type Layer struct {

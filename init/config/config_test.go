@@ -318,7 +318,7 @@ func TestValidatePolicy(t *testing.T) {
 
 func TestValidateBinds(t *testing.T) {
 	extra := func(from, to string, options ...string) func(*Config) {
-		return func(c *Config) { c.Binds.Extra = []ExtraBind{{from, to, options}} }
+		return func(c *Config) { c.Binds.Extra = []ExtraBind{{From: from, To: to, Options: options}} }
 	}
 	check(t, goodUKI, []row{
 		{"encrypted", extra("encrypted/db", "/var/lib/db", "nosuid", "noexec"), nil},
@@ -339,6 +339,16 @@ func TestValidateBinds(t *testing.T) {
 		{"same_target", func(c *Config) {
 			c.Binds.Extra = []ExtraBind{{From: "encrypted/a", To: "/srv/a"}, {From: "encrypted/b", To: "/srv/a"}}
 		}, []string{"binds.extra[1].to"}},
+		{"seeded", func(c *Config) { c.Binds.Extra = []ExtraBind{{From: "encrypted/db", To: "/srv/db", Seed: SeedOnce}} }, nil},
+		{"seed_none", func(c *Config) { c.Binds.Extra = []ExtraBind{{From: "encrypted/a/b", To: "/srv/db", Seed: SeedNone}} }, nil},
+		{"seed_unknown", func(c *Config) { c.Binds.Extra = []ExtraBind{{From: "encrypted/db", To: "/srv/db", Seed: "always"}} },
+			[]string{"binds.extra[0].seed"}},
+		{"seed_deeper", func(c *Config) { c.Binds.Extra = []ExtraBind{{From: "encrypted/a/b", To: "/srv/db", Seed: SeedOnce}} },
+			[]string{"binds.extra[0].seed"}},
+		{"seed_unencrypted", func(c *Config) {
+			c.Binds.Unencrypted = []string{"/srv/db"}
+			c.Binds.Extra = []ExtraBind{{From: "db", To: "/srv/db", Seed: SeedOnce}}
+		}, []string{"binds.extra[0].seed"}},
 		{"home_unencrypted", func(c *Config) {
 			c.Binds.Unencrypted = []string{"/home"}
 			c.Binds.Extra = []ExtraBind{{From: "homes", To: "/home"}}
@@ -350,6 +360,38 @@ func TestValidateBinds(t *testing.T) {
 			[]string{"binds.unencrypted[0]", "binds.unencrypted[1]", "binds.unencrypted[2]", "binds.unencrypted[3]",
 				"binds.unencrypted[4]", "binds.unencrypted[5]", "binds.unencrypted[6]", "binds.unencrypted[7]"}},
 	})
+}
+
+func TestValidateOverlays(t *testing.T) {
+	over := func(paths ...string) func(*Config) {
+		return func(c *Config) {
+			for _, p := range paths {
+				c.Overlays = append(c.Overlays, Overlay{Path: p, Upper: UpperEncrypted})
+			}
+		}
+	}
+	rows := []row{
+		{"several", over("/opt", "/usr/local", "/srv/www"), nil},
+		{"memory", func(c *Config) { c.Overlays = []Overlay{{"/opt", UpperMemory}} }, nil},
+		{"upper_missing", func(c *Config) { c.Overlays = []Overlay{{Path: "/opt"}} }, []string{"overlays[0].upper"}},
+		{"upper_unknown", func(c *Config) { c.Overlays = []Overlay{{"/opt", "per-slot"}} }, []string{"overlays[0].upper"}},
+		{"twice", over("/opt", "/opt"), []string{"overlays[1].path"}},
+		{"one_in_another", over("/opt/a", "/opt"), []string{"overlays[1].path"}},
+		{"names_that_only_begin_alike", over("/opt", "/opt2"), nil},
+		{"hidden_by_a_bind", func(c *Config) {
+			over("/opt")(c)
+			c.Binds.Extra = []ExtraBind{{From: "encrypted/o", To: "/opt"}}
+		}, []string{"overlays[0].path"}},
+		{"no_volume", func(c *Config) {
+			over("/opt")(c)
+			c.State = State{Create: CreateNone}
+		}, []string{"overlays[0].upper"}},
+	}
+	for _, path := range []string{"/", "", "opt", "/opt/", "/opt/../etc", "/usr", "/usr/bin", "/bin", "/lib/x", "/proc", "/sys/fs", "/dev", "/run/x",
+		"/state", "/state/encrypted", "/etc", "/etc/ssh", "/home", "/home/a", "/var", "/var/lib/dpkg", "/sysroot"} {
+		rows = append(rows, row{"refused_" + strings.ReplaceAll(path, "/", "_"), over(path), []string{"overlays[0].path"}})
+	}
+	check(t, goodUKI, rows)
 }
 
 func TestRefusalByName(t *testing.T) {

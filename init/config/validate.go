@@ -22,6 +22,7 @@ func (c *Config) Validate() error {
 	v.state(c)
 	v.policy(c)
 	v.binds(c)
+	v.overlays(c)
 	v.modules(c)
 	return errors.Join(v.problems...)
 }

@@ -246,6 +246,12 @@ func (v *validator) extraBind(at string, b ExtraBind, unencrypted []string) {
 	if !isTarget(b.To) {
 		v.add(at+".to", "give a directory of the root such as /var/lib/db", "%.80q cannot be bound over", b.To)
 	}
+	if b.Seed != "" && b.Seed != SeedNone {
+		v.oneOf(at+".seed", b.Seed, []string{SeedOnce, SeedNone}, nil)
+		if name, ok := strings.CutPrefix(b.From, "encrypted/"); !ok || strings.Contains(name, "/") {
+			v.add(at+".seed", "let from be encrypted/NAME", "%.80q is not directly in the encrypted volume", b.From)
+		}
+	}
 	v.list(at+".options", b.Options, []string{"nosuid", "nodev", "noexec", "nosymfollow", "ro", "noatime"})
 }
 

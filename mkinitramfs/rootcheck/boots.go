@@ -56,12 +56,15 @@ func (v *verdict) mountPoints() {
 	}
 }
 
-// binds: PID 1 makes no directory in a read-only root, and follows no link.
+// binds, and overlays: PID 1 makes no directory in a read-only root, and follows no link.
 func (v *verdict) binds() {
 	c := v.w.Config
 	targets := slices.Clone(c.Binds.Unencrypted)
 	for _, b := range c.Binds.Extra {
 		targets = append(targets, b.To)
+	}
+	for _, o := range c.Overlays {
+		targets = append(targets, o.Path)
 	}
 	for _, to := range targets {
 		v.bind(strings.TrimPrefix(to, "/"))

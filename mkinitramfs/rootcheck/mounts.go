@@ -126,6 +126,11 @@ func (v *verdict) tmp() {
 			return
 		}
 	}
+	for _, o := range v.w.Config.Overlays {
+		if o.Path == "/tmp" {
+			return
+		}
+	}
 	if _, f, err := v.t.file("etc/fstab"); err == nil {
 		for _, e := range parseFstab(f.Text) {
 			if e.where == "/tmp" {

@@ -109,6 +109,7 @@ func TestJudge(t *testing.T) {
 		{"mount_point_is_a_link", kiosk(nil), files{"proc": link("x")}, "error /proc (mount-points)", `a link to "x"`},
 
 		{"bind_target_missing", kiosk(extra("/srv/data")), nil, "warning /srv/data (binds)", "/srv is missing"},
+		{"overlay_target_missing", kiosk(func(c *config.Config) { c.Overlays = []config.Overlay{{Path: "/srv/data", Upper: config.UpperMemory}} }), nil, "warning /srv/data (binds)", "/srv is missing"},
 		{"bind_target_there", kiosk(extra("/srv/data")), files{"srv/data": dir()}, "", ""},
 		{"bind_target_made_at_boot", kiosk(extra("/var/lib/db")), nil, "", ""},
 		{"bind_target_in_etc", kiosk(extra("/etc/db")), nil, "", ""},
@@ -180,6 +181,7 @@ func TestJudge(t *testing.T) {
 		{"tmp_not_mounted", kiosk(nil), files{"etc/systemd/system/local-fs.target.wants/tmp.mount": gone}, "warning /tmp (tmp)", "read-only"},
 		{"tmp_mount_masked", kiosk(nil), files{"etc/systemd/system/tmp.mount": link("/dev/null")}, "warning /tmp (tmp)", "read-only"},
 		{"tmp_of_fstab", kiosk(nil), files{"etc/systemd/system/tmp.mount": gone, "etc/fstab": text("tmpfs /tmp tmpfs\n")}, "", ""},
+		{"tmp_of_an_overlay", kiosk(func(c *config.Config) { c.Overlays = []config.Overlay{{Path: "/tmp", Upper: config.UpperMemory}} }), files{"etc/systemd/system/tmp.mount": gone}, "", ""},
 		{"tmp_of_a_bind", kiosk(extra("/tmp")), files{"etc/systemd/system/tmp.mount": gone}, "", ""},
 		{"tmp_in_memory", kiosk(usr), files{"etc/systemd/system/tmp.mount": gone}, "", ""},
 		{"var_run", kiosk(nil), files{"var/run": dir()}, "warning /var/run (var-run)", "earlier boots"},

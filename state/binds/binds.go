@@ -166,6 +166,24 @@ func unescape(name string) (string, error) {
 	return to, nil
 }
 
+// Escape is the name that unescape makes an absolute, clean path of, other than "/":
+// of slashes "-", and \xNN of what could be taken for something else.
+func Escape(path string) string {
+	const plain = ":_.ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+	var name strings.Builder
+	for i := 1; i < len(path); i++ {
+		switch c := path[i]; {
+		case c == '/':
+			name.WriteByte('-')
+		case strings.IndexByte(plain, c) < 0, c == '.' && i == 1:
+			fmt.Fprintf(&name, `\x%02x`, c)
+		default:
+			name.WriteByte(c)
+		}
+	}
+	return name.String()
+}
+
 // hexByte reads \xNN at the start of s.
 func hexByte(s string) (byte, error) {
 	if len(s) < 4 || s[1] != 'x' {

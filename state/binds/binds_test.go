@@ -100,6 +100,20 @@ func TestUnescapeAgreesWithSystemd(t *testing.T) {
 	}
 }
 
+// systemd-escape judges, and a name means what it was made of.
+func TestEscape(t *testing.T) {
+	for _, path := range []string{"/opt", "/usr/local", "/srv/my-data", "/a b", "/.hidden/.x", "/x.y:z_", `/back\slash`, "/ä"} {
+		name := Escape(path)
+		out, err := exec.Command("systemd-escape", "--path", "--", path).Output()
+		if want := strings.TrimSuffix(string(out), "\n"); err != nil || name != want {
+			t.Errorf("%q: got %q, systemd-escape says %q, %v", path, name, want, err)
+		}
+		if back, err := unescape(name); err != nil || back != path {
+			t.Errorf("%q: back comes %q, %v", path, back, err)
+		}
+	}
+}
+
 func FuzzNames(f *testing.F) {
 	f.Add("my-fancy-dir")
 	f.Add(`a\x2e\x2e-b`)

@@ -38,6 +38,9 @@ const (
 	Removed = Private + "/removed-"
 	// EtcWork is the work directory of the overlay over /etc.
 	EtcWork = Private + "/etc-work"
+	// Overlays has upper and work directory of each other overlay, by the escaped path
+	// that it is for.
+	Overlays = Private + "/overlays"
 	// EtcKept has what the merge of /etc goes by, for each image.
 	EtcKept = Private + "/etc"
 )

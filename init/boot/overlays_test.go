@@ -1,0 +1,74 @@
+package boot
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"sealroot/init/config"
+	"sealroot/mount"
+)
+
+// Where changes go, and that a volume which must not be written still shows those of
+// before.
+func TestWritableLayers(t *testing.T) {
+	w := overlayPlaces("/usr/local")
+	w.image = mount.Place{Root: newRoot, Path: "/usr/local"}
+	for _, tt := range []struct {
+		name               string
+		inMemory, readOnly bool
+		want               string
+	}{
+		{"encrypted", false, false, "mount -t overlay -o nodev,lowerdir=/sysroot//usr/local,upperdir=/sysroot/state/encrypted//.sealroot/overlays/usr-local/upper,workdir=/sysroot/state/encrypted//.sealroot/overlays/usr-local/work,redirect_dir=nofollow,metacopy=off,index=off,xino=off overlay"},
+		{"memory", true, false, "mount -t overlay -o nodev,lowerdir=/sysroot//usr/local,upperdir=/run/sealroot/overlays/usr-local//upper,workdir=/run/sealroot/overlays/usr-local//work,redirect_dir=nofollow,metacopy=off,index=off,xino=off overlay"},
+		{"read_only", false, true, "mount -t overlay -o nodev,lowerdir=/sysroot/state/encrypted//.sealroot/overlays/usr-local/upper:/sysroot//usr/local,upperdir=/run/sealroot/overlays/usr-local//upper,workdir=/run/sealroot/overlays/usr-local//work,redirect_dir=nofollow,metacopy=off,index=off,xino=off overlay"},
+	} {
+		o := w.overlay(tt.inMemory, tt.readOnly)
+		if err := o.Validate(); err != nil || o.String() != tt.want {
+			t.Errorf("%s: %v\n%s\nwant\n%s", tt.name, err, o, tt.want)
+		}
+	}
+	// what people install there runs with the rights that it asks for, elsewhere not
+	if attr := overlayPlaces("/srv/www").attr; attr != mount.NoSUID|mount.NoDev {
+		t.Errorf("attributes of another place: %v", attr.Names())
+	}
+}
+
+// What a /usr has at a place of the root: in its factory, for /usr/local its own.
+func TestContentOfUsr(t *testing.T) {
+	b, _ := usrBoot(config.Config{})
+	for path, want := range map[string]string{"/opt": "share/factory/opt", "/usr/local": "local", "/usrx": "share/factory/usrx"} {
+		if place := b.contentPlace(path); place != (mount.Place{Root: newRoot + "/usr", Path: want}) {
+			t.Errorf("%s comes from %s", path, place)
+		}
+	}
+	b.cfg.Root.Source = config.SourceVerity
+	if place := b.contentPlace("/usr/local"); place != (mount.Place{Root: newRoot, Path: "usr/local"}) {
+		t.Errorf("of a root /usr/local comes from %s", place)
+	}
+}
+
+// Directories are made below the root and nowhere else, with the mode asked for.
+func TestMkdirInFollowsNoLink(t *testing.T) {
+	root, outside := t.TempDir(), t.TempDir()
+	if err := os.Symlink(outside, filepath.Join(root, "link")); err != nil {
+		t.Fatal(err)
+	}
+	if err := mkdirIn(root, "link/x", 0o700); err == nil {
+		t.Error("a link was followed")
+	}
+	if names, err := os.ReadDir(outside); err != nil || len(names) > 0 {
+		t.Errorf("outside there is %v, %v", names, err)
+	}
+	if err := mkdirIn(root, "/a/b", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := chmodIn(mount.Place{Root: root, Path: "a/b"}, 0o1777); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]uint32{"a": 0o700, "a/b": 0o1777} {
+		if mode, err := modeIn(mount.Place{Root: root, Path: path}); err != nil || mode != want {
+			t.Errorf("%s has mode %o, %v, want %o", path, mode, err, want)
+		}
+	}
+}

@@ -1,0 +1,55 @@
+package config
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// overlays checks which directories of the image are made writable.
+func (v *validator) overlays(c *Config) {
+	var paths []string
+	for i, o := range c.Overlays {
+		at := fmt.Sprintf("overlays[%d]", i)
+		if remedy := noOverlay(o.Path); remedy != "" {
+			v.add(at+".path", remedy, "%.80q cannot be an overlay", o.Path)
+		}
+		if slices.ContainsFunc(paths, func(p string) bool { return overlap(p, o.Path) }) {
+			v.add(at+".path", "leave one of them out", "%.80q is given twice, or lies in or over another one", o.Path)
+		}
+		if slices.ContainsFunc(c.Binds.Extra, func(b ExtraBind) bool { return b.To == o.Path }) {
+			v.add(at+".path", "leave it out here or there", "binds.extra hides %.80q", o.Path)
+		}
+		paths = append(paths, o.Path)
+		v.oneOf(at+".upper", o.Upper, []string{UpperEncrypted, UpperMemory}, nil)
+		if o.Upper == UpperEncrypted && c.State.Create == CreateNone {
+			v.add(at+".upper", "use memory", "encrypted, but state.create is none: there is no volume")
+		}
+	}
+}
+
+// noOverlay says what to do in place of an overlay over this path; "" where there
+// may be one.
+func noOverlay(path string) string {
+	in := func(dirs ...string) bool {
+		return slices.ContainsFunc(dirs, func(dir string) bool { return path == dir || strings.HasPrefix(path, dir+"/") })
+	}
+	switch {
+	case in("/etc"):
+		return "use the key etc"
+	case in("/home", "/var"):
+		return "leave it out: it is writable, from the encrypted volume"
+	case !isTarget(path):
+		return "give a directory of the image such as /opt"
+	case in("/usr") && !in("/usr/local"):
+		return "give /opt or /usr/local: what a signed /usr is for is that nobody changes it"
+	case in("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"):
+		return "give /opt or /usr/local"
+	}
+	return ""
+}
+
+// overlap says that one path is the other, or in it.
+func overlap(a, b string) bool {
+	return a == b || strings.HasPrefix(a, b+"/") || strings.HasPrefix(b, a+"/")
+}
