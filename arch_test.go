@@ -84,7 +84,7 @@ var allowed = map[string][]string{
 	// programs
 	"init":        {"init/boot", "mount"},
 	"mkinitramfs": {"init/config", "init/cmdline", "slots", "verity", "state/tpm/pcrsig", "state/tpm/predict", "state/escrow", "state/layout", "mount/kmod"},
-	"sealroot":    {"init/report", "init/config", "init/cmdline", "slots", "verity", "mount", "state"},
+	"sealroot":    {"mkinitramfs/built", "mkinitramfs/tools", "init/report", "init/config", "init/cmdline", "slots", "verity", "mount", "state"},
 	"qemu-tests":  {"init/report", "mount/dm", "slots", "state/luks2", "state/tpm", "verity"},
 }
 

@@ -41,6 +41,7 @@ type verb struct {
 func verbs() []verb {
 	return []verb{
 		{name: "status", args: "[--json] [--pcrs] [--disk FILE]", summary: "slots, state, recovery key, what to do", output: own, setup: status},
+		{name: "explain", args: "[--json] [--disk IMAGE [--slot SLOT]]", summary: "what is mounted where and why, or what an image would mount", output: own, anyone: true, setup: explainMounts},
 		{name: "commit", args: "[--burn] [--disk FILE SLOT]", summary: "keep the slot that runs", most: 1, output: results, setup: commit},
 		{name: "try", args: "SLOT [--tries N] [--disk FILE]", summary: "boot another slot on trial, at most N times", least: 1, most: 1, output: results, setup: try},
 		{name: "install", args: "DIR|FILE|- [--slot SLOT]", summary: "write an image into another slot, and put it on trial", least: 1, most: 1, output: results, setup: installImage},

@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 
+	"sealroot/init/config"
 	"sealroot/mkinitramfs/initramfs"
 	"sealroot/mkinitramfs/tools"
 	"sealroot/slots/esp"
@@ -53,12 +54,23 @@ func Read(ctx context.Context, run tools.Runner, path string, o Options) (predic
 	return im, nil
 }
 
+// Config is the configuration in the initramfs of an image. Errors are as those of
+// Read.
+func Config(ctx context.Context, run tools.Runner, path string, o Options) (*config.Config, error) {
+	r := reader{run: run, options: o}
+	if _, err := r.read(ctx, path); err != nil {
+		return nil, fmt.Errorf("cannot read %s: %w", path, err)
+	}
+	return r.config, nil
+}
+
 type reader struct {
 	run     tools.Runner
 	options Options
+	config  *config.Config // of the initramfs
 }
 
-func (r reader) read(ctx context.Context, path string) (predict.Image, error) {
+func (r *reader) read(ctx context.Context, path string) (predict.Image, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return predict.Image{}, err
@@ -84,13 +96,13 @@ func (r reader) read(ctx context.Context, path string) (predict.Image, error) {
 		if len(r.options.RootHash) == 0 {
 			return predict.Image{}, fmt.Errorf("%w: a unified kernel image does not name its root: give --root-hash", ErrImage)
 		}
-		return image(f, nil, r.options.RootHash)
+		return r.image(f, nil, r.options.RootHash)
 	}
 	return predict.Image{}, fmt.Errorf("%w: neither a disk, nor a tar of parts, nor a unified kernel image", ErrImage)
 }
 
 // image reads a unified kernel image, or where that is nil the initramfs.
-func image(uki io.ReaderAt, initrd, rootHash []byte) (predict.Image, error) {
+func (r *reader) image(uki io.ReaderAt, initrd, rootHash []byte) (predict.Image, error) {
 	im := predict.Image{RootHash: rootHash}
 	if uki != nil {
 		var err error
@@ -107,6 +119,7 @@ func image(uki io.ReaderAt, initrd, rootHash []byte) (predict.Image, error) {
 	if err != nil {
 		return predict.Image{}, err
 	}
+	r.config = c
 	// What PID 1 measures stands in os-release, where it comes from here.
 	im.Role, im.SecurityVersion, im.RootPCR = string(c.Root.ImageRole()), c.SecurityVersion, c.Trust.MeasurePCR
 	for _, l := range c.Layers {
@@ -141,7 +154,7 @@ func tarPart(f *os.File) part {
 	}
 }
 
-func (r reader) parts(read part) (predict.Image, error) {
+func (r *reader) parts(read part) (predict.Image, error) {
 	text, err := read(manifest.File)
 	if err != nil {
 		return predict.Image{}, err
@@ -160,16 +173,16 @@ func (r reader) parts(read part) (predict.Image, error) {
 			return predict.Image{}, err
 		}
 		if name == manifest.UKI {
-			return image(bytes.NewReader(data), nil, m.RootHash)
+			return r.image(bytes.NewReader(data), nil, m.RootHash)
 		}
-		return image(nil, data, m.RootHash)
+		return r.image(nil, data, m.RootHash)
 	}
 	return predict.Image{}, fmt.Errorf("%w: the set has neither a unified kernel image nor an initramfs", ErrImage)
 }
 
 // disk reads the signature partition of a slot and its file on the EFI system
 // partition.
-func (r reader) disk(ctx context.Context, f *os.File, size int64) (predict.Image, error) {
+func (r *reader) disk(ctx context.Context, f *os.File, size int64) (predict.Image, error) {
 	table, err := gpt.Read(f, size, sectorSize)
 	if err != nil {
 		return predict.Image{}, err
@@ -191,18 +204,18 @@ func (r reader) disk(ctx context.Context, f *os.File, size int64) (predict.Image
 	// The name may hold a counter.
 	uki, err := r.copyOut(ctx, drive, strings.TrimSuffix(esp.UKI(slot), ".efi")+"*.efi")
 	if err == nil {
-		return image(bytes.NewReader(uki), nil, s.RootHash)
+		return r.image(bytes.NewReader(uki), nil, s.RootHash)
 	}
 	initrd, grubErr := r.copyOut(ctx, drive, esp.Initrd(slot))
 	if grubErr != nil {
 		return predict.Image{}, errors.Join(err, grubErr)
 	}
-	return image(nil, initrd, s.RootHash)
+	return r.image(nil, initrd, s.RootHash)
 }
 
 // copyOut reads a file, whose name may be a pattern, of a FAT file system inside
 // the disk image.
-func (r reader) copyOut(ctx context.Context, drive, file string) ([]byte, error) {
+func (r *reader) copyOut(ctx context.Context, drive, file string) ([]byte, error) {
 	dir, err := os.MkdirTemp("", "sealroot-predict-")
 	if err != nil {
 		return nil, err

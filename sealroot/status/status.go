@@ -11,6 +11,7 @@ import (
 
 	"sealroot/init/report"
 	"sealroot/sealroot/boots"
+	"sealroot/sealroot/terminal"
 	"sealroot/slots"
 	"sealroot/slots/bootlog"
 )
@@ -253,15 +254,7 @@ func (s *Status) committedCopies(todo func(string)) {
 
 // printable replaces what could play with a terminal: the boot log is on the
 // disk, where anyone may have written it.
-func printable(text string) string {
-	out := []rune(text)
-	for i, r := range out {
-		if r < ' ' || r >= 0x7f && r < 0xa0 || r == '\u2028' || r == '\u2029' || r >= '\u202a' && r <= '\u202e' || r >= '\u2066' && r <= '\u2069' {
-			out[i] = '?'
-		}
-	}
-	return string(out)
-}
+func printable(text string) string { return terminal.Printable(text) }
 
 // JSON is the machine's form, indented, with a final newline.
 func (s Status) JSON() ([]byte, error) {

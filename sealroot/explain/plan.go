@@ -1,0 +1,148 @@
+package explain
+
+import (
+	"slices"
+	"strings"
+
+	"sealroot/init/config"
+	"sealroot/init/report"
+	"sealroot/state/binds"
+	"sealroot/state/layout"
+)
+
+// flags that PID 1 gives (docs/operators.md).
+func boundFlags(where string) []string {
+	switch where {
+	case "/opt", "/usr/local", "/var":
+		return []string{"nodev"}
+	}
+	return []string{"nosuid", "nodev"}
+}
+
+func unencryptedFlags(where string) []string {
+	flags := []string{"nosuid", "nodev", "nosymfollow"}
+	if where != "/home" {
+		flags = append(flags, "noexec")
+	}
+	return flags
+}
+
+// Plan explains the boots of a slot that holds an image with that configuration, as far
+// as it decides; what the machine's state decides is said as such.
+func Plan(slot string, c config.Config) Explanation {
+	e := Explanation{Schema: Schema, Plan: true, Slot: slot, Image: c.Name + " " + c.Version}
+	e.planRoot(slot, c)
+	e.planState(c)
+	e.planEtc(c)
+	e.planWritable(c)
+	e.planByName(c)
+	e.planExtra(c)
+	return e
+}
+
+func (e *Explanation) add(m Mount) { e.Mounts = append(e.Mounts, m) }
+
+func (e *Explanation) planRoot(slot string, c config.Config) {
+	where, part := "/", "root-"+slot
+	if c.Root.Usr() {
+		where, part = "/usr", "usr-"+slot
+		e.add(Mount{Where: "/", What: "rootfs", Type: "tmpfs", Options: []string{"nosuid", "nodev"},
+			Why: whyMounted(report.Mount{Where: "/", Type: "tmpfs"}, report.Report{}, c)})
+	}
+	var certificates []string
+	for _, role := range c.RootRoles() {
+		certificates = append(certificates, c.Trust.Certificates(role)...)
+	}
+	by := "a certificate of the initramfs: " + strings.Join(certificates, ", ")
+	if c.Root.Hash != "" {
+		by = "root.hash of the configuration"
+	} else if c.Trust.Cmdline == config.CmdlineMeasured {
+		by += "; or the measured command line of the unified kernel image"
+	}
+	e.add(Mount{Where: where, What: part + " behind dm-verity", Type: c.Root.Filesystem, Options: []string{"ro", "nodev"},
+		Why:       "the image of the slot; its root hash is vouched for by " + by,
+		DependsOn: "whether slot " + slot + " is the one to run (sealroot status --disk), and passes the check of its signature"})
+	if len(c.Layers) > 0 {
+		var names []string
+		for _, l := range c.Layers {
+			names = append(names, l.Name)
+		}
+		e.add(Mount{Where: "/", What: "overlay", Type: "overlay", Why: whyLayers + ": " + strings.Join(names, ", "), DependsOn: "whether the machine has them"})
+	}
+}
+
+func (e *Explanation) planState(c config.Config) {
+	if c.State.Create == config.CreateNone {
+		e.planMemory("state.create is none: everything is in memory")
+		return
+	}
+	e.add(Mount{Where: layout.State, What: "partition " + `"state"`, Type: "ext4", Options: []string{"nosuid", "nodev", "noexec", "nosymfollow"},
+		Why: "the state partition of the boot disk; anybody may have written it, so nothing there runs or leads elsewhere"})
+	m := Mount{Where: volume, What: layout.State + "/" + layout.Image, Type: "ext4", Options: []string{"nosuid", "nodev", "noexec"},
+		Why:       "the encrypted volume; state.unlock: " + strings.Join(c.State.Unlock, ", "),
+		DependsOn: "whether one of these opens it"}
+	if c.State.Plain() {
+		m.What, m.Type, m.DependsOn = volume, "bind", ""
+		m.Why = "state.unlock is plain: this directory of the state partition, NOT ENCRYPTED"
+	}
+	if c.State.Create == config.CreateFirstBoot {
+		m.Why += "; the first boot of a machine makes it"
+	}
+	e.add(m)
+	e.note("when the state does not open, state.on_failure goes: %s", strings.Join(c.State.OnFailure, ", "))
+	if slices.Contains(c.State.OnFailure, config.FailureDegraded) {
+		e.note("in a degraded boot a file system in memory is mounted at %s, and all changes are lost with the next restart", volume)
+	}
+}
+
+func (e *Explanation) planMemory(why string) {
+	for _, where := range []string{layout.State, volume} {
+		e.add(Mount{Where: where, What: "tmpfs", Type: "tmpfs", Options: []string{"nosuid", "nodev", "noexec"}, Why: why})
+	}
+}
+
+func (e *Explanation) planEtc(c config.Config) {
+	m := Mount{Where: "/etc", What: "overlay", Type: "overlay", Options: []string{"nosuid", "nodev"}, Why: whyEtc(c.Etc, c.State.Create == config.CreateNone)}
+	if c.Etc == config.EtcReadOnly {
+		if !c.Root.Usr() {
+			e.note("/etc is the image's and read-only: etc is read-only")
+			return
+		}
+		m.What, m.Type, m.Options = "/usr/share/factory/etc", "bind", []string{"ro", "nosuid", "nodev"}
+	}
+	e.add(m)
+}
+
+func (e *Explanation) planWritable(c config.Config) {
+	for _, o := range c.Overlays {
+		e.add(Mount{Where: o.Path, What: "overlay", Type: "overlay", Options: boundFlags(o.Path), Why: whyOverlay(o.Path, c, false)})
+	}
+}
+
+func (e *Explanation) planByName(c config.Config) {
+	for _, where := range []string{"/home", "/var"} {
+		from := layout.Volume + where
+		e.add(Mount{Where: where, What: layout.State + "/" + from, Type: "bind", Options: boundFlags(where), Why: whyBind(from, where, c)})
+	}
+	e.note("each other directory directly in %s is bound where its name says (opt at /opt, my-dir at /my/dir), if that place is there: it depends on what the volume holds", volume)
+	for _, where := range c.Binds.Unencrypted {
+		name := binds.Escape(where)
+		e.add(Mount{Where: where, What: layout.State + "/" + name, Type: "bind", Options: unencryptedFlags(where),
+			Why: whyBind(name, where, c), DependsOn: "whether the state partition has such a directory"})
+	}
+}
+
+func (e *Explanation) planExtra(c config.Config) {
+	for _, b := range c.Binds.Extra {
+		options := b.Options
+		if !strings.HasPrefix(b.From, layout.Volume+"/") {
+			options = unencryptedFlags(b.To)
+			for _, o := range b.Options {
+				if !slices.Contains(options, o) {
+					options = append(options, o)
+				}
+			}
+		}
+		e.add(Mount{Where: b.To, What: layout.State + "/" + b.From, Type: "bind", Options: options, Why: whyBind(b.From, b.To, c)})
+	}
+}

@@ -1,0 +1,160 @@
+package explain
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	"sealroot/init/config"
+	"sealroot/init/report"
+	"sealroot/slots"
+	"sealroot/state/layout"
+)
+
+const whyLayers = "layers of the configuration lie over the image"
+
+const volume = layout.State + "/" + layout.Volume
+
+// Running explains the boot that the report is of, by the configuration that it had.
+func Running(r report.Report, c config.Config) Explanation {
+	e := Explanation{Schema: Schema, Slot: r.Slot.Name, Image: r.Root.ImageID + " " + r.Root.ImageVersion}
+	for _, m := range r.Mounts {
+		e.Mounts = append(e.Mounts, Mount{Where: m.Where, What: m.What, Type: m.Type, Options: m.Options, Why: whyMounted(m, r, c)})
+	}
+	there := func(where string) bool {
+		return slices.ContainsFunc(r.Mounts, func(m report.Mount) bool { return m.Where == where })
+	}
+	for _, o := range c.Overlays {
+		if !there(o.Path) {
+			e.note("%s is not writable, though overlays of the configuration names it", o.Path)
+		}
+	}
+	for _, b := range c.Binds.Extra {
+		if !there(b.To) {
+			e.note("%s is not bound, though binds.extra of the configuration names it", b.To)
+		}
+	}
+	for _, w := range r.Warnings {
+		e.note("PID 1 warned: %s", w)
+	}
+	return e
+}
+
+func whyMounted(m report.Mount, r report.Report, c config.Config) string {
+	switch {
+	case m.Where == "/" && m.Type == "tmpfs":
+		return "root.source is " + c.Root.Source + ": the root around /usr is made in memory at each boot"
+	case m.Where == "/" && m.Type == "overlay":
+		return whyLayers
+	case m.Where == "/" || m.Where == "/usr" && m.Type != "bind":
+		return whyImage(r)
+	case m.Where == layout.State && m.Type == "tmpfs":
+		return "there is no state partition that could be used: " + whyMemory(r)
+	case m.Where == layout.State:
+		return "the state partition of the boot disk " + r.Disk.Device + "; anybody may have written it, so nothing there runs or leads elsewhere"
+	case m.Where == volume:
+		return whyVolume(r)
+	case m.Where == "/etc":
+		return whyEtc(c.Etc, inMemory(r))
+	case m.Type == "overlay":
+		return whyOverlay(m.Where, c, inMemory(r))
+	case m.Type == "bind":
+		return whyBind(strings.TrimPrefix(m.What, layout.State+"/"), m.Where, c)
+	}
+	return "PID 1 has mounted it"
+}
+
+func whyImage(r report.Report) string {
+	why := map[slots.Why]string{
+		slots.BecauseCommitted:  "the committed slot",
+		slots.BecauseTrial:      "on trial",
+		slots.BecauseFallback:   "another slot should have run",
+		slots.BecauseLastResort: "the last resort: no slot counts as good",
+	}[slots.Why(r.Slot.Reason)]
+	if why == "" {
+		why = "chosen as " + r.Slot.Reason
+	}
+	by := r.Root.HashSource
+	if r.Root.Certificate != "" {
+		by = "the signature of " + r.Root.Certificate
+	}
+	return fmt.Sprintf("the image of slot %s (%s); root hash %.16s…, vouched for by %s, and every block checked by dm-verity", r.Slot.Name, why, r.Root.RootHash, by)
+}
+
+func whyVolume(r report.Report) string {
+	how := ""
+	switch r.State.Unlocked {
+	case report.UnlockedCreated:
+		how = "made in this boot"
+	case report.UnlockedTPM2:
+		how = "opened by the TPM"
+	case report.UnlockedRecoveryKey, report.UnlockedPassphrase, report.UnlockedKeyFile:
+		how = "opened with the " + r.State.Unlocked
+	case report.UnlockedPlain:
+		return "state.unlock is plain: this directory of the state partition, NOT ENCRYPTED"
+	default:
+		return whyMemory(r) + ": everything is in memory"
+	}
+	why := "the encrypted volume of " + layout.State + "/" + layout.Image + ", " + how
+	if r.Degraded {
+		why += ", and not to be written in this boot"
+	}
+	return why
+}
+
+// inMemory: the boot writes nothing to a volume.
+func inMemory(r report.Report) bool { return r.Degraded || r.State.Unlocked == report.UnlockedNone }
+
+func whyMemory(r report.Report) string {
+	if r.State.Unlocked == report.UnlockedNone {
+		return "state.create is none"
+	}
+	return "the boot is degraded, the state did not open"
+}
+
+func whyEtc(mode config.EtcMode, inMemory bool) string {
+	switch {
+	case mode == config.EtcReadOnly:
+		return "etc is read-only: the image's, from its factory"
+	case mode == config.EtcVolatile:
+		return "etc is volatile: the image's, changes are in memory"
+	case inMemory:
+		return "etc is overlay: the image's, and changes are in memory, as the state is"
+	}
+	return "etc is overlay: the image's, changes go to " + volume + "/etc"
+}
+
+func whyOverlay(where string, c config.Config, inMemory bool) string {
+	for _, o := range c.Overlays {
+		if o.Path != where {
+			continue
+		}
+		if o.Upper == config.UpperMemory || inMemory {
+			return "overlays names it: the image's content, changes are in memory"
+		}
+		return "overlays names it: the image's content, changes go to the encrypted volume"
+	}
+	return "PID 1 has mounted it"
+}
+
+// whyBind is for a directory below /state.
+func whyBind(from, to string, c config.Config) string {
+	for _, b := range c.Binds.Extra {
+		if b.From != from || b.To != to {
+			continue
+		}
+		if b.Seed == config.SeedOnce {
+			return "binds.extra names it; filled from the image when it was made"
+		}
+		return "binds.extra names it"
+	}
+	inside := path.Dir(from) == layout.Volume
+	switch {
+	case inside && (to == "/home" || to == "/var"):
+		return "every state has this directory: filled from the image when it was made"
+	case inside:
+		return "a directory of this name lies in the encrypted volume"
+	}
+	return "binds.unencrypted allows it: a directory of this name lies on the state partition, where anybody may have written it"
+}
