@@ -20,9 +20,9 @@ type Resolve uint64
 const (
 	// Strict refuses symbolic links, mount points and "..": for data that an
 	// attacker may have written.
-	Strict Resolve = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV
+	Strict Resolve = confined | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV
 	// Beneath is Strict with mount points allowed.
-	Beneath Resolve = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS
+	Beneath Resolve = confined | unix.RESOLVE_NO_MAGICLINKS
 	// InRoot follows links as if the root were "/": for a verified image, in
 	// which /sbin may be a link to /usr/sbin.
 	InRoot Resolve = unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS

@@ -107,9 +107,16 @@ func stays(path string) bool {
 
 // RemoveAside removes what SetAside has moved, also in a boot before this one.
 func RemoveAside(root *os.File) error {
+	private, err := openBelow(int(root.Fd()), layout.Private)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	defer unix.Close(private)
 	folders, err := asideFolders(root)
 	for _, name := range folders {
-		err = errors.Join(err, os.RemoveAll(path.Join(root.Name(), layout.Private, name)))
+		err = errors.Join(err, removeFlat(private, name))
 	}
 	return err
 }

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"sealroot/state/layout"
 )
 
@@ -213,5 +215,49 @@ func TestSetAsideThatFails(t *testing.T) {
 				t.Errorf("%v is left", folders)
 			}
 		})
+	}
+}
+
+// Any user makes directories deeper than this process may have files open.
+func TestRemoveAsideIsNotStoppedByDepth(t *testing.T) {
+	root := usedVolume(t)
+	aside := filepath.Join(root.Name(), layout.Removed+"deep")
+	if err := os.MkdirAll(filepath.Join(aside, "1/d/1/x"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	dir, err := unix.Open(filepath.Join(aside, "1"), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	for range 5000 {
+		if err == nil {
+			err = unix.Mkdirat(dir, "deep", 0o755)
+		}
+		if err == nil {
+			err = unix.Symlinkat("/", dir, "link")
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		var next int
+		next, err = unix.Openat(dir, "deep", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		unix.Close(dir)
+		dir = next
+	}
+	unix.Close(dir)
+	var before unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	few := unix.Rlimit{Cur: 200, Max: before.Max}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &few); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Setrlimit(unix.RLIMIT_NOFILE, &before)
+	if err := os.RemoveAll(filepath.Join(aside, "1/deep")); !errors.Is(err, unix.EMFILE) {
+		t.Errorf("control: os.RemoveAll ends with %v, want no more files", err)
+	}
+	if err := RemoveAside(root); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(aside); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it is still there: %v", err)
 	}
 }

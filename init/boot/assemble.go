@@ -173,6 +173,7 @@ func (b *boot) bindAll(side *os.File, sideRoot string, allow []string) error {
 	if more {
 		b.warn("state: %s has more than %d entries: not all of them were looked at", sideRoot[len(newRoot):], limit)
 	}
+	names = slices.DeleteFunc(names, func(name string) bool { return b.hasPlace(sideRoot, name) })
 	list, problems := binds.Names(names)
 	if allow != nil {
 		list, _ = binds.Allowed(list, allow)
@@ -198,6 +199,17 @@ func (b *boot) bindAll(side *os.File, sideRoot string, allow []string) error {
 		}
 	}
 	return nil
+}
+
+// hasPlace says that binds.extra gives a directory another place than its name does.
+func (b *boot) hasPlace(sideRoot, name string) bool {
+	if slices.Contains(alwaysBound[:], name) {
+		return false
+	}
+	if sideRoot == encryptedDir {
+		name = state.MountDir + "/" + name
+	}
+	return slices.ContainsFunc(b.cfg.Binds.Extra, func(e config.ExtraBind) bool { return e.From == name })
 }
 
 // bindAttr gives each place flags of its own, although the volume is mounted

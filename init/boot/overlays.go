@@ -65,7 +65,9 @@ func (b *boot) overlay(volume *os.File, c config.Overlay) error {
 	if o.Upper.Root == w.memory {
 		err = mkdirs(w.memory+"/upper", w.memory+"/work")
 	} else if err = unix.Mkdirat(int(volume.Fd()), layout.Private, 0o700); err == nil || errors.Is(err, unix.EEXIST) {
-		err = errors.Join(mkdirIn(w.upper.Root, w.upper.Path, 0o755), mkdirIn(w.work.Root, w.work.Path, 0o700))
+		if err = mkdirIn(w.upper.Root, w.upper.Path, 0o755); err == nil {
+			err = mkdirIn(w.work.Root, w.work.Path, 0o700)
+		}
 	}
 	if err == nil {
 		err = chmodIn(o.Upper, mode)

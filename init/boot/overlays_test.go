@@ -3,6 +3,7 @@ package boot
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"sealroot/init/config"
@@ -70,5 +71,31 @@ func TestMkdirInFollowsNoLink(t *testing.T) {
 		if mode, err := modeIn(mount.Place{Root: root, Path: path}); err != nil || mode != want {
 			t.Errorf("%s has mode %o, %v, want %o", path, mode, err, want)
 		}
+	}
+}
+
+// A directory that the configuration binds somewhere is not bound by its name too; the
+// two that every state has are.
+func TestExplicitBindsComeFirst(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"db", "home", "other"} {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	side, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer side.Close()
+	b, _ := testBoot(&person{}, config.State{})
+	b.cfg.Binds.Extra = []config.ExtraBind{{From: "encrypted/db", To: "/var/lib/db"}, {From: "encrypted/home", To: "/srv/home"}, {From: "encrypted/other/x", To: "/x"}}
+	m := &binder{}
+	b.sys.Mounter = m
+	if err := b.bindAll(side, encryptedDir, nil); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"/home", "/other"}; !slices.Equal(m.to, want) {
+		t.Errorf("bound are %q, want %q", m.to, want)
 	}
 }

@@ -1,0 +1,5 @@
+//go:build followslinks
+
+package mount
+
+const confined = 0
