@@ -115,7 +115,8 @@ func once(t *testing.T, path string, build func(path string)) {
 func probe(t *testing.T) string { return goBuild(t, "./probe") }
 
 // taggedInit builds an init without one of its defences: "uncapped" leaves the TPM
-// open, "unpinned" does not ask whose volume it unlocks, "loud" leaves SysRq on.
+// open, "unpinned" does not ask whose volume it unlocks, "loud" leaves SysRq on,
+// "followslinks" follows the links of a state.
 func taggedInit(t *testing.T, tag string) string { return goBuild(t, "-tags="+tag, "../init") }
 
 // goBuild builds a static program and returns its path.
