@@ -1,7 +1,6 @@
 package ext4
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -21,9 +20,10 @@ type Disk interface {
 // The kernel and e2fsck -p refuse such a file system, although all else in it is as
 // the journal makes it.
 //
-// Only a file system from our template is mended, of at most size bytes, whose
-// geometry and features are the template's: a superblock that is damaged otherwise
-// stays as it is, for e2fsck. The error is the disk's.
+// Only a superblock is mended whose geometry and features are those of a file system
+// as we and mke2fs make it, of at most size bytes, and in which nothing contradicts
+// the rest: one that is damaged otherwise stays as it is, for e2fsck. The error is
+// the disk's.
 func Mend(d Disk, size int64) (mended bool, err error) {
 	sb := make([]byte, superblockBytes)
 	if n, err := d.ReadAt(sb, superblockOffset); n < len(sb) {
@@ -35,16 +35,12 @@ func Mend(d Disk, size int64) (mended bool, err error) {
 	if _, err := parseSuperblock(sb); !errors.Is(err, ErrSuperblock) {
 		return false, nil // fine, or not ours at all
 	}
-	ours, err := templateHead(superblockOffset + superblockBytes)
-	if err != nil {
-		return false, err
-	}
-	if !sameMake(sb, ours[superblockOffset:]) {
+	if !plausible(sb) {
 		return false, nil
 	}
 	binary.LittleEndian.PutUint32(sb[sbChecksum:], superblockSum(sb))
 	s, err := parseSuperblock(sb)
-	if err != nil || s.Bytes() > uint64(max(size, 0)) || s.Bytes() < TemplateBytes {
+	if err != nil || s.Bytes() > uint64(max(size, 0)) {
 		return false, nil
 	}
 	if _, err = d.WriteAt(sb, superblockOffset); err == nil {
@@ -56,37 +52,32 @@ func Mend(d Disk, size int64) (mended bool, err error) {
 	return true, nil
 }
 
-// made are the fields that neither a mount nor growing changes, first byte and
-// length (fs/ext4/ext4.h).
-var made = [...][2]int{
-	{0x14, 0x18}, // first data block, block and cluster size, blocks, clusters and inodes for each group
-	{0x38, 2},    // magic
-	{0x4c, 0x10}, // revision, reserved owners, first inode, inode size
-	{0xe0, 4},    // inode of the journal
-	{0xfc, 4},    // hash version, backup of the journal's inode, descriptor size
-	{0x174, 2},   // groups for each flex group, checksum type
-	{0x270, 4},   // checksum seed
-}
-
-// Features that the kernel sets or takes away by itself.
+// Features that such a file system may have (fs/ext4/ext4.h).
 const (
-	compatResizeInode   = 0x10
-	incompatMetaGroups  = 0x10
-	roCompatLargeFile   = 0x2
-	roCompatOrphanFiles = 0x10000
+	compatKnown   = 0x4 | 0x8 | 0x10 | 0x20 | 0x1000                                                // journal, attributes, resize inode, hashed directories, orphan file
+	incompatKnown = 0x2 | incompatRecover | 0x10 | incompatExtents | incompat64Bit | 0x200 | 0x2000 // types in directories, meta groups, flex groups, seed of checksums
+	roCompatKnown = 0x1 | 0x2 | 0x8 | 0x20 | 0x40 | roCompatChecksum | 0x10000                      // sparse superblocks, large and huge files, many links, large inodes, orphans
 )
 
-// sameMake tells whether a superblock is of a file system as the template has it.
-func sameMake(sb, ours []byte) bool {
-	for _, f := range made {
-		if !bytes.Equal(sb[f[0]:][:f[1]], ours[f[0]:][:f[1]]) {
+// plausible tells whether a superblock is of a file system with blocks of 4 KiB and
+// inodes of 256 bytes as mke2fs makes it, with as many inodes as its groups have.
+func plausible(sb []byte) bool {
+	le := binary.LittleEndian
+	const blocksInGroup = 8 * 4096
+	for at, want := range map[int]uint32{
+		0x14: 0, sbLogBlockSize: 2, 0x1c: 2, 0x20: blocksInGroup, 0x24: blocksInGroup, // first data block, sizes and numbers of blocks and clusters
+		0x4c: 1, 0x54: 11, 0x58: 256, 0xe0: 8, // revision, first inode, inode size in the primary copy, inode of the journal
+	} {
+		if le.Uint32(sb[at:]) != want {
 			return false
 		}
 	}
-	differ := func(at int, but uint32) bool {
-		return (binary.LittleEndian.Uint32(sb[at:])^binary.LittleEndian.Uint32(ours[at:]))&^but != 0
-	}
-	return !differ(sbCompat, compatResizeInode) &&
-		!differ(sbIncompat, incompatRecover|incompatMetaGroups) &&
-		!differ(sbROCompat, roCompatLargeFile|roCompatOrphanFiles)
+	blocks := uint64(le.Uint32(sb[sbBlocksLow:])) | uint64(le.Uint32(sb[sbBlocksHigh:]))<<32
+	groups := (blocks + blocksInGroup - 1) / blocksInGroup
+	inodes, free, inGroup := le.Uint32(sb), le.Uint32(sb[0x10:]), le.Uint32(sb[0x28:])
+	return uint64(inodes) == groups*uint64(inGroup) && free <= inodes && inGroup%16 == 0 && inGroup <= blocksInGroup &&
+		sb[sbChecksumType] == 1 &&
+		le.Uint32(sb[sbCompat:])&^compatKnown == 0 &&
+		le.Uint32(sb[sbIncompat:])&^incompatKnown == 0 &&
+		le.Uint32(sb[sbROCompat:])&^roCompatKnown == 0
 }

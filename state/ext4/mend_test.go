@@ -76,7 +76,8 @@ func TestMendLeavesDamage(t *testing.T) {
 		{"unknown_feature", TemplateBytes, sbIncompat + 2},
 		{"read_only_feature", TemplateBytes, sbROCompat + 3},
 		{"number_of_blocks", TemplateBytes, sbBlocksHigh},
-		{"checksum_seed", TemplateBytes, 0x270},
+		{"number_of_inodes", TemplateBytes, 0x01},
+		{"inodes_for_each_group", TemplateBytes, 0x29},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			f, _ := torn(t)
@@ -95,12 +96,22 @@ func TestMendLeavesDamage(t *testing.T) {
 			}
 		})
 	}
-	foreign := newImage(t, TemplateBytes)
-	run(t, "mke2fs", "-q", "-t", "ext4", "-F", foreign.Name())
-	if _, err := foreign.WriteAt([]byte{1, 2, 3}, superblockOffset+0x2c); err != nil {
-		t.Fatal(err)
-	}
-	if mended, err := Mend(foreign, TemplateBytes); mended || err != nil {
-		t.Errorf("Mend of another file system = %v, %v", mended, err)
+}
+
+// As mke2fs makes it, which the builder has it do for the state partition; not with
+// blocks of another size.
+func TestMendOfMke2fs(t *testing.T) {
+	for blockSize, want := range map[string]bool{"4096": true, "1024": false} {
+		f := newImage(t, 1<<30)
+		run(t, "mke2fs", "-q", "-t", "ext4", "-F", "-b", blockSize, f.Name())
+		if _, err := f.WriteAt([]byte{1, 2, 3, 4}, superblockOffset+sbChecksum); err != nil {
+			t.Fatal(err)
+		}
+		if mended, err := Mend(f, 1<<30); mended != want || err != nil {
+			t.Errorf("blocks of %s bytes: Mend = %v, %v, want %v", blockSize, mended, err, want)
+		}
+		if want {
+			run(t, "e2fsck", "-fn", f.Name())
+		}
 	}
 }
