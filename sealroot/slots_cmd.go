@@ -153,11 +153,11 @@ func commit(c *command) action {
 
 // commit keeps the slot that runs, and then raises the rollback floor.
 func (c *command) commit(ctx context.Context, t target, burn bool) error {
-	if t.report.Slot.Name != "" { // not with --disk
-		c.etcCommitted()
-	}
 	if err := c.keep(t); err != nil {
 		return err
+	}
+	if t.report.Slot.Name != "" { // not with --disk
+		c.etcCommitted() // a power cut before it is made good by the next boot's record
 	}
 	if t.report.Schema != 0 { // else it is another machine's disk
 		c.dropUnused(ctx, t)

@@ -78,8 +78,8 @@ func Run(ctx context.Context, sys *System) error {
 		{"root", b.openRoot},
 		{"measure", b.measureRoot},
 		{"state", func(ctx context.Context) error { return onWipedStack(func() error { return b.openState(ctx) }) }},
+		{"cap", b.capOrStop}, // before anything runs that is not PID 1's own
 		{"layers", b.assemble},
-		{"cap", b.capOrStop},
 		{"report", b.publish},
 		{"handover", b.handOver},
 	})

@@ -3,18 +3,18 @@ package boot
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"sealroot/init/config"
+	"sealroot/init/report"
 	"sealroot/mount"
 	"sealroot/state/layout"
 	"sealroot/state/seed"
@@ -31,23 +31,18 @@ var (
 	errUnmerged = errors.New("it did not finish")
 )
 
-// imageIdentity names the image that /etc is merged for: by the root hash, and by
-// those of the layers that are put over the root.
-func imageIdentity(rootHash string, layers ...string) string {
-	if len(layers) == 0 {
-		return rootHash
-	}
-	sum := sha256.Sum256([]byte(strings.Join(append([]string{rootHash}, layers...), "\n")))
-	return hex.EncodeToString(sum[:])
-}
-
 // mergeEtc has the upper layer of /etc made that of the image that runs, where it is
 // another one's. The root's own command does it, so that PID 1 has no parser of what
 // users write into /etc. If that fails the layer stays as it was, as it always did
 // before there was a merge, and the next boot tries again.
 func (b *boot) mergeEtc(ctx context.Context, volume *os.File, image mount.Place) {
-	id := imageIdentity(b.report.Root.RootHash)
+	id := b.report.Root.RootHash // which says the layers too: the root's os-release names them
 	if b.report.Degraded || b.cfg.State.Create == config.CreateNone || etcOwner(volume, id) {
+		return
+	}
+	// What a missing layer has in /etc would pass for gone, and be back with the layer.
+	if slices.ContainsFunc(b.report.Layers, func(l report.Layer) bool { return l.LeftOut != "" }) {
+		b.warn("/etc is merged when no layer is left out")
 		return
 	}
 	err := b.runMerge(ctx, id, image)

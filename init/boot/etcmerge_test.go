@@ -13,26 +13,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sealroot/init/config"
+	"sealroot/init/report"
 	"sealroot/mount"
 	"sealroot/mount/child"
 	"sealroot/mount/mounttest"
 	"sealroot/state/layout"
 )
-
-func TestImageIdentity(t *testing.T) {
-	hash := strings.Repeat("ab", 32)
-	if got := imageIdentity(hash); got != hash {
-		t.Errorf("without layers: %s, want the root hash", got)
-	}
-	seen := map[string]bool{hash: true}
-	for _, layers := range [][]string{{"1"}, {"1", "2"}, {"2", "1"}, {"12"}} {
-		got := imageIdentity(hash, layers...)
-		if len(got) != 64 || seen[got] {
-			t.Errorf("layers %q: %s, want another one of 64 digits", layers, got)
-		}
-		seen[got] = true
-	}
-}
 
 // The root's command runs when the upper layer of /etc is not the running image's, and
 // whatever comes of it the boot goes on.
@@ -42,6 +28,7 @@ func TestMergeEtc(t *testing.T) {
 		name     string
 		owner    string // of the layer before
 		trial    bool
+		leftOut  string // of a layer
 		degraded bool
 		create   string
 		result   child.Result
@@ -56,6 +43,7 @@ func TestMergeEtc(t *testing.T) {
 		{name: "this_image", owner: hash + " 3"},
 		{name: "name_begins_alike", owner: hash + "ab 3", takes: true, runs: true},
 		{name: "degraded", degraded: true},
+		{name: "layer_left_out", leftOut: "damaged", warns: "when no layer is left out"},
 		{name: "no_state", create: config.CreateNone},
 		{name: "conflicts", result: child.Result{Output: []byte("merged\nwarning: both changed c\n")}, takes: true, runs: true, warns: "both changed c"},
 		{name: "no_command", err: fs.ErrNotExist, runs: true, warns: errNoMerge.Error()},
@@ -68,6 +56,7 @@ func TestMergeEtc(t *testing.T) {
 			b, _ := testBoot(&person{}, config.State{Create: tt.create})
 			recorder := &mounttest.Recorder{}
 			b.sys.Mounter = recorder
+			b.report.Layers = []report.Layer{{Name: "whole"}, {Name: "other", LeftOut: tt.leftOut}}
 			b.report.Root.RootHash, b.report.Slot.Trial, b.report.Degraded = hash, tt.trial, tt.degraded
 			upper := filepath.Join(t.TempDir(), layout.Etc)
 			own := func(owner string) {

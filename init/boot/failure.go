@@ -48,6 +48,11 @@ func isEnvironment(err error) bool {
 		errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)
 }
 
+// isDamage tells errors of a damaged file system, as the kernel words them.
+func isDamage(err error) bool {
+	return errors.Is(err, syscall.EUCLEAN) || errors.Is(err, syscall.EBADMSG)
+}
+
 // rawReadError marks a failed read of a raw partition.
 type rawReadError struct{ err error }
 

@@ -52,7 +52,7 @@ func (b *boot) stackLayers() error {
 			b.dropLayer(i, l)
 			switch {
 			case l.OnFailure != config.LayerStop:
-			case b.volume.outer == nil || l.From == config.LayerFromVolume: // no slot is to blame
+			case b.volume.outer == nil || l.From == config.LayerFromVolume || b.report.Degraded || isDamage(err): // no slot is to blame
 				return stateError(slots.StateDamaged, "%w", err)
 			default:
 				return imageError(slots.Mount, "%w", err)

@@ -234,6 +234,12 @@ func TestLayerFailures(t *testing.T) {
 		{"disk_cannot_be_read", func(t *testing.T, b *boot, m *mounttest.Recorder, d *layerDevices) {
 			m.FailAt, m.FailWith = 2, syscall.EIO
 		}, syscall.EIO, slots.EnvironmentFailure},
+		{"damaged_file_system", func(t *testing.T, b *boot, m *mounttest.Recorder, d *layerDevices) {
+			m.FailAt, m.FailWith = 2, syscall.EUCLEAN
+		}, syscall.EUCLEAN, slots.StateFailure},
+		{"not_in_a_degraded_boot", func(t *testing.T, b *boot, _ *mounttest.Recorder, _ *layerDevices) {
+			b.report.Degraded, b.rootRelease.ID = true, "fedora"
+		}, errLayer, slots.StateFailure},
 		{"no_directory_in_the_volume", func(t *testing.T, b *boot, _ *mounttest.Recorder, _ *layerDevices) {
 			b.cfg.Layers[1] = config.Layer{Name: "mid", From: config.LayerFromVolume, Verity: config.LayerUnverified, OnFailure: config.LayerSkip}
 			if b.cfg.Layers[0].OnFailure == config.LayerStop {

@@ -350,10 +350,13 @@ func readPart(p blockdev.Partition, at, size int64) ([]byte, error) {
 
 // readIn reads a file inside a root, following no link out of it.
 func readIn(root *os.File, path string, limit int64) ([]byte, error) {
-	f, err := mount.OpenBeneath(root, path, unix.O_RDONLY, mount.InRoot)
+	f, err := mount.OpenBeneath(root, path, unix.O_RDONLY|unix.O_NONBLOCK, mount.InRoot)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil, errors.Join(fmt.Errorf("%s is not a plain file", f.Name()), err)
+	}
 	return io.ReadAll(io.LimitReader(f, limit+1))
 }

@@ -79,7 +79,7 @@ func watchedBoot(t *testing.T, handover bool) (*boot, *fakeDog) {
 }
 
 func TestHungBootIsReset(t *testing.T) {
-	stages := []string{"disk", "tpm", "root", "measure", "state", "layers", "cap", "report", "handover"}
+	stages := []string{"disk", "tpm", "root", "measure", "state", "cap", "layers", "report", "handover"}
 	for _, hangs := range append(stages, "") {
 		t.Run("in_"+orNone(hangs), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

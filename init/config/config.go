@@ -371,7 +371,7 @@ type Layer struct {
 	Hash       string `json:"hash,omitempty"`
 	Image      string `json:"image,omitempty"`
 	Filesystem string `json:"filesystem,omitempty"` // squashfs | erofs; default that of the root
-	OnFailure  string `json:"on_failure,omitempty"` // LayerStop (default) | LayerSkip
+	OnFailure  string `json:"on_failure,omitempty"` // LayerStop (default) | LayerSkip (with LayerFromVolume always)
 }
 
 // The values of Layer.

@@ -142,6 +142,13 @@ func TestValidate(t *testing.T) {
 		{"layer_of_the_volume_with_hash", func(c *Config) {
 			c.Layers = []Layer{{Name: "x", From: LayerFromVolume, Verity: LayerUnverified, Hash: hash}}
 		}, []string{"layers[0].hash"}},
+		{"layer_of_the_volume_that_stops", func(c *Config) {
+			c.Layers = []Layer{{Name: "x", From: LayerFromVolume, Verity: LayerUnverified, OnFailure: LayerStop}}
+		}, []string{"layers[0].on_failure"}},
+		{"layer_of_a_plain_state", func(c *Config) {
+			c.State = State{Create: CreateFirstBoot, Unlock: []string{UnlockPlain}, Recovery: RecoveryNone}
+			c.Layers = []Layer{{Name: "x", From: LayerFromVolume, Verity: LayerUnverified}}
+		}, []string{"layers[0].from"}},
 		{"layer_words", func(c *Config) { c.Layers = []Layer{{Name: "x", Hash: hash, Filesystem: "ext4", OnFailure: "halt"}} },
 			[]string{"layers[0].filesystem", "layers[0].on_failure"}},
 		{"layer_from_a_partition", func(c *Config) { c.Layers = []Layer{{Name: "x", Hash: hash, From: "partition"}} }, []string{"layers[0].from"}},

@@ -50,6 +50,9 @@ func (c Config) WithDefaults() Config {
 		set(&l.From, LayerFromState)
 		set(&l.Verity, LayerVerified)
 		set(&l.Filesystem, c.Root.Filesystem)
+		if l.From == LayerFromVolume {
+			set(&l.OnFailure, LayerSkip)
+		}
 		set(&l.OnFailure, LayerStop)
 	}
 	set(&c.State.Fsck, "no")

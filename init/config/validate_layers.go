@@ -34,7 +34,7 @@ func (v *validator) layers(c *Config) {
 		v.oneOf(at+"from", l.From, []string{LayerFromState, LayerFromVolume}, []string{"partition"})
 		v.oneOf(at+"verity", l.Verity, []string{LayerVerified, LayerUnverified}, nil)
 		v.oneOf(at+"on_failure", l.OnFailure, []string{LayerStop, LayerSkip}, nil)
-		v.layerTrust(at, l)
+		v.layerTrust(c, at, l)
 	}
 }
 
@@ -72,13 +72,17 @@ func (v *validator) layerWords(at string, l Layer) {
 }
 
 // layerTrust: nothing that anybody can write becomes part of the root.
-func (v *validator) layerTrust(at string, l Layer) {
+func (v *validator) layerTrust(c *Config, at string, l Layer) {
 	inVolume := l.From == LayerFromVolume
 	switch {
 	case l.Verity == LayerUnverified && l.From == LayerFromState:
 		v.add(at+"verity", "use required, or from: encrypted", "anybody who has the disk could change a layer from the unencrypted side")
 	case l.Verity == LayerVerified && inVolume:
 		v.add(at+"verity", "use none, or from: state", "a layer in the encrypted volume is a directory, which has no hash tree")
+	case inVolume && l.OnFailure == LayerStop:
+		v.add(at+"on_failure", "use skip", "a new volume has no layers, and a machine whose volume does not open could not be helped")
+	case inVolume && c.State.Plain():
+		v.add(at+"from", "use state, or an encrypted volume", "with state.unlock plain anybody who has the disk could change it")
 	case inVolume && (l.Hash != "" || l.Image != ""):
 		v.add(at+"hash", "leave it out", "a directory has no root hash")
 	case !inVolume && l.Hash != "" && l.Image != "":
