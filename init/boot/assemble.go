@@ -131,10 +131,8 @@ func (b *boot) etc(ctx context.Context, volume *os.File) error {
 		if _, _, err := seed.Into(volume, "etc", nil); err != nil {
 			return stateError(slots.StateDamaged, "cannot make the upper layer of /etc: %w", err)
 		}
-		for _, dir := range []string{layout.Private, o.Work.Path} {
-			if err := unix.Mkdirat(int(volume.Fd()), dir, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
-				return stateError(slots.StateDamaged, "cannot make %s on the encrypted volume: %w", dir, err)
-			}
+		if err := mkdirIn(o.Work.Root, o.Work.Path, 0o700); err != nil {
+			return stateError(slots.StateDamaged, "cannot make %s on the encrypted volume: %w", o.Work.Path, err)
 		}
 		b.mergeEtc(ctx, volume, image)
 	}
