@@ -53,7 +53,8 @@ func (c *command) dropLayers(t target) {
 }
 
 // neededLayers are those of the configuration that runs, and those that the signed
-// manifest of each slot that could be booted names.
+// manifest of each other slot names. An unbootable one may have none; with one it can
+// be tried again, and be the last resort, until an install replaces it.
 func (c *command) neededLayers(t target, m layerKeeper) ([]string, error) {
 	cfg, err := c.env.configuration()
 	if err != nil {
@@ -65,10 +66,13 @@ func (c *command) neededLayers(t target, m layerKeeper) ([]string, error) {
 		return nil, fmt.Errorf("cannot read the slots: %w", err)
 	}
 	for _, s := range list {
-		if s.Name == t.boot.Running || s.State() == slots.Unbootable {
+		if s.Name == t.boot.Running {
 			continue
 		}
 		mf, err := m.Manifest(s.Name, report.RootCertificates)
+		if err != nil && s.State() == slots.Unbootable {
+			continue
+		}
 		if err != nil {
 			return nil, fmt.Errorf("nobody says which slot %s needs: %w", s.Name, err)
 		}

@@ -38,7 +38,8 @@ func (l *layered) Manifest(slot, _ string) (manifest.Manifest, error) {
 }
 
 // After a commit the layers go that neither the running configuration nor the manifest
-// of a slot that could be booted names; where one of them is not known, none does.
+// of another slot names; where that of a slot that could be booted is not known, none
+// does.
 func TestCommitRemovesLayers(t *testing.T) {
 	hash := func(c string) string { return strings.Repeat(c, 64) }
 	file := func(name, c string) string { return layout.LayerImage(name, hash(c)) }
@@ -49,6 +50,7 @@ func TestCommitRemovesLayers(t *testing.T) {
 		}
 		return manifest.Manifest{Layers: []manifest.Layer{{Name: name, RootHash: h}}}
 	}
+	failed := []slots.Slot{{Name: "a"}, {Name: "b", Priority: 2, Successful: true}}
 	runs, stands, old, cut := file("apps", "b"), file("apps", "a"), file("apps", "0"), file("apps", "b")+".new"
 	for _, tt := range []struct {
 		name  string
@@ -58,7 +60,8 @@ func TestCommitRemovesLayers(t *testing.T) {
 	}{
 		{"two_slots", world{list: goodPair()}, map[string]manifest.Manifest{"a": of("apps", "a")}, []string{runs, stands}},
 		{"a_shares_the_layer", world{list: goodPair()}, map[string]manifest.Manifest{"a": of("apps", "b")}, []string{runs}},
-		{"a_is_unbootable", world{list: []slots.Slot{{Name: "a"}, {Name: "b", Priority: 2, Successful: true}}}, nil, []string{runs}},
+		{"a_is_unbootable", world{list: failed}, nil, []string{runs}},
+		{"a_is_unbootable_and_whole", world{list: failed}, map[string]manifest.Manifest{"a": of("apps", "a")}, []string{runs, stands}},
 		{"a_is_unknown", world{list: goodPair()}, nil, []string{runs, stands, old, cut}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
