@@ -29,7 +29,8 @@ const minSystem, maxSystem = 100, 999
 //     another below 1000, and is a conflict: files of the image with the old number
 //     belong to the other one. It is left out when no number is free, when its group
 //     would be another one, or its range of subordinate numbers somebody else's.
-//   - One that the image removed goes, if the machine has not changed it.
+//   - One that the image removed goes, if the machine has not changed it: for a user
+//     in passwd or shadow, whose password is there, for a group in group or gshadow.
 //
 // Where one side changed nothing the result is the other side's, byte for byte. Lines
 // that are no entries are those of the machine.
@@ -42,6 +43,7 @@ func Accounts(base, image, machine Files) (Files, []Conflict) {
 	}
 	a := accounts{base: base, image: image, machine: machine, merged: machine}
 	groups := a.numbers("group")
+	a.primary(groups)
 	a.numbered("group", groups, nil)
 	a.numbered("passwd", a.numbers("passwd"), a.groupOf(groups))
 	for _, name := range []string{"shadow", "gshadow"} {
@@ -82,6 +84,7 @@ func (a *accounts) merge(file string, keyOf func([]string) string, renumber func
 	theirs := entries(image)
 	machine := parse(a.machine.get(file), keyOf)
 	mine := entries(machine)
+	goes := a.goes(file, keyOf)
 	var kept, added []line
 	for _, l := range machine {
 		if l.key == "" {
@@ -93,7 +96,7 @@ func (a *accounts) merge(file string, keyOf func([]string) string, renumber func
 		switch {
 		case inImage:
 			kept = append(kept, a.entry(file, b, i, l))
-		case inBase && b.text == l.text && !twice(machine, l): // the image removed it
+		case goes(l): // the image removed it
 		default:
 			kept = append(kept, l)
 			if inBase {
@@ -124,6 +127,42 @@ func (a *accounts) merge(file string, keyOf func([]string) string, renumber func
 }
 
 func name(l line) string { return l.fields[0] }
+
+// goes returns a function that tells whether an entry of the machine's is one that the
+// image removed, and the machine has not changed.
+func (a *accounts) goes(file string, keyOf func([]string) string) func(line) bool {
+	base, image := entries(parse(a.base.get(file), keyOf)), entries(parse(a.image.get(file), keyOf))
+	machine := parse(a.machine.get(file), keyOf)
+	changed := map[string]bool{} // in the file that has the rest of the entry
+	if pair := pairOf(file); pair != "" {
+		base := entries(parse(a.base.get(pair), byName))
+		for _, l := range parse(a.machine.get(pair), byName) {
+			if l.key == "" || base[l.key].text != l.text { // without a key it may be the second of its name
+				changed[name(l)] = true
+			}
+		}
+	}
+	return func(l line) bool {
+		_, inImage := image[l.key]
+		b, inBase := base[l.key]
+		return l.key != "" && inBase && !inImage && b.text == l.text && !changed[name(l)] && !twice(machine, l)
+	}
+}
+
+// pairOf is the file that has the rest of an entry; "" for none.
+func pairOf(file string) string {
+	switch file {
+	case "passwd":
+		return "shadow"
+	case "shadow":
+		return "passwd"
+	case "group":
+		return "gshadow"
+	case "gshadow":
+		return "group"
+	}
+	return ""
+}
 
 // twice tells whether a line of the same name stands behind an entry: without the
 // entry that would begin to count.
@@ -201,15 +240,12 @@ type numbers struct {
 
 func (a *accounts) numbers(file string) numbers {
 	n := numbers{entries(parse(a.image.get(file), byName)), map[string]string{}, map[string]bool{}}
-	base := entries(parse(a.base.get(file), byName))
-	machine := parse(a.machine.get(file), byName)
-	for _, l := range machine {
+	goes := a.goes(file, byName)
+	for _, l := range parse(a.machine.get(file), byName) {
 		id := number(field(l, idField))
 		n.used[id] = true
 		i, inImage := n.image[l.key]
-		b, inBase := base[l.key]
-		goes := l.key != "" && !inImage && inBase && b.text == l.text && !twice(machine, l)
-		if !goes && id != "" && (l.key == "" || !inImage || number(field(i, idField)) != id) && n.holders[id] == "" {
+		if !goes(l) && id != "" && (l.key == "" || !inImage || number(field(i, idField)) != id) && n.holders[id] == "" {
 			n.holders[id] = name(l)
 		}
 	}
@@ -217,6 +253,30 @@ func (a *accounts) numbers(file string) numbers {
 		n.used[number(field(i, idField))] = true
 	}
 	return n
+}
+
+// primary adds the groups that only a user of the machine's holds: as the primary one,
+// while no group has the number, or the one that has it goes.
+func (a *accounts) primary(groups numbers) {
+	image := entries(parse(a.image.get("passwd"), byName))
+	goes, groupGoes := a.goes("passwd", byName), a.goes("group", byName)
+	stay := map[string]bool{}
+	for _, l := range parse(a.machine.get("group"), byName) {
+		if !groupGoes(l) {
+			stay[number(field(l, idField))] = true
+		}
+	}
+	for _, l := range parse(a.machine.get("passwd"), byName) {
+		gid := number(field(l, gidField))
+		i, inImage := image[l.key]
+		if gid == "" || goes(l) || l.key != "" && inImage && number(field(i, gidField)) == gid {
+			continue
+		}
+		groups.used[gid] = true
+		if !stay[gid] && groups.holders[gid] == "" {
+			groups.holders[gid] = name(l)
+		}
+	}
 }
 
 // groupOf returns a function that gives the number that a group of the image has in

@@ -117,6 +117,96 @@ func TestAccountsTogether(t *testing.T) {
 	}
 }
 
+// A user or group that the image removed is judged by both files that it is in, and
+// both lines stay or go.
+func TestAccountsOfTwoFiles(t *testing.T) {
+	const admin = "admin:x:1000:1000::/home/admin:/bin/bash"
+	all := func(passwd, shadow, group, gshadow string) Files {
+		return Files{Passwd: lines(root, passwd), Shadow: lines("root:*:1", shadow), Group: lines("root:x:0:", group), Gshadow: lines("root:*::", gshadow)}
+	}
+	base := all(admin, "admin:!:1", "admin:x:1000:", "admin:!::")
+	image := Files{Passwd: lines(root), Shadow: lines("root:*:1"), Group: lines("root:x:0:", "new:x:5:"), Gshadow: lines("root:*::", "new:!::")}
+	for _, tt := range []struct {
+		name        string
+		machine     Files
+		user, group bool // stay
+	}{
+		{"password", all(admin, "admin:$y$secret:2", "admin:x:1000:", "admin:!::"), true, false},
+		{"shell", all(strings.Replace(admin, "bash", "zsh", 1), "admin:!:1", "admin:x:1000:", "admin:!::"), true, false},
+		{"password_twice", all(admin, "admin:!:1\nadmin:$y$secret:2", "admin:x:1000:", "admin:!::"), true, false},
+		{"member", all(admin, "admin:!:1", "admin:x:1000:anna", "admin:!::"), false, true},
+		{"administrator", all(admin, "admin:!:1", "admin:x:1000:", "admin:!:anna:"), false, true},
+		{"nothing", all(admin, "admin:!:1", "admin:x:1000:", "admin:!::\nteam:!::"), false, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got, conflicts := Accounts(base, image, tt.machine)
+			for _, name := range []string{"passwd", "shadow", "group", "gshadow"} {
+				stays := tt.user
+				if strings.HasPrefix(name, "g") {
+					stays = tt.group
+				}
+				mine, here := entries(parse(tt.machine.get(name), byName))["admin"].text, entries(parse(got.get(name), byName))["admin"].text
+				if stays && here != mine || !stays && here != "" {
+					t.Errorf("%s has %q of %q, want it to stay: %v", name, here, mine, stays)
+				}
+			}
+			for _, c := range conflicts {
+				if tt.name == "nothing" || !strings.HasPrefix(c.What, "admin: the image removed it") {
+					t.Errorf("conflict %v", c)
+				}
+			}
+			if tt.name != "nothing" && len(conflicts) != 2 {
+				t.Errorf("%d conflicts, want one for each file: %v", len(conflicts), conflicts)
+			}
+		})
+	}
+}
+
+// The primary group of a user of the machine's is no group of the image's, also where
+// the group itself went, or never was.
+func TestPrimaryGroupIsHeld(t *testing.T) {
+	const users = "users:x:100:"
+	bob := "bob:x:1000:120::/home/bob:/bin/sh"
+	for _, tt := range []struct {
+		name                 string
+		base, image, machine Files
+		group                []byte
+		conflict             string
+	}{
+		{"the_group_goes",
+			Files{Passwd: lines(root), Group: lines("old:x:120:")}, Files{Passwd: lines(root, pg), Group: lines("postgres:x:120:")}, Files{Passwd: lines(root, bob), Group: lines("old:x:120:")},
+			lines("postgres:x:999:"), "where bob has 120"},
+		{"there_never_was_one",
+			Files{Passwd: lines(root), Group: lines(users)}, Files{Passwd: lines(root), Group: lines(users, "postgres:x:120:")}, Files{Passwd: lines(root, bob), Group: lines(users, "mine:x:5:")},
+			lines(users, "mine:x:5:", "postgres:x:999:"), "where bob has 120"},
+		{"and_999_is_held_so_too",
+			Files{Passwd: lines(root), Group: lines(users)}, Files{Passwd: lines(root), Group: lines(users, "postgres:x:120:")}, Files{Passwd: lines(root, bob, "eve:x:1001:0999::/:"), Group: lines(users, "mine:x:5:")},
+			lines(users, "mine:x:5:", "postgres:x:998:"), "where bob has 120"},
+		{"the_user_goes_too",
+			Files{Passwd: lines(root, bob), Group: lines("old:x:120:")}, Files{Passwd: lines(root), Group: lines("postgres:x:120:")}, Files{Passwd: lines(root, bob, anna), Group: lines("old:x:120:")},
+			lines("postgres:x:120:"), ""},
+		{"it_is_the_images_user",
+			Files{Passwd: lines(root, bob), Group: lines(users)}, Files{Passwd: lines(root, bob), Group: lines(users, "postgres:x:120:")}, Files{Passwd: lines(root, bob, anna), Group: lines(users)},
+			lines(users, "postgres:x:120:"), ""},
+		{"the_group_stays_and_the_image_has_two",
+			Files{Passwd: lines(root), Group: lines(users)}, Files{Passwd: lines(root), Group: lines(users, "staff:x:100:")}, Files{Passwd: lines(root, strings.Replace(bob, "120", "100", 1)), Group: lines(users, "mine:x:5:")},
+			lines(users, "mine:x:5:", "staff:x:100:"), ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got, conflicts := Accounts(tt.base, tt.image, tt.machine)
+			if string(got.Group) != string(tt.group) {
+				t.Errorf("\n%swant\n%s", got.Group, tt.group)
+			}
+			if tt.conflict == "" && len(conflicts) > 0 || tt.conflict != "" && (len(conflicts) != 1 || !strings.Contains(conflicts[0].What, tt.conflict)) {
+				t.Errorf("conflicts %v, want one with %q", conflicts, tt.conflict)
+			}
+			if tt.name == "the_group_goes" && !strings.Contains(string(got.Passwd), "postgres:x:117:999:") {
+				t.Errorf("the image's user is not in its group:\n%s", got.Passwd)
+			}
+		})
+	}
+}
+
 func TestNoFreeNumber(t *testing.T) {
 	machine := []string{root, "bob:x:117:5::/:"}
 	for n := minSystem; n <= maxSystem; n++ {
