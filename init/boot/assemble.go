@@ -256,15 +256,11 @@ func (b *boot) seedExtra(volume *os.File) (list []config.ExtraBind) {
 }
 
 func (b *boot) seedFrom(volume *os.File, e config.ExtraBind) error {
-	place, _, err := b.content(e.To)
+	_, src, err := b.content(e.To)
 	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return err
 	}
-	var src *os.File // nil: the image has nothing there
-	if err == nil {
-		if src, err = openIn(place); err != nil {
-			return err
-		}
+	if err == nil { // else src is nil: the image has nothing there
 		defer src.Close()
 	}
 	_, _, err = seed.Into(volume, strings.TrimPrefix(e.From, state.MountDir+"/"), src)

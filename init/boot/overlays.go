@@ -12,6 +12,7 @@ import (
 	"sealroot/mount"
 	"sealroot/state/binds"
 	"sealroot/state/layout"
+	"sealroot/state/seed"
 )
 
 // writable says where the layers of an overlay over one directory of the image lie.
@@ -52,10 +53,11 @@ func (b *boot) overlay(volume *os.File, c config.Overlay) error {
 		return err
 	}
 	w := overlayPlaces(c.Path)
-	image, mode, err := b.content(c.Path)
+	image, dir, err := b.content(c.Path)
 	if err != nil {
 		return err
 	}
+	dir.Close()
 	w.image = image
 	inMemory, readOnly := c.Upper == config.UpperMemory, b.volume.readOnly()
 	if readOnly && !isDirIn(w.upper) {
@@ -63,14 +65,16 @@ func (b *boot) overlay(volume *os.File, c config.Overlay) error {
 	}
 	o := w.overlay(inMemory, readOnly)
 	if o.Upper.Root == w.memory {
-		err = mkdirs(w.memory+"/upper", w.memory+"/work")
-	} else if err = unix.Mkdirat(int(volume.Fd()), layout.Private, 0o700); err == nil || errors.Is(err, unix.EEXIST) {
-		if err = mkdirIn(w.upper.Root, w.upper.Path, 0o755); err == nil {
-			err = mkdirIn(w.work.Root, w.work.Path, 0o700)
-		}
+		err = mkdirs(w.memory)
+	} else if err = unix.Mkdirat(int(volume.Fd()), layout.Private, 0o700); errors.Is(err, unix.EEXIST) {
+		err = nil
 	}
 	if err == nil {
-		err = chmodIn(o.Upper, mode)
+		err = makeUpper(o)
+	}
+	if errors.Is(err, unix.ENOTSUP) { // memory holds no user attributes before Linux 6.6
+		b.warn("%s is not in all as the image has it: %v", c.Path, err)
+		err = makeWork(o)
 	}
 	if err == nil {
 		err = b.sys.Mounter.Overlay(o, mount.Place{Root: newRoot, Path: c.Path})
@@ -81,6 +85,35 @@ func (b *boot) overlay(volume *os.File, c config.Overlay) error {
 	b.noteMount(report.Mount{What: "overlay", Where: c.Path, Type: "overlay", Options: o.Attr.Names()})
 	return nil
 }
+
+// makeUpper makes the upper layer, once: its root is what the overlay shows as the
+// directory itself, so it begins as a copy of that below it, and is the owner's from
+// then on. The work directory comes last, and tells that the copy was made. ENOTSUP:
+// all but extended attributes was copied.
+func makeUpper(o mount.Overlay) error {
+	if isDirIn(o.Upper) && isDirIn(o.Work) {
+		return nil
+	}
+	if err := mkdirIn(o.Upper.Root, o.Upper.Path, 0o700); err != nil {
+		return err
+	}
+	from, err := openIn(o.Lower[0])
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	to, err := openIn(o.Upper)
+	if err != nil {
+		return err
+	}
+	defer to.Close()
+	if err := seed.Attributes(from, to); err != nil {
+		return err
+	}
+	return makeWork(o)
+}
+
+func makeWork(o mount.Overlay) error { return mkdirIn(o.Work.Root, o.Work.Path, 0o700) }
 
 // overlayPlaces are those for a directory of the root, without the image's.
 func overlayPlaces(path string) writable {
@@ -94,17 +127,16 @@ func overlayPlaces(path string) writable {
 	}
 }
 
-// content is where the image has a directory of the root, and its mode, which the
-// overlay shows as its upper layer has it. Of a /usr it may be nowhere: then it is the
-// empty one of the root around it.
-func (b *boot) content(path string) (mount.Place, uint32, error) {
+// content is where the image has a directory of the root, and opens it. Of a /usr it
+// may be nowhere: then it is the empty one of the root around it.
+func (b *boot) content(path string) (mount.Place, *os.File, error) {
 	place := b.contentPlace(path)
-	mode, err := modeIn(place)
+	d, err := openIn(place)
 	if b.cfg.Root.Usr() && errors.Is(err, unix.ENOENT) {
 		place = mount.Place{Root: newRoot, Path: path}
-		mode, err = modeIn(place)
+		d, err = openIn(place)
 	}
-	return place, mode, err
+	return place, d, err
 }
 
 func (b *boot) contentPlace(path string) mount.Place {
@@ -129,24 +161,4 @@ func isDirIn(p mount.Place) bool {
 		d.Close()
 	}
 	return err == nil
-}
-
-func modeIn(p mount.Place) (uint32, error) {
-	d, err := openIn(p)
-	if err != nil {
-		return 0, err
-	}
-	defer d.Close()
-	var st unix.Stat_t
-	err = unix.Fstat(int(d.Fd()), &st)
-	return st.Mode & 0o7777, err
-}
-
-func chmodIn(p mount.Place, mode uint32) error {
-	d, err := openIn(p)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return unix.Fchmod(int(d.Fd()), mode)
 }

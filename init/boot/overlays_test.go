@@ -1,10 +1,15 @@
 package boot
 
 import (
+	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"sealroot/init/config"
 	"sealroot/mount"
@@ -64,13 +69,58 @@ func TestMkdirInFollowsNoLink(t *testing.T) {
 	if err := mkdirIn(root, "/a/b", 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := chmodIn(mount.Place{Root: root, Path: "a/b"}, 0o1777); err != nil {
-		t.Fatal(err)
-	}
-	for path, want := range map[string]uint32{"a": 0o700, "a/b": 0o1777} {
-		if mode, err := modeIn(mount.Place{Root: root, Path: path}); err != nil || mode != want {
-			t.Errorf("%s has mode %o, %v, want %o", path, mode, err, want)
+	for _, path := range []string{"a", "a/b"} {
+		if info, err := os.Stat(filepath.Join(root, path)); err != nil || info.Mode() != fs.ModeDir|0o700 {
+			t.Errorf("%s: %v, %v, want mode 0700", path, info, err)
 		}
+	}
+}
+
+// The upper layer begins as the directory of the image is, to the last attribute, and is
+// never changed again: neither when the owner has changed it, nor with a new image. One
+// whose making was cut is made again.
+func TestUpperIsMadeOnce(t *testing.T) {
+	dir := t.TempDir()
+	image, upper, work := filepath.Join(dir, "image"), filepath.Join(dir, "o/upper"), filepath.Join(dir, "o/work")
+	o := mount.Overlay{Lower: []mount.Place{{Root: dir, Path: "image"}}, Upper: mount.Place{Root: dir, Path: "o/upper"}, Work: mount.Place{Root: dir, Path: "o/work"}}
+	step := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	shows := func() string {
+		t.Helper()
+		var st unix.Stat_t
+		step(unix.Stat(upper, &st))
+		value := make([]byte, 16)
+		n, _ := unix.Getxattr(upper, "trusted.app", value)
+		return fmt.Sprintf("%o %d:%d %q %d", st.Mode, st.Uid, st.Gid, value[:max(n, 0)], st.Mtim.Sec)
+	}
+	step(os.Mkdir(image, 0o700))
+	step(unix.Chmod(image, 0o3770))
+	step(os.Chown(image, 5, 6))
+	step(unix.Setxattr(image, "trusted.app", []byte("x"), 0))
+	step(os.Chtimes(image, time.Unix(7, 0), time.Unix(7, 0)))
+	want := `43770 5:6 "x" 7`
+	step(os.MkdirAll(upper, 0o700)) // cut here
+	for range 2 {
+		step(makeUpper(o))
+		if got := shows(); got != want {
+			t.Fatalf("the upper layer is %s, want %s", got, want)
+		}
+	}
+
+	step(os.Chmod(upper, 0o755))
+	step(os.Chown(upper, 8, 9))
+	step(unix.Removexattr(upper, "trusted.app"))
+	step(os.Chmod(image, 0o700))
+	step(makeUpper(o))
+	if got, want := shows(), `40755 8:9 "" 7`; got != want {
+		t.Errorf("the owner's change is undone: %s, want %s", got, want)
+	}
+	if info, err := os.Stat(work); err != nil || !info.IsDir() {
+		t.Errorf("the work directory: %v", err)
 	}
 }
 
