@@ -9,6 +9,8 @@
 //	<image>/upper     the upper layer as it was when another image took over
 //	<image>/merge-<n> of the live upper layer alone: start, the layer as it was merged;
 //	                  record, a record; trial, there while the image is on trial
+//	before            the upper layer of a time before there was a merge, while the image
+//	                  that took over from it is on trial
 //	next              a layer that is made, or the old one until it has its name
 //
 // An upper layer names its owner, image and number of the merge, in an extended
@@ -38,6 +40,7 @@ const (
 	imageDir   = "image"
 	upperDir   = "upper"
 	startDir   = "start"
+	beforeDir  = "before"
 	nextDir    = "next"
 	recordFile = "record"
 	trialFile  = "trial"
@@ -166,7 +169,11 @@ func (m *merger) run() (Result, error) {
 	if err := m.tidy(next); err != nil {
 		return result, err
 	}
-	return result, m.collect(next.image, m.live.image)
+	keep := []string{next.image, m.live.image}
+	if m.Trial {
+		keep = append(keep, beforeDir)
+	}
+	return result, m.collect(keep...)
 }
 
 // step makes one change of the volume.
@@ -178,7 +185,8 @@ func (m *merger) step(name string, change func() error) error {
 }
 
 // tidy ends what a merge has begun before, as a power cut left it: next is the old
-// layer when the live one was merged after it, and else not whole.
+// layer when the live one was merged after it, and else not whole. A layer that nobody
+// merged was the old one of the first merge, and is kept for a trial.
 func (m *merger) tidy(live owner) error {
 	next, err := m.dir(m.kept, nextDir)
 	if err != nil {
@@ -189,9 +197,16 @@ func (m *merger) tidy(live owner) error {
 		if err != nil {
 			return err
 		}
-		if old.image == "" || old.merge >= live.merge {
+		before, err := m.isBefore(next, old, live)
+		if err != nil {
+			return err
+		}
+		switch {
+		case before:
+			err = m.step("put before aside", func() error { return m.rename(m.kept, beforeDir) })
+		case old.image == "" || old.merge >= live.merge:
 			err = m.step("remove next", func() error { return seed.Remove(m.kept, nextDir) })
-		} else {
+		default:
 			err = m.putAside(old)
 		}
 		if err != nil {
@@ -203,6 +218,9 @@ func (m *merger) tidy(live owner) error {
 		return err
 	}
 	for _, image := range images {
+		if !isIdentity(image) {
+			continue
+		}
 		dir, err := m.dir(m.kept, image)
 		if err != nil {
 			return err
@@ -226,6 +244,24 @@ func (m *merger) tidy(live owner) error {
 	return nil
 }
 
+// isBefore tells whether next is the layer of before the first merge, with something in
+// it, for an image on trial. Once that has its name, next is one that was being made.
+func (m *merger) isBefore(next *os.File, old, live owner) (bool, error) {
+	if old.image != "" || live.merge != 1 {
+		return false, nil
+	}
+	there, err := m.dir(m.kept, beforeDir)
+	if err != nil || there != nil {
+		return false, err
+	}
+	trial, err := m.onTrial(live.image + "/" + mergeDir(live.merge))
+	if err != nil || !trial {
+		return false, err
+	}
+	list, err := names(next)
+	return len(list) > 0, err
+}
+
 // putAside gives the old layer its name.
 func (m *merger) putAside(old owner) error {
 	dir, err := m.ensure(m.kept, old.image)
@@ -235,12 +271,15 @@ func (m *merger) putAside(old owner) error {
 	if err := m.step("remove upper", func() error { return seed.Remove(dir, upperDir) }); err != nil {
 		return err
 	}
-	return m.step("put aside", func() error {
-		if err := unix.Renameat2(int(m.kept.Fd()), nextDir, int(dir.Fd()), upperDir, unix.RENAME_NOREPLACE); err != nil {
-			return fmt.Errorf("cannot rename the old upper layer: %w", err)
-		}
-		return syncDirs(m.kept, dir)
-	})
+	return m.step("put aside", func() error { return m.rename(dir, upperDir) })
+}
+
+// rename gives the old layer, next, its name.
+func (m *merger) rename(dir *os.File, name string) error {
+	if err := unix.Renameat2(int(m.kept.Fd()), nextDir, int(dir.Fd()), name, unix.RENAME_NOREPLACE); err != nil {
+		return fmt.Errorf("cannot rename the old upper layer: %w", err)
+	}
+	return syncDirs(m.kept, dir)
 }
 
 // keepImage copies the image's /etc, if that was not done.
@@ -368,12 +407,16 @@ func Committed(volume string) error {
 	}
 	err = unix.Unlinkat(int(merge.Fd()), trialFile, 0)
 	if errors.Is(err, unix.ENOENT) {
-		return nil
+		err = nil
+	}
+	if err == nil {
+		err = syncDirs(merge)
 	}
 	if err != nil {
 		return fmt.Errorf("cannot note that the image of /etc was committed: %w", err)
 	}
-	return syncDirs(merge)
+	// crash point: before is there without a trial, and goes at the next commit or merge
+	return seed.Remove(m.kept, beforeDir)
 }
 
 // current opens the directory of the merge that the live upper layer comes from; nil

@@ -167,6 +167,109 @@ func TestMergeAdopts(t *testing.T) {
 	}
 }
 
+// The layer of before the first merge is put back too, wherever the power was cut in
+// the merge or in that which puts it back; a commit removes it, and another trial finds
+// the machine's changes in the live one.
+func TestMergeBeforeTheFirstIsPutBack(t *testing.T) {
+	errCut := errors.New("no power")
+	// story is how v1 finds /etc after a trial of v2, with one step of either merge cut.
+	story := func(t *testing.T, cut, cutBack int) (w *world, before, after string, isCut bool) {
+		w = newWorld(t)
+		must(t, unix.Mount("tmpfs", w.dir, "tmpfs", 0, ""))
+		t.Cleanup(func() { unix.Unmount(w.dir, unix.MNT_DETACH) })
+		must(t, os.Mkdir(w.volume, 0o755))
+		w.two()
+		w.shell(v1, edit+"; mkdir merge-x; echo x >merge-x/y")
+		before = w.list(v1)
+		boot := func(id string, trial bool, cut int) {
+			step := 0
+			_, err := w.boot(id, Options{Trial: trial, Step: func(string) error {
+				if step++; step > cut && cut >= 0 {
+					return errCut
+				}
+				return nil
+			}})
+			if err == nil {
+				return
+			}
+			if !errors.Is(err, errCut) {
+				t.Fatal(err)
+			}
+			isCut = true
+			_, err = w.boot(id, Options{Trial: trial})
+			must(t, err)
+		}
+		boot(v2, true, cut)
+		w.shell(v2, "echo migrated >a")
+		boot(v1, false, cutBack)
+		return w, before, w.list(v1), isCut
+	}
+	for name, cuts := range map[string]func(n int) (cut, back int){
+		"none":         func(int) (int, int) { return -1, -1 },
+		"merge":        func(n int) (int, int) { return n, -1 },
+		"putting_back": func(n int) (int, int) { return -1, n },
+	} {
+		t.Run(name, func(t *testing.T) {
+			for n := 0; ; n++ {
+				cut, back := cuts(n)
+				w, before, after, isCut := story(t, cut, back)
+				if after != before {
+					t.Fatalf("cut at step %d: after the trial:\n%s\nwant\n%s", n, after, before)
+				}
+				d, err := Compare(w.volume)
+				must(t, err)
+				// Cut behind the exchange the name of the old one comes with the next merge.
+				if got, err := os.ReadFile(filepath.Join(d.PutAside, "a")); !isCut && string(got) != "migrated\n" {
+					t.Errorf("put aside in %q: %q, %v, want what the trial wrote", d.PutAside, got, err)
+				}
+				must(t, unix.Unmount(w.dir, 0))
+				if !isCut {
+					if n < 10 && name != "none" {
+						t.Errorf("only %d steps were cut", n)
+					}
+					return
+				}
+			}
+		})
+	}
+
+	kept := func(w *world) []string { return entries(t, filepath.Join(w.volume, layout.EtcKept)) }
+	trial := func(w *world, id string) {
+		t.Helper()
+		_, err := w.boot(id, Options{Trial: true})
+		must(t, err)
+	}
+	w := two(t)
+	w.files(v3, map[string]string{"a": "a3\n"})
+	w.shell(v1, edit)
+	trial(w, v2)
+	w.shell(v2, "echo since >since") // v1 may have no merge, and go on with this layer
+	trial(w, v3)
+	w.has(v3, map[string]string{"since": "since\n", "a": "a-machine\n"})
+	if got := kept(w); !slices.Equal(got, []string{v2, v3, beforeDir}) {
+		t.Errorf("kept on trial is %v", got)
+	}
+	must(t, Committed(w.volume))
+	if got := kept(w); !slices.Equal(got, []string{v2, v3}) {
+		t.Errorf("kept after the commit is %v", got)
+	}
+	w.booted(v2)
+	w.has(v2, map[string]string{"since": "since\n"})
+
+	// There is nothing to put back of a new volume, nor for an image that is not on trial.
+	w = two(t)
+	trial(w, v1)
+	if got := kept(w); !slices.Equal(got, []string{v1}) {
+		t.Errorf("kept of a new volume is %v", got)
+	}
+	w = two(t)
+	w.shell(v1, edit)
+	w.booted(v2)
+	if got := kept(w); !slices.Equal(got, []string{v2}) {
+		t.Errorf("kept without a trial is %v", got)
+	}
+}
+
 // The power is cut before every write of a merge. Then /etc is the old one or the
 // new one, and whichever image boots next has what it would have without the cut.
 func TestMergeCutAtEveryWrite(t *testing.T) {

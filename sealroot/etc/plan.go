@@ -60,11 +60,18 @@ func (m *merger) sides(upper *os.File) (s sides, err error) {
 	}
 	merge := m.live.image + "/" + mergeDir(m.live.merge)
 	own, err := m.stored(s.own, m.Image, upperDir)
-	if err != nil || own == nil {
+	if err != nil {
 		return s, err
 	}
 	trial, err := m.onTrial(merge)
 	if err != nil {
+		return s, err
+	}
+	if own == nil && trial && !m.Trial {
+		// Not on trial itself, it is the one that was there before that which is.
+		own, err = m.stored(s.own, ".", beforeDir)
+	}
+	if err != nil || own == nil {
 		return s, err
 	}
 	if trial {
