@@ -149,10 +149,7 @@ func (o OverlayDirs) classic(dst *os.File) error {
 			if err := unix.Chdir(fdDir); err != nil {
 				return err
 			}
-			if err := unix.Mount("overlay", number(dst), "overlay", o.Attr.mountFlags(), data); err != nil {
-				return err
-			}
-			return nil
+			return unix.Mount("overlay", number(dst), "overlay", o.Attr.mountFlags(), data)
 		}()
 	}()
 	if err := <-done; err != nil {

@@ -4,12 +4,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
+
+	"sealroot/goldentest"
 )
 
 // hostileBinds is what the configuration binds on top of what the names say.
@@ -153,8 +154,8 @@ func TestRootHostileState(t *testing.T) {
 	if r.State.Unlocked != "tpm2" {
 		t.Errorf("state %+v, want it unlocked", r.State)
 	}
-	golden(t, "hostile-state.mounts", mountLines(vm.Run("cat /proc/self/mountinfo")))
-	golden(t, "hostile-state.warnings", strings.Join(r.Warnings, "\n")+"\n")
+	goldentest.Check(t, "hostile-state.mounts", mountLines(vm.Run("cat /proc/self/mountinfo")))
+	goldentest.Check(t, "hostile-state.warnings", strings.Join(r.Warnings, "\n")+"\n")
 	if got := vm.Run("ls /run") + vm.Run("ls /run/sealroot"); got != outside {
 		t.Errorf("/run holds\n%s\nand before\n%s", got, outside)
 	}
@@ -245,20 +246,4 @@ func mountLines(mountinfo string) string {
 	}
 	slices.Sort(lines)
 	return strings.Join(lines, "\n") + "\n"
-}
-
-// golden compares with a file of testdata; with SEALROOT_GOLDEN set it writes that.
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	path := filepath.Join("testdata", name)
-	if os.Getenv("SEALROOT_GOLDEN") != "" {
-		writeFile(t, path, []byte(got), 0o644)
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got != string(want) {
-		t.Errorf("%s: got\n%swant\n%s", path, got, want)
-	}
 }

@@ -54,6 +54,13 @@ func foresees(cfg config.Config, path enrol.Path) error {
 	return nil
 }
 
+// tokensPerImage says that each image takes a token of its own here, and that the PCRs
+// which that is sealed to can be foretold.
+func tokensPerImage(cfg config.Config, r report.Report) bool {
+	return r.State.UUID != "" && slices.Contains(cfg.State.Unlock, config.UnlockTPM2) &&
+		len(cfg.PerImage(cfg.State.TPM2.PCRs)) > 0 && foresees(cfg, enrol.Path(r.BootPath)) == nil
+}
+
 // preparation is a new secret for a boot that is to come, all decided.
 type preparation struct {
 	slot   string
@@ -272,8 +279,7 @@ func bootFiles(m manifest.Manifest) (f predict.BootFiles, ok bool) {
 // as good as before.
 func (c *command) prepareCopy(ctx context.Context, m Machine, r report.Report, trust, slot string) error {
 	cfg, err := c.env.configuration()
-	if err != nil || r.State.UUID == "" || !slices.Contains(cfg.State.Unlock, config.UnlockTPM2) || foresees(cfg, enrol.Path(r.BootPath)) != nil ||
-		len(cfg.PerImage(cfg.State.TPM2.PCRs)) == 0 {
+	if err != nil || !tokensPerImage(cfg, r) {
 		return nil
 	}
 	err = func() error {
@@ -328,8 +334,7 @@ func signedFiles(m Machine, slot, trust string) (predict.BootFiles, error) {
 func (c *command) dropUnused(ctx context.Context, t target) {
 	r := t.report
 	cfg, err := c.env.configuration()
-	if err != nil || r.Degraded || r.State.UUID == "" || !slices.Contains(cfg.State.Unlock, config.UnlockTPM2) ||
-		len(cfg.PerImage(cfg.State.TPM2.PCRs)) == 0 || foresees(cfg, enrol.Path(r.BootPath)) != nil {
+	if err != nil || r.Degraded || !tokensPerImage(cfg, r) {
 		return
 	}
 	if err := c.dropTokens(ctx, t, cfg); err != nil {

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sealroot/goldentest"
 	"sealroot/init/config"
 	"sealroot/mount"
 	"sealroot/mount/child"
@@ -154,7 +155,7 @@ func TestAssembleHostileState(t *testing.T) {
 		}
 		return
 	}
-	golden(t, "hostile-state.txt", list+"\n"+strings.Join(warnings, "\n")+"\n")
+	goldentest.Check(t, "hostile-state.txt", list+"\n"+strings.Join(warnings, "\n")+"\n")
 	// sealroot's own folder in memory is where the volatile layers lie
 	own := func(name string) bool { return strings.HasPrefix(name, runDir) }
 	if after = slices.DeleteFunc(after, own); !slices.Equal(after, before) {
@@ -207,22 +208,4 @@ func mountsBelow(mountinfo string) string {
 	}
 	slices.Sort(lines)
 	return strings.Join(lines, "\n") + "\n"
-}
-
-// golden compares with a file of testdata; with SEALROOT_GOLDEN set it writes that.
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	path := filepath.Join("testdata", name)
-	if os.Getenv("SEALROOT_GOLDEN") != "" {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got != string(want) {
-		t.Errorf("%s: got\n%swant\n%s", path, got, want)
-	}
 }

@@ -106,11 +106,8 @@ func (b *boot) blameLayer(l config.Layer, err error) error {
 	if !errors.Is(err, unix.EIO) {
 		return err
 	}
-	status, _ := b.sys.Verity.Status(layerName(l))
-	for _, s := range status {
-		if s.Text == "C" {
-			return fmt.Errorf("%v (a block does not match the hash tree)", err) // not the disk's EIO
-		}
+	if met, _ := b.metCorruption(layerName(l)); met {
+		return fmt.Errorf("%v (a block does not match the hash tree)", err) // not the disk's EIO
 	}
 	return &rawReadError{err}
 }

@@ -158,11 +158,10 @@ func (b *boot) measureRoot(ctx context.Context) error {
 	}
 	text := pcrsig.RootEvent(string(b.cfg.Root.ImageRole()), hash, b.report.Root.SecurityVersion)
 	b.measure(ctx, tpm.Event{PCR: b.cfg.Trust.MeasurePCR, Data: []byte(text), Text: text})
-	for _, l := range b.cfg.Layers {
-		if l.Hash != "" { // what a directory in the volume holds is not known before it is open
-			text := pcrsig.LayerEvent(l.Name, l.Hash)
-			b.measure(ctx, tpm.Event{PCR: b.cfg.Trust.MeasurePCR, Data: []byte(text), Text: text})
-		}
+	// What a directory in the volume holds is not known before it is open.
+	for _, l := range b.cfg.FromState() {
+		text := pcrsig.LayerEvent(l.Name, l.Hash)
+		b.measure(ctx, tpm.Event{PCR: b.cfg.Trust.MeasurePCR, Data: []byte(text), Text: text})
 	}
 	return nil
 }

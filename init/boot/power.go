@@ -4,6 +4,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"sealroot/mount"
 )
 
 // kernelPower ends the boot through reboot(2).
@@ -12,27 +14,15 @@ type kernelPower struct{}
 // syncTime is how long a stuck disk may keep the machine from restarting.
 const syncTime = 10 * time.Second
 
-func syncSoon() {
-	done := make(chan struct{})
-	go func() {
-		unix.Sync()
-		close(done)
-	}()
-	select {
-	case <-done:
-	case <-time.After(syncTime):
-	}
-}
-
 // Reboot syncs and restarts.
 func (kernelPower) Reboot() error {
-	syncSoon()
+	mount.SyncWithin(syncTime)
 	return unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 }
 
 // Halt syncs and powers off.
 func (kernelPower) Halt() error {
-	syncSoon()
+	mount.SyncWithin(syncTime)
 	return unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 }
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -102,13 +103,14 @@ func (b *boot) blame(err error) error {
 
 // corrupted tells whether dm-verity found a block that does not match.
 func (b *boot) corrupted() bool {
-	status, err := b.sys.Verity.Status(b.dmName())
-	for _, s := range status {
-		if s.Text == "C" {
-			return true
-		}
-	}
-	return err != nil // without an answer the image is the likelier cause
+	met, err := b.metCorruption(b.dmName())
+	return met || err != nil // without an answer the image is the likelier cause
+}
+
+// metCorruption asks a dm-verity device for that.
+func (b *boot) metCorruption(name string) (bool, error) {
+	status, err := b.sys.Verity.Status(name)
+	return slices.ContainsFunc(status, func(s dm.Status) bool { return s.Text == "C" }), err
 }
 
 // blameInitramfs takes the blame from an image that the initramfs of another slot

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/hmac"
 	"errors"
-	"fmt"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -131,6 +130,6 @@ func (b *boot) dropVoucher(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, tpmTime)
 	defer cancel()
 	if err = errors.Join(err, b.tpm.dev.RemoveVoucher(ctx)); err != nil {
-		b.warn("%v", fmt.Errorf("cannot take the voucher of a degraded boot away: %w", err))
+		b.warn("cannot take the voucher of a degraded boot away: %v", err)
 	}
 }

@@ -122,10 +122,8 @@ func (r *reader) image(uki io.ReaderAt, initrd, rootHash []byte) (predict.Image,
 	r.config = c
 	// What PID 1 measures stands in os-release, where it comes from here.
 	im.Role, im.SecurityVersion, im.RootPCR = string(c.Root.ImageRole()), c.SecurityVersion, c.Trust.MeasurePCR
-	for _, l := range c.Layers {
-		if l.Hash != "" {
-			im.Layers = append(im.Layers, predict.Layer{Name: l.Name, RootHash: l.Hash})
-		}
+	for _, l := range c.FromState() {
+		im.Layers = append(im.Layers, predict.Layer{Name: l.Name, RootHash: l.Hash})
 	}
 	return im, nil
 }

@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -70,15 +69,10 @@ func (b *Builder) layerTree(ctx context.Context, in LayerInput, slot SlotInput, 
 		return err
 	}
 	r, w := io.Pipe()
-	done := make(chan error, 1)
-	go func() {
-		err := copyLayer(from, tar.NewWriter(w), in, b)
-		w.CloseWithError(err)
-		done <- err
-	}()
-	runErr := b.makeImage(ctx, r, slot, &p, newest, work)
-	_ = r.CloseWithError(errReaderGone)
-	if err := <-done; err != nil && !errors.Is(err, errReaderGone) {
+	err, runErr := filling(r, w,
+		func() error { return copyLayer(from, tar.NewWriter(w), in, b) },
+		func() error { return b.makeImage(ctx, r, slot, &p, newest, work) })
+	if err != nil && !errors.Is(err, errReaderGone) {
 		return err
 	}
 	return runErr
@@ -199,10 +193,7 @@ func (b *Builder) protectLayer(slot SlotInput, data, tree *os.File) (layer.Parts
 	if err != nil {
 		return layer.Parts{}, fmt.Errorf("cannot read the file system: %w", err)
 	}
-	// Equal inputs give equal root hashes, as with the images of slots.
-	seed := seedOf(slot, "")
-	salt, id := sha256.Sum256([]byte("salt: "+seed)), sha256.Sum256([]byte("uuid: "+seed))
-	params, err := verity.NewParams(size, salt[:], uuidFrom([16]byte(id[:16])))
+	params, err := verity.NewParams(size, saltOf(slot, ""), uuidOf(slot, ""))
 	if err != nil {
 		return layer.Parts{}, err
 	}

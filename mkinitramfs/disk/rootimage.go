@@ -66,19 +66,15 @@ func (b *Builder) rootImage(ctx context.Context, in SlotInput, p *parts, dir str
 	image, fed := whileWriting(w, in.Config.Boot.Watchdog, edit.usr)
 	image, judge := b.judged(image, in, p.release)
 	leftOut := ""
-	done := make(chan error, 1)
-	go func() {
+	err, runErr := filling(r, w, func() error {
 		open := func() (io.ReadCloser, error) { return openRoot(from) }
 		found, err := filterRoot(open, tar.NewWriter(image), edit)
 		p.osRelease, leftOut = found.osRelease, found.leftOut
-		w.CloseWithError(err)
-		done <- err
-	}()
-	runErr := b.makeImage(ctx, r, in, p, newest, dir)
-	_ = r.CloseWithError(errReaderGone)
-	// When the filter failed by itself, that is the cause of the program's error.
-	err, unfed := <-done, fed()
+		return err
+	}, func() error { return b.makeImage(ctx, r, in, p, newest, dir) })
+	unfed := fed()
 	unusable := judge(err == nil && runErr == nil)
+	// When the filter failed by itself, that is the cause of the program's error.
 	if err != nil && !errors.Is(err, errReaderGone) {
 		return err
 	}
@@ -97,6 +93,20 @@ func (b *Builder) rootImage(ctx context.Context, in SlotInput, p *parts, dir str
 		fmt.Fprintln(b.Log, "warning:", leftOut)
 	}
 	return nil
+}
+
+// filling has fill write to w what read takes from r, and returns what became of each;
+// fill's error is errReaderGone where read has ended before it.
+func filling(r *io.PipeReader, w *io.PipeWriter, fill, read func() error) (filled, taken error) {
+	done := make(chan error, 1)
+	go func() {
+		err := fill()
+		w.CloseWithError(err)
+		done <- err
+	}()
+	taken = read()
+	_ = r.CloseWithError(errReaderGone)
+	return <-done, taken
 }
 
 // makeImage makes the file system out of a tar. Its time stamps are at most

@@ -155,14 +155,10 @@ func (b *Builder) stampOf(rootfs, dir string) (from string, stamp int64, err err
 
 // protect makes the hash tree and signs its root.
 func (b *Builder) protect(in SlotInput, p *parts) error {
-	// Salt and UUID follow from the version, so that equal inputs give equal
-	// root hashes; nothing needs them to be unpredictable.
-	seed := seedOf(in, p.release)
-	salt, id := sha256.Sum256([]byte("salt: "+seed)), sha256.Sum256([]byte("uuid: "+seed))
 	v := in.Config.Root.Verity
 	params, err := verity.Params{
 		Algorithm: verity.Algorithm(v.Algorithm), DataBlockSize: v.DataBlockSize, HashBlockSize: v.HashBlockSize,
-		HashStart: 1, Salt: salt[:], UUID: uuidFrom([16]byte(id[:16])), FECRoots: v.FECRoots,
+		HashStart: 1, Salt: saltOf(in, p.release), UUID: uuidOf(in, p.release), FECRoots: v.FECRoots,
 	}.ForData(p.rootSize)
 	if err != nil {
 		return err
@@ -191,6 +187,18 @@ func (b *Builder) protect(in SlotInput, p *parts) error {
 		return err
 	}
 	return writePart(p.path(manifest.Signature), p.signature)
+}
+
+// saltOf and uuidOf are those of a hash tree. They follow from the version, so that
+// equal inputs give equal root hashes; nothing needs them to be unpredictable.
+func saltOf(in SlotInput, release string) []byte {
+	salt := sha256.Sum256([]byte("salt: " + seedOf(in, release)))
+	return salt[:]
+}
+
+func uuidOf(in SlotInput, release string) [16]byte {
+	id := sha256.Sum256([]byte("uuid: " + seedOf(in, release)))
+	return uuidFrom([16]byte(id[:16]))
 }
 
 // seedOf is what the random-looking values of a version follow from.

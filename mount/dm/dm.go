@@ -173,14 +173,11 @@ func (c Control) Remove(name string) error {
 		if i > 0 {
 			c.sleep(pause)
 		}
-		if err = c.kernel.Remove(name); !errors.Is(err, unix.EBUSY) {
+		if err = c.RemoveNow(name); !errors.Is(err, unix.EBUSY) {
 			break
 		}
 	}
-	if err != nil {
-		return fmt.Errorf("cannot remove device %s: %w", name, err)
-	}
-	return nil
+	return err
 }
 
 // RemoveNow removes a device that nobody has open.

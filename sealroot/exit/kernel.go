@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sealroot/mount"
 	"sealroot/mount/dm"
 )
 
@@ -47,12 +48,7 @@ const (
 )
 
 func power(ending Ending) {
-	synced := make(chan struct{})
-	go func() { unix.Sync(); close(synced) }()
-	select {
-	case <-synced:
-	case <-time.After(syncLimit):
-	}
+	mount.SyncWithin(syncLimit)
 	command := map[Ending]int{
 		PowerOff: unix.LINUX_REBOOT_CMD_POWER_OFF,
 		Halt:     unix.LINUX_REBOOT_CMD_HALT,
@@ -101,8 +97,8 @@ func (kernel) Move(from, to string) error {
 		return err
 	}
 	// Nothing can be moved out of a mount that is shared.
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("cannot make the mounts private: %w", err)
+	if err := new(mount.KernelRoot).SetPropagation(unix.MS_PRIVATE); err != nil {
+		return err
 	}
 	if err := unix.Mount(from, to, "", unix.MS_MOVE, ""); err != nil {
 		return fmt.Errorf("cannot move %s: %w", from, err)
@@ -110,12 +106,7 @@ func (kernel) Move(from, to string) error {
 	return nil
 }
 
-func (kernel) Unmount(where string) error {
-	if err := unix.Unmount(where, unix.UMOUNT_NOFOLLOW); err != nil {
-		return fmt.Errorf("cannot unmount %s: %w", where, err)
-	}
-	return nil
-}
+func (kernel) Unmount(where string) error { return mount.Kernel{}.Unmount(where) }
 
 func (kernel) ReadOnly(where string) error {
 	err := unix.Mount("", where, "", unix.MS_REMOUNT|unix.MS_RDONLY, "")

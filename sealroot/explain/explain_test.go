@@ -2,12 +2,11 @@ package explain
 
 import (
 	"encoding/json"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"sealroot/goldentest"
 	"sealroot/init/config"
 	"sealroot/init/report"
 )
@@ -103,13 +102,13 @@ func TestGolden(t *testing.T) {
 		}), stateless()),
 		"running_degraded": Running(booted(degraded), kiosk()),
 	} {
-		golden(t, name+".txt", e.Text())
+		goldentest.Check(t, name+".txt", e.Text())
 		text, err := e.JSON()
 		if err != nil {
 			t.Fatal(err)
 		}
 		if name == "plan" || name == "running" {
-			golden(t, name+".json", string(text))
+			goldentest.Check(t, name+".json", string(text))
 		}
 		var back Explanation
 		if err := json.Unmarshal(text, &back); err != nil || len(back.Mounts) != len(e.Mounts) {
@@ -149,22 +148,5 @@ func TestPlanAgreesWithBoot(t *testing.T) {
 				t.Errorf("%s: planned with %s, is %+v", m.Where, o, got)
 			}
 		}
-	}
-}
-
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	path := filepath.Join("testdata", name)
-	if os.Getenv("SEALROOT_GOLDEN") != "" {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got != string(want) {
-		t.Errorf("%s: got\n%swant\n%s", path, got, want)
 	}
 }

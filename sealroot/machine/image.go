@@ -25,10 +25,8 @@ func (m *Machine) Image() (predict.Image, error) {
 		return predict.Image{}, err
 	}
 	im := predict.Image{Role: m.boot.Root.Role, RootHash: hash, SecurityVersion: m.boot.Root.SecurityVersion, RootPCR: c.WithDefaults().Trust.MeasurePCR}
-	for _, l := range c.Layers {
-		if l.Hash != "" {
-			im.Layers = append(im.Layers, predict.Layer{Name: l.Name, RootHash: l.Hash})
-		}
+	for _, l := range c.FromState() {
+		im.Layers = append(im.Layers, predict.Layer{Name: l.Name, RootHash: l.Hash})
 	}
 	if m.boot.BootPath != report.PathUKI && m.boot.BootPath != report.PathUKISecureBoot {
 		return im, nil

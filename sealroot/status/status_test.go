@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"sealroot/goldentest"
 	"sealroot/init/report"
 	"sealroot/sealroot/boots"
 	"sealroot/sealroot/schematest"
@@ -221,7 +222,7 @@ func comparedPCRs() *PCRs {
 	return &PCRs{Predicted: values, Actual: actual}
 }
 
-// TestGolden compares with testdata; SEALROOT_UPDATE=1 writes it anew.
+// TestGolden compares with testdata; SEALROOT_GOLDEN=1 writes it anew.
 func TestGolden(t *testing.T) {
 	schema, err := os.ReadFile("../../docs/status.schema.json")
 	if err != nil {
@@ -234,29 +235,12 @@ func TestGolden(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			golden(t, name+".txt", s.Text())
-			golden(t, name+".json", string(asJSON))
+			goldentest.Check(t, name+".txt", s.Text())
+			goldentest.Check(t, name+".json", string(asJSON))
 			for _, problem := range schematest.Check(schema, asJSON) {
 				t.Error(problem)
 			}
 		})
-	}
-}
-
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	path := filepath.Join("testdata", name)
-	if os.Getenv("SEALROOT_UPDATE") == "1" {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got != string(want) {
-		t.Errorf("%s: got\n%s\nwant\n%s", name, got, want)
 	}
 }
 
