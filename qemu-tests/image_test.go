@@ -18,10 +18,12 @@ import (
 // Root is the root file system that a slot holds.
 type Root string
 
-// The two roots.
+// The roots.
 const (
-	Probe  Root = "probe"  // one static program: up in seconds, for what the slots do
-	Debian Root = "debian" // Debian 12 with systemd and the judges' tools
+	Probe        Root = "probe"    // one static program: up in seconds, for what the slots do
+	Debian       Root = "debian"   // Debian 12 with systemd and the judges' tools
+	Services     Root = "services" // Debian with nginx, PostgreSQL and the user alice
+	ServicesNext Root = "next"     // Services with memcached, which brings a system user
 )
 
 // Image describes a disk as `sealroot-mkinitramfs disk` makes it. Equal images
@@ -250,7 +252,7 @@ func (im Image) extraDir(t *testing.T) string {
 		t.Fatal(err)
 	}
 	writeFile(t, filepath.Join(dir, "usr/bin/sealroot"), program, 0o755)
-	if im.Root == Debian {
+	if im.Root != Probe {
 		if err := machine.AddAgent(dir); err != nil {
 			t.Fatal(err)
 		}
@@ -281,8 +283,13 @@ func writeFile(t *testing.T, path string, data []byte, mode os.FileMode) {
 // rootTar returns the tar of a root.
 func rootTar(t *testing.T, root Root) string {
 	t.Helper()
-	if root == Debian {
+	switch root {
+	case Debian:
 		return script(t, "debian-root", "--test-tools")
+	case Services:
+		return script(t, "debian-services")
+	case ServicesNext:
+		return script(t, "debian-services", "--next")
 	}
 	sum := sha256.Sum256(probeSources(t))
 	path := filepath.Join(buildDir, "images", "probe-"+hex.EncodeToString(sum[:6])+".tar")

@@ -23,7 +23,7 @@ type Kernel struct {
 	Release string
 }
 
-// loaded are the modules that machines with the probe can load, by the beginning
+// loaded are the modules that machines with another root than Debian can load, by the beginning
 // of their path. All of Debian's are 70 MB, which would be compressed for every
 // image, and hashed and copied by guests.
 var loaded = []string{
@@ -36,11 +36,11 @@ var loaded = []string{
 	"fs/efivarfs/", "fs/erofs/", "fs/ext4/", "fs/fat/", "fs/fscache/", "fs/jbd2/", "fs/mbcache", "fs/netfs/", "fs/nls/", "fs/overlayfs/", "fs/squashfs/",
 }
 
-// modules is the folder of the modules for a root: Dir, or for the probe one like
-// it with the modules in loaded alone.
+// modules is the folder of the modules for a root: Dir for Debian, else one like it
+// with the modules in loaded alone.
 func (k Kernel) modules(t *testing.T, root Root) string {
 	t.Helper()
-	if root != Probe {
+	if root == Debian {
 		return k.Dir
 	}
 	sum := sha256.Sum256([]byte(strings.Join(loaded, " ")))

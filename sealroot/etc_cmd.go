@@ -2,8 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
@@ -28,7 +31,13 @@ func etcMerge(c *command) action {
 			return err
 		}
 		defer dir.Close()
-		r, err := etc.Merge(root, dir, etc.Options{Image: *image, Trial: *trial})
+		// What the image has for /var lies beside what it has for /etc.
+		content, err := openDir(filepath.Join(filepath.Dir(*from), "var"))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		defer content.Close() // nil: an error, and no more
+		r, err := etc.Merge(root, dir, etc.Options{Image: *image, Trial: *trial, Var: content})
 		if err != nil {
 			return err
 		}
@@ -41,13 +50,20 @@ func etcMerge(c *command) action {
 
 // mergeText says what a merge has done.
 func mergeText(r etc.Result) []string {
-	switch {
-	case r.Done:
+	if r.Done {
 		return []string{"is this image's already"}
-	case r.PutBack:
-		return []string{"warning: /etc is what this image had before the trial, which failed: its changes are put aside (sealroot etc diff)"}
 	}
-	lines := []string{fmt.Sprintf("merged for this image; %d files differ from its own", r.Files)}
+	var lines []string
+	if r.VarDirs > 0 {
+		lines = append(lines, fmt.Sprintf("%d new directories of the image are in /var now", r.VarDirs))
+	}
+	if r.VarError != nil {
+		lines = append(lines, "warning: "+r.VarError.Error())
+	}
+	if r.PutBack {
+		return append(lines, "warning: /etc is what this image had before the trial, which failed: its changes are put aside (sealroot etc diff)")
+	}
+	lines = append(lines, fmt.Sprintf("merged for this image; %d files differ from its own", r.Files))
 	if n := len(r.Conflicts); n > 0 {
 		lines = append(lines, fmt.Sprintf("warning: the image and this machine have both changed something in /etc; the machine's is kept (%d conflicts, sealroot etc diff)", n))
 	}

@@ -12,6 +12,7 @@
 //	before            the upper layer of a time before there was a merge, while the image
 //	                  that took over from it is on trial
 //	next              a layer that is made, or the old one until it has its name
+//	var.tmp           the unfinished copy of a directory for /var
 //
 // An upper layer names its owner, image and number of the merge, in an extended
 // attribute, so that both change in one rename.
@@ -52,6 +53,8 @@ func mergeDir(n uint64) string { return fmt.Sprintf("merge-%d", n) }
 type Options struct {
 	Image string // the identity of the image that runs
 	Trial bool   // it is on trial
+	// Var is the image's /var (open), whose new directories the machine gets; or nil.
+	Var *os.File
 	// Step is asked before every change of the volume; tests cut the power there.
 	Step func(name string) error
 }
@@ -63,6 +66,8 @@ type Result struct {
 	PutBack   bool // the image's own /etc, as it was, for the last one failed on trial
 	Files     int  // of the new upper layer
 	Conflicts []etcmerge.Conflict
+	VarDirs   int   // directories that /var got
+	VarError  error // why it did not get all of them; /etc is merged all the same
 }
 
 // record is what is kept of a merge.
@@ -330,6 +335,10 @@ func (m *merger) build(upper *os.File, next owner) (Result, error) {
 		return result, err
 	}
 	if err := m.step("record", func() error { return m.keepRecord(layer, next, result) }); err != nil {
+		return result, err
+	}
+	// Before the layer counts: what follows that is not made up for.
+	if result.VarDirs, result.VarError, err = m.varDirs(layer); err != nil {
 		return result, err
 	}
 	return result, m.step("own", func() error {

@@ -1,0 +1,89 @@
+package qemutests
+
+import (
+	"strings"
+	"testing"
+)
+
+// servicesOf are files that a version of the image for TestRootServices has beside its
+// packages.
+func servicesOf(version string) map[string]string {
+	page := func(port string) string {
+		return "server { listen " + port + "; return 200 'version " + version + "\\n'; }\n"
+	}
+	return map[string]string{
+		"etc/nginx/conf.d/image.conf": page("8081"), // only the image changes it
+		"etc/nginx/conf.d/both.conf":  page("8082"), // both change it
+	}
+}
+
+// services has the guest say whether each service is active, and what a client of each
+// gets: the row in the database, the page of the machine's, of the image's and of both.
+const services = `systemctl is-active nginx postgresql@15-main memcached
+su postgres -c "psql -Atc 'select word from kept'"
+for port in 8080 8081 8082; do perl -MIO::Socket::INET -e '$s = IO::Socket::INET->new("127.0.0.1:".shift) or exit 1; print $s "GET / HTTP/1.0\r\n\r\n"; @l = <$s>; print $l[-1]' $port; done
+cat /home/alice/kept; stat -c %U /home/alice/kept; id -un 1000; id -un 103; getent shadow bob | cut -d: -f2`
+
+// A Debian machine with a web server, a database and people is updated to an image
+// with one more daemon, whose system user has a number that the machine gave away; then
+// it goes back. All runs each time, and what people made is there.
+func TestRootServices(t *testing.T) {
+	t.Parallel()
+	image := Image{Root: Services, Commit: true, Extra: servicesOf("1"), Disk: []string{"--root-size", "160M"}}
+	next := image.next(t)
+	next.Root, next.Extra = ServicesNext, servicesOf("2")
+	vm := NewMachine(t, BIOS, image.Build(t)).WithTPM().withParts(t, readFile(t, next.Parts(t))).Boot()
+	up := func(slot string) {
+		t.Helper()
+		vm.Expect(`slot `+slot+`: starting /sbin/init`, bootTime)
+		vm.WaitReady(bootTime)
+		checkSystemd(t, vm)
+	}
+	want := func(memcached, page string) {
+		t.Helper()
+		got, _ := vm.TryRun(services)
+		want := strings.Join([]string{"active", "active", memcached, "a row", "the machine's", "version " + page, "changed here", "a file", "alice", "alice", "collector", "secret"}, "\n")
+		if got != want {
+			t.Errorf("the services say\n%s\nwant\n%s", got, want)
+		}
+	}
+
+	up("a")
+	vm.Run(`set -e
+su postgres -c "psql -qc \"create table kept (word text); insert into kept values ('a row')\""
+echo 'a file' >/home/alice/kept; chown alice: /home/alice/kept
+useradd -m bob; usermod -p secret bob
+useradd --system --uid 103 --user-group collector
+echo "server { listen 8080; return 200 \"the machine's\n\"; }" >/etc/nginx/conf.d/machine.conf
+echo 'server { listen 8082; return 200 "changed here\n"; }' >/etc/nginx/conf.d/both.conf
+systemctl reload nginx
+sealroot install /dev/vdb`)
+	want("inactive", "1")
+	vm.Reboot()
+	up("b")
+	want("active", "2")
+	// The unit has committed the slot. Its daemon has a user, with another number than
+	// in the image, and it is told what was not as the image wants it.
+	if got := vm.Run("systemctl show -p MainPID --value memcached | xargs ps -o user= -p"); got != "memcache" {
+		t.Errorf("memcached runs as %q, want memcache", got)
+	}
+	// So is the directory that the image has for it in /var, which was filled long ago.
+	if got := vm.Run("stat -c '%U %G %a' /var/lib/memcached"); got != "memcache memcache 750" {
+		t.Errorf("/var/lib/memcached is of %q, want memcache's", got)
+	}
+	diff := vm.Run("sealroot etc diff")
+	for _, conflict := range []string{"nginx/conf.d/both.conf", "memcache has number 103 in the image and "} {
+		if !strings.Contains(diff, conflict) {
+			t.Errorf("sealroot etc diff has no %q:\n%s", conflict, diff)
+		}
+	}
+	if got := status(t, vm); len(got.Problems) > 0 {
+		t.Errorf("sealroot status has problems: %q", got.Problems)
+	}
+	vm.Run("su postgres -c \"psql -qc \\\"update kept set word = 'a row of 2'; update kept set word = 'a row'\\\"\"")
+	vm.Run("sealroot rollback")
+	vm.Reboot()
+	up("a")
+	want("inactive", "1")
+	vm.PowerOff()
+}

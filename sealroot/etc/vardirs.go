@@ -1,0 +1,208 @@
+package etc
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"sealroot/state/etcmerge"
+	"sealroot/state/seed"
+)
+
+// Packages have directories of their own in /var. Those of a daemon that a new image
+// brings are not in the machine's /var, which was filled once, from an older one.
+
+// newDirTmp is the unfinished copy of a directory, below layout.EtcKept.
+const newDirTmp = "var.tmp"
+
+// varDirs copies the directories of the image's /var that the machine has not, with all
+// that they hold; what it has stays. Each is there whole or not at all. Their owners
+// are those of the new layer's account files, by name. A problem costs directories
+// alone, err the merge.
+func (m *merger) varDirs(layer *os.File) (made int, problem, err error) {
+	if m.Var == nil {
+		return 0, nil, nil
+	}
+	d := dirAdder{merger: m}
+	problem = d.all(layer)
+	if d.refused != nil {
+		return d.made, nil, d.refused
+	}
+	if problem != nil {
+		problem = fmt.Errorf("cannot add the image's new directories to /var: %w", problem)
+	}
+	return d.made, problem, nil
+}
+
+func (d *dirAdder) all(layer *os.File) error {
+	machine, err := d.dir(d.volume, "var")
+	if err != nil || machine == nil { // the first boot fills it
+		return err
+	}
+	for i, name := range []string{"passwd", "group"} {
+		image, err := readSmall(d.lower, name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		merged, err := readSmall(layer, name)
+		if errors.Is(err, fs.ErrNotExist) { // as the image has it
+			merged, err = image, nil
+		}
+		if err != nil {
+			return err
+		}
+		d.owners[i] = etcmerge.Owners(image, merged)
+	}
+	return d.add(d.Var, machine, 0)
+}
+
+// readSmall reads an account file.
+func readSmall(dir *os.File, name string) ([]byte, error) {
+	f, err := openIn(dir, name, unix.O_RDONLY|unix.O_NONBLOCK)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Size() > maxAccount {
+		return nil, fmt.Errorf("/etc/%s: %w", name, ErrTooLarge)
+	}
+	text := make([]byte, info.Size())
+	_, err = f.ReadAt(text, 0)
+	return text, err
+}
+
+// dirAdder is one walk through the image's /var.
+type dirAdder struct {
+	*merger
+	owners  [2]map[uint32]uint32 // of users, of groups
+	made    int
+	refused error // by Step
+}
+
+func (d *dirAdder) step(name string, change func() error) error {
+	if d.refused = d.Step(name); d.refused != nil {
+		return d.refused
+	}
+	return change()
+}
+
+func (d *dirAdder) add(image, machine *os.File, depth int) error {
+	if depth > maxDepth {
+		return fmt.Errorf("%s: nested deeper than %d: %w", image.Name(), maxDepth, ErrTooLarge)
+	}
+	list, err := names(image)
+	if err != nil {
+		return err
+	}
+	for _, name := range list {
+		if err := d.addOne(image, machine, name, depth); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *dirAdder) addOne(image, machine *os.File, name string, depth int) error {
+	from, err := openIn(image, name, unix.O_RDONLY|unix.O_DIRECTORY)
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return nil // a file, or a link
+	}
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	to, err := openIn(machine, name, unix.O_RDONLY|unix.O_DIRECTORY)
+	switch {
+	case err == nil:
+		defer to.Close()
+		return d.add(from, to, depth+1)
+	case errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP): // the machine has something else there
+		return nil
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
+	}
+	if err := d.step("copy a directory of /var", func() error { return d.copy(from) }); err != nil {
+		return err
+	}
+	return d.step("name a directory of /var", func() error {
+		if err := unix.Syncfs(int(d.kept.Fd())); err != nil {
+			return fmt.Errorf("cannot sync: %w", err)
+		}
+		if err := unix.Renameat2(int(d.kept.Fd()), newDirTmp, int(machine.Fd()), name, unix.RENAME_NOREPLACE); err != nil {
+			return fmt.Errorf("cannot rename the copy of %s: %w", from.Name(), err)
+		}
+		d.made++
+		return syncDirs(machine, d.kept)
+	})
+}
+
+// copy makes the unfinished copy.
+func (d *dirAdder) copy(from *os.File) error {
+	if err := seed.Remove(d.kept, newDirTmp); err != nil {
+		return err
+	}
+	if err := seed.Tree(from, d.kept, newDirTmp); err != nil {
+		return err
+	}
+	dir, err := openIn(d.kept, newDirTmp, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return d.own(d.kept, newDirTmp, dir)
+}
+
+// own gives a file, and all below it, the owner that it has here. dir is the file when
+// it is a directory, else nil.
+func (d *dirAdder) own(in *os.File, name string, dir *os.File) error {
+	if dir != nil {
+		list, err := names(dir)
+		if err != nil {
+			return err
+		}
+		for _, below := range list {
+			next, err := openIn(dir, below, unix.O_RDONLY|unix.O_DIRECTORY)
+			if err != nil {
+				next = nil // no directory
+			}
+			err = d.own(dir, below, next)
+			if next != nil {
+				next.Close()
+			}
+			if err != nil {
+				return err
+			}
+		}
+	}
+	var st unix.Stat_t
+	if err := unix.Fstatat(int(in.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	uid, newUser := d.owners[0][st.Uid]
+	gid, newGroup := d.owners[1][st.Gid]
+	if !newUser && !newGroup {
+		return nil
+	}
+	if !newUser {
+		uid = st.Uid
+	}
+	if !newGroup {
+		gid = st.Gid
+	}
+	if err := unix.Fchownat(int(in.Fd()), name, int(uid), int(gid), unix.AT_SYMLINK_NOFOLLOW); err != nil || dir == nil {
+		// Of a file that takes set-uid bits and file capabilities away: they were
+		// another one's.
+		return err
+	}
+	return unix.Fchmod(int(dir.Fd()), st.Mode&0o7777)
+}
