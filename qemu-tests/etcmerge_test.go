@@ -51,6 +51,9 @@ func TestRootEtcMerge(t *testing.T) {
 	if !strings.Contains(strings.Join(r.Warnings, "\n"), "1 conflicts, sealroot etc diff") {
 		t.Errorf("warnings %q, want one about a conflict", r.Warnings)
 	}
+	if len(r.EtcConflicts) != 1 || !strings.HasPrefix(r.EtcConflicts[0], "c: ") {
+		t.Errorf("boot.json names the conflicts %q, want that of c", r.EtcConflicts)
+	}
 	has(map[string]string{
 		"a": "a of the machine", "b": "b2", "c": "c of the machine", "new": "new in 2",
 		"passwd": "root:x:0:0::/root:/bin/sh\nhuman:x:1000:1000::/home/user:/bin/sh\ntwo:x:998:998::/:/bin/false",

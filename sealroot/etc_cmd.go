@@ -7,14 +7,16 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"sealroot/init/report"
 	"sealroot/sealroot/etc"
 )
 
 // etcMerge merges /etc for the image that runs. PID 1 takes lines that begin with
-// warning: into its report.
+// warning: or conflict: into its report.
 func etcMerge(c *command) action {
 	image := c.flags.String("image", "", "identity of the image that runs")
 	trial := c.flags.Bool("trial", false, "it is on trial")
@@ -64,6 +66,10 @@ func mergeText(r etc.Result) []string {
 		return append(lines, "warning: /etc is what this image had before the trial, which failed: its changes are put aside (sealroot etc diff)")
 	}
 	lines = append(lines, fmt.Sprintf("merged for this image; %d files differ from its own", r.Files))
+	for _, c := range r.Conflicts[:min(len(r.Conflicts), report.MaxEtcConflicts)] {
+		// A name of a file may be anything, a line too.
+		lines = append(lines, fmt.Sprintf("conflict: %s: %.300s", strings.Trim(fmt.Sprintf("%.300q", c.Path), `"`), c.What))
+	}
 	if n := len(r.Conflicts); n > 0 {
 		lines = append(lines, fmt.Sprintf("warning: the image and this machine have both changed something in /etc; the machine's is kept (%d conflicts, sealroot etc diff)", n))
 	}

@@ -81,13 +81,14 @@ func (b *boot) runMerge(ctx context.Context, id string, image mount.Place) error
 	result, err := b.sys.RunProgram(ctx, newRoot, argv...)
 	last := ""
 	for line := range bytes.Lines(result.Output) {
-		text, warning := strings.CutPrefix(clean(string(bytes.TrimSpace(line))), "warning: ")
-		if warning {
+		last = clean(string(bytes.TrimSpace(line)))
+		if text, ok := strings.CutPrefix(last, "warning: "); ok {
 			b.warn("%s", text)
-		} else {
-			b.sys.Log.Info("etc: %s", text)
+		} else if text, ok := strings.CutPrefix(last, "conflict: "); !ok {
+			b.sys.Log.Info("etc: %s", last)
+		} else if len(b.report.EtcConflicts) < report.MaxEtcConflicts {
+			b.report.EtcConflicts = append(b.report.EtcConflicts, text)
 		}
-		last = text
 	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

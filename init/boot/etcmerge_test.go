@@ -45,7 +45,7 @@ func TestMergeEtc(t *testing.T) {
 		{name: "degraded", degraded: true},
 		{name: "layer_left_out", leftOut: "damaged", warns: "when no layer is left out"},
 		{name: "no_state", create: config.CreateNone},
-		{name: "conflicts", result: child.Result{Output: []byte("merged\nwarning: both changed c\n")}, takes: true, runs: true, warns: "both changed c"},
+		{name: "conflicts", result: child.Result{Output: []byte(strings.Repeat("conflict: c: both\n", 30) + "merged\nwarning: both changed c\n")}, takes: true, runs: true, warns: "both changed c"},
 		{name: "no_command", err: fs.ErrNotExist, runs: true, warns: errNoMerge.Error()},
 		{name: "takes_too_long", err: child.ErrTime, runs: true, warns: child.ErrTime.Error()},
 		{name: "fails", result: child.Result{Status: 2, Output: []byte("sealroot: wrong usage\n")}, runs: true, warns: "status 2: sealroot: wrong usage"},
@@ -100,6 +100,9 @@ func TestMergeEtc(t *testing.T) {
 			}
 			if got := recorder.Steps(); !slices.Equal(got, steps) {
 				t.Errorf("mounted %q, want %q", got, steps)
+			}
+			if n := len(b.report.EtcConflicts); n > 0 && (n != report.MaxEtcConflicts || b.report.EtcConflicts[0] != "c: both") || (n > 0) != (tt.name == "conflicts") {
+				t.Errorf("conflicts %q", b.report.EtcConflicts)
 			}
 			if got := strings.Join(b.report.Warnings, "\n"); !strings.Contains(got, tt.warns) || (got == "") != (tt.warns == "") {
 				t.Errorf("warns %q, want %q", got, tt.warns)

@@ -34,6 +34,10 @@ type Report struct {
 	Failures []Failure `json:"failures,omitempty"` // every failure this boot met
 	Mounts   []Mount   `json:"mounts"`
 	Layers   []Layer   `json:"layers,omitempty"` // those of the configuration, from the lowest up
+	// EtcConflicts is what this boot's merge of /etc found changed by the image and by
+	// the machine, at most MaxEtcConflicts; each a path and, after a colon, why.
+	EtcConflicts []string `json:"etc_conflicts,omitempty"`
+
 	TPM      TPM       `json:"tpm"`
 	Floor    *Floor    `json:"rollback_floor,omitempty"` // set with trust.rollback_floor
 	Watchdog *Watchdog `json:"watchdog,omitempty"`       // set when the configuration asks for one and the machine has it
@@ -41,6 +45,10 @@ type Report struct {
 	Warnings []string  `json:"warnings,omitempty"`
 	Degraded bool      `json:"degraded,omitempty"`
 }
+
+// MaxEtcConflicts is how many conflicts of /etc a report names. `sealroot etc diff` has
+// them all.
+const MaxEtcConflicts = 20
 
 // Disk is the boot disk.
 type Disk struct {

@@ -27,12 +27,13 @@ func whole() report.Report {
 		FellBack:              &report.Fallback{From: "b", Reason: "no commit", Class: "image"},
 		Disagreement:          &report.Disagreement{Loaded: "?", Wanted: "a", Why: "the one-shot was not followed"},
 		CommitDeadlineSeconds: 600, Ended: "device missing", Failures: []report.Failure{failure},
-		Layers:   []report.Layer{{Name: "tools", RootHash: "0a", Version: "7", LeftOut: "it is not there"}},
-		Mounts:   []report.Mount{{What: "/dev/vda3", Where: "/", Type: "squashfs", Options: []string{"ro"}}},
-		TPM:      report.TPM{Present: true, Banks: []string{"sha256"}, Capped: []int{11}, Policy: "pcrs", PCRs: []int{7}, PIN: true, RecordKeys: []string{"pcr-previous.pub"}},
-		Floor:    &report.Floor{Value: 2, Known: true},
-		Watchdog: &report.Watchdog{Device: "/dev/watchdog0", Identity: "i6300ESB", Seconds: 30, HandedOver: true, NoWayOut: true, Fired: true},
-		Stages:   []report.Stage{{Name: "root", Start: 1, End: 2}}, Warnings: []string{"w"}, Degraded: true,
+		Layers:       []report.Layer{{Name: "tools", RootHash: "0a", Version: "7", LeftOut: "it is not there"}},
+		EtcConflicts: []string{"ssh/sshd_config: both changed it"},
+		Mounts:       []report.Mount{{What: "/dev/vda3", Where: "/", Type: "squashfs", Options: []string{"ro"}}},
+		TPM:          report.TPM{Present: true, Banks: []string{"sha256"}, Capped: []int{11}, Policy: "pcrs", PCRs: []int{7}, PIN: true, RecordKeys: []string{"pcr-previous.pub"}},
+		Floor:        &report.Floor{Value: 2, Known: true},
+		Watchdog:     &report.Watchdog{Device: "/dev/watchdog0", Identity: "i6300ESB", Seconds: 30, HandedOver: true, NoWayOut: true, Fired: true},
+		Stages:       []report.Stage{{Name: "root", Start: 1, End: 2}}, Warnings: []string{"w"}, Degraded: true,
 	}
 }
 
