@@ -7,6 +7,10 @@ import (
 	"fmt"
 	"os"
 
+	"sealroot/init/config"
+	"sealroot/mkinitramfs/built"
+	"sealroot/mkinitramfs/tools"
+	"sealroot/sealroot/bootset"
 	"sealroot/sealroot/durable"
 	"sealroot/sealroot/machine"
 	"sealroot/sealroot/prebuilt"
@@ -53,6 +57,9 @@ func createState(c *command) action {
 			return err
 		}
 		defer f.Close()
+		if err := c.mayPrebuild(ctx, *disk); err != nil {
+			return fmt.Errorf("cannot create the state in %s: %w", *disk, err)
+		}
 		if *keyFile != "" {
 			if err := durable.Create(*keyFile, o.Recovery); err != nil {
 				return fmt.Errorf("cannot write the recovery key: %w", err)
@@ -67,9 +74,26 @@ func createState(c *command) action {
 		}
 		c.result.Data = made
 		c.say("volume %s is made, %d MiB reserved", made.UUID, made.Reserved/mib)
-		c.say("with state.create first-boot each machine replaces it at its first boot by one of its own, with other keys: state.recovery of the image says how that is recovered")
+		c.say("each machine replaces it at its first boot by one of its own, with other keys: state.recovery of the image says how that is recovered")
 		return nil
 	}
+}
+
+// mayPrebuild refuses an image whose machines would not replace the volume: they open
+// none that came with an image. Errors: bootset.ErrRefused.
+func (c *command) mayPrebuild(ctx context.Context, disk string) error {
+	cfg, err := built.Config(ctx, tools.New(), disk, built.Options{Slot: "a"})
+	switch {
+	case err != nil:
+		// A slot may come later, and PID 1 decides by what is there then.
+		c.say("whether its machines take a volume that came with the image is not known: %v", err)
+		return nil
+	case cfg.State.Plain():
+		return fmt.Errorf("its configuration has an unencrypted state (state.unlock: plain): %w", bootset.ErrRefused)
+	case cfg.State.Create != config.CreateFirstBoot:
+		return fmt.Errorf("its configuration has state.create: %s; every copy of the image would have the keys of this volume, so that a machine replaces it (first-boot) and never opens it: %w", cfg.State.Create, bootset.ErrRefused)
+	}
+	return nil
 }
 
 // sealTo encrypts a key to the certificates in a file.

@@ -54,6 +54,9 @@ func unlockState(c *command) action {
 		if err != nil {
 			return err
 		}
+		if state.PrebuiltOf(im.Header) != nil {
+			return fmt.Errorf("cannot unlock the state: %w: %w", state.ErrPrebuilt, bootset.ErrRefused)
+		}
 		key, err := c.allow(ctx, a, im.Header)
 		if err != nil {
 			return err

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"io/fs"
@@ -12,6 +13,7 @@ import (
 
 	"sealroot/init/config"
 	"sealroot/mount/mounttest"
+	"sealroot/sealroot/volume"
 	"sealroot/state"
 	"sealroot/state/enrol"
 	"sealroot/state/ext4"
@@ -68,6 +70,23 @@ func (s *sealed) pin(id []byte) {
 	policy, err := enrol.Policy(s.config.State.TPM2, nil)
 	if err == nil {
 		err = tpm.New(s.tpm).WriteIdentity(s.t.Context(), policy, nil, id)
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// addToken puts a token into the volume's header.
+func (s *sealed) addToken(text string) {
+	s.t.Helper()
+	im, err := volume.Open(s.t.Context(), s.env.State, true)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer im.Close()
+	h, err := im.Header.AddToken(9, []byte(text))
+	if err == nil {
+		err = im.Apply(h, rand.Reader)
 	}
 	if err != nil {
 		s.t.Fatal(err)
@@ -173,6 +192,7 @@ func TestStateUnlockRefuses(t *testing.T) {
 		{"no_volume_by_configuration", func(s *sealed) {
 			s.config.State = config.State{Create: config.CreateNone}
 		}, "", exitRefused, "no encrypted volume"},
+		{"came_with_the_image", func(s *sealed) { s.addToken(`{"type":"sealroot-prebuilt","keyslots":[],"reserved":"5"}`) }, "", exitRefused, "came with the image"},
 		{"another_key", func(*sealed) {}, strings.Repeat("cbdefghi-", 7) + "cbdefghi", exitRefused, "cannot authorize"},
 		{"not_a_key", func(*sealed) {}, "words", exitRefused, "recovery-key-file"},
 		{"no_image", func(s *sealed) { os.Remove(s.image()) }, "", exitRefused, "no encrypted.img"},

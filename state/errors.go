@@ -31,7 +31,7 @@ var (
 	// FIFO, a directory, a device, or one with a second name).
 	ErrNotImage = errors.New("encrypted.img is not a plain file")
 	// ErrPrebuilt: encrypted.img came with the image, and is no machine's volume.
-	ErrPrebuilt = errors.New("encrypted.img was made where the image was built, for a machine that has no volume yet")
+	ErrPrebuilt = errors.New("encrypted.img came with the image and is not opened: every copy of that image has its keys")
 	// ErrNoRoom: the state partition is too small or too full.
 	ErrNoRoom = errors.New("not enough room on the state partition")
 	// ErrDamaged: the volume opened, but what is in it is not a file system

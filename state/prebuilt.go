@@ -17,7 +17,8 @@ import (
 // before its first boot can read and exchange all of it, so a first boot takes one
 // thing from it: how much is to be reserved. No key, keyslot or file of it gets into
 // the machine's own volume, which is made as where there is none (Create), and then
-// takes its place. No secret lies on the disk for that.
+// takes its place. No secret lies on the disk for that. A machine never opens it: all
+// copies of the image have one volume key, and no change of keyslots makes that another.
 //
 // Crash points:
 //
@@ -27,12 +28,8 @@ import (
 //  3. the new file, whole and on stable storage, gets a name of its own
 //  4. it is renamed over the prebuilt one, sync
 
-// Types of tokens: of a prebuilt volume that may be replaced, and of one that a machine
-// has in use, which may not, whatever becomes of the marks beside the file.
-const (
-	prebuiltType = "sealroot-prebuilt"
-	keptType     = "sealroot-prebuilt-kept"
-)
+// prebuiltType is the type of the token of a prebuilt volume.
+const prebuiltType = "sealroot-prebuilt"
 
 // Prebuilt is what counts of a prebuilt volume.
 type Prebuilt struct {
@@ -64,35 +61,6 @@ func PrebuiltOf(h *luks2.Header) *Prebuilt {
 		return &Prebuilt{max(token.Reserved, 0)}
 	}
 	return nil
-}
-
-// Keep returns a header by which a prebuilt volume is not one any more, and still
-// IsKept. Errors: those of luks2.AddToken.
-func Keep(h *luks2.Header) (n *luks2.Header, err error) {
-	n = h
-	for _, t := range h.Tokens() {
-		if t.Type != prebuiltType {
-			continue
-		}
-		if n, err = n.RemoveToken(t.ID); err == nil && !IsKept(n) {
-			n, err = n.AddToken(t.ID, []byte(`{"type":"`+keptType+`","keyslots":[]}`))
-		}
-		if err != nil {
-			return nil, err
-		}
-	}
-	return n, nil
-}
-
-// IsKept tells whether a volume was made where an image was built, and is a machine's
-// own now.
-func IsKept(h *luks2.Header) bool {
-	for _, t := range h.Tokens() {
-		if t.Type == keptType {
-			return true
-		}
-	}
-	return false
 }
 
 // readPrebuilt is PrebuiltOf the file's header, and where its data begins.

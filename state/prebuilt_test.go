@@ -203,25 +203,3 @@ func TestOwnVolumeIsNotReplaced(t *testing.T) {
 		t.Errorf("control: emptyPrebuilt() = %v, %d bytes are left", err, held())
 	}
 }
-
-// A volume that a machine has in use is not a prebuilt one any more, whatever number of
-// marks it had, and says what it was.
-func TestKeep(t *testing.T) {
-	const token = `{"type":"sealroot-prebuilt","keyslots":[],"reserved":"5"}`
-	twice, err := headerWith(t, oldUUID, token).AddToken(4, []byte(token))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, h := range map[string]*luks2.Header{"once": headerWith(t, oldUUID, token), "twice": twice} {
-		if PrebuiltOf(h) == nil || IsKept(h) {
-			t.Errorf("%s: before: prebuilt %v, kept %v", name, PrebuiltOf(h), IsKept(h))
-		}
-		kept, err := Keep(h)
-		if err != nil || PrebuiltOf(kept) != nil || !IsKept(kept) || kept.UUID() != oldUUID {
-			t.Errorf("%s: Keep() = %v: prebuilt %v, kept %v", name, err, PrebuiltOf(kept), IsKept(kept))
-		}
-	}
-	if own, err := Keep(headerWith(t, oldUUID, "")); err != nil || IsKept(own) {
-		t.Errorf("Keep() of a machine's own = %v, kept %v", err, IsKept(own))
-	}
-}

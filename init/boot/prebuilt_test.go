@@ -17,7 +17,7 @@ import (
 
 // A prebuilt volume is replaced at a first boot, and nowhere else: not on a machine
 // that has had a volume, as the TPM or the partition remembers, whoever puts one
-// there; and not where the configuration makes none.
+// there; and not where the configuration makes none. It is never opened.
 func TestPrebuiltVolume(t *testing.T) {
 	never := func(s *sealed, b *boot) { b.cfg.State.Create = config.CreateNever }
 	for _, tt := range []struct {
@@ -47,10 +47,10 @@ func TestPrebuiltVolume(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, nil, false, "marked as provisioned"},
-		// After an update from never: what is in use opens, as it did.
-		{"partition_is_marked_and_a_person", func(s *sealed, b *boot) { writeMarks(s, b) }, []string{"open sesame"}, false, "is not replaced, as the state partition is marked"},
-		{"never", never, nil, false, errLocked.Error()},
-		{"never_and_a_person", never, []string{"open sesame"}, false, "every copy of that image has the same keys"},
+		// Who has the image has its key: a person with that is not asked for it.
+		{"partition_is_marked_and_a_person", func(s *sealed, b *boot) { writeMarks(s, b) }, []string{"open sesame"}, false, "marked as provisioned"},
+		{"never", never, nil, false, "so that none is made"},
+		{"never_and_a_person", never, []string{"open sesame"}, false, "every copy of that image has its keys"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := newSealed(t, false)
@@ -62,9 +62,11 @@ func TestPrebuiltVolume(t *testing.T) {
 				t.Errorf("openVolume() = %v, warnings %q, want %q", err, b.report.Warnings, tt.says)
 			}
 			// Made or not, a volume that was not mounted has no name.
-			now := s.header()
-			if used := tt.lines != nil; now.UUID() != h.UUID() || state.IsKept(now) != used || (state.PrebuiltOf(now) == nil) != used {
-				t.Errorf("the file is volume %s, marked as in use: %v, want %v", now.UUID(), state.IsKept(now), used)
+			if now := s.header(); now.UUID() != h.UUID() || state.PrebuiltOf(now) == nil {
+				t.Errorf("the file is volume %s, prebuilt %v", now.UUID(), state.PrebuiltOf(now))
+			}
+			if b.report.State.Unlocked != "" {
+				t.Errorf("it was unlocked by %s", b.report.State.Unlocked)
 			}
 			if made := len(b.pin.id) != 0 && string(b.pin.id) != string(s.id); made != tt.replaced {
 				t.Errorf("a volume was made: %v, want %v", made, tt.replaced)
@@ -73,31 +75,23 @@ func TestPrebuiltVolume(t *testing.T) {
 	}
 }
 
-// A machine has used a prebuilt volume, and the file alone is put on another one, whose
-// image makes volumes and where nothing remembers one: it is never taken for empty.
-func TestKeptVolumeIsNotReplaced(t *testing.T) {
+// The control: without the mark the same person with the same key opens the volume.
+func TestNoPrebuiltVolumeIsOpened(t *testing.T) {
 	s := newSealed(t, false)
-	s.prebuild()
-	for _, tt := range []struct {
-		create string
-		lines  []string
-		says   string
-	}{
-		{config.CreateNever, []string{"open sesame"}, unix.EUCLEAN.Error()},
-		{config.CreateFirstBoot, nil, errLocked.Error()},
-		{config.CreateFirstBoot, []string{"open sesame"}, unix.EUCLEAN.Error()},
-	} {
-		b := s.firstBoot(tt.lines)
-		b.cfg.State.Create = tt.create
-		if why, err := b.provisioned(t.Context()); why != "" || err != nil {
-			t.Fatalf("provisioned() = %q, %v, want nothing that remembers", why, err)
+	prebuilt := s.prebuild()
+	for _, marked := range []bool{true, false} {
+		if !marked {
+			h, err := prebuilt.RemoveToken(7)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.write(h)
 		}
+		b := s.firstBoot([]string{"open sesame"})
+		b.cfg.State.Create = config.CreateNever
 		err := b.openVolume(t.Context())
-		if made := len(b.pin.id) != 0 && string(b.pin.id) != string(s.id); made || !strings.Contains(err.Error(), tt.says) {
-			t.Errorf("create %s: openVolume() = %v, want %s; a volume was made: %v", tt.create, err, tt.says, made)
-		}
-		if said := strings.Join(b.report.Warnings, "\n"); !strings.Contains(said, "every copy of that image has the same keys") {
-			t.Errorf("create %s: warnings %q", tt.create, said)
+		if opened := b.report.State.Unlocked != ""; opened == marked || errors.Is(err, state.ErrPrebuilt) != marked {
+			t.Errorf("marked %v: openVolume() = %v, opened: %v", marked, err, opened)
 		}
 	}
 }

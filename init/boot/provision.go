@@ -44,7 +44,7 @@ func (b *boot) firstBoot(ctx context.Context, prebuilt *state.Prebuilt) error {
 		return stateError(slots.StateDamaged, "%w, but %s; nothing was changed: put the file back, or reset the state on purpose", found, why)
 	}
 	if b.cfg.State.Create != config.CreateFirstBoot {
-		return stateError(slots.StateDamaged, "%w, and state.create is %q", found, b.cfg.State.Create)
+		return stateError(slots.StateDamaged, "%w, and state.create is %q, so that none is made", found, b.cfg.State.Create)
 	}
 	if prebuilt != nil {
 		b.sys.Log.Info("state: the volume that came with the image is replaced")

@@ -147,14 +147,19 @@ func (b *boot) agreed(ctx context.Context, from string) bool {
 // unlockOrReset is unlock, and errReset instead where a reset was agreed to and a
 // key of the volume is given for it.
 func (b *boot) unlockOrReset(ctx context.Context, h *luks2.Header) ([]byte, error) {
-	if b.resetAgreed {
-		err := b.allowReset(ctx, h)
-		if err == nil {
-			return nil, errReset
-		}
-		b.warn("the factory reset is refused, nothing was changed: %v", err)
+	if b.resetAgreed && b.resetAllowed(ctx, h) {
+		return nil, errReset
 	}
 	return b.unlock(ctx, h)
+}
+
+// resetAllowed is allowReset for a reset that was agreed to; why not, is warned of.
+func (b *boot) resetAllowed(ctx context.Context, h *luks2.Header) bool {
+	err := b.allowReset(ctx, h)
+	if err != nil {
+		b.warn("the factory reset is refused, nothing was changed: %v", err)
+	}
+	return err == nil
 }
 
 // allowReset asks for a key of this machine's volume. The TPM's PIN is one, where

@@ -123,8 +123,11 @@ func (b *boot) openVolume(ctx context.Context) error {
 	}
 	var prebuilt *state.Prebuilt
 	v, err := state.Open(b.volume.outer, b.sys.Devices, func(l *state.LockedVolume) ([]byte, error) {
-		prebuilt = state.PrebuiltOf(l.Header)
-		return b.volumeKey(ctx, l, prebuilt)
+		if prebuilt = state.PrebuiltOf(l.Header); prebuilt != nil {
+			return nil, b.leavePrebuilt(ctx, l.Header)
+		}
+		b.binding.volume = l
+		return b.unlockOrReset(ctx, l.Header)
 	})
 	if errors.Is(err, errReset) {
 		return b.beginReset(ctx, state.ResetByKey)
