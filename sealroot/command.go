@@ -77,6 +77,10 @@ func newCommand(v verb, stdout, stderr io.Writer, env Env) *command {
 func (c *command) parse(v verb, args []string) ([]string, error) {
 	var words []string
 	for {
+		if len(args) > 0 && isLess(args[0]) {
+			words, args = append(words, args[0]), args[1:]
+			continue
+		}
 		if err := c.flags.Parse(args); err != nil {
 			if errors.Is(err, flag.ErrHelp) {
 				return nil, err
@@ -98,6 +102,9 @@ func (c *command) parse(v verb, args []string) ([]string, error) {
 	}
 	return words, nil
 }
+
+// isLess tells whether an argument is a size to take away, -1G: no flag begins so.
+func isLess(arg string) bool { return len(arg) > 1 && arg[0] == '-' && arg[1] >= '0' && arg[1] <= '9' }
 
 // say tells a person something, or keeps it for the result.
 func (c *command) say(format string, args ...any) {

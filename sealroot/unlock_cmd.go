@@ -92,6 +92,7 @@ func unlockState(c *command) action {
 		if err := c.mountUnlocked(v); err != nil {
 			return errors.Join(err, v.Close())
 		}
+		u.ReadOnly = v.ReadOnly != nil
 		// The devices stay when this program has ended.
 		c.result.Data = u
 		c.say("volume %s is open at %s, over what this boot has in memory there", u.UUID, u.Mounted)
@@ -234,10 +235,23 @@ func (c *command) mountUnlocked(v *state.Volume) error {
 		Attr: mount.NoSUID | mount.NoDev | mount.NoExec,
 	}
 	if v.ReadOnly != nil {
-		fs.Attr |= mount.ReadOnly
+		fs.Options = append(fs.Options, "ro")
 	}
 	if err := c.env.Mounter.MountIn(fs, mount.Place{Root: c.env.State, Path: state.MountDir}); err != nil {
 		return fmt.Errorf("cannot mount the volume: %w", err)
+	}
+	root, err := os.Open(c.env.volume())
+	if err != nil {
+		return errors.Join(err, c.env.Mounter.Unmount(c.env.volume()))
+	}
+	was := v.ReadOnly
+	v.Settle(root)
+	root.Close()
+	if was == nil && v.ReadOnly != nil { // what it gave back is not to be had again
+		if err := c.env.Mounter.Unmount(c.env.volume()); err != nil {
+			return err
+		}
+		return c.mountUnlocked(v)
 	}
 	return nil
 }

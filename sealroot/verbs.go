@@ -61,6 +61,8 @@ func verbs() []verb {
 		{name: "state rekey", summary: "rotate the secrets of the TPM and of the manage key", output: results, setup: rekey},
 		{name: "state escrow", args: "[--der]", summary: "print the escrowed recovery key, for the holder of its private key", setup: escrowedKey},
 		{name: "state create", args: "--disk IMAGE [--recovery-key-file FILE | --escrow CERT]", summary: "make partition and volume in the image of a disk, before its first boot", output: results, anyone: true, setup: createState},
+		{name: "state resize", args: "SIZE|max|min", summary: "give the volume more or less of the state partition: 20G, +2G, -500M, 50%", least: 1, most: 1, output: results, setup: resizeState},
+		{name: "state repair", summary: "reserve all that the volume spans; makes a volume that is read-only for that writable", output: results, setup: repairState},
 		{name: "state reset", args: "[--keep-home] [--yes] [--cancel]", summary: "destroy the encrypted state at the next boot, and begin anew", output: results, setup: resetState},
 		{name: "etc diff", args: "[--json]", summary: "what of /etc differs from the image's, and what both had changed", output: results, setup: etcDiff},
 		{name: "etc-merge", args: "--image ID [--trial] [--volume DIR] [--from DIR]", summary: "merge /etc for the image that runs (PID 1, before /etc is mounted)", hidden: true, setup: etcMerge},

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sealroot/state/balloon/files"
 	"sealroot/state/ext4"
 	"sealroot/state/luks2"
 )
@@ -81,8 +82,15 @@ func (v *Volume) create(dir *os.File, devs Devices, sizes Sizes, p CreateParams)
 	if err := v.image.Truncate(sizes.Apparent); err != nil {
 		return fmt.Errorf("cannot size %s: %w", ImageName, err)
 	}
-	if err := reserve(v.image, sizes.Reserved); err != nil {
+	if err := noDump(v.image); err != nil {
 		return err
+	}
+	if err := Reserve(v.image, 0, sizes.Reserved); err != nil {
+		return err
+	}
+	// It is made while there is room; a volume without one gives back later, if at all.
+	if record, err := files.OpenRecord(dir); err == nil {
+		record.Close()
 	}
 	key, err := v.format(p)
 	if err != nil {

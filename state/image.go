@@ -6,6 +6,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"sealroot/state/balloon/files"
 )
 
 // OpenImage opens encrypted.img in the directory dir for reading and writing
@@ -90,12 +92,18 @@ func Exists(dir *os.File, name string) (bool, error) {
 	return err == nil, err
 }
 
-// reserve allocates the first n bytes of the file; for what is allocated
-// already it costs nothing. ErrNoRoom when the outer file system is full.
-func reserve(f *os.File, n int64) error {
-	err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, n)
+// OpenShared opens encrypted.img of a machine that runs, for who reserves room for it
+// or gives some back. It takes no lock: the header, which the lock is for, is not
+// changed. Errors: ErrNoImage, ErrNotImage.
+func OpenShared(dir *os.File) (*os.File, error) { return openImage(dir, unix.O_RDWR) }
+
+// Reserve allocates n bytes of the file from byte at; for what is allocated already it
+// costs nothing. ErrNoRoom when the outer file system is full; then a part may be
+// allocated.
+func Reserve(f *os.File, at, n int64) error {
+	err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, at, n)
 	for errors.Is(err, unix.EINTR) {
-		err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, n)
+		err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, at, n)
 	}
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 		return fmt.Errorf("cannot reserve %d MiB for %s: %w", n>>20, ImageName, errors.Join(ErrNoRoom, err))
@@ -106,14 +114,28 @@ func reserve(f *os.File, n int64) error {
 	return nil
 }
 
-// release gives back what is allocated from byte n to the end of the file: left
-// over from a resize that a power cut ended.
-func release(f *os.File, n, size int64) error {
-	if n >= size {
+// Release gives back what is allocated of the file from byte start to before byte end:
+// what was in it is lost.
+func Release(f *os.File, start, end int64) error {
+	if start >= end {
 		return nil
 	}
-	if err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, n, size-n); err != nil {
-		return fmt.Errorf("cannot release the end of %s: %w", ImageName, err)
+	err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, start, end-start)
+	for errors.Is(err, unix.EINTR) {
+		err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, start, end-start)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot release %d MiB of %s: %w", (end-start)>>20, ImageName, err)
+	}
+	return nil
+}
+
+// noDump asks dump(8) and the like to leave the file alone: they would write its
+// apparent size. A file system without the flag does without it.
+func noDump(f *os.File) error {
+	err := files.ChangeFlags(f, files.NoDump, 0)
+	if err != nil && !errors.Is(err, unix.ENOTTY) && !errors.Is(err, unix.EOPNOTSUPP) {
+		return fmt.Errorf("cannot mark %s as not to be dumped: %w", ImageName, err)
 	}
 	return nil
 }
@@ -134,4 +156,13 @@ func freeIn(dir *os.File) (int64, error) {
 		return 0, fmt.Errorf("cannot measure the state partition: %w", err)
 	}
 	return int64(fs.Bavail) * fs.Bsize, nil
+}
+
+// sizeOf is the size of the file system of dir.
+func sizeOf(dir *os.File) (int64, error) {
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(int(dir.Fd()), &fs); err != nil {
+		return 0, fmt.Errorf("cannot measure the state partition: %w", err)
+	}
+	return int64(fs.Blocks) * fs.Bsize, nil
 }

@@ -101,7 +101,7 @@ func moveBack(root *os.File, aside string, moved []string) error {
 func stays(path string) bool {
 	return slices.Contains([]string{
 		layout.Private, "lost+found", layout.ResetRequest, layout.RollbackFloor, layout.RecoveryKey, layout.RecoveryKey + layout.PendingSuffix,
-		layout.ManageKey, layout.ManageKey + layout.PendingSuffix,
+		layout.ManageKey, layout.ManageKey + layout.PendingSuffix, layout.Balloons,
 	}, path) || strings.HasPrefix(path, layout.Removed)
 }
 

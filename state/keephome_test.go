@@ -22,7 +22,7 @@ func usedVolume(t *testing.T) *os.File {
 	outside := filepath.Join(t.TempDir(), "outside")
 	for _, path := range []string{
 		"home/anna/letter", "home/anna/etc", "home-ben/letter", "var/lib/db", "etc/machine-id", "etc/deep/deeper/x", "opt/x", "a file", ".hidden", "lost+found/x",
-		layout.RecoveryKey, layout.ManageKey + layout.PendingSuffix, layout.RollbackFloor, layout.ResetRequest, layout.EtcWork + "/work/x",
+		layout.RecoveryKey, layout.ManageKey + layout.PendingSuffix, layout.RollbackFloor, layout.ResetRequest, layout.Balloons + "/00000001", layout.EtcWork + "/work/x",
 		layout.Private + "/seed-1.tmp/x", layout.Private + "/home/x", layout.Removed + "before/3",
 	} {
 		if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, path)), 0o755); err != nil {
@@ -73,7 +73,7 @@ func keepHomes(name string) bool { return strings.HasPrefix(name, "home") }
 func keptFiles() []string {
 	list := []string{
 		"home/anna/letter", "home/anna/etc", "home-ben/letter", "lost+found/x",
-		layout.RecoveryKey, layout.ManageKey + layout.PendingSuffix, layout.RollbackFloor, layout.ResetRequest,
+		layout.RecoveryKey, layout.ManageKey + layout.PendingSuffix, layout.RollbackFloor, layout.ResetRequest, layout.Balloons + "/00000001",
 	}
 	slices.Sort(list)
 	return list

@@ -98,7 +98,7 @@ func emptyPrebuilt(dir *os.File) error {
 	if err != nil {
 		return fmt.Errorf("cannot inspect %s: %w", ImageName, err)
 	}
-	if err := release(f, data, info.Size()); err != nil {
+	if err := Release(f, data, info.Size()); err != nil {
 		return err
 	}
 	if err := f.Sync(); err != nil {

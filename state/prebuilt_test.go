@@ -80,7 +80,7 @@ func putImage(t *testing.T, dir *os.File, h *luks2.Header) {
 		err = f.Truncate(64 << 20)
 	}
 	if err == nil {
-		err = reserve(f, 64<<20)
+		err = Reserve(f, 0, 64<<20)
 	}
 	if err == nil {
 		_, err = luks2.WriteNew(f, h, rand.Reader)

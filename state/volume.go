@@ -7,6 +7,8 @@ import (
 	"io"
 	"os"
 
+	"sealroot/state/balloon"
+	"sealroot/state/balloon/files"
 	"sealroot/state/ext4"
 	"sealroot/state/luks2"
 )
@@ -51,6 +53,8 @@ type Volume struct {
 	image *os.File
 	loop  Device
 	crypt Device
+	// givenBack are the ranges of the image that were not reserved anew: Settle.
+	givenBack []balloon.Range
 }
 
 // Device is the block device that holds the file system.
@@ -131,13 +135,13 @@ func Open(dir *os.File, devs Devices, unlock Unlock) (*Volume, error) {
 		return nil, err
 	}
 	v := &Volume{image: image}
-	if err := v.open(devs, unlock); err != nil {
+	if err := v.open(dir, devs, unlock); err != nil {
 		return nil, errors.Join(err, v.Close())
 	}
 	return v, nil
 }
 
-func (v *Volume) open(devs Devices, unlock Unlock) error {
+func (v *Volume) open(dir *os.File, devs Devices, unlock Unlock) error {
 	info, err := v.image.Stat()
 	if err != nil {
 		return fmt.Errorf("cannot inspect %s: %w", ImageName, err)
@@ -152,18 +156,38 @@ func (v *Volume) open(devs Devices, unlock Unlock) error {
 	}
 	defer clear(key)
 	v.Header = locked.Header
+	size := v.stepUp(dir, info.Size())
 	if err := v.attach(devs, key); err != nil {
 		return err
 	}
-	if err := v.restore(info.Size()); err != nil {
+	if err := v.restore(dir, size); err != nil {
 		return err
 	}
 	return unlockImage(v.image)
 }
 
+// stepUp makes the file's apparent size larger where what is reserved has grown: the
+// devices take their size from it when they are made, and only then. Without it there
+// is less room to grow in this boot, and no harm.
+func (v *Volume) stepUp(dir *os.File, size int64) int64 {
+	reserved, err := allocated(v.image)
+	if err != nil {
+		return size
+	}
+	total, err := sizeOf(dir)
+	if err != nil {
+		return size
+	}
+	want := min(apparentFor(reserved), total) / BlockSize * BlockSize
+	if want > size && v.image.Truncate(want) == nil {
+		return want
+	}
+	return size
+}
+
 // restore makes the invariant true again: what the inner file system spans is
-// reserved, and nothing beyond it.
-func (v *Volume) restore(size int64) error {
+// reserved, but for what it has given back by the record in dir, and nothing beyond.
+func (v *Volume) restore(dir *os.File, size int64) error {
 	mended, err := ext4.Mend(v.crypt, v.crypt.Size())
 	if err != nil {
 		return fmt.Errorf("cannot use the file system in %s: %w", ImageName, err)
@@ -173,26 +197,97 @@ func (v *Volume) restore(size int64) error {
 	if err != nil {
 		return fmt.Errorf("cannot use the file system in %s: %w", ImageName, errors.Join(ErrDamaged, err))
 	}
-	end := int64(v.Header.DataOffset()) + int64(sb.Bytes())
+	begin := int64(v.Header.DataOffset())
+	end := begin + int64(sb.Bytes())
 	if end > size {
 		return fmt.Errorf("cannot use a file system that ends at byte %d of %d in %s: %w", end, size, ImageName, ErrDamaged)
 	}
-	v.Reserved, v.Superblock = end, sb
-	if err := reserve(v.image, end); errors.Is(err, ErrNoRoom) {
-		v.ReadOnly = fmt.Errorf("%w; free space on /state and restart", err)
-		return nil
-	} else if err != nil {
+	record, _ := files.ReadRecord(dir, v.Header.UUID())
+	v.givenBack = balloon.Within(record.Given, begin, size)
+	v.Superblock = sb
+	want := balloon.Without([]balloon.Range{{Start: 0, End: end}}, v.givenBack)
+	v.Reserved = balloon.Total(want)
+	if err := v.reserve(want); err != nil || v.ReadOnly != nil {
 		return err
 	}
 	if sb.NeedsRecovery {
-		// The journal may hold a larger size than the superblock says: until it
+		// The journal may hold a larger size than this superblock: until it
 		// was replayed, what lies beyond is not known to be unused.
 		return nil
 	}
-	if n, err := allocated(v.image); err != nil || n <= end {
+	if n, err := allocated(v.image); err != nil || n <= v.Reserved {
 		return err
 	}
-	return release(v.image, end, size)
+	return Release(v.image, end, size)
+}
+
+// keepOutside is what restoring a reservation leaves free on the state partition: this
+// boot writes there too, and so does the journal of a volume that is read-only.
+const keepOutside = 16 << 20
+
+// reserve reserves ranges of the file, in order, or makes the volume read-only.
+func (v *Volume) reserve(list []balloon.Range) error {
+	if len(list) == 0 {
+		return nil
+	}
+	there, err := files.Reserved(v.image, list[0].Start, list[len(list)-1].End)
+	if err != nil {
+		return err
+	}
+	holes := balloon.Without(list, there)
+	missing := balloon.Total(holes)
+	if missing == 0 {
+		return nil
+	}
+	if free, err := freeIn(v.image); err != nil {
+		return err
+	} else if missing > free-keepOutside {
+		v.ReadOnly = fmt.Errorf("cannot reserve %d MiB for %s, %d MiB are free; free space on /state, then sealroot state repair: %w", missing>>20, ImageName, free>>20, ErrNoRoom)
+		return nil
+	}
+	for _, r := range holes {
+		if err := Reserve(v.image, r.Start, r.Bytes()); errors.Is(err, ErrNoRoom) {
+			v.ReadOnly = err
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Settle is what is left to do once the file system is mounted, with its root
+// directory open: what the journal has made it larger by is reserved, and of what the
+// record says was given back, all that no balloon holds. The record lies where anybody
+// may have written it; what is believed are the balloons. When that fails, the volume
+// has to become read-only (ReadOnly says so), before anything else is written to it.
+func (v *Volume) Settle(root *os.File) {
+	if v.ReadOnly != nil {
+		return
+	}
+	if err := v.settle(root); err != nil {
+		v.ReadOnly = err
+	}
+}
+
+func (v *Volume) settle(root *os.File) error {
+	sb, err := ext4.ReadSuperblock(v.crypt)
+	if err != nil {
+		return err
+	}
+	begin := int64(v.Header.DataOffset())
+	before, end := begin+int64(v.Superblock.Bytes()), begin+int64(sb.Bytes())
+	if end <= before && len(v.givenBack) == 0 {
+		return nil
+	}
+	list, err := files.List(root, int64(sb.Bytes()))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	held := balloon.Both(v.givenBack, balloon.Shift(files.Held(list), begin))
+	want := balloon.Without([]balloon.Range{{Start: 0, End: end}}, held)
+	v.Superblock.Blocks, v.Reserved = sb.Blocks, balloon.Total(want)
+	return v.reserve(balloon.Without(want, balloon.Without([]balloon.Range{{Start: 0, End: before}}, v.givenBack)))
 }
 
 // uuidText is the text form of 16 random bytes as a version 4 UUID.

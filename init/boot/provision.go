@@ -74,7 +74,7 @@ func (b *boot) firstBoot(ctx context.Context, prebuilt *state.Prebuilt) error {
 			h, manage, err = b.enrollManage(ctx, h, key)
 			return h, err
 		},
-		Mount:   func(device string) (*os.File, error) { return b.mountVolume(device, volumeAttr) },
+		Mount:   func(device string) (*os.File, error) { return b.mountVolume(device, false) },
 		Unmount: b.unmountVolume,
 		Fill:    func(root *os.File) error { return fillVolume(root, recovery, manage) },
 	})

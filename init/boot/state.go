@@ -152,16 +152,21 @@ func (b *boot) openVolume(ctx context.Context) error {
 		v.ReadOnly = err
 		b.setDegraded(err)
 	}
-	attr := volumeAttr
-	if v.ReadOnly != nil {
-		attr |= mount.ReadOnly
+	readOnly := v.ReadOnly != nil
+	if readOnly {
 		b.warn("the encrypted volume is read-only: %v", v.ReadOnly)
 	}
-	root, err := b.mountVolume(v.Device(), attr)
+	root, err := b.mountVolume(v.Device(), readOnly)
 	if err != nil {
 		return stateError(slots.StateDamaged, "%w", errors.Join(err, v.Close()))
 	}
+	v.Settle(root)
 	root.Close()
+	if v.ReadOnly != nil && !readOnly {
+		if err := b.onlyRead(v); err != nil {
+			return stateError(slots.StateDamaged, "%w", errors.Join(err, v.Close()))
+		}
+	}
 	b.volume.volume = v
 	if err := b.keepFloor(ctx, v.KeyID); err != nil {
 		return errors.Join(err, b.closeVolume())
@@ -175,6 +180,19 @@ func (b *boot) openVolume(ctx context.Context) error {
 	b.describe(v)
 	b.setMarks(ctx, v)
 	return nil
+}
+
+// onlyRead mounts the volume anew, for reading: what it gave back is not to be had again.
+func (b *boot) onlyRead(v *state.Volume) error {
+	b.warn("the encrypted volume is read-only: %v", v.ReadOnly)
+	if err := b.unmountVolume(); err != nil {
+		return err
+	}
+	root, err := b.mountVolume(v.Device(), true)
+	if err != nil {
+		return err
+	}
+	return root.Close()
 }
 
 // closeVolume takes the opened volume away again: what goes on without it must
@@ -208,9 +226,14 @@ func unlockReason(err error) slots.Reason {
 const volumeAttr = mount.NoSUID | mount.NoDev | mount.NoExec
 
 // mountVolume mounts the volume and opens its root; on error it is not mounted.
-func (b *boot) mountVolume(device string, attr mount.Attr) (*os.File, error) {
+// Read-only is the file system and not the mount: the running system makes it writable
+// (sealroot state repair), and what is bound from here with it.
+func (b *boot) mountVolume(device string, readOnly bool) (*os.File, error) {
 	// nodiscard: nothing inside may give back what is reserved outside.
-	fs := mount.Filesystem{Type: "ext4", Source: device, Options: []string{"nodiscard", "errors=remount-ro"}, Attr: attr}
+	fs := mount.Filesystem{Type: "ext4", Source: device, Options: []string{"nodiscard", "errors=remount-ro"}, Attr: volumeAttr}
+	if readOnly {
+		fs.Options = append(fs.Options, "ro")
+	}
 	if err := b.mountIn(fs, mount.Place{Root: stateDir, Path: state.MountDir}); err != nil {
 		return nil, fmt.Errorf("cannot mount the encrypted volume: %w", err)
 	}

@@ -17,10 +17,15 @@ const (
 	Escrow = ".sealroot-escrow.p7m"
 	// Voucher is what a degraded boot tells the next one of whose volume is here.
 	Voucher = ".sealroot-voucher"
+	// GivenBack is the record of what the volume has given back of its room.
+	GivenBack = ".sealroot-given-back"
 	// Private is what is no user's business, 0700 root: in the volume, and on the
 	// partition, where it is anybody's who has the disk.
 	Private = ".sealroot"
 )
+
+// ResizeLock is locked by whoever resizes the volume.
+const ResizeLock = "/run/sealroot/resize.lock"
 
 // In the volume.
 const (
@@ -34,6 +39,8 @@ const (
 	RollbackFloor = Private + "/rollback-floor"
 	// ResetRequest asks for a factory reset at the next boot.
 	ResetRequest = Private + "/reset-request"
+	// Balloons has the files that hold what the volume has given back.
+	Balloons = Private + "/balloons"
 	// Removed begins the names of folders with what a reset that keeps /home takes away.
 	Removed = Private + "/removed-"
 	// EtcWork is the work directory of the overlay over /etc.

@@ -1,0 +1,172 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+
+	"sealroot/init/report"
+	"sealroot/sealroot/bootset"
+	"sealroot/state/layout"
+	"sealroot/state/resize"
+)
+
+// resized is what state resize and state repair tell programs, in bytes.
+type resized struct {
+	Before resizedSizes `json:"before"`
+	After  resizedSizes `json:"after"`
+}
+
+type resizedSizes struct {
+	Reserved      int64 `json:"reserved_bytes"`
+	OverCommitted int64 `json:"over_committed_bytes"`
+	GivenBack     int64 `json:"given_back_bytes"`
+	Free          int64 `json:"free_bytes"`
+	StateFree     int64 `json:"state_free_bytes"`
+	Min           int64 `json:"min_bytes"`
+	Max           int64 `json:"max_bytes"`
+	ReadOnly      bool  `json:"read_only"`
+}
+
+func sizesOf(s resize.Sizes) resizedSizes {
+	return resizedSizes{s.Reserved, s.OverCommitted, s.GivenBack, s.InnerFree, s.OuterFree, s.MinReserved, s.MaxReserved, s.ReadOnly}
+}
+
+// resizeState gives the volume another share of the state partition.
+func resizeState(c *command) action {
+	return func(ctx context.Context, words []string) error {
+		return c.changeSizes(ctx, func(v resize.Resizer, s resize.Sizes) (resize.Sizes, error) {
+			want, err := wantedSize(words[0], s)
+			if err != nil {
+				return s, err
+			}
+			return v.Resize(ctx, want)
+		})
+	}
+}
+
+// repairState reserves what the volume spans, the way out of a read-only one.
+func repairState(c *command) action {
+	return func(ctx context.Context, _ []string) error {
+		return c.changeSizes(ctx, func(v resize.Resizer, _ resize.Sizes) (resize.Sizes, error) {
+			s, err := v.Repair(ctx)
+			if err != nil || !s.ReadOnly {
+				return s, err
+			}
+			r, err := c.booted()
+			if err == nil && r.Degraded && r.State.UUID != "" {
+				err = fmt.Errorf("cannot make the volume writable: this boot has found it damaged, %s says why: %w", report.Degraded, bootset.ErrRefused)
+			}
+			if err != nil {
+				return s, err
+			}
+			return v.MakeWritable()
+		})
+	}
+}
+
+func (c *command) changeSizes(ctx context.Context, change func(resize.Resizer, resize.Sizes) (resize.Sizes, error)) error {
+	if _, err := c.booted(); err != nil {
+		return err
+	}
+	v, err := resize.Open(resize.Places{State: c.env.State, Lock: layout.ResizeLock})
+	if err != nil {
+		return refusedResize(err)
+	}
+	defer v.Close()
+	before, err := v.Measure()
+	if err != nil {
+		return err
+	}
+	after, err := change(v, before)
+	if after.Spanned != 0 {
+		c.result.Data = resized{sizesOf(before), sizesOf(after)}
+		c.say("%s", sizesText(before, after))
+	}
+	return refusedResize(err)
+}
+
+// refusedResize gives errors that are no failure the exit status of what is refused.
+func refusedResize(err error) error {
+	for _, refused := range []error{resize.ErrNotOpen, resize.ErrTooSmall, resize.ErrTooLarge, resize.ErrNoRoom, resize.ErrReadOnly, resize.ErrBusy, resize.ErrOverCommitted, resize.ErrFragmented} {
+		if errors.Is(err, refused) && !errors.Is(err, bootset.ErrRefused) {
+			return fmt.Errorf("%w: %w", err, bootset.ErrRefused)
+		}
+	}
+	return err
+}
+
+// sizesText is for a person.
+func sizesText(before, after resize.Sizes) string {
+	var b strings.Builder
+	if before.Reserved == after.Reserved {
+		fmt.Fprintf(&b, "the volume has %s, as before", sizeText(after.Reserved))
+	} else {
+		fmt.Fprintf(&b, "the volume has %s, it had %s", sizeText(after.Reserved), sizeText(before.Reserved))
+	}
+	fmt.Fprintf(&b, "; free in it %s, beside it %s", sizeText(after.InnerFree), sizeText(after.OuterFree))
+	if after.GivenBack > 0 {
+		fmt.Fprintf(&b, "; %s that it gave back count as used in df", sizeText(after.GivenBack))
+	}
+	if after.OverCommitted > 0 {
+		fmt.Fprintf(&b, "; %s that it spans are NOT reserved", sizeText(after.OverCommitted))
+	}
+	if after.ReadOnly {
+		b.WriteString("; it is read-only")
+	}
+	return b.String()
+}
+
+// sizeText is a number of bytes in the largest unit of which it is more than ten, or one.
+func sizeText(n int64) string {
+	switch {
+	case n >= 10<<30:
+		return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30))
+	case n >= 1<<20:
+		return fmt.Sprintf("%.0f MiB", float64(n)/(1<<20))
+	}
+	return fmt.Sprintf("%d KiB", n>>10)
+}
+
+// wantedSize reads what is asked for: max, min, 20G, +2G, -1G, or 50% of the state
+// partition's file system.
+func wantedSize(text string, s resize.Sizes) (int64, error) {
+	bad := fmt.Errorf("%w: size %q, want max, min, 20G, 500M, +2G, -1G or 50%%", errUsage, text)
+	switch text {
+	case "max":
+		return resize.Largest, nil
+	case "min":
+		return resize.Smallest, nil
+	}
+	number, sign := text, byte(0)
+	if strings.HasPrefix(text, "+") || strings.HasPrefix(text, "-") {
+		sign, number = text[0], text[1:]
+	}
+	if of, ok := strings.CutSuffix(number, "%"); ok {
+		n, err := strconv.ParseFloat(of, 64)
+		if err != nil || sign != 0 || !(n > 0 && n <= 100) {
+			return 0, bad
+		}
+		return int64(float64(s.OuterTotal) / 100 * n), nil
+	}
+	unit := float64(1)
+	if n := len(number); n > 0 {
+		if i := strings.IndexByte("KMGT", number[n-1]); i >= 0 {
+			unit, number = float64(int64(1)<<(10*(i+1))), number[:n-1]
+		}
+	}
+	n, err := strconv.ParseFloat(number, 64)
+	if n *= unit; err != nil || !(n >= 1 && n < math.MaxInt64/4) || strings.ContainsAny(number, "+-eExXpPnN_") {
+		return 0, bad
+	}
+	switch sign {
+	case '+':
+		return s.Reserved + int64(n), nil
+	case '-':
+		return s.Reserved - int64(n), nil
+	}
+	return int64(n), nil
+}

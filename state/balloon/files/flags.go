@@ -1,0 +1,22 @@
+package files
+
+import (
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Flags of a file (uapi/linux/fs.h).
+const (
+	Immutable = 0x10 // FS_IMMUTABLE_FL
+	NoDump    = 0x40 // FS_NODUMP_FL
+)
+
+// ChangeFlags sets some flags of a file and clears others.
+func ChangeFlags(f *os.File, set, clear uint32) error {
+	flags, err := unix.IoctlGetUint32(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+	if err == nil && flags&^clear|set != flags {
+		err = unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, int(flags&^clear|set))
+	}
+	return err
+}

@@ -1,0 +1,368 @@
+package resize
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sealroot/state/balloon"
+	"sealroot/state/balloon/files"
+	"sealroot/state/ext4"
+	"sealroot/state/layout"
+)
+
+// ext4 cannot shrink while it is mounted. It gives back by balloons: files that hold
+// blocks which are allocated and were never written to, so that nothing reads or
+// writes what is in them.
+type ext4FS struct {
+	root   *os.File
+	device string
+	resize func(fd int, blocks uint64) error // ext4.Resize
+}
+
+const (
+	// largestBalloon bounds a step, and what a power cut can leave half done.
+	largestBalloon = 1 << 30
+	leastBalloon   = 1 << 20
+	// slackBytes is what stays free at least after something was given back, beside
+	// a part of what is used: for metadata and who writes just then.
+	slackBytes = 32 << 20
+	slackPart  = 64
+
+	superblockTries = 20
+)
+
+func (*ext4FS) name() string { return "ext4" }
+
+func (e *ext4FS) usage() (free, used int64, err error) {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(e.root.Fd()), &st); err != nil {
+		return 0, 0, fmt.Errorf("cannot measure the volume: %w", err)
+	}
+	return int64(st.Bavail) * st.Bsize, int64(st.Blocks-st.Bfree) * st.Bsize, nil
+}
+
+func (*ext4FS) slack(used int64) int64 { return slackBytes + used/slackPart }
+
+func (e *ext4FS) spanned(durable bool) (int64, error) {
+	// The kernel's own superblock is in the page cache of the device.
+	now, err := e.superblock(0)
+	if err != nil || !durable {
+		return int64(now.Bytes()), err
+	}
+	if err := e.sync(); err != nil {
+		return 0, err
+	}
+	last, err := e.superblock(unix.O_DIRECT)
+	return int64(max(now.Bytes(), last.Bytes())), err
+}
+
+func (e *ext4FS) sound() error {
+	sb, err := e.superblock(0)
+	if err == nil && sb.Errors {
+		err = errors.New("the kernel has found errors in the volume's file system, it has to be checked by e2fsck")
+	}
+	return err
+}
+
+// superblock is read with these flags of open. While the kernel changes it the checksum
+// may be wrong for a moment.
+func (e *ext4FS) superblock(flags int) (sb ext4.Superblock, err error) {
+	f, err := os.OpenFile(e.device, os.O_RDONLY|flags, 0)
+	if err != nil {
+		return sb, fmt.Errorf("cannot read the volume's superblock: %w", err)
+	}
+	defer f.Close()
+	for try := 0; ; try++ {
+		sb, err = ext4.ReadSuperblock(aligned{f})
+		switch {
+		case err == nil && sb.BlockSize != balloon.BlockSize:
+			return ext4.Superblock{}, fmt.Errorf("cannot resize a file system with blocks of %d bytes", sb.BlockSize)
+		case err == nil || try == superblockTries || !errors.Is(err, ext4.ErrSuperblock):
+			return sb, err
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// aligned reads the beginning of a device in one piece, as O_DIRECT wants it.
+type aligned struct{ f *os.File }
+
+func (a aligned) ReadAt(p []byte, off int64) (int, error) {
+	if off+int64(len(p)) > balloon.BlockSize {
+		return 0, io.EOF
+	}
+	b, err := unix.Mmap(-1, 0, balloon.BlockSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Munmap(b)
+	n, err := a.f.ReadAt(b, 0)
+	if n < len(b) {
+		return 0, err
+	}
+	return copy(p, b[off:]), nil
+}
+
+func (e *ext4FS) sync() error {
+	if err := unix.Syncfs(int(e.root.Fd())); err != nil {
+		return fmt.Errorf("cannot sync the volume: %w", err)
+	}
+	return nil
+}
+
+func (e *ext4FS) balloons() ([]files.Balloon, error) {
+	end, err := e.spanned(false)
+	if err != nil {
+		return nil, err
+	}
+	list, err := files.List(e.root, end)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return list, err
+}
+
+func (e *ext4FS) givenBack() ([]balloon.Range, error) {
+	list, err := e.balloons()
+	return files.Held(list), err
+}
+
+func (e *ext4FS) grow(size int64) error {
+	if err := e.resize(int(e.root.Fd()), uint64(size)/balloon.BlockSize); err != nil {
+		return err
+	}
+	return e.sync()
+}
+
+func (e *ext4FS) give(ctx context.Context, n int64, release func([]balloon.Range) (int64, error)) error {
+	list, err := e.givenBack()
+	if err != nil {
+		return err
+	}
+	for given := balloon.Total(list); n >= balloon.BlockSize; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		free, used, err := e.usage()
+		if err != nil {
+			return err
+		}
+		size := min(n, largestBalloon, free-e.slack(used-given)) / balloon.BlockSize * balloon.BlockSize
+		if size < min(n, leastBalloon)/balloon.BlockSize*balloon.BlockSize {
+			if n < leastBalloon { // balloons before this one have used blocks for their extents
+				return nil
+			}
+			return fmt.Errorf("cannot give more back, %d MiB are free: %w", free>>20, ErrTooSmall)
+		}
+		b, err := e.inflate(size)
+		if err != nil {
+			return err
+		}
+		released, err := release(b.Held)
+		if err != nil {
+			return err
+		}
+		n, given = n-released, given+b.Size
+	}
+	return nil
+}
+
+// inflate makes a balloon of at most size bytes and proves what it holds, on stable
+// storage.
+func (e *ext4FS) inflate(size int64) (files.Balloon, error) {
+	dir, err := e.dir()
+	if err != nil {
+		return files.Balloon{}, err
+	}
+	defer dir.Close()
+	last, err := lastNumber(dir)
+	if err != nil {
+		return files.Balloon{}, err
+	}
+	f, err := newBalloon(dir, last+1)
+	if err != nil {
+		return files.Balloon{}, err
+	}
+	defer f.Close()
+	err = allocate(f, size)
+	var b files.Balloon
+	if err == nil {
+		b, err = e.prove(f)
+	}
+	if err != nil {
+		// Nothing of it was given back.
+		err = fmt.Errorf("cannot make a balloon: %w", errors.Join(err, deflate(dir, f.Name(), 0)))
+	}
+	return b, err
+}
+
+// newBalloon makes an empty file of that number.
+func newBalloon(dir *os.File, number int) (*os.File, error) {
+	name := fmt.Sprintf("%08d", number)
+	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("cannot make a balloon: %w", err)
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// allocate takes size bytes, or the half of it and so on where there is no room.
+func allocate(f *os.File, size int64) error {
+	for {
+		err := unix.Fallocate(int(f.Fd()), 0, 0, size)
+		if err == nil {
+			return nil
+		}
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if size /= 2; !errors.Is(err, unix.ENOSPC) || size < leastBalloon {
+			return err
+		}
+		size = size / balloon.BlockSize * balloon.BlockSize
+		if err := f.Truncate(0); err != nil {
+			return err
+		}
+	}
+}
+
+// prove makes a file a balloon.
+func (e *ext4FS) prove(f *os.File) (b files.Balloon, err error) {
+	if err := f.Sync(); err != nil {
+		return b, err
+	}
+	if err := files.ChangeFlags(f, files.Immutable|files.NoDump, 0); err != nil {
+		return b, err
+	}
+	end, err := e.spanned(false)
+	if err != nil {
+		return b, err
+	}
+	before, err := files.Look(f, end)
+	if err != nil {
+		return b, err
+	}
+	// From here on no power cut takes the blocks from the balloon, and what the
+	// journal had of them is where it belongs.
+	if err := e.sync(); err != nil {
+		return b, err
+	}
+	b, err = files.Look(f, end)
+	switch {
+	case err != nil:
+		return b, err
+	case b.Err != nil:
+		return b, b.Err
+	case !b.Sealed || !slices.Equal(before.Held, b.Held):
+		return b, fmt.Errorf("%w: its extents moved", balloon.ErrNotHeld)
+	}
+	return b, nil
+}
+
+// dir opens the folder of balloons, and makes it.
+func (e *ext4FS) dir() (*os.File, error) {
+	for _, name := range []string{layout.Private, layout.Balloons} {
+		if err := unix.Mkdirat(int(e.root.Fd()), name, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
+			return nil, fmt.Errorf("cannot make the folder of balloons: %w", err)
+		}
+	}
+	return files.OpenDir(e.root)
+}
+
+// lastNumber is the highest that names a balloon, or 0.
+func lastNumber(dir *os.File) (last int, err error) {
+	names, err := dir.Readdirnames(-1)
+	for _, name := range names {
+		if n, err := strconv.Atoi(name); err == nil {
+			last = max(last, n)
+		}
+	}
+	return last, err
+}
+
+func (e *ext4FS) take(ctx context.Context, n int64, reserve func([]balloon.Range) (int64, error)) (taken int64, err error) {
+	list, err := e.balloons()
+	if err != nil || len(list) == 0 {
+		return 0, err
+	}
+	dir, err := files.OpenDir(e.root)
+	if err != nil {
+		return 0, err
+	}
+	defer dir.Close()
+	for _, b := range slices.Backward(list) {
+		left := (n - taken) / balloon.BlockSize * balloon.BlockSize
+		if left <= 0 {
+			break
+		}
+		if err := ctx.Err(); err != nil {
+			return taken, err
+		}
+		if b.Err != nil {
+			continue
+		}
+		keep := max(0, b.Size-left)
+		reserved, err := reserve(behind(b.Held, keep))
+		if err != nil {
+			return taken, err
+		}
+		if err := deflate(dir, b.Name, keep); err != nil {
+			return taken, err
+		}
+		taken += reserved
+	}
+	return taken, e.sync()
+}
+
+// behind are the places of a file's bytes from keep on.
+func behind(held []balloon.Range, keep int64) (list []balloon.Range) {
+	for _, r := range held {
+		n := min(keep, r.Bytes())
+		if keep -= n; n < r.Bytes() {
+			list = append(list, balloon.Range{Start: r.Start + n, End: r.End})
+		}
+	}
+	return list
+}
+
+// deflate cuts a balloon, of which all from byte keep on is reserved, and seals what is
+// left of it.
+func deflate(dir *os.File, name string, keep int64) (err error) {
+	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("cannot take balloon %s back: %w", name, err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
+	if err = files.ChangeFlags(f, files.NoDump, files.Immutable); err == nil {
+		if keep == 0 {
+			err = unix.Unlinkat(int(dir.Fd()), name, 0)
+		} else {
+			err = cut(dir, name, keep)
+		}
+		if err != nil || keep > 0 {
+			err = errors.Join(err, files.ChangeFlags(f, files.Immutable, 0))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("cannot take balloon %s back: %w", name, err)
+	}
+	return nil
+}
+
+func cut(dir *os.File, name string, keep int64) error {
+	w, err := unix.Openat(int(dir.Fd()), name, unix.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(unix.Ftruncate(w, keep), unix.Close(w))
+}

@@ -1,0 +1,178 @@
+package resize
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"sealroot/mount/blockdev"
+	"sealroot/mount/dm"
+	"sealroot/state"
+	"sealroot/state/balloon"
+	"sealroot/state/ext4"
+	"sealroot/state/luks2"
+)
+
+// Places are where the running system has what belongs to the volume.
+type Places struct {
+	State string // the mounted state partition: layout.State
+	Lock  string // a file that resizers lock: layout.ResizeLock
+}
+
+// crypt is the decrypted device as the kernel has it.
+type crypt struct {
+	path   string // e.g. /dev/dm-1
+	number uint64 // as st_dev has it
+	size   int64
+	begin  int64 // of the image, where it begins
+	uuid   string
+}
+
+// Open finds the volume and proves that what is mounted is in encrypted.img, and
+// where. Errors: ErrNotOpen.
+func Open(p Places) (*Volume, error) { return open(p, findCrypt) }
+
+func open(p Places, find func(image *os.File) (crypt, error)) (_ *Volume, err error) {
+	v := &Volume{lock: p.Lock}
+	var opened []*os.File
+	defer func() {
+		if err != nil {
+			for _, f := range opened {
+				f.Close()
+			}
+		}
+	}()
+	if v.dir, err = os.Open(p.State); err != nil {
+		return nil, fmt.Errorf("cannot open the state partition: %w: %w", ErrNotOpen, err)
+	}
+	opened = append(opened, v.dir)
+	if v.image, err = state.OpenShared(v.dir); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNotOpen, err)
+	}
+	opened = append(opened, v.image)
+	c, err := find(v.image)
+	if err != nil {
+		return nil, err
+	}
+	v.uuid, v.begin, v.device = c.uuid, c.begin, c.size
+	if v.root, err = os.Open(filepath.Join(p.State, state.MountDir)); err != nil {
+		return nil, fmt.Errorf("cannot open the volume: %w: %w", ErrNotOpen, err)
+	}
+	opened = append(opened, v.root)
+	v.in, err = innerOf(v.root, c)
+	return v, err
+}
+
+// innerOf is the file system that is mounted at root, if it is the device's.
+func innerOf(root *os.File, c crypt) (inner, error) {
+	var fs unix.Statfs_t
+	var st unix.Stat_t
+	if err := errors.Join(unix.Fstatfs(int(root.Fd()), &fs), unix.Fstat(int(root.Fd()), &st)); err != nil {
+		return nil, fmt.Errorf("cannot inspect the volume: %w", err)
+	}
+	if fs.Type == unix.EXT4_SUPER_MAGIC && st.Dev == c.number {
+		return &ext4FS{root: root, device: c.path, resize: ext4.Resize}, nil
+	}
+	return nil, fmt.Errorf("cannot resize what is mounted at %s: it is not the volume's file system: %w", root.Name(), ErrNotOpen)
+}
+
+// findCrypt finds the device of state.DeviceName, and proves that it is over a loop
+// device of the image: a hole at a wrong place would destroy what is there.
+func findCrypt(image *os.File) (c crypt, err error) {
+	table, err := dm.New().Table(state.DeviceName)
+	if err != nil {
+		return c, fmt.Errorf("%w: %w", ErrNotOpen, err)
+	}
+	loop, begin, err := parseTable(table)
+	if err != nil {
+		return c, err
+	}
+	if err := isLoopOf(loop, image); err != nil {
+		return c, err
+	}
+	if c.path, err = deviceNamed(state.DeviceName); err != nil {
+		return c, err
+	}
+	d, err := blockdev.Open(c.path, false)
+	if err != nil {
+		return c, err
+	}
+	defer d.Close()
+	var st unix.Stat_t
+	if err := unix.Stat(c.path, &st); err != nil {
+		return c, err
+	}
+	info, err := image.Stat()
+	if err != nil {
+		return c, err
+	}
+	h, err := luks2.Read(image, info.Size())
+	if err != nil {
+		return c, fmt.Errorf("cannot use %s: %w", state.ImageName, err)
+	}
+	if int64(h.DataOffset()) != begin {
+		return c, fmt.Errorf("cannot resize the volume: its device begins at byte %d, by the header of %s at %d: %w", begin, state.ImageName, h.DataOffset(), ErrNotOpen)
+	}
+	c.number, c.size, c.begin, c.uuid = st.Rdev, d.Size(), begin, h.UUID()
+	return c, nil
+}
+
+// parseTable reads the device and the beginning out of a table of one crypt target
+// (kernel: Documentation/admin-guide/device-mapper/dm-crypt.rst).
+func parseTable(table []dm.Status) (device string, begin int64, err error) {
+	if len(table) == 1 && table[0].Start == 0 && table[0].Type == "crypt" {
+		// cipher, key, offset of the IV, device, first sector
+		if words := strings.Fields(table[0].Text); len(words) >= 5 {
+			sector, err := strconv.ParseInt(words[4], 10, 48)
+			if begin = sector * 512; err == nil && sector >= 0 && begin%balloon.BlockSize == 0 {
+				return words[3], begin, nil
+			}
+		}
+	}
+	return "", 0, fmt.Errorf("cannot resize the volume: device %s has another table than ours: %w", state.DeviceName, ErrNotOpen)
+}
+
+// isLoopOf tells whether a block device, as "major:minor", is a loop device that shows
+// the whole image.
+func isLoopOf(number string, image *os.File) error {
+	name, err := os.Readlink(filepath.Join("/sys/dev/block", number))
+	if err != nil {
+		return fmt.Errorf("cannot find device %s: %w", number, err)
+	}
+	f, err := os.Open(filepath.Join("/dev", filepath.Base(name)))
+	if err != nil {
+		return fmt.Errorf("cannot open the volume's loop device: %w", err)
+	}
+	defer f.Close()
+	i, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
+	var st unix.Stat_t
+	if err == nil {
+		err = unix.Fstat(int(image.Fd()), &st)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot inspect the volume's loop device: %w", err)
+	}
+	if i.Inode != st.Ino || i.Device != st.Dev || i.Offset != 0 || i.Sizelimit != 0 {
+		return fmt.Errorf("cannot resize the volume: %s is not what is open: %w", state.ImageName, ErrNotOpen)
+	}
+	return nil
+}
+
+// deviceNamed is the node of a device-mapper device.
+func deviceNamed(name string) (string, error) {
+	list, err := filepath.Glob("/sys/class/block/dm-*/dm/name")
+	if err != nil {
+		return "", err
+	}
+	for _, path := range list {
+		if text, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(text)) == name {
+			return filepath.Join("/dev", filepath.Base(filepath.Dir(filepath.Dir(path)))), nil
+		}
+	}
+	return "", fmt.Errorf("cannot find device %s: %w", name, ErrNotOpen)
+}

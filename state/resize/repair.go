@@ -1,0 +1,109 @@
+package resize
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"sealroot/state"
+	"sealroot/state/balloon"
+)
+
+// Repair reserves what the inner file system spans and nobody has reserved: after
+// a stray resize2fs, or where the file was copied sparse. When the outer file system
+// has no room for that, what is free of it is held by balloons, for nobody to write
+// to. Where even that is not enough the inner one becomes read-only, if the kernel
+// lets it, and the error is ErrOverCommitted. Errors besides: ErrBusy.
+func (v *Volume) Repair(ctx context.Context) (Sizes, error) {
+	return v.locked(func() error { return v.repair(ctx) })
+}
+
+func (v *Volume) repair(ctx context.Context) error {
+	m, err := v.measure(true)
+	if err != nil {
+		return err
+	}
+	if m.OverCommitted > max(0, m.OuterFree-keepOutside) && !m.ReadOnly {
+		// The rest, what is used and where the file system has its own tables, has to be
+		// reserved in any case.
+		err = v.in.hold(ctx, balloon.Shift(m.holes, -v.begin))
+		var merr error
+		if m, merr = v.measure(false); merr != nil {
+			return errors.Join(err, merr)
+		}
+	}
+	// What holes are left in balloons the next boot has to know.
+	given, rest := balloon.Largest(balloon.Both(m.holes, m.balloons), balloon.MaxRanges)
+	loose := balloon.Join(balloon.Without(m.holes, m.balloons), rest)
+	if cerr := v.cover(loose); cerr != nil {
+		err = fmt.Errorf("cannot reserve what the volume spans, %d MiB are missing, %d MiB are free on the state partition: %w",
+			balloon.Total(loose)>>20, m.OuterFree>>20, errors.Join(cerr, err))
+		if !m.ReadOnly {
+			err = errors.Join(err, v.remount(unix.MS_RDONLY))
+		}
+		return err
+	}
+	if len(balloon.Without(given, v.recorded())) > 0 {
+		if err := v.record(given); err != nil {
+			return err
+		}
+	}
+	if m.ReadOnly {
+		return nil
+	}
+	return v.in.tidy(balloon.Shift(given, -v.begin))
+}
+
+// cover reserves ranges that the file system may write to at any moment: what was
+// reserved stays so, whatever comes of the rest.
+func (v *Volume) cover(list []balloon.Range) error {
+	if len(list) == 0 {
+		return nil
+	}
+	for _, r := range list {
+		if err := state.Reserve(v.image, r.Start, r.Bytes()); errors.Is(err, ErrNoRoom) {
+			return errors.Join(err, ErrOverCommitted)
+		} else if err != nil {
+			return err
+		}
+	}
+	if err := v.image.Sync(); err != nil {
+		return fmt.Errorf("cannot sync %s: %w", state.ImageName, err)
+	}
+	return nil
+}
+
+// MakeWritable makes a volume writable again that is read-only because it was
+// over-committed: after Repair. Errors: ErrBusy, ErrOverCommitted; any other where the
+// file system is damaged.
+func (v *Volume) MakeWritable() (Sizes, error) {
+	return v.locked(func() error {
+		m, err := v.measure(true)
+		switch {
+		case err != nil || !m.ReadOnly:
+			return err
+		case m.OverCommitted > 0:
+			return fmt.Errorf("cannot make the volume writable, %d MiB are missing: %w", m.OverCommitted>>20, ErrOverCommitted)
+		}
+		if err := v.in.sound(); err != nil {
+			return fmt.Errorf("cannot make the volume writable: %w", err)
+		}
+		return v.remount(0)
+	})
+}
+
+// remount makes the inner file system read-only or writable, everywhere it is mounted:
+// PID 1 mounts none of it read-only by itself. The kernel refuses read-only while
+// somebody has a file open for writing.
+func (v *Volume) remount(readOnly uintptr) error {
+	const attr = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC // as at the boot
+	if err := unix.Mount("", v.root.Name(), "", unix.MS_REMOUNT|attr|readOnly, ""); err != nil {
+		if readOnly != 0 {
+			return fmt.Errorf("cannot make the volume read-only: %w", err)
+		}
+		return fmt.Errorf("cannot make the volume writable: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,74 @@
+// Package resize lets the encrypted volume of the running machine grow and
+// shrink, while it is used: how much of the state partition encrypted.img holds.
+//
+// The invariant, at every instant and also after a power cut: each block of the
+// file system in the volume is reserved in the outer one, but for blocks that it
+// has given back, which nothing is ever written to. So every step has one order.
+// What grows: reserve, make that last, then let the file system use it. What
+// shrinks: take it from the file system, make that last, and only then give the
+// reservation back. A cut in between leaves too much reserved and never too little.
+package resize
+
+import (
+	"context"
+	"errors"
+	"math"
+
+	"sealroot/state"
+)
+
+var (
+	// ErrNoRoom: the outer file system has not the room that is asked for.
+	ErrNoRoom = state.ErrNoRoom
+	// ErrTooSmall: what the volume holds does not fit into the size asked for.
+	ErrTooSmall = errors.New("the volume holds more than that")
+	// ErrTooLarge: the devices of this boot end before the size asked for.
+	ErrTooLarge = errors.New("larger than the volume's device in this boot")
+	// ErrBusy: another program resizes the volume.
+	ErrBusy = errors.New("another program resizes the volume")
+	// ErrNotOpen: no encrypted volume is open in this boot (degraded, plain, none).
+	ErrNotOpen = errors.New("no encrypted volume is open")
+	// ErrReadOnly: the volume is mounted read-only.
+	ErrReadOnly = errors.New("the volume is read-only")
+	// ErrOverCommitted: the volume spans more than is reserved, and the outer file
+	// system has no room for the rest.
+	ErrOverCommitted = errors.New("the volume spans more than is reserved for it")
+	// ErrFragmented: what is free in the volume lies in too many pieces to be recorded.
+	ErrFragmented = errors.New("what is free in the volume lies in too many pieces")
+)
+
+// What Resize takes for as small and as large as possible.
+const (
+	Smallest = 0
+	Largest  = math.MaxInt64
+)
+
+// Sizes are those of one moment, in bytes.
+type Sizes struct {
+	Apparent      int64 // st_size of encrypted.img
+	DataOffset    int64 // where the inner file system begins
+	Spanned       int64 // what the inner file system spans, by its superblock
+	GivenBack     int64 // of that: in balloons, held by nobody
+	Reserved      int64 // what the outer file system holds for the file, up to the end of the inner one
+	OverCommitted int64 // spanned, in no balloon, and not reserved: a stray resize2fs
+
+	InnerFree, InnerUsed  int64 // of the inner file system; balloons are in neither
+	OuterFree, OuterTotal int64
+
+	// Bounds of Resize at this moment.
+	MinReserved, MaxReserved int64
+	// ReadOnly: the inner file system is mounted so.
+	ReadOnly bool
+	// Filesystem is the inner one's type: ext4 or btrfs.
+	Filesystem string
+}
+
+// Resizer is what Volume does, for those that are tested without one.
+type Resizer interface {
+	Measure() (Sizes, error)
+	Resize(ctx context.Context, reserved int64) (Sizes, error)
+	Repair(ctx context.Context) (Sizes, error)
+	MakeWritable() (Sizes, error)
+}
+
+var _ Resizer = (*Volume)(nil)

@@ -1,0 +1,312 @@
+package resize
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sealroot/state"
+	"sealroot/state/balloon"
+	"sealroot/state/balloon/files"
+)
+
+// keepOutside stays free in the outer file system, in bytes: it needs some blocks for
+// what it keeps of the file.
+const keepOutside = 16 << 20
+
+// Volume is the encrypted volume of the running machine, for who resizes it.
+type Volume struct {
+	dir    *os.File // root of the state partition
+	image  *os.File // encrypted.img
+	root   *os.File // root directory of the inner file system
+	in     inner
+	uuid   string // of the LUKS2 header
+	begin  int64  // where the inner file system begins in the image
+	device int64  // size of the decrypted device
+	lock   string
+}
+
+// Close closes the files; the volume stays as it is.
+func (v *Volume) Close() error {
+	return errors.Join(v.root.Close(), v.image.Close(), v.dir.Close())
+}
+
+// Measure tells the sizes. It changes nothing and takes no lock.
+func (v *Volume) Measure() (Sizes, error) {
+	m, err := v.measure(false)
+	return m.Sizes, err
+}
+
+// measured are the sizes with the ranges of the image behind them.
+type measured struct {
+	Sizes
+	holes    []balloon.Range // not reserved, before the end of the inner file system
+	balloons []balloon.Range
+}
+
+func (v *Volume) measure(durable bool) (m measured, err error) {
+	info, err := v.image.Stat()
+	if err != nil {
+		return m, fmt.Errorf("cannot inspect %s: %w", state.ImageName, err)
+	}
+	var outer, in unix.Statfs_t
+	if err := errors.Join(unix.Fstatfs(int(v.dir.Fd()), &outer), unix.Fstatfs(int(v.root.Fd()), &in)); err != nil {
+		return m, fmt.Errorf("cannot measure the state: %w", err)
+	}
+	s := Sizes{
+		Apparent: info.Size(), DataOffset: v.begin, Filesystem: v.in.name(),
+		ReadOnly:  in.Flags&unix.ST_RDONLY != 0,
+		OuterFree: int64(outer.Bavail) * outer.Bsize, OuterTotal: int64(outer.Blocks) * outer.Bsize,
+	}
+	if s.Spanned, err = v.in.spanned(durable); err != nil {
+		return m, err
+	}
+	if s.InnerFree, s.InnerUsed, err = v.in.usage(); err != nil {
+		return m, err
+	}
+	given, err := v.in.givenBack()
+	if err != nil {
+		return m, err
+	}
+	end := v.begin + s.Spanned
+	if m.holes, err = v.holes(0, end); err != nil {
+		return m, err
+	}
+	m.balloons = balloon.Shift(given, v.begin)
+	held := balloon.Total(m.balloons)
+	s.InnerUsed -= held
+	m.Sizes = s.with(held, balloon.Total(balloon.Both(m.holes, m.balloons)), balloon.Total(m.holes), v.in.slack(s.InnerUsed), v.begin+v.device)
+	return m, nil
+}
+
+// holes are the bytes of the image from start to before end that are not reserved.
+func (v *Volume) holes(start, end int64) ([]balloon.Range, error) {
+	there, err := files.Reserved(v.image, start, end)
+	if err != nil {
+		return nil, err
+	}
+	return balloon.Without([]balloon.Range{{Start: start, End: end}}, there), nil
+}
+
+// with adds what follows from the bytes in balloons, those in balloons and not
+// reserved, all that are not reserved, the slack, and the end of the device.
+func (s Sizes) with(balloons, given, holes, slack, end int64) Sizes {
+	s.GivenBack, s.OverCommitted = given, holes-given
+	s.Reserved = s.DataOffset + s.Spanned - holes
+	least := s.Reserved - (balloons - given) - max(0, s.InnerFree-slack)
+	s.MinReserved = min(s.Reserved, (least+balloon.BlockSize-1)/balloon.BlockSize*balloon.BlockSize)
+	s.MaxReserved = max(s.Reserved, min(s.Reserved+s.OuterFree-keepOutside, s.Apparent, end))
+	return s
+}
+
+// Resize brings what is reserved for the volume to reserved bytes, in either
+// direction, as near as the file systems allow, and returns the sizes after it:
+// Smallest and Largest are as far as they allow in this moment. Each step is safe
+// against a power cut, and stays when a later one fails. Errors: ErrNoRoom,
+// ErrTooSmall, ErrTooLarge, ErrBusy, ErrReadOnly, ErrOverCommitted, ErrFragmented, that
+// of ctx.
+func (v *Volume) Resize(ctx context.Context, reserved int64) (Sizes, error) {
+	return v.locked(func() error { return v.resize(ctx, reserved/balloon.BlockSize*balloon.BlockSize) })
+}
+
+// locked runs what changes something, alone, and measures after it.
+func (v *Volume) locked(change func() error) (Sizes, error) {
+	release, err := lock(v.lock)
+	if err != nil {
+		return Sizes{}, err
+	}
+	defer release()
+	if err = change(); err != nil {
+		// What it has taken out of use and not given back.
+		if m, merr := v.measure(false); merr == nil && !m.ReadOnly && m.OverCommitted == 0 {
+			err = errors.Join(err, v.tidy(m))
+		}
+	}
+	m, merr := v.measure(false)
+	return m.Sizes, errors.Join(err, merr)
+}
+
+// tidy brings what the inner file system holds and need not into use again.
+func (v *Volume) tidy(m measured) error { return v.in.tidy(balloon.Shift(m.holes, -v.begin)) }
+
+func (v *Volume) resize(ctx context.Context, want int64) error {
+	m, err := v.measure(true)
+	if err != nil {
+		return err
+	}
+	if m.ReadOnly {
+		return fmt.Errorf("cannot resize the volume: %w", ErrReadOnly)
+	}
+	if err := v.repair(ctx); err != nil {
+		return err
+	}
+	if m, err = v.measure(false); err != nil {
+		return err
+	}
+	extreme := want <= Smallest || want >= Largest/balloon.BlockSize*balloon.BlockSize
+	end := min(m.Apparent, v.begin+v.device)
+	switch {
+	case want <= Smallest:
+		want = m.MinReserved
+	case extreme:
+		want = m.MaxReserved / balloon.BlockSize * balloon.BlockSize
+	case want < m.MinReserved:
+		return fmt.Errorf("cannot shrink the volume to %d MiB, at least %d MiB are needed: %w", want>>20, (m.MinReserved+1<<20-1)>>20, ErrTooSmall)
+	case want > end:
+		return fmt.Errorf("cannot grow the volume to %d MiB, its device ends at %d MiB until the next boot: %w", want>>20, end>>20, ErrTooLarge)
+	case want > m.MaxReserved:
+		return fmt.Errorf("cannot grow the volume by %d MiB, %d MiB are free on the state partition: %w", (want-m.Reserved)>>20, m.OuterFree>>20, ErrNoRoom)
+	}
+	// More than once only where less was given back than was held for it.
+	for range 4 {
+		before := m.Reserved
+		if want > before {
+			err = v.larger(ctx, m, want-before)
+		} else if want < before {
+			err = v.smaller(ctx, before-want)
+		}
+		if extreme && (errors.Is(err, ErrTooSmall) || errors.Is(err, ErrNoRoom)) {
+			return nil // somebody has written meanwhile
+		}
+		if err != nil || want == before {
+			return err
+		}
+		if m, err = v.measure(false); err != nil || m.Reserved == before {
+			return err
+		}
+	}
+	return nil
+}
+
+// larger reserves n bytes and lets the inner file system use them: first those that it
+// has given back, then behind its end.
+func (v *Volume) larger(ctx context.Context, m measured, n int64) error {
+	taken, err := v.in.take(ctx, n, func(list []balloon.Range) (int64, error) {
+		return v.reserve(balloon.Shift(list, v.begin))
+	})
+	if taken > 0 {
+		// crash point: the record has ranges that no balloon holds; the next boot
+		// finds them reserved
+		after, merr := v.measure(false)
+		if merr == nil {
+			merr = v.record(balloon.Both(after.holes, after.balloons))
+		}
+		err = errors.Join(err, merr)
+	}
+	if n -= taken; err != nil || n <= 0 {
+		return err
+	}
+	end := v.begin + m.Spanned
+	if _, err := v.reserve([]balloon.Range{{Start: end, End: end + n}}); err != nil {
+		return err
+	}
+	// crash point: reserved, and of no use; the next boot after a clean one gives it back
+	err = v.in.grow(m.Spanned + n)
+	if err != nil && !errors.Is(err, unix.EBUSY) {
+		return errors.Join(err, v.trim(m.Spanned, end+n))
+	}
+	// ext4 leaves out a last group that is too small: what is reserved for it stays until
+	// the next boot. Whoever else makes the file system larger just then must not lose it.
+	return err
+}
+
+// reserve reserves ranges of the image and makes that last; it tells how many bytes of
+// them were not. When there is no room for all of them, what was reserved just now is
+// given back: no file system uses it yet.
+func (v *Volume) reserve(list []balloon.Range) (int64, error) {
+	var holes []balloon.Range
+	for _, r := range list {
+		there, err := v.holes(r.Start, r.End)
+		if err != nil {
+			return 0, err
+		}
+		holes = append(holes, there...)
+	}
+	for i, r := range holes {
+		if err := state.Reserve(v.image, r.Start, r.Bytes()); err != nil {
+			for _, r := range holes[:i+1] {
+				err = errors.Join(err, state.Release(v.image, r.Start, r.End))
+			}
+			return 0, err
+		}
+	}
+	if err := v.image.Sync(); err != nil {
+		return 0, fmt.Errorf("cannot sync %s: %w", state.ImageName, err)
+	}
+	return balloon.Total(holes), nil
+}
+
+// trim gives back what is reserved behind the inner file system up to byte to, if that
+// has the size it had: else another program has begun to make it larger.
+func (v *Volume) trim(had, to int64) error {
+	spanned, err := v.in.spanned(true)
+	if err != nil || spanned != had {
+		return err
+	}
+	return state.Release(v.image, v.begin+spanned, to)
+}
+
+// smaller gives n bytes back.
+func (v *Volume) smaller(ctx context.Context, n int64) error {
+	return v.in.give(ctx, n, func(list []balloon.Range) (int64, error) { return v.release(balloon.Shift(list, v.begin)) })
+}
+
+// release gives ranges of the image back that nothing in the inner file system uses, and
+// tells how many bytes. Those before its end are recorded first: without that the next
+// boot would reserve them, or find no room to. What the record has no place for stays
+// reserved. Errors: ErrFragmented.
+func (v *Volume) release(list []balloon.Range) (int64, error) {
+	spanned, err := v.in.spanned(false)
+	if err != nil {
+		return 0, err
+	}
+	if inside := balloon.Within(list, 0, v.begin+spanned); len(inside) > 0 {
+		recorded := v.recorded()
+		fit, rest := balloon.Largest(inside, max(0, balloon.MaxRanges-len(recorded)))
+		if len(fit) == 0 {
+			return 0, fmt.Errorf("cannot give back more, %d pieces are given back already: %w", len(recorded), ErrFragmented)
+		}
+		if err := v.record(append(recorded, fit...)); err != nil {
+			return 0, err
+		}
+		list = balloon.Without(list, rest)
+	}
+	// crash point: recorded, and still reserved
+	for _, r := range list {
+		if err := state.Release(v.image, r.Start, r.End); err != nil {
+			return 0, err
+		}
+	}
+	if err := v.image.Sync(); err != nil {
+		return 0, fmt.Errorf("cannot sync %s: %w", state.ImageName, err)
+	}
+	return balloon.Total(list), nil
+}
+
+// lockWait is how long another resizer is waited for, which works in steps.
+const lockWait = 5 * time.Second
+
+// lock keeps other resizers out. Errors: ErrBusy.
+func lock(path string) (release func(), err error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("cannot lock: %w", err)
+	}
+	for end := time.Now().Add(lockWait); ; time.Sleep(50 * time.Millisecond) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if wait := errors.Is(err, unix.EWOULDBLOCK) || errors.Is(err, unix.EINTR); !wait || time.Now().After(end) {
+			f.Close()
+			if wait {
+				err = fmt.Errorf("%w: %w", ErrBusy, err)
+			}
+			return nil, fmt.Errorf("cannot lock %s: %w", path, err)
+		}
+	}
+}
