@@ -91,7 +91,7 @@ func (c *command) changeSizes(ctx context.Context, change func(resize.Resizer, r
 
 // refusedResize gives errors that are no failure the exit status of what is refused.
 func refusedResize(err error) error {
-	for _, refused := range []error{resize.ErrNotOpen, resize.ErrTooSmall, resize.ErrTooLarge, resize.ErrNoRoom, resize.ErrReadOnly, resize.ErrBusy, resize.ErrOverCommitted, resize.ErrFragmented} {
+	for _, refused := range []error{resize.ErrNotOpen, resize.ErrTooSmall, resize.ErrTooLarge, resize.ErrNoRoom, resize.ErrReadOnly, resize.ErrBusy, resize.ErrFragmented} {
 		if errors.Is(err, refused) && !errors.Is(err, bootset.ErrRefused) {
 			return fmt.Errorf("%w: %w", err, bootset.ErrRefused)
 		}

@@ -10,7 +10,7 @@ import (
 func TestWantedSize(t *testing.T) {
 	s := resize.Sizes{Reserved: 8 << 30, OuterTotal: 40 << 30, MinReserved: 1 << 30, MaxReserved: 30 << 30}
 	for text, want := range map[string]int64{
-		"max": 30 << 30, "min": 1 << 30, "20G": 20 << 30, "500M": 500 << 20, "+2G": 10 << 30, "-1G": 7 << 30, "50%": 20 << 30,
+		"max": resize.Largest, "min": resize.Smallest, "20": 20, "20G": 20 << 30, "500M": 500 << 20, "+2G": 10 << 30, "-1G": 7 << 30, "50%": 20 << 30,
 		"1.5G": 3 << 29, "1048576": 1 << 20, "1T": 1 << 40, "4096K": 4 << 20, "-100G": -92 << 30,
 	} {
 		if got, err := wantedSize(text, s); err != nil || got != want {
@@ -31,7 +31,7 @@ func TestSizesText(t *testing.T) {
 	if got := sizesText(before, after); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
-	for _, err := range []error{resize.ErrNoRoom, resize.ErrTooSmall, resize.ErrNotOpen, resize.ErrBusy} {
+	for _, err := range []error{resize.ErrNoRoom, resize.ErrTooSmall, resize.ErrNotOpen, resize.ErrBusy, resize.ErrFragmented} {
 		if code := exitCode(refusedResize(err)); code != exitRefused {
 			t.Errorf("%v: exit status %d, want %d", err, code, exitRefused)
 		}

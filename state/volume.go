@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"sealroot/state/balloon"
 	"sealroot/state/balloon/files"
@@ -231,7 +232,7 @@ func (v *Volume) reserve(list []balloon.Range) error {
 		return nil
 	}
 	there, err := files.Reserved(v.image, list[0].Start, list[len(list)-1].End)
-	if err != nil {
+	if err != nil && !errors.Is(err, errors.ErrUnsupported) { // in too many pieces: the kernel finds out
 		return err
 	}
 	holes := balloon.Without(list, there)
@@ -239,9 +240,9 @@ func (v *Volume) reserve(list []balloon.Range) error {
 	if missing == 0 {
 		return nil
 	}
-	if free, err := freeIn(v.image); err != nil {
-		return err
-	} else if missing > free-keepOutside {
+	if free, ferr := freeIn(v.image); ferr != nil {
+		return ferr
+	} else if err == nil && missing > free-keepOutside {
 		v.ReadOnly = fmt.Errorf("cannot reserve %d MiB for %s, %d MiB are free; free space on /state, then sealroot state repair: %w", missing>>20, ImageName, free>>20, ErrNoRoom)
 		return nil
 	}
@@ -272,6 +273,10 @@ func (v *Volume) Settle(root *os.File) {
 
 func (v *Volume) settle(root *os.File) error {
 	sb, err := ext4.ReadSuperblock(v.crypt)
+	for try := 0; errors.Is(err, ext4.ErrSuperblock) && try < 20; try++ {
+		time.Sleep(time.Millisecond) // the kernel may just be writing it
+		sb, err = ext4.ReadSuperblock(v.crypt)
+	}
 	if err != nil {
 		return err
 	}

@@ -20,8 +20,6 @@ const (
 	// written over in place: that needs no room in a file system that is full.
 	SlotBytes = 256 << 10
 	FileBytes = 2 * SlotBytes
-	// maxSerial: what is above it nobody has counted up to.
-	maxSerial = 1 << 62
 	// MaxRanges is how many ranges fit.
 	MaxRanges = (SlotBytes - headBytes - sha256.Size) / rangeBytes
 )
@@ -29,7 +27,7 @@ const (
 // Record says which ranges of encrypted.img nobody need hold: balloons in it have
 // them, unless a power cut came between.
 type Record struct {
-	Serial uint64 // the higher one counts
+	Serial uint64 // the one that comes after the other counts, also where it begins anew at 0
 	Volume string // UUID in the LUKS2 header: 36 characters
 	Given  []Range
 }
@@ -72,9 +70,6 @@ func Decode(b []byte) (Record, error) {
 		return Record{}, fmt.Errorf("%w: wrong checksum", ErrRecord)
 	}
 	r := Record{Serial: le.Uint64(b[len(recordMagic):]), Volume: string(b[len(recordMagic)+8:][:volumeBytes])}
-	if r.Serial >= maxSerial {
-		return Record{}, fmt.Errorf("%w: serial number %d", ErrRecord, r.Serial)
-	}
 	last := int64(0)
 	for i := range int(n) {
 		at := b[headBytes+i*rangeBytes:]
@@ -91,12 +86,14 @@ func Decode(b []byte) (Record, error) {
 // Without one it is empty, and of slot 1.
 func Latest(file []byte, volume string) (r Record, slot int) {
 	r, slot = Record{Volume: volume}, 1
+	found := false
 	for i := range 2 {
 		if len(file) < (i+1)*SlotBytes {
 			break
 		}
-		if s, err := Decode(file[i*SlotBytes:][:SlotBytes]); err == nil && s.Volume == volume && s.Serial > r.Serial {
-			r, slot = s, i
+		s, err := Decode(file[i*SlotBytes:][:SlotBytes])
+		if err == nil && s.Volume == volume && (!found || int64(s.Serial-r.Serial) > 0) {
+			r, slot, found = s, i, true
 		}
 	}
 	return r, slot

@@ -300,25 +300,28 @@ func (e *ext4FS) take(ctx context.Context, n int64, reserve func([]balloon.Range
 	}
 	defer dir.Close()
 	for _, b := range slices.Backward(list) {
-		left := (n - taken) / balloon.BlockSize * balloon.BlockSize
-		if left <= 0 {
-			break
-		}
-		if err := ctx.Err(); err != nil {
-			return taken, err
-		}
 		if b.Err != nil {
 			continue
 		}
-		keep := max(0, b.Size-left)
-		reserved, err := reserve(behind(b.Held, keep))
-		if err != nil {
-			return taken, err
+		// A part of what it holds may be reserved: then more of it is cut.
+		for keep := b.Size; keep > 0; {
+			left := (n - taken) / balloon.BlockSize * balloon.BlockSize
+			if left <= 0 {
+				return taken, e.sync()
+			}
+			if err := ctx.Err(); err != nil {
+				return taken, err
+			}
+			keep = max(0, keep-left)
+			reserved, err := reserve(behind(b.Held, keep))
+			if err != nil {
+				return taken, err
+			}
+			if err := deflate(dir, b.Name, keep); err != nil {
+				return taken, err
+			}
+			taken += reserved
 		}
-		if err := deflate(dir, b.Name, keep); err != nil {
-			return taken, err
-		}
-		taken += reserved
 	}
 	return taken, e.sync()
 }

@@ -21,8 +21,10 @@ const (
 // hold takes all that is free, for it cannot choose the place of a balloon, and lets go
 // of what does not lie in the holes. For that moment the file system is full.
 func (e *ext4FS) hold(ctx context.Context, holes []balloon.Range) error {
-	err := e.takeFree(ctx)
-	if err = errors.Join(err, e.sync(), e.tidy(holes)); err != nil {
+	err := errors.Join(e.takeFree(ctx), e.sync())
+	// A file that is no balloon may have blocks in holes: it keeps them.
+	_, terr := e.deflateAll(holes, func(b files.Balloon) bool { return b.Err == nil })
+	if err = errors.Join(err, terr); err != nil {
 		return fmt.Errorf("cannot hold what is not reserved: %w", err)
 	}
 	return nil
@@ -61,34 +63,34 @@ func (e *ext4FS) takeFree(ctx context.Context) error {
 	}
 }
 
-func (e *ext4FS) tidy(holes []balloon.Range) error {
+func (e *ext4FS) tidy(holes []balloon.Range) (bool, error) {
+	return e.deflateAll(holes, func(files.Balloon) bool { return true })
+}
+
+// deflateAll cuts the balloons that which tells of behind their last byte in a hole, and
+// seals the others. A file that is no balloon goes.
+func (e *ext4FS) deflateAll(holes []balloon.Range, which func(files.Balloon) bool) (changed bool, err error) {
 	list, err := e.balloons()
 	if err != nil || len(list) == 0 {
-		return err
+		return false, err
 	}
 	dir, err := files.OpenDir(e.root)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer dir.Close()
-	changed := false
 	for _, b := range list {
-		last := int64(0) // of a file that is no balloon: all of it is reserved by now
-		if b.Err == nil {
-			last = lastIn(b.Held, holes)
-		}
-		if b.Err == nil && last == b.Size && b.Sealed {
+		last := lastIn(b.Held, holes)
+		if !which(b) || b.Err == nil && last == b.Size && b.Sealed {
 			continue
 		}
 		changed = true
-		if derr := deflate(dir, b.Name, last); derr != nil {
-			err = errors.Join(err, derr)
-		}
+		err = errors.Join(err, deflate(dir, b.Name, last))
 	}
 	if changed {
 		err = errors.Join(err, e.sync())
 	}
-	return err
+	return changed, err
 }
 
 // lastIn is the byte of a file, of which held are the places, after the last one that

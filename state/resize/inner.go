@@ -36,9 +36,10 @@ type inner interface {
 	// hold takes what is free in these ranges, all that are not reserved, out of its use, as
 	// far as it can: there is no room to reserve them.
 	hold(ctx context.Context, holes []balloon.Range) error
-	// tidy brings what it holds and need not into use again: what a step that was cut
-	// short has left, and does not lie in holes, which are all that is not reserved.
-	tidy(holes []balloon.Range) error
+	// tidy brings what it holds and need not into use again, and tells whether it did
+	// anything: what a step that was cut short has left, and does not lie in holes, which
+	// are all that is not reserved, and all in balloons.
+	tidy(holes []balloon.Range) (bool, error)
 	// sound is an error where it is known to be damaged.
 	sound() error
 }

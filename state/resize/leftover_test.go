@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sealroot/state"
 	"sealroot/state/balloon"
 	"sealroot/state/balloon/files"
 	"sealroot/state/layout"
@@ -171,7 +172,7 @@ func TestRecordOfStranger(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i, serial := range []uint64{math.MaxUint64, 1<<62 - 1} {
+	for i, serial := range []uint64{math.MaxUint64, math.MaxUint64 - 1} {
 		b, err := balloon.Record{Serial: serial, Volume: testUUID}.Encode()
 		if err == nil {
 			_, err = f.WriteAt(b, int64(i)*balloon.SlotBytes)
@@ -185,9 +186,82 @@ func TestRecordOfStranger(t *testing.T) {
 	}
 	m, err := v.Measure()
 	must(t, m, err)
-	s, err := v.Resize(t.Context(), m.Reserved-32<<20)
-	if err == nil && len(v.recorded()) == 0 || err != nil && s.Reserved != m.Reserved {
-		t.Errorf("Resize = %+v, %v, recorded %v", s, err, v.recorded())
+	for i := range 4 {
+		if s, err := v.Resize(t.Context(), m.Reserved-int64(i+1)*8<<20); err != nil || balloon.Total(v.recorded()) != int64(i+1)*8<<20 {
+			t.Errorf("Resize = %+v, %v, recorded %v", s, err, v.recorded())
+		}
+	}
+	backed(t, v)
+}
+
+// A file that is no balloon any more keeps what is not reserved, where there is no room.
+func TestWrittenBalloonWithoutRoom(t *testing.T) {
+	v := newVolume(t, 512<<20, 128<<20)
+	m, err := v.Measure()
+	must(t, m, err)
+	m, err = v.Resize(t.Context(), m.Reserved-48<<20)
+	must(t, m, err)
+	path := filepath.Join(folder(t, v), "00000001")
+	run(t, "chattr", "-i", path)
+	if err := os.Link(path, filepath.Join(v.root.Name(), "other")); err != nil {
+		t.Fatal(err)
+	}
+	open, err := os.Create(filepath.Join(v.root.Name(), "open"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer open.Close()
+	remove := fillOuter(t, v)
+	before, err := v.Measure()
+	if must(t, before, err); before.OverCommitted != 48<<20 {
+		t.Fatalf("Measure = %+v", before)
+	}
+	s, err := v.Repair(t.Context())
+	if !errors.Is(err, ErrOverCommitted) || s.InnerFree > before.InnerFree || s.MinReserved < s.DataOffset {
+		t.Errorf("Repair = %+v, %v, was %+v", s, err, before)
+	}
+	remove()
+	if s, err = v.Repair(t.Context()); err != nil || s.OverCommitted != 0 {
+		t.Errorf("Repair with room = %+v, %v", s, err)
+	}
+}
+
+// Where nothing can be recorded nothing is given back, and nothing taken out of use.
+func TestNoRecord(t *testing.T) {
+	v := newVolume(t, 512<<20, 128<<20)
+	before, err := v.Measure()
+	must(t, before, err)
+	if err := os.MkdirAll(filepath.Join(v.dir.Name(), layout.GivenBack), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s, err := v.Resize(t.Context(), Smallest)
+	if err == nil || s.InnerFree < before.InnerFree-1<<20 || s.Reserved != before.Reserved {
+		t.Errorf("Resize = %+v, %v, was %+v", s, err, before)
+	}
+}
+
+// A balloon of which a part is reserved gives back what it has in holes.
+func TestPartlyReserved(t *testing.T) {
+	v := newVolume(t, 512<<20, 256<<20)
+	m, err := v.Measure()
+	must(t, m, err)
+	m, err = v.Resize(t.Context(), m.Reserved-64<<20)
+	must(t, m, err)
+	list, err := files.List(v.root, m.Spanned)
+	if err != nil || len(list) != 1 {
+		t.Fatal(list, err)
+	}
+	first := balloon.Shift(list[0].Held[:1], v.begin)[0]
+	if err := state.Reserve(v.image, first.Start+4<<20, 16<<20); err != nil {
+		t.Fatal(err)
+	}
+	m, err = v.Measure()
+	if must(t, m, err); m.GivenBack != 48<<20 {
+		t.Fatalf("Measure = %+v", m)
+	}
+	s, err := v.Resize(t.Context(), m.Reserved+46<<20)
+	if must(t, s, err); s.GivenBack != 2<<20 || s.Reserved != m.Reserved+46<<20 || s.Spanned != m.Spanned {
+		t.Errorf("Resize = %+v", s)
 	}
 	backed(t, v)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -17,43 +18,56 @@ import (
 // to. Where even that is not enough the inner one becomes read-only, if the kernel
 // lets it, and the error is ErrOverCommitted. Errors besides: ErrBusy.
 func (v *Volume) Repair(ctx context.Context) (Sizes, error) {
-	return v.locked(func() error { return v.repair(ctx) })
+	return v.locked(func() error {
+		m, err := v.measure(true)
+		if err == nil {
+			_, err = v.repair(ctx, m)
+		}
+		return err
+	})
 }
 
-func (v *Volume) repair(ctx context.Context) error {
-	m, err := v.measure(true)
-	if err != nil {
-		return err
-	}
+// repair returns the sizes after it.
+func (v *Volume) repair(ctx context.Context, m measured) (measured, error) {
+	var err error
 	if m.OverCommitted > max(0, m.OuterFree-keepOutside) && !m.ReadOnly {
 		// The rest, what is used and where the file system has its own tables, has to be
 		// reserved in any case.
 		err = v.in.hold(ctx, balloon.Shift(m.holes, -v.begin))
 		var merr error
 		if m, merr = v.measure(false); merr != nil {
-			return errors.Join(err, merr)
+			return m, errors.Join(err, merr)
 		}
 	}
-	// What holes are left in balloons the next boot has to know.
-	given, rest := balloon.Largest(balloon.Both(m.holes, m.balloons), balloon.MaxRanges)
-	loose := balloon.Join(balloon.Without(m.holes, m.balloons), rest)
+	loose := balloon.Without(m.holes, m.balloons)
 	if cerr := v.cover(loose); cerr != nil {
 		err = fmt.Errorf("cannot reserve what the volume spans, %d MiB are missing, %d MiB are free on the state partition: %w",
 			balloon.Total(loose)>>20, m.OuterFree>>20, errors.Join(cerr, err))
 		if !m.ReadOnly {
 			err = errors.Join(err, v.remount(unix.MS_RDONLY))
 		}
-		return err
+		return m, err
 	}
-	if len(balloon.Without(given, v.recorded())) > 0 {
+	// What holes are left in balloons the next boot has to know.
+	given, rest := balloon.Largest(balloon.Both(m.holes, m.balloons), balloon.MaxRanges)
+	if err := v.cover(rest); err != nil {
+		return m, fmt.Errorf("cannot record %d MiB that are given back: %w: %w", balloon.Total(rest)>>20, ErrFragmented, err)
+	}
+	if !slices.Equal(given, v.recorded()) {
 		if err := v.record(given); err != nil {
-			return err
+			return m, err
 		}
 	}
-	if m.ReadOnly {
-		return nil
+	if len(loose)+len(rest) > 0 {
+		if m, err = v.measure(false); err != nil {
+			return m, err
+		}
 	}
-	return v.in.tidy(balloon.Shift(given, -v.begin))
+	changed, err := v.tidy(m)
+	if err != nil || !changed {
+		return m, err
+	}
+	return v.measure(false)
 }
 
 // cover reserves ranges that the file system may write to at any moment: what was
@@ -90,7 +104,12 @@ func (v *Volume) MakeWritable() (Sizes, error) {
 		if err := v.in.sound(); err != nil {
 			return fmt.Errorf("cannot make the volume writable: %w", err)
 		}
-		return v.remount(0)
+		if err := v.remount(0); err != nil {
+			return err
+		}
+		m.ReadOnly = false
+		_, err = v.tidy(m)
+		return err
 	})
 }
 

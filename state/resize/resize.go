@@ -39,7 +39,7 @@ var (
 
 // What Resize takes for as small and as large as possible.
 const (
-	Smallest = 0
+	Smallest = math.MinInt64
 	Largest  = math.MaxInt64
 )
 

@@ -232,6 +232,8 @@ func TestRefusals(t *testing.T) {
 		want error
 	}{
 		"too_small": {m.MinReserved - 4096, ErrTooSmall},
+		"tiny":      {20, ErrTooSmall},
+		"negative":  {-1 << 40, ErrTooSmall},
 		"no_room":   {m.MaxReserved + 64<<20, ErrNoRoom},
 		"too_large": {m.Apparent + 4096, ErrTooLarge},
 	} {

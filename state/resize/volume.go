@@ -77,27 +77,31 @@ func (v *Volume) measure(durable bool) (m measured, err error) {
 		return m, err
 	}
 	m.balloons = balloon.Shift(given, v.begin)
-	held := balloon.Total(m.balloons)
-	s.InnerUsed -= held
-	m.Sizes = s.with(held, balloon.Total(balloon.Both(m.holes, m.balloons)), balloon.Total(m.holes), v.in.slack(s.InnerUsed), v.begin+v.device)
+	s.InnerUsed -= balloon.Total(m.balloons)
+	m.Sizes = s.with(balloon.Total(balloon.Both(m.holes, m.balloons)), balloon.Total(m.holes), v.in.slack(s.InnerUsed), v.begin+v.device)
 	return m, nil
 }
 
-// holes are the bytes of the image from start to before end that are not reserved.
+// holes are the blocks of the image from start to before end that are not reserved, or
+// not all of them: those of the outer file system may be smaller.
 func (v *Volume) holes(start, end int64) ([]balloon.Range, error) {
 	there, err := files.Reserved(v.image, start, end)
 	if err != nil {
 		return nil, err
 	}
-	return balloon.Without([]balloon.Range{{Start: start, End: end}}, there), nil
+	holes := balloon.Without([]balloon.Range{{Start: start, End: end}}, there)
+	for i, h := range holes {
+		holes[i] = balloon.Range{Start: h.Start / balloon.BlockSize * balloon.BlockSize, End: (h.End + balloon.BlockSize - 1) / balloon.BlockSize * balloon.BlockSize}
+	}
+	return balloon.Join(holes), nil
 }
 
-// with adds what follows from the bytes in balloons, those in balloons and not
-// reserved, all that are not reserved, the slack, and the end of the device.
-func (s Sizes) with(balloons, given, holes, slack, end int64) Sizes {
+// with adds what follows from the bytes in balloons that are not reserved, all that are
+// not, the slack, and the end of the device.
+func (s Sizes) with(given, holes, slack, end int64) Sizes {
 	s.GivenBack, s.OverCommitted = given, holes-given
 	s.Reserved = s.DataOffset + s.Spanned - holes
-	least := s.Reserved - (balloons - given) - max(0, s.InnerFree-slack)
+	least := max(s.DataOffset, s.Reserved-max(0, s.InnerFree-s.OverCommitted-slack))
 	s.MinReserved = min(s.Reserved, (least+balloon.BlockSize-1)/balloon.BlockSize*balloon.BlockSize)
 	s.MaxReserved = max(s.Reserved, min(s.Reserved+s.OuterFree-keepOutside, s.Apparent, end))
 	return s
@@ -110,7 +114,7 @@ func (s Sizes) with(balloons, given, holes, slack, end int64) Sizes {
 // ErrTooSmall, ErrTooLarge, ErrBusy, ErrReadOnly, ErrOverCommitted, ErrFragmented, that
 // of ctx.
 func (v *Volume) Resize(ctx context.Context, reserved int64) (Sizes, error) {
-	return v.locked(func() error { return v.resize(ctx, reserved/balloon.BlockSize*balloon.BlockSize) })
+	return v.locked(func() error { return v.resize(ctx, reserved) })
 }
 
 // locked runs what changes something, alone, and measures after it.
@@ -120,20 +124,21 @@ func (v *Volume) locked(change func() error) (Sizes, error) {
 		return Sizes{}, err
 	}
 	defer release()
-	if err = change(); err != nil {
-		// What it has taken out of use and not given back.
-		if m, merr := v.measure(false); merr == nil && !m.ReadOnly && m.OverCommitted == 0 {
-			err = errors.Join(err, v.tidy(m))
-		}
-	}
+	err = change()
 	m, merr := v.measure(false)
 	return m.Sizes, errors.Join(err, merr)
 }
 
-// tidy brings what the inner file system holds and need not into use again.
-func (v *Volume) tidy(m measured) error { return v.in.tidy(balloon.Shift(m.holes, -v.begin)) }
+// tidy brings what the inner file system holds and need not into use again. What has
+// holes and is not held has to be reserved before.
+func (v *Volume) tidy(m measured) (bool, error) {
+	if m.ReadOnly || m.OverCommitted > 0 {
+		return false, nil
+	}
+	return v.in.tidy(balloon.Shift(m.holes, -v.begin))
+}
 
-func (v *Volume) resize(ctx context.Context, want int64) error {
+func (v *Volume) resize(ctx context.Context, reserved int64) (err error) {
 	m, err := v.measure(true)
 	if err != nil {
 		return err
@@ -141,36 +146,31 @@ func (v *Volume) resize(ctx context.Context, want int64) error {
 	if m.ReadOnly {
 		return fmt.Errorf("cannot resize the volume: %w", ErrReadOnly)
 	}
-	if err := v.repair(ctx); err != nil {
+	if m, err = v.repair(ctx, m); err != nil {
 		return err
 	}
-	if m, err = v.measure(false); err != nil {
+	want, err := m.bounded(reserved, v.begin+v.device)
+	if err != nil {
 		return err
 	}
-	extreme := want <= Smallest || want >= Largest/balloon.BlockSize*balloon.BlockSize
-	end := min(m.Apparent, v.begin+v.device)
-	switch {
-	case want <= Smallest:
-		want = m.MinReserved
-	case extreme:
-		want = m.MaxReserved / balloon.BlockSize * balloon.BlockSize
-	case want < m.MinReserved:
-		return fmt.Errorf("cannot shrink the volume to %d MiB, at least %d MiB are needed: %w", want>>20, (m.MinReserved+1<<20-1)>>20, ErrTooSmall)
-	case want > end:
-		return fmt.Errorf("cannot grow the volume to %d MiB, its device ends at %d MiB until the next boot: %w", want>>20, end>>20, ErrTooLarge)
-	case want > m.MaxReserved:
-		return fmt.Errorf("cannot grow the volume by %d MiB, %d MiB are free on the state partition: %w", (want-m.Reserved)>>20, m.OuterFree>>20, ErrNoRoom)
-	}
+	defer func() {
+		// What a step has taken out of use and not given back.
+		if m, merr := v.measure(false); merr == nil {
+			_, terr := v.tidy(m)
+			err = errors.Join(err, terr)
+		}
+	}()
 	// More than once only where less was given back than was held for it.
 	for range 4 {
 		before := m.Reserved
-		if want > before {
+		switch {
+		case want > before:
 			err = v.larger(ctx, m, want-before)
-		} else if want < before {
+		case want < before:
 			err = v.smaller(ctx, before-want)
-		}
-		if extreme && (errors.Is(err, ErrTooSmall) || errors.Is(err, ErrNoRoom)) {
-			return nil // somebody has written meanwhile
+			if reserved == Smallest && errors.Is(err, ErrTooSmall) {
+				return nil // as small as it gets: somebody has written meanwhile
+			}
 		}
 		if err != nil || want == before {
 			return err
@@ -180,6 +180,25 @@ func (v *Volume) resize(ctx context.Context, want int64) error {
 		}
 	}
 	return nil
+}
+
+// bounded is the size that is asked for, in whole blocks, where devices end at byte end.
+func (m measured) bounded(reserved, end int64) (want int64, err error) {
+	end = min(m.Apparent, end)
+	want = reserved / balloon.BlockSize * balloon.BlockSize
+	switch {
+	case reserved == Smallest:
+		return m.MinReserved, nil
+	case reserved == Largest:
+		return m.MaxReserved / balloon.BlockSize * balloon.BlockSize, nil
+	case want < m.MinReserved:
+		return 0, fmt.Errorf("cannot shrink the volume to %d MiB, at least %d MiB are needed: %w", want>>20, (m.MinReserved+1<<20-1)>>20, ErrTooSmall)
+	case want > end:
+		return 0, fmt.Errorf("cannot grow the volume to %d MiB, its device ends at %d MiB until the next boot: %w", want>>20, end>>20, ErrTooLarge)
+	case want > m.MaxReserved:
+		return 0, fmt.Errorf("cannot grow the volume by %d MiB, %d MiB are free on the state partition: %w", (want-m.Reserved)>>20, m.OuterFree>>20, ErrNoRoom)
+	}
+	return want, nil
 }
 
 // larger reserves n bytes and lets the inner file system use them: first those that it
