@@ -1,0 +1,265 @@
+// Package judge says of a state partition that a power cut left whether its encrypted
+// volume kept the invariant of resizing: each block of the file system in it is
+// reserved in the outer one, but for blocks that balloons hold and nobody ever wrote
+// to, and that the record beside the volume knows of; and nothing that was on stable
+// storage is lost.
+//
+// It shares no code with what it judges but the readers of LUKS2 header and record: extents
+// are those of filefrag(8), the file systems are mounted by the host's kernel, which
+// replays their journals, and checked by e2fsck(8). It needs root and loop devices, no
+// device mapper: the volume is decrypted here.
+package judge
+
+import (
+	"crypto/aes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/crypto/xts"
+
+	"sealroot/state/balloon"
+	"sealroot/state/luks2"
+)
+
+var (
+	// ErrUnbacked: a block of the inner file system is neither reserved nor held
+	// unwritten by a balloon.
+	ErrUnbacked = errors.New("the volume has blocks that are not reserved")
+	// ErrUnrecorded: a balloon's block is not reserved, and the record does not say so:
+	// the next boot would reserve it, or find no room to.
+	ErrUnrecorded = errors.New("the record has not all that was given back")
+	// ErrDamaged: a file system is damaged after its journal was replayed.
+	ErrDamaged = errors.New("a file system is damaged")
+)
+
+const block = 4096 // of both file systems, and dm-crypt's sector
+
+// Case is what is judged.
+type Case struct {
+	State string // a file with the state partition: the outer journal is replayed in it
+	Dir   string // for copies, and to mount on
+	// Unlock finds the volume key.
+	Unlock func(h *luks2.Header) ([]byte, error)
+	// Balloons is the folder of balloons in the volume; without it there are none.
+	Balloons string
+	// Record is the file beside encrypted.img with what was given back.
+	Record string
+	// Files judges the mounted volume's content.
+	Files func(root string) error
+}
+
+// Verdict tells how things stand, in bytes.
+type Verdict struct {
+	Spanned  int64 // by the inner file system's superblock
+	Reserved int64 // of encrypted.img, up to the end of the inner file system
+	Beyond   int64 // reserved beyond it: a grow or shrink was cut
+	Balloons int64 // held unwritten
+	Double   int64 // held by balloons and still reserved
+}
+
+// Judge judges a case. Errors: ErrUnbacked, ErrDamaged, those of Files, those of the
+// tools.
+func (c Case) Judge() (v Verdict, err error) {
+	plain := filepath.Join(c.Dir, "plain")
+	reserved, recorded, err := c.open(plain)
+	if err != nil {
+		return v, err
+	}
+	defer os.Remove(plain)
+	if err := mended(plain); err != nil {
+		return v, err
+	}
+	holes, err := extents(plain) // of the copy: what it has before the replay
+	if err != nil {
+		return v, err
+	}
+	var held []extent
+	err = mounted(plain, filepath.Join(c.Dir, "inner"), func(root string) error {
+		if held, err = balloons(filepath.Join(root, c.Balloons)); err != nil {
+			return err
+		}
+		return c.Files(root)
+	})
+	if err != nil {
+		return v, err
+	}
+	if v.Spanned, err = span(plain); err != nil {
+		return v, err
+	}
+	if err := clean(plain); err != nil {
+		return v, err
+	}
+	after, err := extents(plain)
+	if err != nil {
+		return v, err
+	}
+	// What the replay wrote has to be reserved, too.
+	return v, v.compare(reserved, newSet(held), recorded, newSet(after).without(newSet(holes)))
+}
+
+// compare judges sets of bytes of the inner device.
+func (v *Verdict) compare(reserved, held, recorded, replayed set) error {
+	all := set{{0, v.Spanned}}
+	inside := reserved.both(all)
+	v.Reserved, v.Beyond = inside.bytes(), reserved.bytes()-inside.bytes()
+	v.Balloons, v.Double = held.bytes(), held.both(reserved).bytes()
+	if left := all.without(reserved).without(held); len(left) > 0 {
+		return fmt.Errorf("%w: %d bytes in %d pieces, the first from %d to %d of %d; balloons hold %d bytes",
+			ErrUnbacked, left.bytes(), len(left), left[0].start, left[0].end, v.Spanned, v.Balloons)
+	}
+	if left := all.without(reserved).without(recorded); len(left) > 0 {
+		return fmt.Errorf("%w: %d bytes are missing in %d pieces, the first from %d to %d", ErrUnrecorded, left.bytes(), len(left), left[0].start, left[0].end)
+	}
+	if left := replayed.without(reserved); len(left) > 0 {
+		return fmt.Errorf("%w: the replay of the journal wrote to %d bytes, the first from %d to %d",
+			ErrUnbacked, left.bytes(), left[0].start, left[0].end)
+	}
+	return nil
+}
+
+// open replays the outer journal and decrypts the volume into a file. It returns what of
+// the inner device is reserved, and what is not by the record.
+func (c Case) open(plain string) (reserved, recorded set, err error) {
+	if err := mended(c.State); err != nil {
+		return nil, nil, err
+	}
+	err = mounted(c.State, filepath.Join(c.Dir, "outer"), func(root string) error {
+		img, err := os.Open(filepath.Join(root, "encrypted.img"))
+		if err != nil {
+			return err
+		}
+		defer img.Close()
+		info, err := img.Stat()
+		if err != nil {
+			return err
+		}
+		h, err := luks2.Read(img, info.Size())
+		if err != nil {
+			return err
+		}
+		key, err := c.Unlock(h)
+		if err != nil {
+			return err
+		}
+		defer clear(key)
+		offset := int64(h.DataOffset())
+		file, err := os.ReadFile(filepath.Join(root, c.Record))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		record, _ := balloon.Latest(file, h.UUID())
+		for _, g := range record.Given {
+			recorded = append(recorded, piece{g.Start - offset, g.End - offset})
+		}
+		list, err := extents(img.Name())
+		if err != nil {
+			return err
+		}
+		var inner []extent
+		for _, e := range list {
+			if e.end > offset {
+				e.start = max(e.start, offset)
+				inner = append(inner, e)
+				reserved = append(reserved, piece{e.start - offset, e.end - offset})
+			}
+		}
+		return decrypt(plain, img, info.Size(), offset, key, inner)
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("cannot open the volume of %s: %w", c.State, err)
+	}
+	return joined(reserved), joined(recorded), clean(c.State)
+}
+
+// decrypt writes the volume's content into a file, as dm-crypt would show it
+// (aes-xts-plain64). What was never written is a hole there: it would be noise.
+func decrypt(plain string, img io.ReaderAt, size, offset int64, key []byte, list []extent) error {
+	cipher, err := xts.NewCipher(aes.NewCipher, key)
+	if err != nil {
+		return err
+	}
+	out, err := os.OpenFile(plain, os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	if err := out.Truncate(size - offset); err != nil {
+		return err
+	}
+	buf := make([]byte, 1<<20)
+	for _, e := range list {
+		if e.unwritten {
+			continue
+		}
+		for at := e.start; at < e.end; at += int64(len(buf)) {
+			b := buf[:min(int64(len(buf)), e.end-at)]
+			if n, err := img.ReadAt(b, at); n < len(b) {
+				return fmt.Errorf("cannot read encrypted.img at %d: %w", at, err)
+			}
+			for i := 0; i < len(b); i += block {
+				cipher.Decrypt(b[i:i+block], b[i:i+block], uint64(at-offset+int64(i))/512)
+			}
+			if _, err := out.WriteAt(b, at-offset); err != nil {
+				return err
+			}
+		}
+	}
+	return out.Close()
+}
+
+// balloons returns what the files in a folder hold without having written to it.
+func balloons(dir string) (held []extent, err error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	for _, e := range entries {
+		list, err := extents(filepath.Join(dir, e.Name()))
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range list {
+			if e.unwritten {
+				held = append(held, extent{start: e.physical, end: e.physical + e.end - e.start})
+			}
+		}
+	}
+	return held, err
+}
+
+// mounted runs do on a mounted image, and unmounts it.
+func mounted(image, dir string, do func(root string) error) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	if _, err := run("mount", "-o", "loop,nodiscard", image, dir); err != nil {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	err := do(dir)
+	_, last := run("umount", dir)
+	return errors.Join(err, last)
+}
+
+// clean has e2fsck find nothing.
+func clean(image string) error {
+	if out, err := run("e2fsck", "-fn", image); err != nil {
+		return fmt.Errorf("%w: %w:\n%s", ErrDamaged, err, out)
+	}
+	return nil
+}
+
+func run(name string, args ...string) (string, error) {
+	cmd := exec.Command(name, args...)
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return string(out), fmt.Errorf("%s: %w: %s", name, err, strings.TrimSpace(string(out)))
+	}
+	return string(out), nil
+}

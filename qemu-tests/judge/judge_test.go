@@ -1,0 +1,280 @@
+package judge
+
+import (
+	"bytes"
+	"context"
+	"crypto/aes"
+	"crypto/rand"
+	"errors"
+	mathrand "math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/xts"
+
+	"sealroot/qemu-tests/promises"
+	"sealroot/state/balloon"
+	"sealroot/state/luks2"
+)
+
+const (
+	mib  = 1 << 20
+	keep = 5
+)
+
+// tool runs a program that has to succeed.
+func tool(t *testing.T, name string, args ...string) {
+	t.Helper()
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		t.Fatalf("%s %q: %v: %s", name, args, err, out)
+	}
+}
+
+// within runs do on a mounted image.
+func within(t *testing.T, image string, do func(root string)) {
+	t.Helper()
+	dir := t.TempDir()
+	tool(t, "mount", "-o", "loop,nodiscard", image, dir)
+	defer tool(t, "umount", dir)
+	do(dir)
+}
+
+// volume is a state partition in the making: its inner file system as it is before
+// encryption.
+type volume struct {
+	t     *testing.T
+	inner string
+	key   []byte
+	head  *luks2.Header
+	dir   string
+	// forgotten: holes are not in the record.
+	forgotten bool
+}
+
+// newVolume makes an inner file system of 96 MiB with promises and a balloon of 32.
+func newVolume(t *testing.T) *volume {
+	t.Helper()
+	v := &volume{t: t, inner: filepath.Join(t.TempDir(), "inner"), key: make([]byte, 64), dir: t.TempDir()}
+	rand.Read(v.key)
+	h, err := luks2.Format(luks2.FormatParams{UUID: "5d1c2b3a-0000-4000-8000-000000000001", VolumeKey: v.key, Rand: rand.Reader})
+	if err == nil {
+		h, err = h.AddKeyslot(0, v.key, []byte("secret"), luks2.RandomSecretKDF(), rand.Reader)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.head = h
+	tool(t, "mke2fs", "-q", "-t", "ext4", "-b", "4096", "-E", "nodiscard,lazy_itable_init=0", v.inner, "96M")
+	within(t, v.inner, func(root string) {
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		for _, dir := range []string{"files", "balloons"} {
+			if err := os.Mkdir(filepath.Join(root, dir), 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n, err := (promises.Writer{Dir: filepath.Join(root, "files"), Keep: keep, Most: mib, Rand: mathrand.New(mathrand.NewPCG(1, 2))}).Run(ctx); err != nil || n < 2 {
+			t.Fatalf("%d promised files, %v", n, err)
+		}
+		tool(t, "fallocate", "-l", "32M", filepath.Join(root, "balloons/1"))
+	})
+	return v
+}
+
+// put makes the state partition: all that the inner file system spans is reserved,
+// what was written encrypted, and then holes are punched into encrypted.img.
+func (v *volume) put(holes ...piece) string {
+	t := v.t
+	t.Helper()
+	state := filepath.Join(t.TempDir(), "state")
+	tool(t, "mke2fs", "-q", "-t", "ext4", "-b", "4096", "-E", "nodiscard", state, "256M")
+	cipher, err := xts.NewCipher(aes.NewCipher, v.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	written, err := extents(v.inner)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain, err := os.ReadFile(v.inner)
+	if err != nil {
+		t.Fatal(err)
+	}
+	within(t, state, func(root string) {
+		path := filepath.Join(root, "encrypted.img")
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		h, err := luks2.WriteNew(f, v.head, rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		offset := int64(h.DataOffset())
+		tool(t, "fallocate", "-l", strconv.FormatInt(offset+int64(len(plain)), 10), path)
+		if err := f.Truncate(1 << 30); err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range written {
+			b := bytes.Clone(plain[e.start:min(e.end, int64(len(plain)))])
+			for i := 0; i < len(b); i += block {
+				cipher.Encrypt(b[i:i+block], b[i:i+block], uint64(e.start+int64(i))/512)
+			}
+			if _, err := f.WriteAt(b, offset+e.start); err != nil {
+				t.Fatal(err)
+			}
+		}
+		record := balloon.Record{Serial: 1, Volume: h.UUID()}
+		for _, p := range holes {
+			if !v.forgotten {
+				record.Given = append(record.Given, balloon.Range{Start: offset + p.start, End: offset + p.end})
+			}
+			tool(t, "fallocate", "-p", "-n", "-o", strconv.FormatInt(offset+p.start, 10), "-l", strconv.FormatInt(p.end-p.start, 10), path)
+		}
+		text, err := record.Encode()
+		if err == nil {
+			err = os.WriteFile(filepath.Join(root, "record"), text, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+	return state
+}
+
+// balloon is where the volume's balloon is.
+func (v *volume) balloon() (held set) {
+	v.t.Helper()
+	within(v.t, v.inner, func(root string) {
+		list, err := balloons(filepath.Join(root, "balloons"))
+		if err != nil {
+			v.t.Fatal(err)
+		}
+		held = newSet(list)
+	})
+	if held.bytes() != 32*mib {
+		v.t.Fatalf("the balloon holds %d bytes", held.bytes())
+	}
+	return held
+}
+
+func (v *volume) judge(state string) (Verdict, error) {
+	return Case{
+		State: state, Dir: v.t.TempDir(), Balloons: "balloons", Record: "record",
+		Unlock: func(h *luks2.Header) ([]byte, error) { return h.Unlock(0, []byte("secret")) },
+		Files: func(root string) error {
+			_, err := promises.Check(filepath.Join(root, "files"), keep, 0)
+			return err
+		},
+	}.Judge()
+}
+
+// Whatever is wrong turns the judge red, and what may be is green.
+func TestJudge(t *testing.T) {
+	v := newVolume(t)
+	held := v.balloon()
+	rest := set{{0, 96 * mib}}.without(held)
+	end := rest[len(rest)-1].end
+	anywhere := func(root string) string { // a file that is promised
+		names, err := filepath.Glob(filepath.Join(root, "files", "f-*"))
+		if err != nil || len(names) < 2 {
+			t.Fatalf("files %q, %v", names, err)
+		}
+		return names[len(names)/2]
+	}
+	for _, tt := range []struct {
+		name      string
+		edit      func(root string) // the inner file system, after the balloon was looked at
+		holes     set
+		want      error
+		forgotten bool
+	}{
+		{"nothing_given_back", nil, nil, nil, false},
+		{"balloon_given_back", nil, held, nil, false},
+		{"a_part_of_the_balloon", nil, set{{held[0].start, held[0].start + block}}, nil, false},
+		{"balloon_given_back_and_forgotten", nil, held, ErrUnrecorded, true},
+		{"a_block_beside_the_balloon", nil, set{{held[0].start - block, held[0].start}}, ErrUnbacked, false},
+		{"the_balloon_unlinked_first", func(root string) { os.Remove(filepath.Join(root, "balloons/1")) }, held, ErrUnbacked, false},
+		{"the_balloon_written_to", func(root string) {
+			f, err := os.OpenFile(filepath.Join(root, "balloons/1"), os.O_WRONLY, 0)
+			if err == nil {
+				_, err = f.WriteAt(make([]byte, block), 0)
+				err = errors.Join(err, f.Close())
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}, held, ErrUnbacked, false},
+		{"the_end_not_reserved", nil, set{{end - block, end}}, ErrUnbacked, false},
+		{"a_promise_lost", func(root string) {
+			if err := os.Truncate(anywhere(root), 1); err != nil {
+				t.Fatal(err)
+			}
+		}, nil, promises.ErrBroken, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := *v
+			c.t, c.forgotten = t, tt.forgotten
+			if tt.edit != nil {
+				c.inner = filepath.Join(t.TempDir(), "inner")
+				tool(t, "cp", "--sparse=always", v.inner, c.inner)
+				within(t, c.inner, tt.edit)
+			}
+			got, err := c.judge(c.put(tt.holes...))
+			if !errors.Is(err, tt.want) || tt.want == nil && got.Spanned != 96*mib {
+				t.Errorf("Judge() = %+v, %v, want %v", got, err, tt.want)
+			}
+			if tt.want == nil && got.Balloons-got.Double != tt.holes.bytes() {
+				t.Errorf("%+v: %d bytes of holes, want %d", got, got.Balloons-got.Double, tt.holes.bytes())
+			}
+		})
+	}
+}
+
+// A volume whose own file system is damaged, and one whose key is another.
+func TestJudgeRefuses(t *testing.T) {
+	v := newVolume(t)
+	f, err := os.OpenFile(v.inner, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(make([]byte, block), block); err != nil { // the group descriptors
+		t.Fatal(err)
+	}
+	if _, err := v.judge(v.put()); !errors.Is(err, ErrDamaged) {
+		t.Errorf("Judge() of a damaged one = %v", err)
+	}
+	rand.Read(v.key)
+	if _, err := v.judge(v.put()); !errors.Is(err, ErrDamaged) {
+		t.Errorf("Judge() of noise = %v", err)
+	}
+}
+
+func TestParseExtents(t *testing.T) {
+	const head = "Filesystem type is: ef53\nFile size of x is 8192 (2 blocks of 4096 bytes)\n ext:     logical_offset:        physical_offset: length:   expected: flags:\n"
+	got, err := parseExtents(head +
+		"   0:        0..       4:    2781775..   2781779:      5:             unwritten\n" +
+		"   1:       10..      10:         20..        20:      1:    2781780: last,eof\nx: 2 extents found\n")
+	if err != nil || len(got) != 2 || got[0] != (extent{0, 5 * block, 2781775 * block, true}) || got[1] != (extent{10 * block, 11 * block, 20 * block, false}) {
+		t.Errorf("parseExtents() = %+v, %v", got, err)
+	}
+	if got, err := parseExtents("x: 0 extents found\n"); err != nil || got != nil {
+		t.Errorf("parseExtents() of an empty file = %+v, %v", got, err)
+	}
+	for _, bad := range []string{
+		"", "x: 1 extent found\n",
+		head + "   0:        0..       4:    2781775..   2781779:      5:             delalloc\nx: 1 extent found\n",
+		head + "   0:        0..       4:    2781775..   2781779:      6:             last\nx: 1 extent found\n",
+		head + "   0:        0..       4:    what\nx: 1 extent found\n",
+	} {
+		if got, err := parseExtents(bad); err == nil {
+			t.Errorf("parseExtents(%q) = %+v", bad, got)
+		}
+	}
+}
