@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"sealroot/init/report"
 	"sealroot/qemu-tests/writes"
 )
 
@@ -86,7 +87,7 @@ func cutWrites(t *testing.T, c cuts) {
 	random.Shuffle(len(disks), func(i, j int) { disks[i], disks[j] = disks[j], disks[i] })
 	came := map[string]int{}
 	for _, left := range disks[:min(c.boots, len(disks))] {
-		slot := bootLeft(t, m, base, left)
+		slot := bootLeft(t, m, base, left, nil)
 		came["slot "+slot]++
 	}
 	t.Logf("%d of the disks booted: %v", c.boots, came)
@@ -125,9 +126,16 @@ type leftDisk struct {
 	where string
 }
 
-// leftDisks replays a record up to every flush after its first entries, and
-// cuts some of the epochs between flushes at random.
-func leftDisks(t *testing.T, record *writes.Record, first int, base io.ReaderAt, c cuts, random *rand.Rand) []leftDisk {
+// leftDisks are those of eachLeft.
+func leftDisks(t *testing.T, record *writes.Record, first int, base io.ReaderAt, c cuts, random *rand.Rand) (disks []leftDisk) {
+	t.Helper()
+	eachLeft(t, record, first, base, c, random, func(left leftDisk) { disks = append(disks, leftDisk{left.disk.Clone(), left.where}) })
+	return disks
+}
+
+// eachLeft replays a record up to every flush after its first entries, and cuts
+// some of the epochs between flushes at random. A disk is do's while it runs.
+func eachLeft(t *testing.T, record *writes.Record, first int, base io.ReaderAt, c cuts, random *rand.Rand, do func(leftDisk)) {
 	t.Helper()
 	epochs := writes.Epochs(record.Entries[first:])
 	torn := make([]int, len(epochs))
@@ -138,26 +146,26 @@ func leftDisks(t *testing.T, record *writes.Record, first int, base io.ReaderAt,
 	if err := disk.ApplyAll(record, record.Entries[:first]); err != nil {
 		t.Fatal(err)
 	}
-	disks := []leftDisk{{disk.Clone(), "before the first write"}}
+	do(leftDisk{disk, "before the first write"})
 	for i, epoch := range epochs {
 		for n := range torn[i] {
 			d := disk.Clone()
 			if err := d.Torn(record, epoch, random); err != nil {
 				t.Fatal(err)
 			}
-			disks = append(disks, leftDisk{d, fmt.Sprintf("in epoch %d of %d (%d)", i+1, len(epochs), n+1)})
+			do(leftDisk{d, fmt.Sprintf("in epoch %d of %d (%d)", i+1, len(epochs), n+1)})
 		}
 		if err := disk.ApplyAll(record, epoch); err != nil {
 			t.Fatal(err)
 		}
-		disks = append(disks, leftDisk{disk.Clone(), fmt.Sprintf("after flush %d of %d", i+1, len(epochs))})
+		do(leftDisk{disk, fmt.Sprintf("after flush %d of %d", i+1, len(epochs))})
 	}
-	return disks
 }
 
 // bootLeft boots a machine with a disk that a power cut left, and returns the
-// slot that came up.
-func bootLeft(t *testing.T, of *Machine, base *Disk, left leftDisk) string {
+// slot that came up; after, if there is one, looks at what the boot said and at the
+// disk once it is off.
+func bootLeft(t *testing.T, of *Machine, base *Disk, left leftDisk, after func(report.Report, *Disk)) string {
 	t.Helper()
 	disk := base.Copy(t)
 	if err := left.disk.Save(disk.Path); err != nil {
@@ -165,18 +173,23 @@ func bootLeft(t *testing.T, of *Machine, base *Disk, left leftDisk) string {
 	}
 	m := NewMachine(t, of.Config.Firmware, disk)
 	m.place = of.place
+	m.Config.Kernel, m.Config.Initrd, m.Config.Cmdline = of.Config.Kernel, of.Config.Initrd, of.Config.Cmdline
 	m.Config.TPM = filepath.Join(t.TempDir(), "tpm")
 	tool(t, "cp", "-r", of.Config.TPM, m.Config.TPM)
 	vm := m.Boot()
 	got := vm.Expect(upIn.String(), bootTime)
 	vm.WaitReady(commandTime)
-	if r := vm.Report(); r.State.Unlocked != "tpm2" {
+	r := vm.Report()
+	if r.State.Unlocked != "tpm2" {
 		t.Errorf("cut %s: the state is %+v, want unlocked by tpm2", left.where, r.State)
 	}
 	vm.PowerOff()
 	t.Logf("cut %s: slot %s came up", left.where, got[1])
 	if got[1] != "a" && got[1] != "b" {
 		t.Errorf("cut %s: slot %q came up", left.where, got[1])
+	}
+	if after != nil {
+		after(r, disk)
 	}
 	if err := os.Remove(disk.Path); err != nil {
 		t.Error(err)

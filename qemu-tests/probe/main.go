@@ -262,6 +262,10 @@ func run(w io.Writer, began start, words []string) (status int, then func()) {
 		_, err = f.WriteString(strings.Join(words[2:], " ") + "\n")
 		err = errors.Join(err, f.Close())
 		unix.Sync()
+	case "resizeloop": // lets the encrypted volume grow and shrink
+		err = resizeLoop(w, words)
+	case "resizewrong": // does what a resize must not, for a moment
+		err = resizeWrong(words)
 	case "poke": // poke FILE OFFSET HEX: writes these bytes there, past every cache
 		err = poke(words)
 	default:

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -132,14 +133,22 @@ func (d *Disk) Torn(r *Record, epoch []Entry, random *rand.Rand) error {
 }
 
 // Save writes what differs from the base into a file that holds the base.
-func (d *Disk) Save(path string) error {
+func (d *Disk) Save(path string) error { return d.SaveRange(path, 0, math.MaxInt64) }
+
+// SaveRange writes what differs from the base in a range, of whole blocks, into a file
+// that holds the base's range.
+func (d *Disk) SaveRange(path string, offset, length int64) error {
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {
 		return fmt.Errorf("cannot save the disk: %w", err)
 	}
 	defer f.Close()
 	for number, block := range d.blocks {
-		if _, err := f.WriteAt(block, number*blockSize); err != nil {
+		at := number*blockSize - offset
+		if at < 0 || at >= length {
+			continue
+		}
+		if _, err := f.WriteAt(block, at); err != nil {
 			return fmt.Errorf("cannot save the disk: %w", err)
 		}
 	}

@@ -117,6 +117,15 @@ func TestReplay(t *testing.T) {
 	if got := content(t, NewDisk(f)); got != want[2] {
 		t.Errorf("saved: %s, want %s", got, want[2])
 	}
+	if err := os.WriteFile(path, bytes.Repeat([]byte{'.'}, 8*512), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.SaveRange(path, 2*512, 4*512); err != nil { // ".ac..bdd" from the third to the sixth
+		t.Fatal(err)
+	}
+	if got, want := content(t, NewDisk(f)), "c..b...."; got != want {
+		t.Errorf("a range saved: %s, want %s", got, want)
+	}
 }
 
 // Every half-done epoch is one that a disk may have, and many come up.
