@@ -271,6 +271,9 @@ func run(w io.Writer, began start, words []string) (status int, then func()) {
 	default:
 		var known bool
 		if known, err = changeFiles(w, words); !known {
+			known, err = changeVolume(w, words)
+		}
+		if !known {
 			return program(w, words), nil
 		}
 	}
