@@ -1,0 +1,191 @@
+// Package balance decides how the state partition and the encrypted volume on it
+// share its space: when the volume grows, when it gives back, and how soon to look
+// again. It is pure: measuring and resizing are the caller's.
+//
+// Free space of both sides is one pool. Of that, each side has something to keep
+// free; the rest is divided by weights, as systemd-homed's rebalancing does. Space
+// moves at once to a side that runs short (grow early), and only after ten
+// minutes for the sake of the shares (shrink late).
+package balance
+
+import (
+	"fmt"
+	"time"
+)
+
+// Sizes are what was measured of both sides, in bytes.
+type Sizes struct {
+	Outer     int64 // size of the partition's file system
+	OuterFree int64 // what may still be taken of it
+	Inner     int64 // size of the file system in the volume, without its balloons
+	InnerFree int64 // what may still be written there
+	Gap       int64 // of the volume's file system, what is not reserved on the partition
+	Device    int64 // the size that Inner can have at most until the next boot; 0: any
+	Slack     int64 // what must stay free in the volume when it shrinks
+	ReadOnly  bool  // the volume is
+}
+
+// Action is what is to be done to the volume.
+type Action string
+
+// The actions.
+const (
+	None     Action = "none"
+	Grow     Action = "grow"
+	Shrink   Action = "shrink"
+	Reserve  Action = "reserve"   // allocate the gap, at once
+	ReadOnly Action = "read-only" // it cannot be allocated: nothing may be written into it
+)
+
+// Decision is what to do now.
+type Decision struct {
+	Action Action
+	// Size is what Sizes.Inner becomes by Grow and Shrink, and the size of the gap
+	// with Reserve.
+	Size int64
+	// Reason tells a person, also why nothing is done.
+	Reason string
+	// Next is when to look again. With Quiet nothing was written for a while: the
+	// caller may also be woken by the next write.
+	Next  time.Duration
+	Quiet bool
+}
+
+// History is what Decide remembers. The zero value is of a service that starts.
+type History struct {
+	at                   time.Time
+	innerUsed, outerUsed int64
+	innerRate, outerRate int64 // bytes per second, falling slowly
+	quiet                int   // passes in a row without a write
+	unevenSince          time.Time
+	failed               Action // the last action, if it failed
+	failures             int
+	failedAt             time.Time
+}
+
+const (
+	// quietPasses is how many passes without a write make quiet.
+	quietPasses = 3
+	// stillRate is a rate, in bytes per second, that counts as no write.
+	stillRate = 256 << 10
+	// late is for how long the shares must be uneven before the volume shrinks for
+	// that alone.
+	late = 10 * time.Minute
+	// firstPause follows a step that failed; it doubles with each further one up to
+	// longestPause.
+	firstPause   = 10 * time.Second
+	longestPause = time.Hour
+)
+
+// Decide tells what to do. It is to be called with each measurement, and the history
+// that it returned for the one before.
+func Decide(l Limits, h History, s Sizes, now time.Time) (Decision, History) {
+	h = h.observe(s, now)
+	d, h := l.decide(h, s, now)
+	d.Next, d.Quiet = l.pace(h, s, d)
+	return d, h
+}
+
+// Done is the history after a decision was carried out, or could not be.
+func (h History) Done(d Decision, err error, now time.Time) History {
+	switch {
+	case d.Action == None || d.Action == ReadOnly:
+	case err == nil:
+		h.failed, h.failures = None, 0
+	default:
+		if h.failed != d.Action {
+			h.failures = 0
+		}
+		h.failed, h.failedAt = d.Action, now
+		h.failures++
+	}
+	return h
+}
+
+// pause is how much longer an action that failed must wait.
+func (h History) pause(a Action, now time.Time) time.Duration {
+	if h.failures == 0 || h.failed != a {
+		return 0
+	}
+	pause := firstPause << min(h.failures-1, 16)
+	return max(0, h.failedAt.Add(min(pause, longestPause)).Sub(now))
+}
+
+// observe keeps rates and what was quiet.
+func (h History) observe(s Sizes, now time.Time) History {
+	inner, outer := s.Inner-s.InnerFree, s.Outer-s.OuterFree-s.Inner
+	if past := now.Sub(h.at); h.at.IsZero() || past <= 0 {
+		h.quiet = 0
+	} else {
+		rate := func(used, before int64) int64 {
+			return int64(float64(max(0, used-before)) / past.Seconds())
+		}
+		i, o := rate(inner, h.innerUsed), rate(outer, h.outerUsed)
+		h.quiet++
+		if max(i, o) > stillRate {
+			h.quiet = 0
+		}
+		// A writer that pauses for a second is none that has ended.
+		h.innerRate, h.outerRate = max(i, h.innerRate*7/10), max(o, h.outerRate*7/10)
+		if h.quiet >= quietPasses {
+			h.innerRate, h.outerRate = 0, 0
+		}
+	}
+	h.at, h.innerUsed, h.outerUsed = now, inner, outer
+	return h
+}
+
+func (l Limits) decide(h History, s Sizes, now time.Time) (Decision, History) {
+	switch {
+	case s.ReadOnly:
+		return none("the volume is read-only"), h
+	case s.Gap > 0:
+		return l.gap(h, s, now), h
+	}
+	in, out := l.sides(h, s)
+	want, why, h := l.want(in, out, h, s, now)
+	size := s.Inner + want - in.free
+	switch {
+	case s.Device > 0 && size > s.Device:
+		size, why = s.Device, why+"; until the next boot it can have no more than "+text(s.Device)
+	case l.Max > 0 && size > l.Max:
+		size, why = max(l.Max, min(s.Inner, size)), why+"; max is "+text(l.Max)
+	case size < l.Min && size < s.Inner:
+		size, why = min(l.Min, s.Inner), why+"; min is "+text(l.Min)
+	}
+	d := Decision{Action: Grow, Size: size / align * align}
+	change := d.Size - s.Inner
+	if change < 0 {
+		d.Action, change = Shrink, -change
+	}
+	receiving := in
+	if d.Action == Shrink {
+		receiving = out
+	}
+	switch pause := h.pause(d.Action, now); {
+	case change < l.least(s, receiving):
+		return none(why), h
+	case d.Action == Shrink && !l.GiveBack:
+		return none(why + "; the volume never gives back (state.auto_resize: grow)"), h
+	case pause > 0:
+		return none(fmt.Sprintf("%s; the last %s failed, the next is in %v", why, d.Action, pause.Round(time.Second))), h
+	}
+	d.Reason = why
+	return d, h
+}
+
+func none(why string) Decision { return Decision{Action: None, Reason: why} }
+
+// gap is about a file system that was made larger than what is reserved, by a stray
+// resize2fs say. keep_free does not count: a write into the gap may be lost.
+func (l Limits) gap(h History, s Sizes, now time.Time) Decision {
+	d := Decision{Action: Reserve, Size: s.Gap,
+		Reason: fmt.Sprintf("the volume's file system is %s larger than what is reserved for it: another program made it larger", text(s.Gap))}
+	switch {
+	case s.OuterFree < s.Gap:
+		d.Action, d.Reason = ReadOnly, d.Reason+", and the partition has "+text(s.OuterFree)
+	case h.pause(Reserve, now) > 0:
+		d.Action, d.Reason = ReadOnly, d.Reason+", and that cannot be reserved"
+	}
+	return d
+}

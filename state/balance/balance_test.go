@@ -1,0 +1,93 @@
+package balance
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestDecide(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	for _, c := range []struct {
+		name   string
+		limits func(*Limits)
+		s      Sizes
+		h      History
+		action Action
+		size   int64 // 0: any
+		reason string
+	}{
+		{"even", nil, Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 6 * gib}, History{}, None, 0, "nothing is short"},
+		{"volume_short", nil, Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 100 * mib}, History{}, Grow, 7*gib + 7*gib/5/mib*mib, "the volume has 100 MiB free and needs 256 MiB"},
+		{"partition_short", nil, Sizes{Outer: 16 * gib, OuterFree: 100 * mib, Inner: 7 * gib, InnerFree: 6 * gib}, History{}, Shrink, 0, "the partition has 100 MiB free and needs 1.0 GiB"},
+		{"never_gives_back", func(l *Limits) { l.GiveBack = false }, Sizes{Outer: 16 * gib, OuterFree: 100 * mib, Inner: 7 * gib, InnerFree: 6 * gib}, History{}, None, 0, "never gives back"},
+		{"below_half_of_its_share", nil, Sizes{Outer: 64 * gib, OuterFree: 60 * gib, Inner: 4 * gib, InnerFree: 2 * gib}, History{}, Grow, 0, "its share is"},
+		{"less_than_5_percent", nil, Sizes{Outer: gib, OuterFree: 150 * mib, Inner: 600 * mib, InnerFree: 100 * mib}, History{}, None, 0, "little is left"},
+		{"less_than_5_percent_in_need", nil, Sizes{Outer: gib, OuterFree: 150 * mib, Inner: 600 * mib, InnerFree: 60 * mib}, History{}, Grow, 0, "little is left"},
+		{"max", func(l *Limits) { l.Max = 7*gib + 400*mib }, Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 100 * mib}, History{}, Grow, 7*gib + 400*mib, "max is 7.4 GiB"},
+		{"at_max", func(l *Limits) { l.Max = 7 * gib }, Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 100 * mib}, History{}, None, 0, "max is 7.0 GiB"},
+		{"min", func(l *Limits) { l.Min = 7 * gib }, Sizes{Outer: 16 * gib, OuterFree: 100 * mib, Inner: 7 * gib, InnerFree: 6 * gib}, History{}, None, 0, "min is 7.0 GiB"},
+		{"end_of_the_device", nil, Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 100 * mib, Device: 7 * gib}, History{}, None, 0, "until the next boot"},
+		{"slack", nil, Sizes{Outer: 16 * gib, OuterFree: 100 * mib, Inner: 7 * gib, InnerFree: gib, Slack: gib}, History{}, None, 0, "little is left"},
+		{"gap", nil, Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 6 * gib, Gap: 5 * gib}, History{}, Reserve, 5 * gib, "another program"},
+		{"gap_before_what_is_kept", nil, Sizes{Outer: 16 * gib, OuterFree: 512 * mib, Inner: 7 * gib, InnerFree: 0, Gap: 500 * mib}, History{}, Reserve, 500 * mib, "another program"},
+		{"gap_without_room", nil, Sizes{Outer: 16 * gib, OuterFree: gib, Inner: 7 * gib, InnerFree: 6 * gib, Gap: 5 * gib}, History{}, ReadOnly, 5 * gib, "the partition has 1.0 GiB"},
+		{"gap_that_cannot_be_reserved", nil, Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 6 * gib, Gap: gib},
+			History{failed: Reserve, failures: 1, failedAt: now}, ReadOnly, gib, "cannot be reserved"},
+		{"read_only", nil, Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 6 * gib, Gap: gib, ReadOnly: true}, History{}, None, 0, "read-only"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l := Defaults()
+			if c.limits != nil {
+				c.limits(&l)
+			}
+			d, _ := Decide(l, c.h, c.s, now)
+			if d.Action != c.action || c.size != 0 && d.Size != c.size || !strings.Contains(d.Reason, c.reason) {
+				t.Errorf("Decide() = %+v, want %s to %d because %q", d, c.action, c.size, c.reason)
+			}
+		})
+	}
+}
+
+// TestShrinksLate: for the shares alone the volume shrinks after ten minutes.
+func TestShrinksLate(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	s := Sizes{Outer: 100 * gib, OuterFree: 6 * gib, Inner: 90 * gib, InnerFree: 80 * gib}
+	d, h := Decide(Defaults(), History{}, s, now)
+	if d.Action != None {
+		t.Fatalf("at first: %+v, want none", d)
+	}
+	if d, _ = Decide(Defaults(), h, s, now.Add(9*time.Minute)); d.Action != None {
+		t.Errorf("after 9 minutes: %+v, want none", d)
+	}
+	if d, _ = Decide(Defaults(), h, s, now.Add(11*time.Minute)); d.Action != Shrink {
+		t.Errorf("after 11 minutes: %+v, want that it shrinks", d)
+	}
+	even := s
+	even.OuterFree, even.Inner, even.InnerFree = 20*gib, 76*gib, 66*gib
+	_, h = Decide(Defaults(), h, even, now.Add(5*time.Minute))
+	if d, _ = Decide(Defaults(), h, s, now.Add(11*time.Minute)); d.Action != None {
+		t.Errorf("even after 5 minutes, uneven after 11: %+v, want none", d)
+	}
+}
+
+func TestCheck(t *testing.T) {
+	if err := Defaults().Check(); err != nil {
+		t.Errorf("defaults: %v", err)
+	}
+	for name, change := range map[string]func(*Limits){
+		"negative":     func(l *Limits) { l.KeepFree = -1 },
+		"min_over_max": func(l *Limits) { l.Min, l.Max = 2*gib, gib },
+		"no_weights":   func(l *Limits) { l.InnerWeight, l.OuterWeight = 0, 0 },
+		"weight":       func(l *Limits) { l.InnerWeight = 10001 },
+		"rate":         func(l *Limits) { l.Rate = 0 },
+		"interval":     func(l *Limits) { l.Interval = time.Minute },
+	} {
+		l := Defaults()
+		change(&l)
+		if err := l.Check(); !errors.Is(err, ErrLimits) {
+			t.Errorf("%s: %v, want ErrLimits", name, err)
+		}
+	}
+}

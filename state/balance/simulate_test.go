@@ -1,0 +1,305 @@
+package balance
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+)
+
+// world is a partition with a volume on it, as far as Decide sees it.
+type world struct {
+	l                    Limits
+	outer, inner         int64
+	outerUsed, innerUsed int64
+	h                    History
+	now, next            time.Time
+	quiet                bool
+	asleep               bool // nothing wakes it but time
+	decide               func(Limits, History, Sizes, time.Time) (Decision, History)
+	resizes, passes      int
+	moved                int64
+	wrong                []string
+	full                 int // writes that met a full file system
+}
+
+// tick is the step of the simulation.
+const tick = 50 * time.Millisecond
+
+func newWorld(outer, inner int64) *world {
+	start := time.Unix(1e9, 0)
+	return &world{l: Defaults(), outer: outer, inner: inner, now: start, next: start, decide: Decide}
+}
+
+func (w *world) sizes() Sizes {
+	return Sizes{Outer: w.outer, OuterFree: w.outer - w.outerUsed - w.inner, Inner: w.inner, InnerFree: w.inner - w.innerUsed}
+}
+
+// keeps are what each side keeps from the other, and what is too little to be moved.
+func (w *world) keeps() (in, out, small int64) {
+	return keepInside(w.outer), KeepFreeOf(w.outer), min(max(w.outer/256, 4*mib), 64*mib) + align
+}
+
+// write puts n bytes, which may be negative, into one side.
+func (w *world) write(inside bool, n int64) {
+	s := w.sizes()
+	in, out, small := w.keeps()
+	free, used, others, kept, where := s.OuterFree, &w.outerUsed, s.InnerFree, in, "the partition"
+	if inside {
+		free, used, others, kept, where = s.InnerFree, &w.innerUsed, s.OuterFree, out, "the volume"
+	}
+	if n > free {
+		w.full++
+		if others > kept+small {
+			w.wrong = append(w.wrong, fmt.Sprintf("%v: %s is full while the other side has %s", w.now.Unix()-1e9, where, text(others)))
+		}
+		n = free
+	}
+	*used = max(0, *used+n)
+	if n != 0 && w.quiet && !w.asleep {
+		w.next = w.now // woken
+	}
+}
+
+// run lets time pass, with inner and outer bytes written per second.
+func (w *world) run(d time.Duration, inner, outer int64) {
+	for end := w.now.Add(d); w.now.Before(end); w.now = w.now.Add(tick) {
+		if !w.now.Before(w.next) {
+			w.pass()
+		}
+		perTick := int64(time.Second / tick)
+		w.write(true, inner/perTick)
+		w.write(false, outer/perTick)
+	}
+}
+
+func (w *world) pass() {
+	before := w.sizes()
+	w.passes++
+	d, h := w.decide(w.l, w.h, before, w.now)
+	if d.Action == Grow || d.Action == Shrink {
+		w.resizes++
+		w.moved += max(d.Size-w.inner, w.inner-d.Size)
+		w.inner = d.Size
+	}
+	w.h = h.Done(d, nil, w.now)
+	w.next, w.quiet = w.now.Add(d.Next), d.Quiet
+	w.check(d, before)
+}
+
+// check holds what is true after each decision.
+func (w *world) check(d Decision, before Sizes) {
+	in, out, _ := w.keeps()
+	s := w.sizes()
+	bad := func(format string, args ...any) {
+		w.wrong = append(w.wrong, fmt.Sprintf("%v: ", w.now.Unix()-1e9)+fmt.Sprintf(format, args...)+fmt.Sprintf(" (%+v, %+v)", d, before))
+	}
+	switch {
+	case s.InnerFree < 0 || s.OuterFree < 0:
+		bad("more is given than there is")
+	case d.Action == Grow && s.OuterFree < out:
+		bad("grew into what the partition keeps")
+	case d.Action == Shrink && s.InnerFree < in-align:
+		bad("shrank into what the volume keeps")
+	case d.Action == Grow && d.Size <= before.Inner, d.Action == Shrink && d.Size >= before.Inner:
+		bad("the wrong way")
+	case d.Size%align != 0:
+		bad("not aligned")
+	case d.Reason == "":
+		bad("no reason")
+	case d.Next < w.l.Interval/4 || d.Next > rest:
+		bad("looks again in %v", d.Next)
+	}
+}
+
+// loads are those that no policy may fail at, on a partition of this size.
+func loads() map[string]func(w *world) {
+	stated := func(w *world) int64 { return w.l.StatedRate(w.outer) }
+	fill := func(w *world) time.Duration { return time.Duration(w.outer/stated(w)+20) * time.Second }
+	return map[string]func(w *world){
+		"fill_volume": func(w *world) { w.run(time.Minute, 0, 0); w.run(fill(w), stated(w), 0) },
+		"fill_beside": func(w *world) { w.run(time.Minute, 0, 0); w.run(fill(w), 0, stated(w)) },
+		"fill_both":   func(w *world) { w.run(fill(w), stated(w), stated(w)) },
+		"in_turn": func(w *world) {
+			for range 40 {
+				w.run(5*time.Second, stated(w)/4, 0)
+				w.run(5*time.Second, 0, stated(w)/4)
+			}
+		},
+		"fill_and_delete": func(w *world) {
+			for range 4 {
+				w.run(fill(w)/2, stated(w), 0)
+				w.innerUsed = 0
+				w.run(time.Minute, 0, 0)
+				w.run(fill(w)/2, 0, stated(w))
+				w.outerUsed = 0
+				w.run(time.Minute, 0, 0)
+			}
+		},
+		"bursts_after_rest": func(w *world) {
+			for range 20 {
+				w.run(2*time.Second, stated(w), 0)
+				w.run(2*time.Minute, 0, 0)
+				w.run(2*time.Second, 0, stated(w))
+				w.run(2*time.Minute, 0, 0)
+			}
+		},
+		"small_files": func(w *world) { w.run(10*time.Minute, 2*mib, mib) },
+	}
+}
+
+func sizesOfDisks() map[string]int64 {
+	return map[string]int64{"512M": 512 * mib, "2G": 2 * gib, "16G": 16 * gib, "256G": 256 * gib}
+}
+
+// TestLoads: no side is full while the other has more than it keeps.
+func TestLoads(t *testing.T) {
+	for disk, outer := range sizesOfDisks() {
+		for name, load := range loads() {
+			t.Run(disk+"/"+name, func(t *testing.T) {
+				w := newWorld(outer, outer/2)
+				load(w)
+				if len(w.wrong) > 0 {
+					t.Errorf("%d things are wrong, the first: %s", len(w.wrong), w.wrong[0])
+				}
+			})
+		}
+	}
+}
+
+// TestLoadsThatMustFail is the control: with each of these rules broken the
+// simulation sees it.
+func TestLoadsThatMustFail(t *testing.T) {
+	broken := map[string]func(Limits, History, Sizes, time.Time) (Decision, History){
+		"never_grows": func(l Limits, h History, s Sizes, now time.Time) (Decision, History) {
+			d, h := Decide(l, h, s, now)
+			if d.Action == Grow {
+				d.Action = None
+			}
+			return d, h
+		},
+		"never_gives_back": func(l Limits, h History, s Sizes, now time.Time) (Decision, History) {
+			l.GiveBack = false
+			return Decide(l, h, s, now)
+		},
+		"looks_too_late": func(l Limits, h History, s Sizes, now time.Time) (Decision, History) {
+			d, h := Decide(l, h, s, now)
+			d.Next, d.Quiet = rest, false
+			return d, h
+		},
+		"keeps_nothing_beside": func(l Limits, h History, s Sizes, now time.Time) (Decision, History) {
+			l.KeepFree = 1
+			return Decide(l, h, s, now)
+		},
+	}
+	for name, decide := range broken {
+		t.Run(name, func(t *testing.T) {
+			found := 0
+			for _, load := range loads() {
+				w := newWorld(2*gib, gib)
+				w.decide = decide
+				load(w)
+				found += len(w.wrong)
+			}
+			if found == 0 {
+				t.Error("the simulation found nothing wrong")
+			}
+		})
+	}
+}
+
+// TestFasterThanStated: a writer at twice the stated rate that begins slowly gets all
+// the room, too: what is measured counts.
+func TestFasterThanStated(t *testing.T) {
+	for _, inside := range []bool{true, false} {
+		w := newWorld(16*gib, 8*gib)
+		stated := w.l.StatedRate(w.outer)
+		for _, rate := range []int64{stated / 2, stated, 2 * stated} {
+			inner, outer := int64(0), rate
+			if inside {
+				inner, outer = rate, 0
+			}
+			w.run(30*time.Second, inner, outer)
+		}
+		if len(w.wrong) > 0 {
+			t.Errorf("inside %v: %s", inside, w.wrong[0])
+		}
+	}
+}
+
+// TestNoOscillation: what is moved is bounded by what is written, and a load that goes
+// to and fro at an edge moves nothing after the first time.
+func TestNoOscillation(t *testing.T) {
+	for disk, outer := range sizesOfDisks() {
+		t.Run(disk, func(t *testing.T) {
+			w := newWorld(outer, outer/2)
+			in, _ := w.l.sides(w.h, w.sizes())
+			w.innerUsed = w.inner - in.need - 2*mib // 2 MiB above the edge
+			w.run(time.Minute, 0, 0)
+			w.resizes = 0
+			for range 300 {
+				w.run(2*time.Second, 4*mib, 0)
+				w.run(2*time.Second, -4*mib, 0)
+			}
+			if w.resizes > 2 {
+				t.Errorf("at the volume's edge: %d resizes in 20 minutes, want at most 2", w.resizes)
+			}
+			w = newWorld(outer, outer/2)
+			_, out := w.l.sides(w.h, w.sizes())
+			w.outerUsed = w.sizes().OuterFree - out.need - 2*mib
+			w.run(time.Minute, 0, 0)
+			w.resizes = 0
+			for range 300 {
+				w.run(2*time.Second, 0, 4*mib)
+				w.run(2*time.Second, 0, -4*mib)
+			}
+			if w.resizes > 8 { // the shares are evened out in steps, once
+				t.Errorf("at the partition's edge: %d resizes in 20 minutes, want at most 8", w.resizes)
+			}
+		})
+	}
+}
+
+// TestComesToRest: wherever it starts, with nothing written it is soon still, and then
+// looks no more often than every 10 seconds.
+func TestComesToRest(t *testing.T) {
+	for disk, outer := range sizesOfDisks() {
+		for innerUsed := range int64(10) {
+			for outerUsed := range 10 - innerUsed {
+				for size := innerUsed; size < 10-outerUsed; size += 2 {
+					w := newWorld(outer, (outer*(size+1)/11+outer/32)/mib*mib)
+					w.innerUsed, w.outerUsed = outer*innerUsed/11, outer*outerUsed/11
+					w.run(2*time.Hour, 0, 0)
+					w.resizes, w.passes = 0, 0
+					w.run(time.Hour, 0, 0)
+					if w.resizes > 0 || w.passes > 361 || len(w.wrong) > 0 {
+						t.Fatalf("%s, used %d and %d of 11, volume %d of 11: %d resizes and %d passes in an hour of rest; %v",
+							disk, innerUsed, outerUsed, size+1, w.resizes, w.passes, w.wrong)
+					}
+				}
+			}
+		}
+	}
+}
+
+// TestFailedSteps: a step that fails is tried less and less often.
+func TestFailedSteps(t *testing.T) {
+	w := newWorld(2*gib, 256*mib)
+	w.innerUsed = 250 * mib
+	tries := 0
+	for range 3600 {
+		d, h := Decide(w.l, w.h, w.sizes(), w.now)
+		if d.Action != None {
+			tries++
+		}
+		w.h = h.Done(d, errors.New("no"), w.now)
+		w.now = w.now.Add(time.Second)
+	}
+	if tries < 5 || tries > 10 {
+		t.Errorf("%d tries in an hour, want 5 to 10", tries)
+	}
+	w.h = w.h.Done(Decision{Action: Grow}, nil, w.now)
+	if d, _ := Decide(w.l, w.h, w.sizes(), w.now); d.Action != Grow {
+		t.Errorf("after a step that went well: %+v, want one that grows", d)
+	}
+}
