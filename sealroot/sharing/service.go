@@ -1,0 +1,128 @@
+// Package sharing lets the state partition and the encrypted volume on it share their
+// space while the machine runs: it measures, asks package balance what to do, does
+// it, and keeps what was decided last.
+package sharing
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"sealroot/state/balance"
+)
+
+// Volume is the encrypted volume as the service needs it.
+type Volume interface {
+	// Measure changes nothing.
+	Measure() (balance.Sizes, error)
+	// Resize makes the file system in the volume about size bytes large, balloons
+	// not counted. What was done of it stays when it fails.
+	Resize(ctx context.Context, size int64) error
+	// Reserve allocates what the file system has beyond what is reserved, or makes it
+	// read-only when there is no room for that.
+	Reserve(ctx context.Context) error
+}
+
+// Service is one that runs.
+type Service struct {
+	Volume Volume
+	Limits balance.Limits
+	// Keep has the last decisions.
+	Keep *Decisions
+	// Tell tells a person, for the journal.
+	Tell func(string)
+	Now  func() time.Time
+	// Wait returns after this time; with quiet also at the next write to either side.
+	// Nil when the context has not ended.
+	Wait func(ctx context.Context, d time.Duration, quiet bool) error
+
+	history balance.History
+}
+
+// Pass measures, decides and acts once, and returns the decision. An error is of
+// measuring or of acting; the next pass tries again, later and later.
+func (s *Service) Pass(ctx context.Context) (balance.Decision, error) {
+	sizes, err := s.Volume.Measure()
+	if err != nil {
+		return balance.Decision{}, err
+	}
+	d, h := balance.Decide(s.Limits, s.history, sizes, s.Now())
+	err = s.act(ctx, d)
+	s.history = h.Done(d, err, s.Now())
+	if s.Keep.Add(d, err, s.Now()) {
+		s.Tell(Sentence(d, err))
+	}
+	return d, err
+}
+
+func (s *Service) act(ctx context.Context, d balance.Decision) error {
+	switch d.Action {
+	case balance.Grow, balance.Shrink:
+		if err := s.Volume.Resize(ctx, d.Size); err != nil {
+			return fmt.Errorf("cannot %s the volume: %w", d.Action, err)
+		}
+	case balance.Reserve, balance.ReadOnly:
+		if err := s.Volume.Reserve(ctx); err != nil {
+			return fmt.Errorf("cannot reserve what the volume spans: %w", err)
+		}
+	}
+	return nil
+}
+
+// measureAgain is when to look again after the sizes could not be told.
+const measureAgain = 30 * time.Second
+
+// Watch passes until the context ends. What fails is told once, until it changes.
+func (s *Service) Watch(ctx context.Context) error {
+	told := ""
+	for {
+		d, err := s.Pass(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if d.Action == "" { // not measured
+			d.Next = measureAgain
+			if err.Error() != told {
+				s.Tell(err.Error())
+			}
+		}
+		told = ""
+		if err != nil {
+			told = err.Error()
+		}
+		if err := s.Wait(ctx, d.Next, d.Quiet); err != nil {
+			if errors.Is(err, context.Canceled) {
+				return nil
+			}
+			return err
+		}
+	}
+}
+
+// Sentence is a decision and what became of it, for a person.
+func Sentence(d balance.Decision, err error) string {
+	text := map[balance.Action]string{
+		balance.None:     "nothing to do",
+		balance.Grow:     "the volume grows to " + Size(d.Size),
+		balance.Shrink:   "the volume shrinks to " + Size(d.Size),
+		balance.Reserve:  Size(d.Size) + " are reserved for the volume",
+		balance.ReadOnly: "the volume becomes read-only",
+	}[d.Action] + ": " + d.Reason
+	if err != nil {
+		text += "; failed: " + err.Error()
+	}
+	return text
+}
+
+// Size is a number of bytes for a person.
+func Size(n int64) string {
+	const mib, gib = 1 << 20, 1 << 30
+	switch {
+	case n >= 100*gib:
+		return fmt.Sprintf("%d GiB", n/gib)
+	case n >= gib:
+		return fmt.Sprintf("%.1f GiB", float64(n)/gib)
+	}
+	return fmt.Sprintf("%d MiB", n/mib)
+}

@@ -1,0 +1,150 @@
+package sharing
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"sealroot/state/balance"
+)
+
+const gib = 1 << 30
+
+// fake is a volume whose partition has 16 GiB.
+type fake struct {
+	sizes    balance.Sizes
+	measure  error
+	resize   error
+	reserve  error
+	resized  []int64
+	reserved int
+}
+
+func (f *fake) Measure() (balance.Sizes, error) { return f.sizes, f.measure }
+
+func (f *fake) Resize(_ context.Context, size int64) error {
+	f.resized = append(f.resized, size)
+	if f.resize == nil {
+		change := size - f.sizes.Inner
+		f.sizes.Inner, f.sizes.InnerFree, f.sizes.OuterFree = size, f.sizes.InnerFree+change, f.sizes.OuterFree-change
+	}
+	return f.resize
+}
+
+func (f *fake) Reserve(context.Context) error {
+	f.reserved++
+	if f.reserve == nil {
+		f.sizes.OuterFree -= f.sizes.Gap
+		f.sizes.Gap = 0
+	}
+	return f.reserve
+}
+
+// service is one for it whose clock a wait moves on, and which is ended after waits.
+func service(t *testing.T, f *fake, waits int) (s *Service, told *[]string, path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "run/balance.json")
+	now := time.Unix(1e9, 0)
+	told = new([]string)
+	return &Service{
+		Volume: f, Limits: balance.Defaults(), Keep: OpenDecisions(path),
+		Tell: func(text string) { *told = append(*told, text) },
+		Now:  func() time.Time { return now },
+		Wait: func(_ context.Context, d time.Duration, quiet bool) error {
+			if d < 100*time.Millisecond {
+				t.Errorf("waits %v", d)
+			}
+			now = now.Add(d)
+			if waits--; waits < 0 {
+				return context.Canceled
+			}
+			return nil
+		},
+	}, told, path
+}
+
+func TestWatch(t *testing.T) {
+	f := &fake{sizes: balance.Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 100 << 20}}
+	s, told, path := service(t, f, 20)
+	if err := s.Watch(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	// for what it needs, and then for half of its share
+	if len(f.resized) != 2 || f.resized[0] <= 7*gib || f.resized[1] <= f.resized[0] {
+		t.Errorf("resized to %v, want twice, from 7 GiB on", f.resized)
+	}
+	list, err := ReadDecisions(path)
+	if err != nil || len(list) != 2 || list[0].Action != balance.Grow || list[0].Bytes != f.resized[0] || !strings.Contains(list[0].Reason, "needs 256 MiB") {
+		t.Errorf("kept %+v, %v", list, err)
+	}
+	if len(*told) != 2 || !strings.Contains((*told)[0], "the volume grows to 8.4 GiB: the volume has 100 MiB free") {
+		t.Errorf("told %q", *told)
+	}
+}
+
+// TestWatchStray: another program made the file system larger.
+func TestWatchStray(t *testing.T) {
+	even := balance.Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 6 * gib, Gap: 2 * gib}
+	f := &fake{sizes: even}
+	s, told, _ := service(t, f, 5)
+	if err := s.Watch(context.Background()); err != nil || f.reserved != 1 || f.sizes.Gap != 0 {
+		t.Errorf("%v, reserved %d times, gap %d, want once", err, f.reserved, f.sizes.Gap)
+	}
+	f = &fake{sizes: even, reserve: errors.New("no room")}
+	if s, told, _ = service(t, f, 5); s.Watch(context.Background()) != nil || len(*told) == 0 || !strings.Contains(strings.Join(*told, "\n"), "becomes read-only") {
+		t.Errorf("told %q", *told)
+	}
+}
+
+// TestWatchFailures: what fails is tried later and later, told once, and ends nothing.
+func TestWatchFailures(t *testing.T) {
+	f := &fake{resize: errors.New("device busy"), sizes: balance.Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 100 << 20}}
+	s, told, path := service(t, f, 100)
+	if err := s.Watch(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(f.resized); n < 3 || n > 12 {
+		t.Errorf("%d tries, want from 3 to 12", n)
+	}
+	list, err := ReadDecisions(path)
+	if err != nil || len(list) != 1 || !strings.Contains(list[0].Error, "device busy") || len(*told) != 1 {
+		t.Errorf("kept %+v, %v; told %q", list, err, *told)
+	}
+	f = &fake{measure: errors.New("gone")}
+	s, told, _ = service(t, f, 10)
+	if err := s.Watch(context.Background()); err != nil || !slices.Equal(*told, []string{"gone"}) {
+		t.Errorf("%v, told %q, want it told once", err, *told)
+	}
+}
+
+func TestDecisionsAreBounded(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "balance.json")
+	k := OpenDecisions(path)
+	for i := range 100 {
+		k.Add(balance.Decision{Action: balance.Grow, Size: int64(i), Reason: strings.Repeat("x", 5000)}, nil, time.Unix(int64(i), 0))
+	}
+	list, err := ReadDecisions(path)
+	if err != nil || len(list) != keep || list[0].Bytes != 80 || list[keep-1].Bytes != 99 {
+		t.Errorf("kept %d, %v", len(list), err)
+	}
+	if k := OpenDecisions(path); len(k.list) != keep {
+		t.Errorf("a service that starts again has %d decisions, want %d", len(k.list), keep)
+	}
+	if err := os.WriteFile(path, []byte("{"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ReadDecisions(path); err == nil {
+		t.Error("half a file was read")
+	}
+	if k := OpenDecisions(path); !k.Add(balance.Decision{Action: balance.Shrink}, nil, time.Unix(1, 0)) {
+		t.Error("a damaged file is not replaced")
+	}
+	if list, err := ReadDecisions(path); err != nil || len(list) != 1 {
+		t.Errorf("after a damaged file: %+v, %v", list, err)
+	}
+}
