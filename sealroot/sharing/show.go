@@ -1,0 +1,106 @@
+package sharing
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"sealroot/sealroot/terminal"
+)
+
+// Sides are what partition and volume have, in bytes, for a person or a program.
+type Sides struct {
+	Partition     int64  `json:"partition_bytes"`      // size of its file system
+	PartitionFree int64  `json:"partition_free_bytes"` // what df shows of it
+	KeepFree      int64  `json:"keep_free_bytes"`      // what the volume never takes of that
+	Reserved      int64  `json:"reserved_bytes"`       // what encrypted.img has of it
+	Volume        int64  `json:"volume_bytes"`         // of the file system in the volume, what is in use or free
+	VolumeFree    int64  `json:"volume_free_bytes"`
+	GivenBack     int64  `json:"given_back_bytes"` // balloons: df of the volume counts them as used
+	Spare         int64  `json:"spare_bytes"`      // what the volume could give back now
+	Gap           int64  `json:"gap_bytes"`        // of the volume's file system, not reserved
+	AutoResize    string `json:"auto_resize"`      // off, grow or both
+	StatedRate    int64  `json:"stated_rate"`      // bytes per second
+	Decisions     []Past `json:"decisions"`        // the oldest first
+	Now           string `json:"now"`              // what would be done now, in words
+}
+
+// Bar draws the partition as width characters: used in the volume, free in it, used
+// beside it, free beside it.
+func (s Sides) Bar(width int, ascii bool) string {
+	marks := [...]string{"█", "▒", "▓", "░"}
+	if ascii {
+		marks = [...]string{"#", "-", "=", "."}
+	}
+	volumeUsed := max(0, s.Reserved-s.VolumeFree)
+	parts := [...]int64{volumeUsed, s.VolumeFree, max(0, s.Partition-s.PartitionFree-s.Reserved), s.PartitionFree}
+	var total int64
+	for _, p := range parts {
+		total += p
+	}
+	if total <= 0 || width <= 0 {
+		return ""
+	}
+	// Each part ends where the sum so far ends: together they have the width.
+	var b strings.Builder
+	var sum int64
+	at := 0
+	for i, p := range parts {
+		sum += p
+		end := int(float64(sum) / float64(total) * float64(width))
+		if i == len(parts)-1 {
+			end = width
+		}
+		b.WriteString(strings.Repeat(marks[i], end-at))
+		at = end
+	}
+	return b.String()
+}
+
+// leastBar and mostBar bound the width of the bar.
+const (
+	leastBar = 20
+	mostBar  = 100
+)
+
+// Write writes them for a person whose terminal has so many columns.
+func (s Sides) Write(to io.Writer, columns int, ascii bool) error {
+	bar := s.Bar(min(max(columns-2, leastBar), mostBar), ascii)
+	marks := "█ used and ▒ free in the volume, ▓ used and ░ free beside it"
+	if ascii {
+		marks = "# used and - free in the volume, = used and . free beside it"
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "\nspace of the state partition, %s\n[%s]\n%s\n", Size(s.Partition), bar, marks)
+	fmt.Fprintf(&b, "volume     %s, %s free, %s reserved for it\n", Size(s.Volume), Size(s.VolumeFree), Size(s.Reserved))
+	fmt.Fprintf(&b, "beside it  %s free, of which the volume leaves %s\n", Size(s.PartitionFree), Size(s.KeepFree))
+	if s.GivenBack > 0 {
+		fmt.Fprintf(&b, "given back %s; df counts them as used in the volume, nothing is there\n", Size(s.GivenBack))
+	}
+	if s.Gap > 0 {
+		fmt.Fprintf(&b, "NOT RESERVED %s of the volume: sealroot state repair\n", Size(s.Gap))
+	}
+	fmt.Fprintf(&b, "could give %s\n", Size(s.Spare))
+	fmt.Fprintf(&b, "automatic  %s\n", s.automatic())
+	for _, p := range s.Decisions {
+		text := fmt.Sprintf("%s %s", p.Action, Size(p.Bytes))
+		if p.Bytes == 0 {
+			text = string(p.Action)
+		}
+		text += ": " + p.Reason
+		if p.Error != "" {
+			text += "; failed: " + p.Error
+		}
+		fmt.Fprintf(&b, "%s  %s\n", p.Time.Format("2006-01-02 15:04:05"), terminal.Printable(text))
+	}
+	_, err := io.WriteString(to, b.String())
+	return err
+}
+
+func (s Sides) automatic() string {
+	switch s.AutoResize {
+	case "grow", "both":
+		return fmt.Sprintf("%s, for writers up to %d MiB/s; now: %s", s.AutoResize, s.StatedRate>>20, s.Now)
+	}
+	return "off (state.auto_resize of the image's configuration)"
+}
