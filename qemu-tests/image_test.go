@@ -138,6 +138,13 @@ func (im Image) key(t *testing.T) string {
 	if im.Sealroot != "" {
 		files = append(files, im.Sealroot)
 	}
+	if im.Commit {
+		units, err := filepath.Glob(filepath.Join(rootDir, "sealroot/units/*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, units...)
+	}
 	for _, name := range files {
 		f, err := os.Open(name)
 		if err != nil {

@@ -49,7 +49,7 @@ func TestBashCompletion(t *testing.T) {
 	for _, c := range []struct{ name, line, want string }{
 		{"first_word", "sealroot com", "commit completion"},
 		{"state", "sealroot st", "state status"},
-		{"state_of_what", "sealroot state ", "create enroll escrow passphrase prepare-update recovery-key rekey remove repair reset resize status unlock"},
+		{"state_of_what", "sealroot state ", "balance create enroll escrow passphrase prepare-update recovery-key rekey remove repair reset resize status unlock"},
 		{"etc_of_what", "sealroot etc ", "diff"},
 		{"flags_of_two_words", "sealroot state recovery-key --", "--new --passphrase-file --recovery-key-file --show --yes"},
 		{"flags", "sealroot rollback --", "--disk --json --reboot --store"},

@@ -57,7 +57,8 @@ func newSealed(t *testing.T) *sealed {
 		r.State.UUID, r.State.Unlocked, r.State.Token = volumeID, "tpm2", 0
 	})
 	s.env = Env{
-		Stdin: strings.NewReader(""), Version: "v1", Report: filepath.Join(dir, "boot.json"), State: filepath.Join(dir, "state"),
+		Volume: noVolume,
+		Stdin:  strings.NewReader(""), Version: "v1", Report: filepath.Join(dir, "boot.json"), State: filepath.Join(dir, "state"),
 		Key: filepath.Join(dir, "state/encrypted/.sealroot/recovery.key"), Lock: filepath.Join(dir, "lock"),
 		Config: filepath.Join(dir, "config.json"), PCRKey: filepath.Join(dir, "pcr.pem"), Voucher: filepath.Join(dir, "voucher"), PCRKeys: filepath.Join(dir, "pcr-previous"),
 		OpenTPM: func(context.Context) (*tpm.TPM, error) { return tpm.New(s.tpm), nil },

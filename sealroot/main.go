@@ -27,6 +27,7 @@ import (
 	"sealroot/sealroot/prebuilt"
 	"sealroot/sealroot/recovery"
 	"sealroot/sealroot/secret"
+	"sealroot/sealroot/sharing"
 	"sealroot/sealroot/volume"
 	"sealroot/slots"
 	"sealroot/slots/bootlog"
@@ -109,6 +110,11 @@ type Env struct {
 	Voucher  string   // path of what a degraded boot leaves for state unlock
 	PCRKeys  string   // folder of the keys before it that still count
 	Meminfo  string   // how much memory there is
+	// Limits is the file with the limits of the volume's size, Decisions the one with
+	// what was decided last, and Volume opens the volume to resize it.
+	Limits    string
+	Decisions string
+	Volume    func() (Resizer, error)
 	// Devices and Mounter open the volume of a degraded boot.
 	Devices state.Devices
 	Mounter mount.Mounter
@@ -130,30 +136,33 @@ func main() {
 	// A signal must not end a command between two writes.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := Main(ctx, os.Args[1:], os.Stdout, os.Stderr, Env{
-		UID:      os.Geteuid(),
-		Stdin:    os.Stdin,
-		Terminal: isTerminal(os.Stdin) && isTerminal(os.Stdout),
-		Report:   report.Path,
-		Key:      recovery.File,
-		Escrow:   report.EscrowCertificates,
-		Lock:     report.Lock,
-		State:    boots.State,
-		Trial:    report.Trial,
-		Eager:    report.EagerCheck,
-		Checks:   []string{"/etc/sealroot/checks.d", "/usr/lib/sealroot/checks.d"},
-		TPM:      "/sys/class/tpm/tpm0",
-		Config:   report.Config,
-		PCRKey:   report.PCRPublicKey,
-		Voucher:  report.Voucher,
-		PCRKeys:  report.PCRPreviousKeys,
-		Meminfo:  "/proc/meminfo",
-		Devices:  state.KernelDevices{DM: dm.New()},
-		Mounter:  mount.Kernel{},
-		OpenTPM:  func(ctx context.Context) (*tpm.TPM, error) { return tpm.Open(ctx, "/dev") },
-		TTY:      terminal,
-		Version:  version,
-		Open:     open,
-		Reboot:   restart,
+		UID:       os.Geteuid(),
+		Stdin:     os.Stdin,
+		Terminal:  isTerminal(os.Stdin) && isTerminal(os.Stdout),
+		Report:    report.Path,
+		Key:       recovery.File,
+		Escrow:    report.EscrowCertificates,
+		Lock:      report.Lock,
+		State:     boots.State,
+		Trial:     report.Trial,
+		Eager:     report.EagerCheck,
+		Checks:    []string{"/etc/sealroot/checks.d", "/usr/lib/sealroot/checks.d"},
+		TPM:       "/sys/class/tpm/tpm0",
+		Config:    report.Config,
+		PCRKey:    report.PCRPublicKey,
+		Voucher:   report.Voucher,
+		PCRKeys:   report.PCRPreviousKeys,
+		Meminfo:   "/proc/meminfo",
+		Limits:    sharing.LimitsFile,
+		Decisions: sharing.DecisionsFile,
+		Volume:    func() (Resizer, error) { return openVolume(boots.State) },
+		Devices:   state.KernelDevices{DM: dm.New()},
+		Mounter:   mount.Kernel{},
+		OpenTPM:   func(ctx context.Context) (*tpm.TPM, error) { return tpm.Open(ctx, "/dev") },
+		TTY:       terminal,
+		Version:   version,
+		Open:      open,
+		Reboot:    restart,
 	})
 	stop()
 	os.Exit(code)

@@ -75,6 +75,7 @@ type world struct {
 	checks   map[string]string // scripts
 	eager    string            // device to be read as a whole
 	before   func(Env)         // changes what is there
+	adapt    func(*Env)        // changes what is known
 }
 
 // outcome is what a command left.
@@ -112,7 +113,7 @@ func (w world) outcome(t *testing.T, args ...string) (code int, stdout, stderr s
 		UID: w.uid, Stdin: strings.NewReader(w.typed), Terminal: w.terminal, Version: "v1",
 		Report: filepath.Join(dir, "boot.json"), Key: filepath.Join(dir, "recovery.key"), Escrow: filepath.Join(dir, "escrow"), Lock: filepath.Join(dir, "run/lock"),
 		State: filepath.Join(dir, "state"), Trial: filepath.Join(dir, "trial"), Checks: []string{filepath.Join(dir, "checks.d")},
-		Eager: filepath.Join(dir, "eager-check"), TPM: filepath.Join(dir, "tpm0"),
+		Eager: filepath.Join(dir, "eager-check"), TPM: filepath.Join(dir, "tpm0"), Volume: noVolume,
 	}
 	put := func(path, text string, mode os.FileMode) {
 		t.Helper()
@@ -151,6 +152,9 @@ func (w world) outcome(t *testing.T, args ...string) (code int, stdout, stderr s
 		return o.fake, w.err
 	}
 	env.Reboot = func(context.Context) error { o.reboots++; return nil }
+	if w.adapt != nil {
+		w.adapt(&env)
+	}
 	o.env = env
 	if w.before != nil {
 		w.before(env)

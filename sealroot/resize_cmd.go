@@ -10,7 +10,7 @@ import (
 
 	"sealroot/init/report"
 	"sealroot/sealroot/bootset"
-	"sealroot/state/layout"
+	"sealroot/state/balance"
 	"sealroot/state/resize"
 )
 
@@ -72,7 +72,7 @@ func (c *command) changeSizes(ctx context.Context, change func(resize.Resizer, r
 	if _, err := c.booted(); err != nil {
 		return err
 	}
-	v, err := resize.Open(resize.Places{State: c.env.State, Lock: layout.ResizeLock})
+	v, err := c.env.Volume()
 	if err != nil {
 		return refusedResize(err)
 	}
@@ -103,32 +103,21 @@ func refusedResize(err error) error {
 func sizesText(before, after resize.Sizes) string {
 	var b strings.Builder
 	if before.Reserved == after.Reserved {
-		fmt.Fprintf(&b, "the volume has %s, as before", sizeText(after.Reserved))
+		fmt.Fprintf(&b, "the volume has %s, as before", balance.Text(after.Reserved))
 	} else {
-		fmt.Fprintf(&b, "the volume has %s, it had %s", sizeText(after.Reserved), sizeText(before.Reserved))
+		fmt.Fprintf(&b, "the volume has %s, it had %s", balance.Text(after.Reserved), balance.Text(before.Reserved))
 	}
-	fmt.Fprintf(&b, "; free in it %s, beside it %s", sizeText(after.InnerFree), sizeText(after.OuterFree))
+	fmt.Fprintf(&b, "; free in it %s, beside it %s", balance.Text(after.InnerFree), balance.Text(after.OuterFree))
 	if after.GivenBack > 0 {
-		fmt.Fprintf(&b, "; %s that it gave back count as used in df", sizeText(after.GivenBack))
+		fmt.Fprintf(&b, "; %s that it gave back count as used in df", balance.Text(after.GivenBack))
 	}
 	if after.OverCommitted > 0 {
-		fmt.Fprintf(&b, "; %s that it spans are NOT reserved", sizeText(after.OverCommitted))
+		fmt.Fprintf(&b, "; %s that it spans are NOT reserved", balance.Text(after.OverCommitted))
 	}
 	if after.ReadOnly {
 		b.WriteString("; it is read-only")
 	}
 	return b.String()
-}
-
-// sizeText is a number of bytes in the largest unit of which it is more than ten, or one.
-func sizeText(n int64) string {
-	switch {
-	case n >= 10<<30:
-		return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30))
-	case n >= 1<<20:
-		return fmt.Sprintf("%.0f MiB", float64(n)/(1<<20))
-	}
-	return fmt.Sprintf("%d KiB", n>>10)
 }
 
 // wantedSize reads what is asked for: max, min, 20G, +2G, -1G, or 50% of the state

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -47,9 +48,16 @@ func stateStatus(c *command) action {
 		look, done := c.lookAtTPM(ctx, r, cfg)
 		defer done()
 		d := look.Describe(ctx, f)
+		if d.Space, err = c.space(cfg.State.AutoResize); err != nil {
+			d.Problems = append(d.Problems, err.Error())
+		}
 		if c.json {
 			return c.printJSON(d)
 		}
-		return d.Write(c.stdout)
+		if err := d.Write(c.stdout); err != nil || d.Space == nil {
+			return err
+		}
+		width, ascii := columns(os.Getenv)
+		return d.Space.Write(c.stdout, width, ascii)
 	}
 }

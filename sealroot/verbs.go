@@ -52,6 +52,7 @@ func verbs() []verb {
 		{name: "rollback", args: "[--reboot] [--disk FILE]", summary: "leave the running slot for the other committed one", output: results, setup: rollback},
 		{name: "check", args: "[--commit] [--lower]", summary: "run the health checks; a slot on trial that fails one is left", output: results, setup: check},
 		{name: "state status", args: "[--json]", summary: "keyslots and tokens of the encrypted volume, what opens it at the next boot", output: own, setup: stateStatus},
+		{name: "state balance", args: "[--watch]", summary: "give free space of the state partition to the volume, or back", output: results, setup: balanceState},
 		{name: "state enroll", summary: "bind the TPM anew, as the machine boots now", output: results, setup: enroll},
 		{name: "state prepare-update", args: "[DIR|FILE|-] [--slot SLOT]", summary: "seal the state to an image before it is installed, or to what a slot has", most: 1, output: results, setup: prepareUpdate},
 		{name: "state unlock", args: "[--recovery-key-file FILE]", summary: "open the volume of a degraded boot, and bind the TPM", output: results, setup: unlockState},

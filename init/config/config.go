@@ -206,8 +206,10 @@ type State struct {
 	// DegradedUnlock lets root of a degraded boot say which volume the next boot
 	// unlocks by itself.
 	DegradedUnlock bool   `json:"degraded_unlock,omitempty"`
-	Filesystem     string `json:"filesystem,omitempty"`  // ext4 (default) | btrfs
-	AutoResize     string `json:"auto_resize,omitempty"` // off (default) | grow | both
+	Filesystem     string `json:"filesystem,omitempty"` // ext4 (default) | btrfs
+	// AutoResize is what the running system's service does to the volume: AutoResizeOff
+	// (default), AutoResizeGrow or AutoResizeBoth.
+	AutoResize string `json:"auto_resize,omitempty"`
 	// Reset says who may ask for a factory reset: ResetAuthenticated (default),
 	// ResetPresence or ResetNever.
 	Reset  string `json:"reset,omitempty"`
@@ -223,7 +225,7 @@ const (
 	ResetNever         = "never"
 )
 
-// What may stand in State.Unlock, State.Create, State.Recovery, State.Fsck and State.OnFailure.
+// What may stand in State.Unlock, State.Create, State.Recovery, State.Fsck, State.AutoResize and State.OnFailure.
 const (
 	UnlockTPM2        = "tpm2"
 	UnlockRecoveryKey = "recovery-key"
@@ -243,6 +245,10 @@ const (
 
 	FsckNo   = "no"
 	FsckAuto = "auto"
+
+	AutoResizeOff  = "off"
+	AutoResizeGrow = "grow" // it takes free space of the state partition, and keeps it
+	AutoResizeBoth = "both" // it gives back, too
 
 	FailurePrompt   = "prompt"
 	FailureDegraded = "degraded"

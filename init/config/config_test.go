@@ -253,7 +253,15 @@ func TestValidateState(t *testing.T) {
 		{"reset_to_no_volume", func(c *Config) {
 			c.State.Reset, c.State.Create, c.State.Recovery = ResetPresence, CreateNever, RecoveryNone
 		}, []string{"state.reset"}},
-		{"grow_by_name", func(c *Config) { c.State.AutoResize = "grow" }, []string{"state.auto_resize"}},
+		{"auto_resize_grow", func(c *Config) { c.State.AutoResize = AutoResizeGrow }, nil},
+		{"auto_resize_both", func(c *Config) { c.State.AutoResize = AutoResizeBoth }, nil},
+		{"auto_resize_unknown", func(c *Config) { c.State.AutoResize = "shrink" }, []string{"state.auto_resize"}},
+		{"auto_resize_without_a_volume", func(c *Config) {
+			c.State = State{Create: CreateNone, Recovery: RecoveryNone, AutoResize: AutoResizeBoth}
+		}, []string{"state.auto_resize"}},
+		{"auto_resize_of_a_plain_state", func(c *Config) {
+			c.State = State{Create: CreateFirstBoot, Unlock: []string{UnlockPlain}, Recovery: RecoveryNone, AutoResize: AutoResizeGrow}
+		}, []string{"state.auto_resize"}},
 		{"device_by_name", func(c *Config) { c.State.Device = "classic" }, []string{"state.device"}},
 	})
 }

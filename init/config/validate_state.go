@@ -41,7 +41,10 @@ func (v *validator) state(c *Config) {
 	v.degradedUnlock(c)
 	v.oneOf("state.fsck", s.Fsck, []string{FsckNo, FsckAuto}, nil)
 	v.oneOf("state.filesystem", s.Filesystem, []string{"ext4"}, []string{"btrfs"})
-	v.oneOf("state.auto_resize", s.AutoResize, []string{"off"}, []string{"grow", "both"})
+	v.oneOf("state.auto_resize", s.AutoResize, []string{AutoResizeOff, AutoResizeGrow, AutoResizeBoth}, nil)
+	if s.AutoResize != AutoResizeOff && (s.Plain() || s.Create == CreateNone) {
+		v.add("state.auto_resize", "leave it out", "set, but there is no volume to resize")
+	}
 	v.oneOf("state.reset", s.Reset, []string{ResetAuthenticated, ResetPresence, ResetNever}, nil)
 	if s.Reset == ResetPresence && (s.Plain() || s.Create != CreateFirstBoot) {
 		v.add("state.reset", "leave it out", "physical-presence, but without state.create first-boot and encryption there is no reset")

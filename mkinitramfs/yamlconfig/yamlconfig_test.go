@@ -56,14 +56,14 @@ func TestScalarsAreReadAsTheFieldAsks(t *testing.T) {
 	text := strings.NewReplacer(
 		"version: 2026.11.1", "version: 1.10",
 		"etc: overlay", "etc: overlay\nsecurity_version: 010",
-		"recovery: later", "recovery: none\n  fsck: no\n  auto_resize: off",
+		"recovery: later", "recovery: none\n  fsck: no\n  auto_resize: both",
 		"tries: 3", "tries: 7\n  commit_deadline: 1h\n  recount: false",
 	).Replace(read(t, "uki.yaml"))
 	c, err := Parse("x.yaml", []byte(text))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Version != "1.10" || c.SecurityVersion != 10 || c.State.Recovery != "none" || c.State.Fsck != "no" || c.State.AutoResize != "off" ||
+	if c.Version != "1.10" || c.SecurityVersion != 10 || c.State.Recovery != "none" || c.State.Fsck != "no" || c.State.AutoResize != "both" ||
 		c.Boot.Tries != 7 || c.Boot.CommitDeadline.String() != "1h" {
 		t.Errorf("Parse = %+v", c)
 	}

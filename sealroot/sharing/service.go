@@ -19,8 +19,8 @@ type Volume interface {
 	// Resize makes the file system in the volume about size bytes large, balloons
 	// not counted. What was done of it stays when it fails.
 	Resize(ctx context.Context, size int64) error
-	// Reserve allocates what the file system has beyond what is reserved, or makes it
-	// read-only when there is no room for that.
+	// Reserve allocates what the file system has beyond what is reserved, or lets nobody
+	// write there.
 	Reserve(ctx context.Context) error
 }
 
@@ -33,9 +33,12 @@ type Service struct {
 	// Tell tells a person, for the journal.
 	Tell func(string)
 	Now  func() time.Time
-	// Wait returns after this time; with quiet also at the next write to either side.
-	// Nil when the context has not ended.
-	Wait func(ctx context.Context, d time.Duration, quiet bool) error
+	// Wait returns after next, or where idle is not 0 so long after the first write to
+	// either side, for which it waits that long; in any case when another program may
+	// have resized the volume. Nil when the context has not ended.
+	Wait func(ctx context.Context, next, idle time.Duration) error
+	// Rest gives back what a time of work took, once that is over.
+	Rest func()
 
 	history balance.History
 }
@@ -62,7 +65,7 @@ func (s *Service) act(ctx context.Context, d balance.Decision) error {
 		if err := s.Volume.Resize(ctx, d.Size); err != nil {
 			return fmt.Errorf("cannot %s the volume: %w", d.Action, err)
 		}
-	case balance.Reserve, balance.ReadOnly:
+	case balance.Reserve:
 		if err := s.Volume.Reserve(ctx); err != nil {
 			return fmt.Errorf("cannot reserve what the volume spans: %w", err)
 		}
@@ -70,12 +73,16 @@ func (s *Service) act(ctx context.Context, d balance.Decision) error {
 	return nil
 }
 
-// measureAgain is when to look again after the sizes could not be told.
-const measureAgain = 30 * time.Second
+const (
+	// measureAgain is when to look again after the sizes could not be told.
+	measureAgain = 30 * time.Second
+	// restAfter is a wait that is long enough for Service.Rest.
+	restAfter = 10 * time.Second
+)
 
 // Watch passes until the context ends. What fails is told once, until it changes.
 func (s *Service) Watch(ctx context.Context) error {
-	told := ""
+	told, worked := "", true
 	for {
 		d, err := s.Pass(ctx)
 		if ctx.Err() != nil {
@@ -91,7 +98,13 @@ func (s *Service) Watch(ctx context.Context) error {
 		if err != nil {
 			told = err.Error()
 		}
-		if err := s.Wait(ctx, d.Next, d.Quiet); err != nil {
+		if d.Action != balance.None {
+			worked = true
+		} else if worked && max(d.Next, d.Idle) >= restAfter {
+			s.Rest()
+			worked = false
+		}
+		if err := s.Wait(ctx, d.Next, d.Idle); err != nil {
 			if errors.Is(err, context.Canceled) {
 				return nil
 			}
@@ -103,26 +116,13 @@ func (s *Service) Watch(ctx context.Context) error {
 // Sentence is a decision and what became of it, for a person.
 func Sentence(d balance.Decision, err error) string {
 	text := map[balance.Action]string{
-		balance.None:     "nothing to do",
-		balance.Grow:     "the volume grows to " + Size(d.Size),
-		balance.Shrink:   "the volume shrinks to " + Size(d.Size),
-		balance.Reserve:  Size(d.Size) + " are reserved for the volume",
-		balance.ReadOnly: "the volume becomes read-only",
+		balance.None:    "nothing to do",
+		balance.Grow:    "the volume grows to " + balance.Text(d.Size),
+		balance.Shrink:  "the volume shrinks to " + balance.Text(d.Size),
+		balance.Reserve: balance.Text(d.Size) + " of the volume are reserved, or held by balloons",
 	}[d.Action] + ": " + d.Reason
 	if err != nil {
 		text += "; failed: " + err.Error()
 	}
 	return text
-}
-
-// Size is a number of bytes for a person.
-func Size(n int64) string {
-	const mib, gib = 1 << 20, 1 << 30
-	switch {
-	case n >= 100*gib:
-		return fmt.Sprintf("%d GiB", n/gib)
-	case n >= gib:
-		return fmt.Sprintf("%.1f GiB", float64(n)/gib)
-	}
-	return fmt.Sprintf("%d MiB", n/mib)
 }

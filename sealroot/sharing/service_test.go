@@ -55,11 +55,12 @@ func service(t *testing.T, f *fake, waits int) (s *Service, told *[]string, path
 		Volume: f, Limits: balance.Defaults(), Keep: OpenDecisions(path),
 		Tell: func(text string) { *told = append(*told, text) },
 		Now:  func() time.Time { return now },
-		Wait: func(_ context.Context, d time.Duration, quiet bool) error {
-			if d < 100*time.Millisecond {
-				t.Errorf("waits %v", d)
+		Rest: func() {},
+		Wait: func(_ context.Context, next, idle time.Duration) error {
+			if next < 100*time.Millisecond {
+				t.Errorf("waits %v", next)
 			}
-			now = now.Add(d)
+			now = now.Add(max(next, idle)) // nobody writes
 			if waits--; waits < 0 {
 				return context.Canceled
 			}
@@ -71,6 +72,8 @@ func service(t *testing.T, f *fake, waits int) (s *Service, told *[]string, path
 func TestWatch(t *testing.T) {
 	f := &fake{sizes: balance.Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 100 << 20}}
 	s, told, path := service(t, f, 20)
+	rests := 0
+	s.Rest = func() { rests++ }
 	if err := s.Watch(context.Background()); err != nil {
 		t.Fatal(err)
 	}
@@ -82,6 +85,9 @@ func TestWatch(t *testing.T) {
 	if err != nil || len(list) != 2 || list[0].Action != balance.Grow || list[0].Bytes != f.resized[0] || !strings.Contains(list[0].Reason, "needs 256 MiB") {
 		t.Errorf("kept %+v, %v", list, err)
 	}
+	if rests == 0 || rests > 3 {
+		t.Errorf("%d rests, want one after each time of work", rests)
+	}
 	if len(*told) != 2 || !strings.Contains((*told)[0], "the volume grows to 8.4 GiB: the volume has 100 MiB free") {
 		t.Errorf("told %q", *told)
 	}
@@ -91,12 +97,13 @@ func TestWatch(t *testing.T) {
 func TestWatchStray(t *testing.T) {
 	even := balance.Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 6 * gib, Gap: 2 * gib}
 	f := &fake{sizes: even}
-	s, told, _ := service(t, f, 5)
+	s, _, _ := service(t, f, 5)
 	if err := s.Watch(context.Background()); err != nil || f.reserved != 1 || f.sizes.Gap != 0 {
 		t.Errorf("%v, reserved %d times, gap %d, want once", err, f.reserved, f.sizes.Gap)
 	}
 	f = &fake{sizes: even, reserve: errors.New("no room")}
-	if s, told, _ = service(t, f, 5); s.Watch(context.Background()) != nil || len(*told) == 0 || !strings.Contains(strings.Join(*told, "\n"), "becomes read-only") {
+	s, told, _ := service(t, f, 5)
+	if s.Watch(context.Background()) != nil || len(*told) == 0 || !strings.Contains(strings.Join(*told, "\n"), "no room") {
 		t.Errorf("told %q", *told)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"sealroot/sealroot/terminal"
+	"sealroot/state/balance"
 )
 
 // Sides are what partition and volume have, in bytes, for a person or a program.
@@ -71,19 +72,19 @@ func (s Sides) Write(to io.Writer, columns int, ascii bool) error {
 		marks = "# used and - free in the volume, = used and . free beside it"
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "\nspace of the state partition, %s\n[%s]\n%s\n", Size(s.Partition), bar, marks)
-	fmt.Fprintf(&b, "volume     %s, %s free, %s reserved for it\n", Size(s.Volume), Size(s.VolumeFree), Size(s.Reserved))
-	fmt.Fprintf(&b, "beside it  %s free, of which the volume leaves %s\n", Size(s.PartitionFree), Size(s.KeepFree))
+	fmt.Fprintf(&b, "\nspace of the state partition, %s\n[%s]\n%s\n", balance.Text(s.Partition), bar, marks)
+	fmt.Fprintf(&b, "volume     %s, %s free, %s reserved for it\n", balance.Text(s.Volume), balance.Text(s.VolumeFree), balance.Text(s.Reserved))
+	fmt.Fprintf(&b, "beside it  %s free, of which the volume leaves %s\n", balance.Text(s.PartitionFree), balance.Text(s.KeepFree))
 	if s.GivenBack > 0 {
-		fmt.Fprintf(&b, "given back %s; df counts them as used in the volume, nothing is there\n", Size(s.GivenBack))
+		fmt.Fprintf(&b, "given back %s; df counts them as used in the volume, nothing is there\n", balance.Text(s.GivenBack))
 	}
 	if s.Gap > 0 {
-		fmt.Fprintf(&b, "NOT RESERVED %s of the volume: sealroot state repair\n", Size(s.Gap))
+		fmt.Fprintf(&b, "NOT RESERVED %s of the volume: sealroot state repair\n", balance.Text(s.Gap))
 	}
-	fmt.Fprintf(&b, "could give %s\n", Size(s.Spare))
+	fmt.Fprintf(&b, "could give %s\n", balance.Text(s.Spare))
 	fmt.Fprintf(&b, "automatic  %s\n", s.automatic())
 	for _, p := range s.Decisions {
-		text := fmt.Sprintf("%s %s", p.Action, Size(p.Bytes))
+		text := fmt.Sprintf("%s %s", p.Action, balance.Text(p.Bytes))
 		if p.Bytes == 0 {
 			text = string(p.Action)
 		}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -49,27 +51,58 @@ func (w *Writes) disarm() error {
 	if err := unix.FanotifyMark(w.fd, unix.FAN_MARK_FLUSH|unix.FAN_MARK_FILESYSTEM, 0, unix.AT_FDCWD, "/"); err != nil {
 		return fmt.Errorf("cannot stop watching for writes: %w", err)
 	}
+	drain(w.fd)
+	return nil
+}
+
+// Device tells when another program has written to a block device, which resize2fs
+// opens for writing: by inotify(7), always armed, for the service only reads it.
+type Device struct{ fd int }
+
+// WatchDevice watches a device by its node.
+func WatchDevice(node string) (*Device, error) {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return nil, fmt.Errorf("cannot watch a device: %w", err)
+	}
+	if _, err := unix.InotifyAddWatch(fd, node, unix.IN_CLOSE_WRITE); err != nil {
+		return nil, errors.Join(fmt.Errorf("cannot watch %s: %w", node, err), unix.Close(fd))
+	}
+	return &Device{fd}, nil
+}
+
+// Close ends it.
+func (d *Device) Close() error { return unix.Close(d.fd) }
+
+// DeviceOf is the node of the device with the file system at dir.
+func DeviceOf(dir string) (string, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return "", fmt.Errorf("cannot inspect %s: %w", dir, err)
+	}
+	link, err := os.Readlink(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev)))
+	if err != nil {
+		return "", fmt.Errorf("cannot find the device of %s: %w", dir, err)
+	}
+	return filepath.Join("/dev", filepath.Base(link)), nil
+}
+
+// drain forgets what can be read of a descriptor that does not block.
+func drain(fd int) {
 	var buf [4096]byte
 	for {
-		if n, err := unix.Read(w.fd, buf[:]); errors.Is(err, unix.EINTR) {
+		if n, err := unix.Read(fd, buf[:]); errors.Is(err, unix.EINTR) {
 			continue
 		} else if err != nil || n == 0 {
-			return nil // EAGAIN: nothing more
+			return // EAGAIN: nothing more
 		}
 	}
 }
 
-// Wait returns after this time, or at the first write, or when stop can be read.
-func (w *Writes) Wait(d time.Duration, stop int) error {
-	if err := w.arm(); err != nil {
-		return err
-	}
-	return errors.Join(poll(d, w.fd, stop), w.disarm())
-}
-
-// poll waits for one of the descriptors to be readable, or for the time to pass. One
-// thread does that in one call: the runtime's timers would wake more.
-func poll(d time.Duration, fds ...int) error {
+// poll waits for one of the descriptors to be readable, and says which, or -1 when the
+// time has passed. One thread does that in one call: the runtime's timers would wake
+// more.
+func poll(d time.Duration, fds ...int) (int, error) {
 	var set []unix.PollFd
 	for _, fd := range fds {
 		set = append(set, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
@@ -77,36 +110,54 @@ func poll(d time.Duration, fds ...int) error {
 	for end := time.Now().Add(d); ; {
 		left := time.Until(end)
 		if left <= 0 {
-			return nil
+			return -1, nil
 		}
-		_, err := unix.Poll(set, int((left+time.Millisecond-1)/time.Millisecond))
-		if !errors.Is(err, unix.EINTR) {
-			if err != nil {
-				return fmt.Errorf("cannot wait: %w", err)
+		n, err := unix.Poll(set, int((left+time.Millisecond-1)/time.Millisecond))
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return -1, fmt.Errorf("cannot wait: %w", err)
+		}
+		if n > 0 {
+			for _, f := range set {
+				if f.Revents != 0 {
+					return int(f.Fd), nil
+				}
 			}
-			return nil
 		}
 	}
 }
 
-// Waiter is Service.Wait for the running machine. writes may be nil.
-func Waiter(writes *Writes) func(ctx context.Context, d time.Duration, quiet bool) error {
-	return func(ctx context.Context, d time.Duration, quiet bool) error {
+// Waiter is Service.Wait for the running machine; either may be nil.
+func Waiter(writes *Writes, device *Device) func(ctx context.Context, next, idle time.Duration) error {
+	return func(ctx context.Context, next, idle time.Duration) error {
 		var ends [2]int
 		if err := unix.Pipe2(ends[:], unix.O_CLOEXEC); err != nil {
 			return fmt.Errorf("cannot wait: %w", err)
 		}
 		// The end of the context closes the writing end, which wakes the poll.
 		stop := context.AfterFunc(ctx, func() { unix.Close(ends[1]) })
-		var err error
-		if quiet && writes != nil {
-			err = writes.Wait(d, ends[0])
-		} else {
-			err = poll(d, ends[0])
-		}
+		err := wait(writes, device, ends[0], next, idle)
 		if stop() {
 			unix.Close(ends[1])
 		}
 		return errors.Join(err, unix.Close(ends[0]), ctx.Err())
 	}
+}
+
+func wait(writes *Writes, device *Device, stop int, next, idle time.Duration) error {
+	fds := []int{stop}
+	if device != nil {
+		fds = append(fds, device.fd)
+		defer drain(device.fd)
+	}
+	if idle > 0 && writes != nil {
+		if err := writes.arm(); err != nil {
+			return err
+		}
+		fd, err := poll(idle, append(fds, writes.fd)...)
+		if err := errors.Join(err, writes.disarm()); err != nil || fd != writes.fd {
+			return err
+		}
+	}
+	_, err := poll(next, fds...)
+	return err
 }

@@ -12,23 +12,33 @@ import (
 )
 
 func TestWaiter(t *testing.T) {
-	wait := Waiter(nil)
+	wait := Waiter(nil, nil)
 	began := time.Now()
-	if err := wait(context.Background(), 50*time.Millisecond, true); err != nil || time.Since(began) < 50*time.Millisecond {
+	if err := wait(context.Background(), 50*time.Millisecond, time.Minute); err != nil || time.Since(began) < 50*time.Millisecond {
 		t.Errorf("%v after %v, want nil after 50 ms", err, time.Since(began))
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	time.AfterFunc(50*time.Millisecond, cancel)
 	began = time.Now()
-	if err := wait(ctx, time.Minute, false); !errors.Is(err, context.Canceled) || time.Since(began) > 30*time.Second {
+	if err := wait(ctx, time.Minute, 0); !errors.Is(err, context.Canceled) || time.Since(began) > 30*time.Second {
 		t.Errorf("%v after %v, want it cancelled", err, time.Since(began))
 	}
-	if err := wait(ctx, time.Minute, false); !errors.Is(err, context.Canceled) {
+	if err := wait(ctx, time.Minute, 0); !errors.Is(err, context.Canceled) {
 		t.Errorf("%v, want it cancelled before it began", err)
 	}
 }
 
-// TestWrites: a write wakes who waits for one, and only then.
+// took is how long a wait took.
+func took(t *testing.T, wait func(context.Context, time.Duration, time.Duration) error, next, idle time.Duration) time.Duration {
+	t.Helper()
+	began := time.Now()
+	if err := wait(context.Background(), next, idle); err != nil {
+		t.Fatal(err)
+	}
+	return time.Since(began)
+}
+
+// TestWrites: the first write ends the wait for one, and only that.
 func TestWrites(t *testing.T) {
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, ""); err != nil {
@@ -40,32 +50,64 @@ func TestWrites(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer w.Close()
-	wait := Waiter(w)
+	wait := Waiter(w, nil)
 	write := func() {
 		if err := os.WriteFile(filepath.Join(dir, "file"), []byte("text"), 0o600); err != nil {
 			t.Error(err)
 		}
 	}
-	took := func(quiet bool, d time.Duration) time.Duration {
-		t.Helper()
-		began := time.Now()
-		if err := wait(context.Background(), d, quiet); err != nil {
-			t.Fatal(err)
-		}
-		return time.Since(began)
-	}
 	write() // while nobody waits: it wakes nobody later
-	if d := took(true, 200*time.Millisecond); d < 200*time.Millisecond {
+	if d := took(t, wait, time.Millisecond, 200*time.Millisecond); d < 200*time.Millisecond {
 		t.Errorf("woken after %v by nothing", d)
 	}
 	for range 2 {
 		time.AfterFunc(50*time.Millisecond, write)
-		if d := took(true, 30*time.Second); d > 20*time.Second {
-			t.Errorf("not woken by a write in %v", d)
+		if d := took(t, wait, 100*time.Millisecond, 30*time.Second); d < 150*time.Millisecond || d > 20*time.Second {
+			t.Errorf("back after %v, want 100 ms after the write", d)
 		}
 	}
 	time.AfterFunc(50*time.Millisecond, write)
-	if d := took(false, 300*time.Millisecond); d < 300*time.Millisecond {
-		t.Errorf("woken after %v, though not quiet", d)
+	if d := took(t, wait, 300*time.Millisecond, 0); d < 300*time.Millisecond {
+		t.Errorf("woken after %v, though it did not wait for a write", d)
+	}
+}
+
+// TestDevice: who closes a device that was open for writing ends each wait, also when
+// that was before it; a reader does not.
+func TestDevice(t *testing.T) {
+	node := filepath.Join(t.TempDir(), "node")
+	open := func(flags int) {
+		f, err := os.OpenFile(node, flags|os.O_CREATE, 0o600)
+		if err == nil {
+			err = f.Close()
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	open(os.O_RDWR)
+	d, err := WatchDevice(node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	wait := Waiter(nil, d)
+	open(os.O_RDONLY)
+	if d := took(t, wait, 200*time.Millisecond, 0); d < 200*time.Millisecond {
+		t.Errorf("woken after %v by a reader", d)
+	}
+	time.AfterFunc(50*time.Millisecond, func() { open(os.O_RDWR) })
+	if d := took(t, wait, 30*time.Second, 0); d > 20*time.Second {
+		t.Errorf("not woken by a writer in %v", d)
+	}
+	open(os.O_RDWR)
+	if d := took(t, wait, 30*time.Second, 0); d > 20*time.Second {
+		t.Errorf("not woken in %v by a writer that came before", d)
+	}
+	if d := took(t, wait, 200*time.Millisecond, 0); d < 200*time.Millisecond {
+		t.Errorf("woken after %v a second time", d)
+	}
+	if _, err := WatchDevice(node + "x"); err == nil {
+		t.Error("what is not there is watched")
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"text/tabwriter"
 
 	"sealroot/init/report"
+	"sealroot/sealroot/sharing"
 	"sealroot/state/luks2"
 )
 
@@ -35,9 +36,11 @@ type Description struct {
 	Recovery string `json:"recovery"`
 	Escrow   bool   `json:"escrow"` // the file with the escrowed recovery key is there
 	// ManageKey: none, kept, or lost: its keyslot is there and the file is not.
-	ManageKey string   `json:"manage_key"`
-	Problems  []string `json:"problems"`
-	ToDo      []string `json:"to_do"`
+	ManageKey string `json:"manage_key"`
+	// Space is what partition and volume have; nil where no volume is open.
+	Space    *sharing.Sides `json:"space,omitempty"`
+	Problems []string       `json:"problems"`
+	ToDo     []string       `json:"to_do"`
 }
 
 // ThisBoot is how PID 1 opened the volume.

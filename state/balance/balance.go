@@ -30,11 +30,10 @@ type Action string
 
 // The actions.
 const (
-	None     Action = "none"
-	Grow     Action = "grow"
-	Shrink   Action = "shrink"
-	Reserve  Action = "reserve"   // allocate the gap, at once
-	ReadOnly Action = "read-only" // it cannot be allocated: nothing may be written into it
+	None    Action = "none"
+	Grow    Action = "grow"
+	Shrink  Action = "shrink"
+	Reserve Action = "reserve" // the gap, or let nobody write to it, at once
 )
 
 // Decision is what to do now.
@@ -45,18 +44,18 @@ type Decision struct {
 	Size int64
 	// Reason tells a person, also why nothing is done.
 	Reason string
-	// Next is when to look again. With Quiet nothing was written for a while: the
-	// caller may also be woken by the next write.
-	Next  time.Duration
-	Quiet bool
+	// Next is when to look again. With Idle nothing was written for a while: the
+	// caller waits that long for a write first, and Next from the write on.
+	Next, Idle time.Duration
 }
 
 // History is what Decide remembers. The zero value is of a service that starts.
 type History struct {
 	at                   time.Time
 	innerUsed, outerUsed int64
-	innerRate, outerRate int64 // bytes per second, falling slowly
-	quiet                int   // passes in a row without a write
+	innerRate, outerRate int64         // bytes per second, falling slowly
+	quiet                int           // passes in a row without a write
+	slow                 time.Duration // how long a step takes, falling slowly
 	unevenSince          time.Time
 	failed               Action // the last action, if it failed
 	failures             int
@@ -75,6 +74,8 @@ const (
 	// longestPause.
 	firstPause   = 10 * time.Second
 	longestPause = time.Hour
+	// slowest bounds how long a step is expected to take.
+	slowest = 15 * time.Second
 )
 
 // Decide tells what to do. It is to be called with each measurement, and the history
@@ -82,16 +83,17 @@ const (
 func Decide(l Limits, h History, s Sizes, now time.Time) (Decision, History) {
 	h = h.observe(s, now)
 	d, h := l.decide(h, s, now)
-	d.Next, d.Quiet = l.pace(h, s, d)
+	d.Next, d.Idle = l.pace(h, s, d)
 	return d, h
 }
 
-// Done is the history after a decision was carried out, or could not be.
+// Done is the history after the last decision was carried out, or could not be.
 func (h History) Done(d Decision, err error, now time.Time) History {
 	switch {
-	case d.Action == None || d.Action == ReadOnly:
+	case d.Action == None:
 	case err == nil:
 		h.failed, h.failures = None, 0
+		h.slow = min(max(now.Sub(h.at), h.slow*9/10), slowest)
 	default:
 		if h.failed != d.Action {
 			h.failures = 0
@@ -113,7 +115,7 @@ func (h History) pause(a Action, now time.Time) time.Duration {
 
 // observe keeps rates and what was quiet.
 func (h History) observe(s Sizes, now time.Time) History {
-	inner, outer := s.Inner-s.InnerFree, s.Outer-s.OuterFree-s.Inner
+	inner, outer := s.Inner-s.InnerFree, s.Outer-s.OuterFree-(s.Inner-s.Gap)
 	if past := now.Sub(h.at); h.at.IsZero() || past <= 0 {
 		h.quiet = 0
 	} else {
@@ -147,16 +149,18 @@ func (l Limits) decide(h History, s Sizes, now time.Time) (Decision, History) {
 	size := s.Inner + want - in.free
 	switch {
 	case s.Device > 0 && size > s.Device:
-		size, why = s.Device, why+"; until the next boot it can have no more than "+text(s.Device)
+		size, why = s.Device, why+"; until the next boot it can have no more than "+Text(s.Device)
 	case l.Max > 0 && size > l.Max:
-		size, why = max(l.Max, min(s.Inner, size)), why+"; max is "+text(l.Max)
+		size, why = max(l.Max, min(s.Inner, size)), why+"; max is "+Text(l.Max)
 	case size < l.Min && size < s.Inner:
-		size, why = min(l.Min, s.Inner), why+"; min is "+text(l.Min)
+		size, why = min(l.Min, s.Inner), why+"; min is "+Text(l.Min)
 	}
 	d := Decision{Action: Grow, Size: size / align * align}
 	change := d.Size - s.Inner
 	if change < 0 {
-		d.Action, change = Shrink, -change
+		// up, for a file system is not made smaller by a byte more than it can be
+		d.Action, d.Size = Shrink, (size+align-1)/align*align
+		change = s.Inner - d.Size
 	}
 	receiving := in
 	if d.Action == Shrink {
@@ -177,15 +181,16 @@ func (l Limits) decide(h History, s Sizes, now time.Time) (Decision, History) {
 func none(why string) Decision { return Decision{Action: None, Reason: why} }
 
 // gap is about a file system that was made larger than what is reserved, by a stray
-// resize2fs say. keep_free does not count: a write into the gap may be lost.
+// resize2fs say. keep_free does not count, and no pause grows: a write into the gap may
+// be lost.
 func (l Limits) gap(h History, s Sizes, now time.Time) Decision {
 	d := Decision{Action: Reserve, Size: s.Gap,
-		Reason: fmt.Sprintf("the volume's file system is %s larger than what is reserved for it: another program made it larger", text(s.Gap))}
-	switch {
-	case s.OuterFree < s.Gap:
-		d.Action, d.Reason = ReadOnly, d.Reason+", and the partition has "+text(s.OuterFree)
-	case h.pause(Reserve, now) > 0:
-		d.Action, d.Reason = ReadOnly, d.Reason+", and that cannot be reserved"
+		Reason: fmt.Sprintf("the volume's file system is %s larger than what is reserved for it: another program made it larger", Text(s.Gap))}
+	if s.OuterFree < s.Gap {
+		d.Reason += ", and the partition has " + Text(s.OuterFree)
+	}
+	if left := h.failedAt.Add(firstPause).Sub(now); h.failed == Reserve && left > 0 {
+		return none(fmt.Sprintf("%s; that could not be reserved, the next try is in %v", d.Reason, left.Round(time.Second)))
 	}
 	return d
 }

@@ -32,9 +32,11 @@ func TestDecide(t *testing.T) {
 		{"slack", nil, Sizes{Outer: 16 * gib, OuterFree: 100 * mib, Inner: 7 * gib, InnerFree: gib, Slack: gib}, History{}, None, 0, "little is left"},
 		{"gap", nil, Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 6 * gib, Gap: 5 * gib}, History{}, Reserve, 5 * gib, "another program"},
 		{"gap_before_what_is_kept", nil, Sizes{Outer: 16 * gib, OuterFree: 512 * mib, Inner: 7 * gib, InnerFree: 0, Gap: 500 * mib}, History{}, Reserve, 500 * mib, "another program"},
-		{"gap_without_room", nil, Sizes{Outer: 16 * gib, OuterFree: gib, Inner: 7 * gib, InnerFree: 6 * gib, Gap: 5 * gib}, History{}, ReadOnly, 5 * gib, "the partition has 1.0 GiB"},
+		{"gap_without_room", nil, Sizes{Outer: 16 * gib, OuterFree: gib, Inner: 7 * gib, InnerFree: 6 * gib, Gap: 5 * gib}, History{}, Reserve, 5 * gib, "the partition has 1.0 GiB"},
 		{"gap_that_cannot_be_reserved", nil, Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 6 * gib, Gap: gib},
-			History{failed: Reserve, failures: 1, failedAt: now}, ReadOnly, gib, "cannot be reserved"},
+			History{failed: Reserve, failures: 1, failedAt: now}, None, 0, "the next try is in 10s"},
+		{"gap_that_is_tried_again", nil, Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 6 * gib, Gap: gib},
+			History{failed: Reserve, failures: 9, failedAt: now.Add(-10 * time.Second)}, Reserve, gib, "another program"},
 		{"read_only", nil, Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 6 * gib, Gap: gib, ReadOnly: true}, History{}, None, 0, "read-only"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -29,8 +29,8 @@ const (
 	gib = 1 << 30
 	// align is the unit of changes.
 	align = mib
-	// idle is between two looks when nothing is written; rest where also a writer
-	// at the stated rate would need longer.
+	// idle is between two looks while something is written, but slowly; rest when
+	// nothing is.
 	idle = 10 * time.Second
 	rest = 30 * time.Second
 )
@@ -49,13 +49,13 @@ func (l Limits) Check() error {
 	case l.KeepFree < 0 || l.Min < 0 || l.Max < 0 || l.OuterWeight < 0 || l.InnerWeight < 0:
 		return fmt.Errorf("%w: a number is negative", ErrLimits)
 	case l.Max > 0 && l.Min > l.Max:
-		return fmt.Errorf("%w: min is %s, and max %s", ErrLimits, text(l.Min), text(l.Max))
+		return fmt.Errorf("%w: min is %s, and max %s", ErrLimits, Text(l.Min), Text(l.Max))
 	case l.InnerWeight == 0 && l.OuterWeight == 0:
 		return fmt.Errorf("%w: both weights are 0", ErrLimits)
 	case l.InnerWeight > 10000 || l.OuterWeight > 10000:
 		return fmt.Errorf("%w: a weight is more than 10000", ErrLimits)
 	case l.Rate < mib || l.Rate > 10*gib:
-		return fmt.Errorf("%w: rate is %s per second, it must be from 1M to 10G", ErrLimits, text(l.Rate))
+		return fmt.Errorf("%w: rate is %s per second, it must be from 1M to 10G", ErrLimits, Text(l.Rate))
 	case l.Interval < 100*time.Millisecond || l.Interval > idle:
 		return fmt.Errorf("%w: interval is %v, it must be from 100ms to %v", ErrLimits, l.Interval, idle)
 	}
@@ -83,11 +83,11 @@ type side struct {
 	rate int64
 }
 
-// sides are what both have and need: room for twice what is written in an interval,
-// at the stated rate or at what was measured.
+// sides are what both have and need: room for twice what is written in an interval
+// and while a step is made, at the stated rate or at what was measured.
 func (l Limits) sides(h History, s Sizes) (in, out side) {
 	head := func(rate int64) int64 {
-		return min(int64(2*l.Interval.Seconds()*float64(max(rate, l.StatedRate(s.Outer)))), s.Outer/4)
+		return min(int64(2*(l.Interval+h.slow).Seconds()*float64(max(rate, l.StatedRate(s.Outer)))), s.Outer/4)
 	}
 	in = side{free: s.InnerFree, keep: max(keepInside(s.Outer), s.Slack), rate: h.innerRate}
 	out = side{free: s.OuterFree, keep: l.KeepFree, rate: h.outerRate}
@@ -115,10 +115,10 @@ func (l Limits) least(s Sizes, receiving side) int64 {
 	return max(small, s.Inner/20)
 }
 
-// text is a size for a person.
-func text(n int64) string {
+// Text is a number of bytes for a person.
+func Text(n int64) string {
 	switch {
-	case n >= 10*gib:
+	case n >= 100*gib:
 		return fmt.Sprintf("%d GiB", n/gib)
 	case n >= gib:
 		return fmt.Sprintf("%.1f GiB", float64(n)/gib)

@@ -14,11 +14,12 @@ type world struct {
 	outerUsed, innerUsed int64
 	h                    History
 	now, next            time.Time
-	quiet                bool
-	asleep               bool // nothing wakes it but time
+	after                time.Duration // 0, or it waits for a write, and then so long
+	slow                 time.Duration // how long a resize takes, when space is on neither side
+	moving               int64         // such space
+	done                 func()        // ends that resize
 	decide               func(Limits, History, Sizes, time.Time) (Decision, History)
 	resizes, passes      int
-	moved                int64
 	wrong                []string
 	full                 int // writes that met a full file system
 }
@@ -32,7 +33,7 @@ func newWorld(outer, inner int64) *world {
 }
 
 func (w *world) sizes() Sizes {
-	return Sizes{Outer: w.outer, OuterFree: w.outer - w.outerUsed - w.inner, Inner: w.inner, InnerFree: w.inner - w.innerUsed}
+	return Sizes{Outer: w.outer, OuterFree: w.outer - w.outerUsed - w.inner - w.moving, Inner: w.inner, InnerFree: w.inner - w.innerUsed}
 }
 
 // keeps are what each side keeps from the other, and what is too little to be moved.
@@ -51,13 +52,13 @@ func (w *world) write(inside bool, n int64) {
 	if n > free {
 		w.full++
 		if others > kept+small {
-			w.wrong = append(w.wrong, fmt.Sprintf("%v: %s is full while the other side has %s", w.now.Unix()-1e9, where, text(others)))
+			w.wrong = append(w.wrong, fmt.Sprintf("%v: %s is full while the other side has %s", w.now.Unix()-1e9, where, Text(others)))
 		}
 		n = free
 	}
 	*used = max(0, *used+n)
-	if n != 0 && w.quiet && !w.asleep {
-		w.next = w.now // woken
+	if n != 0 && w.after > 0 {
+		w.next, w.after = w.now.Add(w.after), 0 // woken
 	}
 }
 
@@ -65,7 +66,11 @@ func (w *world) write(inside bool, n int64) {
 func (w *world) run(d time.Duration, inner, outer int64) {
 	for end := w.now.Add(d); w.now.Before(end); w.now = w.now.Add(tick) {
 		if !w.now.Before(w.next) {
-			w.pass()
+			if w.done != nil {
+				w.done()
+			} else {
+				w.pass()
+			}
 		}
 		perTick := int64(time.Second / tick)
 		w.write(true, inner/perTick)
@@ -77,14 +82,28 @@ func (w *world) pass() {
 	before := w.sizes()
 	w.passes++
 	d, h := w.decide(w.l, w.h, before, w.now)
+	change := int64(0)
 	if d.Action == Grow || d.Action == Shrink {
 		w.resizes++
-		w.moved += max(d.Size-w.inner, w.inner-d.Size)
+		change = d.Size - w.inner
 		w.inner = d.Size
 	}
-	w.h = h.Done(d, nil, w.now)
-	w.next, w.quiet = w.now.Add(d.Next), d.Quiet
 	w.check(d, before)
+	w.next, w.after = w.now.Add(d.Next), 0
+	if d.Idle > 0 {
+		w.next, w.after = w.now.Add(d.Idle), d.Next
+	}
+	w.done = func() {
+		w.inner, w.moving, w.done = w.inner+max(change, 0), 0, nil
+		w.h = h.Done(d, nil, w.now)
+		w.next = w.now.Add(d.Next)
+	}
+	if change == 0 || w.slow == 0 {
+		w.h, w.done = h.Done(d, nil, w.now), nil
+		return
+	}
+	w.inner -= max(change, 0)
+	w.moving, w.next = max(change, -change), w.now.Add(w.slow)
 }
 
 // check holds what is true after each decision.
@@ -107,8 +126,8 @@ func (w *world) check(d Decision, before Sizes) {
 		bad("not aligned")
 	case d.Reason == "":
 		bad("no reason")
-	case d.Next < w.l.Interval/4 || d.Next > rest:
-		bad("looks again in %v", d.Next)
+	case d.Next < w.l.Interval/4 || d.Next > rest || d.Idle > rest:
+		bad("looks again in %v, or %v", d.Next, d.Idle)
 	}
 }
 
@@ -167,6 +186,50 @@ func TestLoads(t *testing.T) {
 	}
 }
 
+// TestSlowDisk: where each resize takes a second or two, the first is in time for what
+// has begun slowly, and how long it took counts from then on.
+func TestSlowDisk(t *testing.T) {
+	for disk, outer := range sizesOfDisks() {
+		for _, inside := range []bool{true, false} {
+			for _, slow := range []time.Duration{time.Second, 2 * time.Second} {
+				w := newWorld(outer, outer/2)
+				w.slow = slow
+				for part := range int64(8) {
+					rate := w.l.StatedRate(outer) * (part + 1) / 8 / int64(slow/time.Second)
+					if !inside {
+						w.run(10*time.Second, 0, rate)
+					} else {
+						w.run(10*time.Second, rate, 0)
+					}
+				}
+				w.run(time.Duration(outer/w.l.StatedRate(outer))*2*time.Second, w.l.StatedRate(outer)/2, w.l.StatedRate(outer)/2)
+				if len(w.wrong) > 0 {
+					t.Errorf("%s, inside %v, %v: %d things are wrong, the first: %s", disk, inside, slow, len(w.wrong), w.wrong[0])
+				}
+			}
+		}
+	}
+}
+
+// TestTrickle: a few bytes at a time wake it no more often than a heavy writer, and not
+// at all where there is room for one.
+func TestTrickle(t *testing.T) {
+	for disk, outer := range sizesOfDisks() {
+		w := newWorld(outer, outer/2)
+		w.run(time.Minute, 0, 0)
+		room := time.Duration(outer/2/w.l.StatedRate(outer)) * time.Second
+		w.passes = 0
+		w.run(10*time.Minute, 8<<10, 8<<10)
+		most := 10 * 60
+		if room > 5*idle {
+			most = 61
+		}
+		if w.passes > most {
+			t.Errorf("%s: %d looks in 10 minutes, want at most %d", disk, w.passes, most)
+		}
+	}
+}
+
 // TestLoadsThatMustFail is the control: with each of these rules broken the
 // simulation sees it.
 func TestLoadsThatMustFail(t *testing.T) {
@@ -184,7 +247,7 @@ func TestLoadsThatMustFail(t *testing.T) {
 		},
 		"looks_too_late": func(l Limits, h History, s Sizes, now time.Time) (Decision, History) {
 			d, h := Decide(l, h, s, now)
-			d.Next, d.Quiet = rest, false
+			d.Next, d.Idle = rest, 0
 			return d, h
 		},
 		"keeps_nothing_beside": func(l Limits, h History, s Sizes, now time.Time) (Decision, History) {

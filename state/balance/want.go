@@ -14,17 +14,17 @@ func (l Limits) want(in, out side, h History, s Sizes, now time.Time) (int64, st
 	h.unevenSince = time.Time{}
 	switch {
 	case (in.short() || out.short()) && pool < in.need+out.need:
-		return divide(in, out), fmt.Sprintf("little is left: %s in the volume, %s beside it", text(in.free), text(out.free)), h
+		return divide(in, out), fmt.Sprintf("little is left: %s in the volume, %s beside it", Text(in.free), Text(out.free)), h
 	case in.short():
-		return min(in.free+max(step(s), in.need), pool-out.need), fmt.Sprintf("the volume has %s free and needs %s", text(in.free), text(in.need)), h
+		return min(in.free+max(step(s), in.need), pool-out.need), fmt.Sprintf("the volume has %s free and needs %s", Text(in.free), Text(in.need)), h
 	case out.short():
-		return give(in, out, share, step(s)), fmt.Sprintf("the partition has %s free and needs %s", text(out.free), text(out.need)), h
+		return give(in, out, share, step(s)), fmt.Sprintf("the partition has %s free and needs %s", Text(out.free), Text(out.need)), h
 	case in.free < share/2 && in.free < pool-out.need:
-		return min(in.free+step(s), share, pool-out.need), fmt.Sprintf("the volume has %s free, its share is %s", text(in.free), text(share)), h
+		return min(in.free+step(s), share, pool-out.need), fmt.Sprintf("the volume has %s free, its share is %s", Text(in.free), Text(share)), h
 	case in.free <= 2*share && out.free >= (pool-share)/2 || !l.GiveBack:
-		return in.free, fmt.Sprintf("%s free in the volume, %s beside it: nothing is short", text(in.free), text(out.free)), h
+		return in.free, fmt.Sprintf("%s free in the volume, %s beside it: nothing is short", Text(in.free), Text(out.free)), h
 	}
-	why := fmt.Sprintf("the partition has %s free, its share is %s", text(out.free), text(pool-share))
+	why := fmt.Sprintf("the partition has %s free, its share is %s", Text(out.free), Text(pool-share))
 	if h.unevenSince = since; since.IsZero() {
 		h.unevenSince = now
 	}
@@ -70,7 +70,7 @@ func divide(in, out side) int64 {
 }
 
 // pace is when to look again.
-func (l Limits) pace(h History, s Sizes, d Decision) (next time.Duration, quiet bool) {
+func (l Limits) pace(h History, s Sizes, d Decision) (next, idleFor time.Duration) {
 	in, out := l.sides(h, s)
 	next = rest
 	for _, a := range []side{in, out} {
@@ -81,11 +81,13 @@ func (l Limits) pace(h History, s Sizes, d Decision) (next time.Duration, quiet 
 	}
 	switch {
 	case d.Action == Grow || d.Action == Shrink || d.Action == Reserve:
-		return l.Interval, false
-	case h.quiet >= quietPasses:
-		return max(next, idle), true
+		return l.Interval, 0
+	case h.quiet >= quietPasses && next >= idle: // time enough, whoever begins to write
+		return next, 0
+	case h.quiet >= quietPasses: // a trickle of writes must not wake the service at each
+		return min(max(next, l.Interval/4), l.Interval), rest
 	case in.rate > 0 && in.free/in.rate < 2 || out.rate > 0 && out.free/out.rate < 2:
-		return l.Interval / 4, false
+		return l.Interval / 4, 0
 	}
-	return min(max(next, l.Interval), idle), false
+	return min(max(next, l.Interval), idle), 0
 }

@@ -1,0 +1,183 @@
+package qemutests
+
+import (
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// load writes to a folder on the partition or in the volume and says what both sides
+// have free at the very moment when there is no room left.
+//
+//	load fill RATE DIR…: files of 8 MiB, in turn into each folder, at RATE MiB per second,
+//	  until one is full; with rate 0 as fast as it gets, and what is full is tried again
+//	  once the service had its time, until that gains nothing
+//	load small N DIR: files of 4000 bytes
+const load = `#!/usr/bin/perl
+use strict; use Errno qw(ENOSPC);
+sub now { open(my $f, "<", "/proc/uptime") or die "uptime: $!"; (split " ", <$f>)[0] }
+sub free { my $p = $_[0]; my $b = "\0" x 256; syscall(137, $p, $b) == 0 or die "statfs $p: $!"; my @w = unpack("q8", $b); $w[4] * $w[1] >> 20 }
+sub done { printf "%s MiB written, free: partition %d volume %d MiB\n", $_[0], free("/state"), free("/state/encrypted"); exit 0 }
+my ($what, $n, @dirs) = @ARGV;
+my $block = "sealroot" x (1 << 17);
+my ($written, $began, $file, $gained) = (0, now(), 0, 1);
+if ($what eq "small") {
+	for my $i (1 .. $n) {
+		open(my $f, ">", "$dirs[0]/$i") or die "file $i: $!";
+		(syswrite($f, $block, 4000) // 0) == 4000 and close $f or die "file $i: $!";
+	}
+	done($n * 4000 >> 20);
+}
+while (1) {
+	my $dir = $dirs[$file % @dirs];
+	open(my $f, ">", "$dir/file$file") or $! == ENOSPC or die "$dir: $!";
+	$file++;
+	for (1 .. 8) {
+		my $got = $f ? syswrite($f, $block) : undef;
+		if (defined $got and $got == length $block) {
+			($written, $gained) = ($written + 1, 1);
+			my $early = $n ? $began + $written / $n - now() : 0;
+			select(undef, undef, undef, $early) if $early > 0;
+			next;
+		}
+		defined $got or $! == ENOSPC or die "$dir: $!";
+		done($written) if $n or not $gained;
+		$gained = 0;
+		sleep 4;
+		last;
+	}
+}
+`
+
+// space is what the test reads of sealroot state status --json.
+type space struct {
+	Partition  int64  `json:"partition_bytes"`
+	KeepFree   int64  `json:"keep_free_bytes"`
+	Volume     int64  `json:"volume_bytes"`
+	VolumeFree int64  `json:"volume_free_bytes"`
+	Gap        int64  `json:"gap_bytes"`
+	Rate       int64  `json:"stated_rate"`
+	AutoResize string `json:"auto_resize"`
+	Decisions  []struct{ Action, Reason, Error string }
+}
+
+func spaceOf(t *testing.T, vm *VM) space {
+	t.Helper()
+	text := vm.Run("sealroot state status --json")
+	var d struct{ Space *space }
+	if err := json.Unmarshal([]byte(text), &d); err != nil || d.Space == nil {
+		t.Fatalf("sealroot state status --json: %v\n%s", err, text)
+	}
+	fits(t, "state", text)
+	return *d.Space
+}
+
+// The service under systemd, with its sandbox, shares a partition of 320 MiB with
+// whoever fills one side or the other; stray resize2fs is repaired; all is told; and it
+// costs next to nothing while nothing is written.
+func TestResizeService(t *testing.T) {
+	t.Parallel()
+	disk := Image{Root: Debian, Commit: true, Disk: []string{"--state-size", "320M"},
+		Edit: []string{"recovery: later", "recovery: later\n  auto_resize: both"}, Extra: map[string]string{"usr/bin/load": load}}.Build(t)
+	vm := directMachine(t, disk).WithTPM().Boot()
+	vm.WaitReady(bootTime)
+	checkSystemd(t, vm)
+	s := spaceOf(t, vm)
+	if active, _ := vm.TryRun("systemctl is-active sealroot-state"); active != "active" || s.AutoResize != "both" {
+		t.Fatalf("the service is %s, auto_resize %s:\n%s", active, s.AutoResize, vm.Run("journalctl -u sealroot-state --no-pager"))
+	}
+	vm.Run("mkdir -p /state/load /state/encrypted/home/load; head -c 8M /dev/urandom >/home/kept; sha256sum /home/kept >/run/sum; dmesg -l emerg,alert,crit,err >/run/before")
+
+	const partition, volume = "/state/load", "/state/encrypted/home/load"
+	free := regexp.MustCompile(`^(\d+) MiB written, free: partition (\d+) volume (\d+) MiB$`)
+	// What each side keeps from the other, and what is too little to be moved.
+	const keepInside, small = 34, 5
+	keep := s.KeepFree >> 20
+	for _, c := range []struct {
+		name, what, folders string
+	}{
+		{"volume_at_a_rate", "fill 16", volume},
+		{"partition_at_a_rate", "fill 19", partition},
+		{"in_turn", "fill 18", partition + " " + volume},
+		{"volume", "fill 0", volume},
+		{"small_files", "small 10000", volume},
+	} {
+		began := time.Now()
+		out := vm.Run("load " + c.what + " " + c.folders)
+		t.Logf("%s: %s; %.1f s", c.name, out, time.Since(began).Seconds())
+		m := free.FindStringSubmatch(out)
+		if m == nil {
+			t.Fatalf("%s: %s", c.name, out)
+		}
+		outer, _ := strconv.ParseInt(m[2], 10, 64)
+		inner, _ := strconv.ParseInt(m[3], 10, 64)
+		if c.name != "small_files" && (outer > keep+small || inner > keepInside+small) {
+			t.Errorf("%s is full, and beside it there is more than is kept: %s (kept: %d beside, %d in the volume)\n%s", c.folders, out, keep, keepInside, vm.Run("journalctl -u sealroot-state --no-pager | tail -n 20"))
+		}
+		vm.Run(fmt.Sprintf("rm -r %[1]s %[2]s; mkdir %[1]s %[2]s", partition, volume))
+	}
+
+	// Another program makes the file system larger than what is reserved, and then larger
+	// than the partition has room for.
+	for _, more := range []int{32, 600} {
+		vm.Run(fmt.Sprintf(`set -e; device=/dev/$(basename $(readlink /sys/dev/block/$(mountpoint -d /state/encrypted)))
+now=$(dumpe2fs -h $device 2>/dev/null | sed -n 's/^Block count: *//p'); resize2fs $device $((now + %d * 256))`, more))
+		for end := time.Now().Add(time.Minute); ; time.Sleep(time.Second) {
+			if s = spaceOf(t, vm); s.Gap == 0 {
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatalf("%d MiB more: %d bytes of the volume are not reserved:\n%s", more, s.Gap, vm.Run("journalctl -u sealroot-state --no-pager | tail -n 20"))
+			}
+		}
+	}
+	var actions []string
+	for _, d := range s.Decisions {
+		actions = append(actions, d.Action)
+		if d.Error != "" {
+			t.Errorf("decision %+v", d)
+		}
+	}
+	if text := strings.Join(actions, " "); !strings.Contains(text, "reserve") || !strings.Contains(text, "grow") || !strings.Contains(text, "shrink") {
+		t.Errorf("decisions %s, want reserve, grow and shrink among them", text)
+	}
+	for command, want := range map[string]string{
+		"dmesg -l emerg,alert,crit,err | diff /run/before -":      "",
+		"grep -c ' /state.* ro[, ]' /proc/mounts":                 "0",
+		"echo 3 >/proc/sys/vm/drop_caches; sha256sum -c /run/sum": "/home/kept: OK",
+	} {
+		if got, _ := vm.TryRun(command); got != want {
+			t.Errorf("%s:\n%s\nwant %q", command, got, want)
+		}
+	}
+	idle(t, vm)
+	vm.PowerOff()
+	if console := vm.guest.Console(); !strings.Contains(console, "sealroot: exit: everything is unmounted (poweroff)") {
+		t.Errorf("the exit program does not say that it unmounted everything:\n%s", vm.guest.Tail(20))
+	}
+	tool(t, "e2fsck", "-fn", disk.Extract(t, "state"))
+}
+
+// idle holds the service to what it may cost while nothing is written.
+func idle(t *testing.T, vm *VM) {
+	t.Helper()
+	// All threads' context switches count, and one look in 10 s takes a few.
+	const most, aLook, seconds = 12 << 10, 6, 12
+	out := vm.Run(fmt.Sprintf(`pid=$(systemctl show -p MainPID --value sealroot-state)
+switches() { cat /proc/$pid/task/*/status | awk '/ctxt_switches/ { n += $2 } END { print n }'; }
+sync; sleep 5; a=$(switches); sleep %d; b=$(switches)
+echo $((b - a)) $(awk '/^VmRSS/ { print $2 }' /proc/$pid/status) $(systemctl show -p MainPID --value sealroot-state | grep -c "^$pid$")
+grep -E 'Rss|Threads' /proc/$pid/status; grep AnonHuge /proc/$pid/smaps_rollup`, seconds))
+	var switches, kib, same int
+	if _, err := fmt.Sscan(out, &switches, &kib, &same); err != nil || same != 1 {
+		t.Fatalf("%s: %v", out, err)
+	}
+	t.Logf("idle: %d context switches in %d s, %d KiB", switches, seconds, kib)
+	if kib > most || switches > aLook {
+		t.Errorf("idle: %d context switches in %d s, %d KiB, want at most one look in 10 s and %d KiB:\n%s", switches, seconds, kib, most, out)
+	}
+}

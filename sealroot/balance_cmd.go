@@ -1,0 +1,183 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sealroot/init/config"
+	"sealroot/sealroot/sharing"
+	"sealroot/state/balance"
+	"sealroot/state/layout"
+	"sealroot/state/resize"
+)
+
+// Resizer is the open volume of this boot.
+type Resizer interface {
+	resize.Resizer
+	Close() error
+}
+
+// serviceMemory is what the service's heap is kept to, in bytes.
+const serviceMemory = 6 << 20
+
+func balanceState(c *command) action {
+	watch := c.flags.Bool("watch", false, "go on until stopped (sealroot-state.service)")
+	configured := c.flags.Bool("configured", false, "do nothing unless state.auto_resize of the configuration is grow or both")
+	return func(ctx context.Context, _ []string) error {
+		if _, err := c.booted(); err != nil {
+			return err
+		}
+		cfg, err := c.env.configuration()
+		if err != nil {
+			return err
+		}
+		auto := cfg.State.AutoResize
+		if *configured && auto != config.AutoResizeGrow && auto != config.AutoResizeBoth {
+			c.say("state.auto_resize of the configuration is %s: nothing is resized", auto)
+			return nil
+		}
+		if *watch {
+			withoutHugePages()
+		}
+		limits, err := c.limits(auto)
+		if err != nil {
+			return err
+		}
+		v, err := c.env.Volume()
+		if err != nil {
+			return refusedResize(err)
+		}
+		defer v.Close()
+		s := &sharing.Service{
+			Volume: sharing.Resized{Resizer: v}, Limits: limits, Keep: sharing.OpenDecisions(c.env.Decisions),
+			Tell: func(text string) { c.say("%s", text) }, Now: time.Now,
+		}
+		if !*watch {
+			return refusedResize(c.balanceOnce(ctx, s))
+		}
+		return c.watchState(ctx, s)
+	}
+}
+
+// withoutHugePages starts the program anew without transparent huge pages: one for each
+// of the Go runtime's tables, which are there before main, is most of what a small
+// service needs. Where that fails it needs more.
+func withoutHugePages() {
+	if off, err := unix.PrctlRetInt(unix.PR_GET_THP_DISABLE, 0, 0, 0, 0); err != nil || off != 0 {
+		return
+	}
+	if unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0) == nil {
+		_ = unix.Exec("/proc/self/exe", os.Args, os.Environ())
+	}
+}
+
+// limits are those of the file and of state.auto_resize: grow never gives back.
+func (c *command) limits(auto string) (balance.Limits, error) {
+	l, err := sharing.LoadLimits(c.env.Limits)
+	l.GiveBack = auto != config.AutoResizeGrow
+	return l, err
+}
+
+func (c *command) balanceOnce(ctx context.Context, s *sharing.Service) error {
+	d, err := s.Pass(ctx)
+	if d.Action == balance.None {
+		c.say("%s", sharing.Sentence(d, nil))
+	}
+	c.result.Data = struct {
+		Action balance.Action `json:"action"`
+		Bytes  int64          `json:"bytes,omitempty"`
+		Reason string         `json:"reason"`
+	}{d.Action, d.Size, d.Reason}
+	return err
+}
+
+func (c *command) watchState(ctx context.Context, s *sharing.Service) error {
+	debug.SetMemoryLimit(serviceMemory)
+	debug.SetGCPercent(20)
+	runtime.GOMAXPROCS(1) // each more has memory of its own
+	writes, err := sharing.WatchWrites(c.env.State, c.env.volume())
+	if err != nil {
+		c.say("%v; looking at intervals only", err)
+		writes = nil
+	} else {
+		defer writes.Close()
+	}
+	var device *sharing.Device
+	node, err := sharing.DeviceOf(c.env.volume())
+	if err == nil {
+		device, err = sharing.WatchDevice(node)
+	}
+	if err != nil {
+		c.say("%v; a stray resize2fs is noticed at the next look", err)
+	} else {
+		defer device.Close()
+	}
+	s.Wait, s.Rest = sharing.Waiter(writes, device), debug.FreeOSMemory
+	return s.Watch(ctx)
+}
+
+// space is what partition and volume have, nil where no volume is open, and what
+// stands in the way of telling.
+func (c *command) space(auto string) (*sharing.Sides, error) {
+	v, err := c.env.Volume()
+	if errors.Is(err, resize.ErrNotOpen) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer v.Close()
+	sizes, err := v.Measure()
+	if err != nil {
+		return nil, err
+	}
+	limits, err := c.limits(auto)
+	if err != nil {
+		return nil, err
+	}
+	past, err := sharing.ReadDecisions(c.env.Decisions)
+	if err != nil {
+		return nil, err
+	}
+	d, _ := balance.Decide(limits, balance.History{}, sharing.Terms(sizes), time.Now())
+	sides := sharing.Look(sizes, limits, auto, past, d)
+	return &sides, nil
+}
+
+// columns is how wide the terminal is, and whether it takes no more than ASCII.
+func columns(getenv func(string) string) (width int, ascii bool) {
+	width = 80
+	if size, err := unix.IoctlGetWinsize(int(os.Stdout.Fd()), unix.TIOCGWINSZ); err == nil && size.Col > 0 {
+		width = int(size.Col)
+	} else if n, err := strconv.Atoi(getenv("COLUMNS")); err == nil && n > 0 {
+		width = n
+	}
+	return width, !utf8Locale(getenv)
+}
+
+// utf8Locale goes by the variable that counts (locale(7)).
+func utf8Locale(getenv func(string) string) bool {
+	for _, name := range []string{"LC_ALL", "LC_CTYPE", "LANG"} {
+		if value := strings.ToUpper(getenv(name)); value != "" {
+			return strings.Contains(value, "UTF-8") || strings.Contains(value, "UTF8")
+		}
+	}
+	return false
+}
+
+func openVolume(state string) (Resizer, error) {
+	v, err := resize.Open(resize.Places{State: state, Lock: layout.ResizeLock})
+	if err != nil {
+		return nil, fmt.Errorf("cannot open the volume: %w", err)
+	}
+	return v, nil
+}

@@ -1,0 +1,74 @@
+package sharing
+
+import (
+	"context"
+	"errors"
+
+	"sealroot/state/balance"
+	"sealroot/state/resize"
+)
+
+// Resizer is the volume of the running machine: *resize.Volume.
+type Resizer interface {
+	Measure() (resize.Sizes, error)
+	Resize(ctx context.Context, reserved int64) (resize.Sizes, error)
+	Repair(ctx context.Context) (resize.Sizes, error)
+}
+
+// Resized is the volume that a resizer resizes.
+type Resized struct{ Resizer }
+
+// Measure is in balance's terms.
+func (r Resized) Measure() (balance.Sizes, error) {
+	s, err := r.Resizer.Measure()
+	if err != nil {
+		return balance.Sizes{}, err
+	}
+	return Terms(s), nil
+}
+
+// Terms are sizes as package balance has them.
+func Terms(s resize.Sizes) balance.Sizes {
+	inner := s.InnerFree + s.InnerUsed
+	return balance.Sizes{
+		Outer: s.OuterTotal, OuterFree: s.OuterFree, Inner: inner, InnerFree: s.InnerFree, Gap: s.OverCommitted, ReadOnly: s.ReadOnly,
+		Device: inner + s.GivenBack + max(0, s.Apparent-s.DataOffset-s.Spanned),
+		Slack:  max(0, s.InnerFree-max(0, s.Reserved-s.MinReserved)),
+	}
+}
+
+// Resize changes by how much is reserved what the file system is to change by, as far
+// as that is possible now. That somebody was faster and took the room is no failure: the
+// next look sees it.
+func (r Resized) Resize(ctx context.Context, size int64) error {
+	s, err := r.Resizer.Measure()
+	if err != nil {
+		return err
+	}
+	reserved := min(max(s.Reserved+size-s.InnerFree-s.InnerUsed, s.MinReserved), s.MaxReserved)
+	_, err = r.Resizer.Resize(ctx, reserved)
+	if errors.Is(err, resize.ErrTooSmall) || errors.Is(err, resize.ErrNoRoom) {
+		return nil
+	}
+	return err
+}
+
+// Reserve allocates the gap, or lets nobody write there.
+func (r Resized) Reserve(ctx context.Context) error {
+	_, err := r.Repair(ctx)
+	return err
+}
+
+// Look tells what both sides have. autoResize is state.auto_resize.
+func Look(s resize.Sizes, l balance.Limits, autoResize string, past []Past, d balance.Decision) Sides {
+	keep := l.KeepFree
+	if keep == 0 {
+		keep = balance.KeepFreeOf(s.OuterTotal)
+	}
+	return Sides{
+		Partition: s.OuterTotal, PartitionFree: s.OuterFree, KeepFree: keep, Reserved: s.Reserved,
+		Volume: s.InnerFree + s.InnerUsed, VolumeFree: s.InnerFree, GivenBack: s.GivenBack,
+		Spare: max(0, s.Reserved-s.MinReserved), Gap: s.OverCommitted,
+		AutoResize: autoResize, StatedRate: l.StatedRate(s.OuterTotal), Decisions: append([]Past{}, past...), Now: Sentence(d, nil),
+	}
+}

@@ -1,0 +1,86 @@
+package sharing
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"sealroot/state/balance"
+	"sealroot/state/resize"
+)
+
+// resizer is one whose volume has 8 GiB reserved of a partition with 16 GiB.
+type resizer struct {
+	sizes    resize.Sizes
+	err      error
+	reserved int64
+	repaired int
+}
+
+func (r *resizer) Measure() (resize.Sizes, error) { return r.sizes, r.err }
+func (r *resizer) Resize(_ context.Context, reserved int64) (resize.Sizes, error) {
+	r.reserved = reserved
+	return r.sizes, r.err
+}
+func (r *resizer) Repair(context.Context) (resize.Sizes, error) {
+	r.repaired++
+	return r.sizes, r.err
+}
+
+// taken is one whose room somebody takes after it was measured.
+type taken struct{ *resizer }
+
+func (r taken) Measure() (resize.Sizes, error) { return r.sizes, nil }
+
+func eight() resize.Sizes {
+	return resize.Sizes{
+		Apparent: 20 * gib, DataOffset: 16 << 20, Spanned: 9 * gib, GivenBack: gib, Reserved: 8*gib + 16<<20,
+		InnerFree: 5 * gib, InnerUsed: 2 * gib, OuterFree: 6 * gib, OuterTotal: 16 * gib,
+		MinReserved: 4*gib + 16<<20, MaxReserved: 13 * gib,
+	}
+}
+
+func TestResized(t *testing.T) {
+	r := &resizer{sizes: eight()}
+	v := Resized{r}
+	want := balance.Sizes{Outer: 16 * gib, OuterFree: 6 * gib, Inner: 7 * gib, InnerFree: 5 * gib, Device: 19*gib - 16<<20, Slack: gib}
+	if got, err := v.Measure(); err != nil || got != want {
+		t.Errorf("Measure() = %+v, %v, want %+v", got, err, want)
+	}
+	if err := v.Resize(context.Background(), 6*gib); err != nil || r.reserved != 7*gib+16<<20 {
+		t.Errorf("Resize: %v, %d reserved, want 1 GiB less", err, r.reserved)
+	}
+	for size, want := range map[int64]int64{gib: 4*gib + 16<<20, 15 * gib: 13 * gib} {
+		if err := v.Resize(context.Background(), size); err != nil || r.reserved != want {
+			t.Errorf("Resize to %d: %v, %d reserved, want %d, which is possible", size, err, r.reserved, want)
+		}
+	}
+	for _, r.err = range []error{resize.ErrTooSmall, resize.ErrNoRoom} {
+		if err := (Resized{taken{r}}).Resize(context.Background(), 6*gib); err != nil {
+			t.Errorf("Resize when somebody took the room: %v", err)
+		}
+	}
+	r.err = nil
+	if err := v.Reserve(context.Background()); err != nil || r.repaired != 1 {
+		t.Errorf("Reserve: %v, repaired %d times", err, r.repaired)
+	}
+	r.err, r.reserved = resize.ErrBusy, 0
+	if _, err := v.Measure(); !errors.Is(err, resize.ErrBusy) {
+		t.Errorf("Measure: %v", err)
+	}
+	if err := v.Resize(context.Background(), 6*gib); !errors.Is(err, resize.ErrBusy) || r.reserved != 0 {
+		t.Errorf("Resize of what cannot be measured: %v, %d", err, r.reserved)
+	}
+}
+
+func TestLook(t *testing.T) {
+	l := balance.Defaults()
+	got := Look(eight(), l, "grow", nil, balance.Decision{Action: balance.None, Reason: "x"})
+	if got.Spare != 4*gib || got.KeepFree != gib || got.GivenBack != gib || got.Volume != 7*gib || got.Now != "nothing to do: x" || got.Decisions == nil {
+		t.Errorf("Look() = %+v", got)
+	}
+	l.KeepFree = 3 * gib
+	if got := Look(eight(), l, "grow", nil, balance.Decision{}); got.KeepFree != 3*gib {
+		t.Errorf("keeps %d free, want what the limits say", got.KeepFree)
+	}
+}
