@@ -106,7 +106,7 @@ func Reserve(f *os.File, at, n int64) error {
 		err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, at, n)
 	}
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		return fmt.Errorf("cannot reserve %d MiB for %s: %w", n>>20, ImageName, errors.Join(ErrNoRoom, err))
+		return fmt.Errorf("cannot reserve %d MiB for %s: %w: %w", n>>20, ImageName, ErrNoRoom, err)
 	}
 	if err != nil {
 		return fmt.Errorf("cannot reserve %d MiB for %s: %w", n>>20, ImageName, err)
