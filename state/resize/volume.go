@@ -139,7 +139,8 @@ func (v *Volume) tidy(m measured) (bool, error) {
 }
 
 func (v *Volume) resize(ctx context.Context, reserved int64) (err error) {
-	m, err := v.measure(true)
+	// Not the durable size: to sync first takes long just when a writer needs more room.
+	m, err := v.measure(false)
 	if err != nil {
 		return err
 	}
