@@ -79,12 +79,13 @@ var allowed = map[string][]string{
 	// one kernel facility each
 	"mount":        {},
 	"state/ext4":   {},
+	"state/btrfs":  {},
 	"state/seed":   {"state/layout"},
 	"init/console": {},
 	// where they meet
 	"slots/live":   {"slots", "mount"},
 	"state":        {"mount/dm", "mount/loop", "mount/keyring", "mount/blockdev"},
-	"state/resize": {"state", "state/balloon", "state/ext4", "state/luks2", "state/layout", "mount"},
+	"state/resize": {"state", "state/balloon", "state/btrfs", "state/ext4", "state/luks2", "state/layout", "mount"},
 	"init/boot":    {"init", "slots", "verity", "mount", "state"},
 	// programs
 	"init":        {"init/boot", "mount"},
