@@ -231,7 +231,7 @@ func (c *command) dropVoucher() error {
 // mountUnlocked mounts the volume as PID 1 would have.
 func (c *command) mountUnlocked(v *state.Volume) error {
 	fs := mount.Filesystem{
-		Type: "ext4", Source: v.Device(), Options: []string{"nodiscard", "errors=remount-ro"},
+		Type: string(v.Superblock.Type), Source: v.Device(), Options: v.Superblock.Type.MountOptions(),
 		Attr: mount.NoSUID | mount.NoDev | mount.NoExec,
 	}
 	if v.ReadOnly != nil {

@@ -9,7 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sealroot/state/balloon/files"
-	"sealroot/state/ext4"
 	"sealroot/state/luks2"
 )
 
@@ -18,6 +17,8 @@ type CreateParams struct {
 	// Label is shown by tools that list volumes; at most 47 bytes.
 	Label string
 	Rand  io.Reader
+	// Filesystem is the type of the volume's file system.
+	Filesystem Filesystem
 	// Enroll adds the keyslots and tokens by which the volume can be opened
 	// again; a volume without any keyslot is refused.
 	Enroll func(h *luks2.Header, volumeKey []byte) (*luks2.Header, error)
@@ -54,7 +55,7 @@ func Create(dir *os.File, devs Devices, p CreateParams) (*Volume, error) {
 	if err != nil {
 		return nil, err
 	}
-	sizes, err := SizesFor(free, want)
+	sizes, err := SizesFor(p.Filesystem, free, want)
 	if err != nil {
 		return nil, err
 	}
@@ -113,8 +114,7 @@ func (v *Volume) create(dir *os.File, devs Devices, sizes Sizes, p CreateParams)
 }
 
 func (v *Volume) finish(dir, root *os.File, p CreateParams) error {
-	blocks := uint64(v.Reserved-int64(v.Header.DataOffset())) / BlockSize
-	if err := ext4.Resize(int(root.Fd()), blocks); err != nil {
+	if err := p.Filesystem.grow(root, v.Reserved-int64(v.Header.DataOffset())); err != nil {
 		return fmt.Errorf("cannot grow the file system in %s: %w", ImageName, err)
 	}
 	if p.Fill != nil {
@@ -157,7 +157,7 @@ func (v *Volume) format(p CreateParams) ([]byte, error) {
 // makeFilesystem writes the template and mounts it; finish grows it to what is
 // reserved: the kernel does in milliseconds what mkfs would do in user space.
 func (v *Volume) makeFilesystem(p CreateParams) (*os.File, error) {
-	if err := WriteFilesystem(v.crypt, p.Rand); err != nil {
+	if err := WriteFilesystem(v.crypt, p.Filesystem, p.Rand); err != nil {
 		return nil, fmt.Errorf("cannot make the file system in %s: %w", ImageName, err)
 	}
 	return p.Mount(v.crypt.Path())

@@ -112,33 +112,11 @@ func CheckUnmounted(r io.ReaderAt) error {
 // GrowOuter grows the mounted file system of the state partition, whose root is
 // dir, to size bytes. It is done when everything is on stable storage.
 func GrowOuter(dir *os.File, size int64) error {
-	if err := ext4.Resize(int(dir.Fd()), uint64(size)/BlockSize); err != nil {
+	if err := Ext4.grow(dir, size); err != nil {
 		return fmt.Errorf("cannot grow the file system of the state partition: %w", err)
 	}
 	if err := unix.Syncfs(int(dir.Fd())); err != nil {
 		return fmt.Errorf("cannot sync the state partition: %w", err)
 	}
 	return nil
-}
-
-// WriteFilesystem writes the template of a file system, under an identity of its
-// own, and is done when it is on stable storage.
-func WriteFilesystem(d interface {
-	io.WriterAt
-	Sync() error
-}, random io.Reader) error {
-	var uuid, seed [16]byte
-	for _, b := range [][]byte{uuid[:], seed[:]} {
-		if _, err := io.ReadFull(random, b); err != nil {
-			return err
-		}
-	}
-	uuid[6], uuid[8] = uuid[6]&0x0f|0x40, uuid[8]&0x3f|0x80
-	if err := ext4.WriteTemplate(d, uuid, seed); err != nil {
-		return err
-	}
-	// The template went through the device's page cache. Pages that are still
-	// dirty when the file system is mounted would be written later, over what
-	// its journal wrote past that cache.
-	return d.Sync()
 }

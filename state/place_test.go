@@ -101,7 +101,7 @@ func TestWriteFilesystemJudge(t *testing.T) {
 	if err := f.Truncate(64 << 20); err != nil {
 		t.Fatal(err)
 	}
-	if err := state.WriteFilesystem(f, rand.Reader); err != nil {
+	if err := state.WriteFilesystem(f, state.Ext4, rand.Reader); err != nil {
 		t.Fatal(err)
 	}
 	if out, err := exec.Command("e2fsck", "-fn", path).CombinedOutput(); err != nil {

@@ -57,12 +57,12 @@ func TestPrebuiltOf(t *testing.T) {
 func TestSizesFor(t *testing.T) {
 	const free = 1 << 30
 	for want, reserved := range map[int64]int64{0: free / 2, 200 << 20: 200 << 20, 1: minReserved, 700<<20 + 1: 700 << 20, 1 << 62: free - keepFree} {
-		s, err := SizesFor(free, want)
+		s, err := SizesFor(Ext4, free, want)
 		if err != nil || s.Reserved != reserved || s.Apparent != minApparent {
 			t.Errorf("SizesFor(%d) = %+v, %v, want %d reserved", want, s, err, reserved)
 		}
 	}
-	if _, err := SizesFor(minReserved, 1<<40); !errors.Is(err, ErrNoRoom) {
+	if _, err := SizesFor(Ext4, minReserved, 1<<40); !errors.Is(err, ErrNoRoom) {
 		t.Errorf("without room: %v, want ErrNoRoom", err)
 	}
 }

@@ -17,13 +17,6 @@ import (
 	"sealroot/state/luks2"
 )
 
-type settledDevice struct{ *os.File }
-
-func (d settledDevice) Path() string { return d.Name() }
-func (settledDevice) Number() string { return "" }
-func (settledDevice) Size() int64    { return 0 }
-func (settledDevice) Remove() error  { return nil }
-
 // What the record says was given back is reserved again where no balloon holds it, and
 // only there.
 func TestSettle(t *testing.T) {
@@ -89,8 +82,8 @@ func TestSettle(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	v := &Volume{image: image, Header: h, Reserved: begin + inside - balloon.Total(given), givenBack: given, crypt: settledDevice{disk}}
-	v.Superblock.BlockSize, v.Superblock.Blocks = BlockSize, inside/BlockSize
+	v := &Volume{image: image, Header: h, Reserved: begin + inside - balloon.Total(given), givenBack: given, crypt: plainDevice{disk, inside}}
+	v.Superblock = Superblock{Type: Ext4, Bytes: inside}
 	v.Settle(root)
 	there, merr := files.Reserved(image, 0, begin+inside)
 	holes := balloon.Without([]balloon.Range{{Start: 0, End: begin + inside}}, there)
@@ -125,7 +118,7 @@ func TestSettle(t *testing.T) {
 		t.Errorf("%d bytes are reserved, want %d: %v", n, begin+inside, err)
 	}
 	// The journal has made it larger: that is reserved too.
-	v.givenBack, v.Superblock.Blocks = nil, (inside-8<<20)/BlockSize
+	v.givenBack, v.Superblock.Bytes = nil, inside-8<<20
 	if err := Release(image, begin+inside-8<<20, begin+inside); err != nil {
 		t.Fatal(err)
 	}

@@ -31,16 +31,16 @@ const (
 // PlanSizes divides an outer file system of which free bytes are available:
 // half of it is reserved for the encrypted volume, the rest is for what lies
 // beside it and for growing. ErrNoRoom when that is too little.
-func PlanSizes(free int64) (Sizes, error) { return SizesFor(free, 0) }
+func PlanSizes(free int64) (Sizes, error) { return SizesFor(Ext4, free, 0) }
 
-// SizesFor is PlanSizes where want bytes are to be reserved in place of the half, as
+// SizesFor is PlanSizes for a volume with that file system, where want bytes are to be reserved in place of the half, as
 // far as there is room; 0: the half.
-func SizesFor(free, want int64) (Sizes, error) {
+func SizesFor(f Filesystem, free, want int64) (Sizes, error) {
 	share := free / 2
 	if want > 0 {
 		share = min(want, free-keepFree)
 	}
-	reserved := max(share, minReserved) / BlockSize * BlockSize
+	reserved := max(share, f.leastReserved()) / BlockSize * BlockSize
 	if reserved > free-keepFree {
 		return Sizes{}, fmt.Errorf("cannot reserve %d MiB of %d MiB free on the state partition: %w",
 			reserved>>20, free>>20, ErrNoRoom)

@@ -34,7 +34,7 @@ func TestCheckUnmounted(t *testing.T) {
 	}
 	ours := func(t *testing.T, f *os.File) {
 		t.Helper()
-		if err := state.WriteFilesystem(f, rand.Reader); err != nil {
+		if err := state.WriteFilesystem(f, state.Ext4, rand.Reader); err != nil {
 			t.Fatal(err)
 		}
 	}

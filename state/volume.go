@@ -48,7 +48,7 @@ type Volume struct {
 	ReadOnly error
 	// Superblock is the inner file system's when the volume was opened. Mended: a power
 	// cut had torn it.
-	Superblock ext4.Superblock
+	Superblock Superblock
 	Mended     bool
 
 	image *os.File
@@ -189,22 +189,27 @@ func (v *Volume) stepUp(dir *os.File, size int64) int64 {
 // restore makes the invariant true again: what the inner file system spans is
 // reserved, but for what it has given back by the record in dir, and nothing beyond.
 func (v *Volume) restore(dir *os.File, size int64) error {
-	mended, err := ext4.Mend(v.crypt, v.crypt.Size())
+	mended, err := Mend(v.crypt, v.crypt.Size())
 	if err != nil {
 		return fmt.Errorf("cannot use the file system in %s: %w", ImageName, err)
 	}
 	v.Mended = mended
-	sb, err := ext4.ReadSuperblock(v.crypt)
+	sb, err := ReadSuperblock(v.crypt)
 	if err != nil {
 		return fmt.Errorf("cannot use the file system in %s: %w", ImageName, errors.Join(ErrDamaged, err))
 	}
 	begin := int64(v.Header.DataOffset())
-	end := begin + int64(sb.Bytes())
-	if end > size {
+	end := begin + sb.Bytes
+	if end < begin || end > size {
 		return fmt.Errorf("cannot use a file system that ends at byte %d of %d in %s: %w", end, size, ImageName, ErrDamaged)
 	}
-	record, _ := files.ReadRecord(dir, v.Header.UUID())
-	v.givenBack = balloon.Within(record.Given, begin, size)
+	if mended && sb.Type == Btrfs {
+		sb.Errors = true // put together from two transactions, maybe: the check is the judge
+	}
+	if sb.Type == Ext4 { // btrfs moves what it has; it gives back by getting smaller
+		record, _ := files.ReadRecord(dir, v.Header.UUID())
+		v.givenBack = balloon.Within(record.Given, begin, size)
+	}
 	v.Superblock = sb
 	want := balloon.Without([]balloon.Range{{Start: 0, End: end}}, v.givenBack)
 	v.Reserved = balloon.Total(want)
@@ -263,7 +268,7 @@ func (v *Volume) reserve(list []balloon.Range) error {
 // may have written it; what is believed are the balloons. When that fails, the volume
 // has to become read-only (ReadOnly says so), before anything else is written to it.
 func (v *Volume) Settle(root *os.File) {
-	if v.ReadOnly != nil {
+	if v.ReadOnly != nil || v.Superblock.Type != Ext4 { // what btrfs has in its log does not change its size
 		return
 	}
 	if err := v.settle(root); err != nil {
@@ -281,17 +286,18 @@ func (v *Volume) settle(root *os.File) error {
 		return err
 	}
 	begin := int64(v.Header.DataOffset())
-	before, end := begin+int64(v.Superblock.Bytes()), begin+int64(sb.Bytes())
+	bytes := int64(sb.Bytes())
+	before, end := begin+v.Superblock.Bytes, begin+bytes
 	if end <= before && len(v.givenBack) == 0 {
 		return nil
 	}
-	list, err := files.List(root, int64(sb.Bytes()))
+	list, err := files.List(root, bytes)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	held := balloon.Both(v.givenBack, balloon.Shift(files.Held(list), begin))
 	want := balloon.Without([]balloon.Range{{Start: 0, End: end}}, held)
-	v.Superblock.Blocks, v.Reserved = sb.Blocks, balloon.Total(want)
+	v.Superblock.Bytes, v.Reserved = bytes, balloon.Total(want)
 	return v.reserve(balloon.Without(want, balloon.Without([]balloon.Range{{Start: 0, End: before}}, v.givenBack)))
 }
 

@@ -55,7 +55,7 @@ func (b *boot) statePartition(ctx context.Context) (part blockdev.Partition, unf
 	}
 	dev, err := blockdev.Open(part.Node, true)
 	if err == nil {
-		err = errors.Join(state.WriteFilesystem(dev, b.sys.Rand), dev.Close())
+		err = errors.Join(state.WriteFilesystem(dev, state.Ext4, b.sys.Rand), dev.Close())
 	}
 	if err != nil {
 		return part, false, fmt.Errorf("cannot make the file system of the state partition: %w", err)

@@ -66,7 +66,7 @@ func TestUnfinishedThatDoesNotMount(t *testing.T) {
 	if err := f.Truncate(256 << 20); err != nil {
 		t.Fatal(err)
 	}
-	if err := state.WriteFilesystem(f, rand.Reader); err != nil {
+	if err := state.WriteFilesystem(f, state.Ext4, rand.Reader); err != nil {
 		t.Fatal(err)
 	}
 	if err := neverMounted(f, unix.EUCLEAN); err != nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -28,72 +29,84 @@ type RunProgram func(ctx context.Context, root string, argv ...string) (child.Re
 
 var (
 	// errNotRepaired: the file system has errors that are left.
-	errNotRepaired = errors.New("its file system has errors and was not repaired; it is used read-only at most. Repair it from another system (e2fsck)")
+	errNotRepaired = errors.New("its file system has errors and was not repaired; it is used read-only at most. Repair it from another system (e2fsck, btrfs check)")
 	// errRestart: e2fsck wants the machine restarted.
 	errRestart = errors.New("e2fsck asks for a restart")
 )
 
-// needsCheck tells whether a file system is looked at before it is mounted: the
-// kernel found errors, or nothing makes good that it was not unmounted. A journal
-// that has to be replayed is the kernel's own business.
-func needsCheck(sb ext4.Superblock) bool { return sb.Errors || !sb.Clean && !sb.NeedsRecovery }
+// checkerOf is the program of the root that checks a type of file system, and its
+// arguments before the device. btrfs is only looked at: its transactions leave nothing
+// to be put right, and btrfs-check(8) warns of its own repairs. Without --force it ends
+// where it cannot ask /proc whether the device is mounted.
+func checkerOf(f state.Filesystem) (name, args string) {
+	if f == state.Btrfs {
+		return "btrfs", " check --readonly --force "
+	}
+	return "e2fsck", " -p "
+}
 
-// fsckStatus judges the exit status of e2fsck(8), which is a set of bits.
-func fsckStatus(status int) error {
+// fsckStatus judges the exit status of e2fsck(8), which is a set of bits, and that of
+// btrfs-check(8), where any but 0 means errors.
+func fsckStatus(name string, status int) error {
 	const corrected, restart = 1, 2
+	good := corrected | restart
+	if name != "e2fsck" {
+		good = 0
+	}
 	switch {
-	case status&^(corrected|restart) != 0:
-		return fmt.Errorf("e2fsck ends with status %d: %w", status, errNotRepaired)
+	case status&^good != 0:
+		return fmt.Errorf("%s ends with status %d: %w", name, status, errNotRepaired)
 	case status&restart != 0:
 		return errRestart
 	}
 	return nil
 }
 
-// checkFilesystem repairs a file system that needs it, with the e2fsck of the
+// checkFilesystem repairs a file system that needs it, with the program of the
 // verified root: nothing is mounted from it yet. what names it for a person.
 // Errors: errNotRepaired, errRestart.
-func (b *boot) checkFilesystem(ctx context.Context, what, device string, sb ext4.Superblock) error {
-	if b.cfg.State.Fsck != config.FsckAuto || !needsCheck(sb) {
+func (b *boot) checkFilesystem(ctx context.Context, what, device string, sb state.Superblock) error {
+	if b.cfg.State.Fsck != config.FsckAuto || !sb.NeedsCheck() {
 		return nil
 	}
 	b.warn("%s: the file system has errors; checking it", what)
-	result, err := b.e2fsck(ctx, device)
+	name, args := checkerOf(sb.Type)
+	result, err := b.runChecker(ctx, name, args+device)
 	for line := range bytes.Lines(result.Output) {
 		if line = bytes.TrimSpace(line); len(line) > 0 {
-			b.sys.Log.Info("e2fsck: %s", clean(string(line)))
+			b.sys.Log.Info("%s: %s", name, clean(string(line)))
 		}
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w: %w", what, errNotRepaired, err)
 	}
-	if err := fsckStatus(result.Status); err != nil {
+	if err := fsckStatus(name, result.Status); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	b.warn("%s: checked; e2fsck ends with status %d", what, result.Status)
+	b.warn("%s: checked; %s ends with status %d", what, name, result.Status)
 	return nil
 }
 
-// e2fsck runs the verified root's own. For that it gets /dev in its place, and only
+// runChecker runs the verified root's own. For that it gets /dev in its place, and only
 // for that long.
-func (b *boot) e2fsck(ctx context.Context, device string) (result child.Result, err error) {
+func (b *boot) runChecker(ctx context.Context, name, args string) (result child.Result, err error) {
 	ctx, cancel := context.WithTimeout(ctx, fsckTime)
 	defer cancel()
-	b.guard.allow("e2fsck", fsckTime+restartLimit)
-	defer func() { b.guard.allow("what follows e2fsck", stageLimit("state")) }()
+	b.guard.allow(name, fsckTime+restartLimit)
+	defer func() { b.guard.allow("what follows "+name, stageLimit("state")) }()
 	dev := mount.Filesystem{Type: "devtmpfs", Source: "dev", Attr: mount.NoSUID | mount.NoExec}
 	if err := b.sys.Mounter.MountIn(dev, mount.Place{Root: newRoot, Path: "dev"}); err != nil {
 		return result, err
 	}
-	for _, path := range []string{"/usr/sbin/e2fsck", "/sbin/e2fsck"} {
-		if result, err = b.sys.RunProgram(ctx, newRoot, path, "-p", device); !errors.Is(err, fs.ErrNotExist) {
+	for _, dir := range []string{"/usr/sbin/", "/sbin/", "/usr/bin/"} {
+		if result, err = b.sys.RunProgram(ctx, newRoot, strings.Fields(dir+name+args)...); !errors.Is(err, fs.ErrNotExist) {
 			break
 		}
 	}
 	return result, errors.Join(err, b.sys.Mounter.Unmount(newRoot+"/dev"))
 }
 
-// mendedText is what a person is told of ext4.Mend.
+// mendedText is what a person is told of state.Mend.
 const mendedText = "a power cut had torn the superblock of its file system; mended"
 
 // mendOuter repairs the superblock of the state partition where a power cut tore it:
@@ -120,9 +133,9 @@ func (b *boot) checkOuter(ctx context.Context, node string) error {
 	if err != nil {
 		return nil // mounting it says so
 	}
-	sb, err := ext4.ReadSuperblock(part)
+	sb, err := state.ReadSuperblock(part)
 	part.Close()
-	if err != nil {
+	if err != nil || sb.Type != state.Ext4 { // anybody may have put btrfs there: it is not mounted
 		return nil
 	}
 	return b.checkFilesystem(ctx, "the state partition", node, sb)

@@ -16,7 +16,6 @@ import (
 	"sealroot/mount/mounttest"
 	"sealroot/slots"
 	"sealroot/state"
-	"sealroot/state/ext4"
 	"sealroot/state/luks2"
 )
 
@@ -25,25 +24,30 @@ func TestFsckStatus(t *testing.T) {
 		0: nil, 1: nil, 2: errRestart, 3: errRestart, 4: errNotRepaired, 5: errNotRepaired, 6: errNotRepaired, 7: errNotRepaired,
 		8: errNotRepaired, 16: errNotRepaired, 32: errNotRepaired, 128: errNotRepaired, 137: errNotRepaired, -1: errNotRepaired,
 	} {
-		if got := fsckStatus(status); !errors.Is(got, want) || want == nil && got != nil {
+		if got := fsckStatus("e2fsck", status); !errors.Is(got, want) || want == nil && got != nil {
 			t.Errorf("status %d: %v, want %v", status, got, want)
+		}
+	}
+	for status, want := range map[int]error{0: nil, 1: errNotRepaired, 2: errNotRepaired, -1: errNotRepaired} {
+		if got := fsckStatus("btrfs", status); !errors.Is(got, want) || want == nil && got != nil {
+			t.Errorf("btrfs: status %d: %v, want %v", status, got, want)
 		}
 	}
 }
 
 func TestNeedsCheck(t *testing.T) {
 	for _, tt := range []struct {
-		sb   ext4.Superblock
+		sb   state.Superblock
 		want bool
 	}{
-		{ext4.Superblock{Clean: true}, false},
-		{ext4.Superblock{Clean: true, NeedsRecovery: true}, false}, // a power cut: the journal makes it good
-		{ext4.Superblock{NeedsRecovery: true}, false},
-		{ext4.Superblock{}, true},
-		{ext4.Superblock{Clean: true, Errors: true}, true},
-		{ext4.Superblock{Clean: true, Errors: true, NeedsRecovery: true}, true},
+		{state.Superblock{Clean: true}, false},
+		{state.Superblock{Clean: true, NeedsRecovery: true}, false}, // a power cut: the journal makes it good
+		{state.Superblock{NeedsRecovery: true}, false},
+		{state.Superblock{}, true},
+		{state.Superblock{Clean: true, Errors: true}, true},
+		{state.Superblock{Clean: true, Errors: true, NeedsRecovery: true}, true},
 	} {
-		if got := needsCheck(tt.sb); got != tt.want {
+		if got := tt.sb.NeedsCheck(); got != tt.want {
 			t.Errorf("%+v: %v, want %v", tt.sb, got, tt.want)
 		}
 	}
@@ -84,14 +88,14 @@ func filesystem(t *testing.T, path string, badly bool) {
 	run("debugfs", "-w", "-R", "set_super_value state 3", path)
 }
 
-func superblock(t *testing.T, path string) ext4.Superblock {
+func superblock(t *testing.T, path string) state.Superblock {
 	t.Helper()
 	f, err := os.Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	sb, err := ext4.ReadSuperblock(f)
+	sb, err := state.ReadSuperblock(f)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -50,12 +50,14 @@ func (b *boot) firstBoot(ctx context.Context, prebuilt *state.Prebuilt) error {
 		b.sys.Log.Info("state: the volume that came with the image is replaced")
 	}
 	b.sys.Log.Info("state: first boot, creating the encrypted volume")
+	filesystem := state.Filesystem(b.cfg.State.Filesystem)
 	var recovery, manage []byte
 	defer func() { clear(recovery); clear(manage) }()
 	v, err := state.Create(b.volume.outer, b.sys.Devices, state.CreateParams{
-		Label:    b.cfg.Name,
-		Rand:     b.randomness(ctx),
-		Replaces: prebuilt,
+		Label:      b.cfg.Name,
+		Rand:       b.randomness(ctx),
+		Filesystem: filesystem,
+		Replaces:   prebuilt,
 		Enroll: func(h *luks2.Header, key []byte) (*luks2.Header, error) {
 			h, err := b.enrollTPM(ctx, h, key)
 			if err != nil {
@@ -74,7 +76,7 @@ func (b *boot) firstBoot(ctx context.Context, prebuilt *state.Prebuilt) error {
 			h, manage, err = b.enrollManage(ctx, h, key)
 			return h, err
 		},
-		Mount:   func(device string) (*os.File, error) { return b.mountVolume(device, false) },
+		Mount:   func(device string) (*os.File, error) { return b.mountVolume(device, filesystem, false) },
 		Unmount: b.unmountVolume,
 		Fill:    func(root *os.File) error { return fillVolume(root, recovery, manage) },
 	})

@@ -156,7 +156,7 @@ func (b *boot) openVolume(ctx context.Context) error {
 	if readOnly {
 		b.warn("the encrypted volume is read-only: %v", v.ReadOnly)
 	}
-	root, err := b.mountVolume(v.Device(), readOnly)
+	root, err := b.mountVolume(v.Device(), v.Superblock.Type, readOnly)
 	if err != nil {
 		return stateError(slots.StateDamaged, "%w", errors.Join(err, v.Close()))
 	}
@@ -188,7 +188,7 @@ func (b *boot) onlyRead(v *state.Volume) error {
 	if err := b.unmountVolume(); err != nil {
 		return err
 	}
-	root, err := b.mountVolume(v.Device(), true)
+	root, err := b.mountVolume(v.Device(), v.Superblock.Type, true)
 	if err != nil {
 		return err
 	}
@@ -228,9 +228,8 @@ const volumeAttr = mount.NoSUID | mount.NoDev | mount.NoExec
 // mountVolume mounts the volume and opens its root; on error it is not mounted.
 // Read-only is the file system and not the mount: the running system makes it writable
 // (sealroot state repair), and what is bound from here with it.
-func (b *boot) mountVolume(device string, readOnly bool) (*os.File, error) {
-	// nodiscard: nothing inside may give back what is reserved outside.
-	fs := mount.Filesystem{Type: "ext4", Source: device, Options: []string{"nodiscard", "errors=remount-ro"}, Attr: volumeAttr}
+func (b *boot) mountVolume(device string, kind state.Filesystem, readOnly bool) (*os.File, error) {
+	fs := mount.Filesystem{Type: string(kind), Source: device, Options: kind.MountOptions(), Attr: volumeAttr}
 	if readOnly {
 		fs.Options = append(fs.Options, "ro")
 	}

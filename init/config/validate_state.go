@@ -40,7 +40,7 @@ func (v *validator) state(c *Config) {
 	}
 	v.degradedUnlock(c)
 	v.oneOf("state.fsck", s.Fsck, []string{FsckNo, FsckAuto}, nil)
-	v.oneOf("state.filesystem", s.Filesystem, []string{"ext4"}, []string{"btrfs"})
+	v.oneOf("state.filesystem", s.Filesystem, []string{"ext4", "btrfs"}, nil)
 	v.oneOf("state.auto_resize", s.AutoResize, []string{AutoResizeOff, AutoResizeGrow, AutoResizeBoth}, nil)
 	if s.AutoResize != AutoResizeOff && (s.Plain() || s.Create == CreateNone) {
 		v.add("state.auto_resize", "leave it out", "set, but there is no volume to resize")

@@ -191,8 +191,14 @@ func (v *verdict) osRelease() {
 
 // fsck: PID 1 runs the root's own.
 func (v *verdict) fsck() {
-	if v.w.Config.State.Fsck == config.FsckAuto && !v.t.has("usr/sbin/e2fsck") && !v.t.has("sbin/e2fsck") {
+	if v.w.Config.State.Fsck != config.FsckAuto {
+		return
+	}
+	if !v.t.has("usr/sbin/e2fsck") && !v.t.has("sbin/e2fsck") {
 		v.warn("usr/sbin/e2fsck", "install it (Debian: package e2fsprogs)", "missing: state.fsck: auto repairs nothing")
+	}
+	if v.w.Config.State.Filesystem == "btrfs" && !v.t.has("usr/bin/btrfs") && !v.t.has("usr/sbin/btrfs") && !v.t.has("sbin/btrfs") {
+		v.warn("usr/bin/btrfs", "install it (Debian: package btrfs-progs)", "missing: state.fsck: auto has a volume read-only whose superblock was mended")
 	}
 }
 

@@ -80,7 +80,7 @@ func rules() []rule {
 		{"setuid", "set-user-ID programs where they have no effect", (*verdict).setuid},
 		{"devices", "device nodes", (*verdict).devices},
 		{"container", "traces of a container", (*verdict).container},
-		{"fsck", "e2fsck for state.fsck", (*verdict).fsck},
+		{"fsck", "e2fsck and btrfs for state.fsck", (*verdict).fsck},
 		{"owner", "system directories that belong to a user", (*verdict).owner},
 	}
 }

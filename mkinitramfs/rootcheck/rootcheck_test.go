@@ -195,6 +195,8 @@ func TestJudge(t *testing.T) {
 		{"container", kiosk(nil), files{".dockerenv": {Mode: 0o644}}, "warning /.dockerenv (container)", "container"},
 		{"whiteout", kiosk(nil), files{"usr/bin/.wh.x": {Mode: 0o644}}, "warning /usr/bin/.wh.x (container)", "whiteout"},
 		{"no_e2fsck", kiosk(func(c *config.Config) { c.State.Fsck = config.FsckAuto }), files{"usr/sbin/e2fsck": gone}, "warning /usr/sbin/e2fsck (fsck)", "repairs nothing"},
+		{"no_btrfs", kiosk(func(c *config.Config) { c.State.Fsck, c.State.Filesystem = config.FsckAuto, "btrfs" }), nil, "warning /usr/bin/btrfs (fsck)", "superblock was mended"},
+		{"btrfs", kiosk(func(c *config.Config) { c.State.Fsck, c.State.Filesystem = config.FsckAuto, "btrfs" }), files{"usr/bin/btrfs": program()}, "", ""},
 		{"owner", kiosk(nil), files{"usr": {Mode: fs.ModeDir | 0o755, UID: 1000}, "var": {Mode: fs.ModeDir | 0o755, UID: 1000}}, "warning /usr (owner)", "user 1000"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

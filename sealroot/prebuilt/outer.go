@@ -173,7 +173,7 @@ func (t tools) filesystem(ctx context.Context, size int64, random io.Reader) (*o
 	if err != nil {
 		return nil, err
 	}
-	err = state.WriteFilesystem(f, random)
+	err = state.WriteFilesystem(f, state.Ext4, random)
 	if err == nil {
 		_, err = t.run(ctx, "resize2fs", "", []*os.File{f}, "/proc/self/fd/3", strconv.FormatInt(size/1024, 10)+"K")
 	}

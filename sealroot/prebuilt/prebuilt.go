@@ -81,7 +81,7 @@ func Make(ctx context.Context, disk *os.File, o Options) (Made, error) {
 	if err != nil {
 		return Made{}, fmt.Errorf("cannot use the file system of the state partition: %w", err)
 	}
-	sizes, err := state.SizesFor(int64(sb.FreeBlocks)*int64(sb.BlockSize), o.Reserve)
+	sizes, err := state.SizesFor(state.Ext4, int64(sb.FreeBlocks)*int64(sb.BlockSize), o.Reserve)
 	if err == nil && sizes.Reserved < o.Reserve {
 		err = fmt.Errorf("cannot reserve %d MiB of %d MiB free: %w", o.Reserve>>20, int64(sb.FreeBlocks)*int64(sb.BlockSize)>>20, state.ErrNoRoom)
 	}

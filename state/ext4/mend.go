@@ -7,8 +7,8 @@ import (
 	"io"
 )
 
-// Disk is what Mend changes.
-type Disk interface {
+// Disk is what Mend changes. An alias: a type of its own is one more in PID 1.
+type Disk = interface {
 	io.ReaderAt
 	io.WriterAt
 	Sync() error

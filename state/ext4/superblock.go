@@ -33,7 +33,6 @@ const (
 	sbIncompat     = 0x60
 	sbROCompat     = 0x64
 	sbUUID         = 0x68
-	sbLabel        = 0x78
 	sbHashSeed     = 0xec
 	sbBlocksHigh   = 0x150
 	sbFreeHigh     = 0x158
@@ -53,7 +52,6 @@ const (
 // Superblock is what callers need of a superblock.
 type Superblock struct {
 	UUID          [16]byte
-	Label         string
 	BlockSize     int    // bytes
 	Blocks        uint64 // of BlockSize
 	FreeBlocks    uint64
@@ -104,12 +102,6 @@ func parseSuperblock(b []byte) (Superblock, error) {
 	if incompat&incompat64Bit != 0 {
 		s.Blocks |= uint64(le.Uint32(b[sbBlocksHigh:])) << 32
 		s.FreeBlocks |= uint64(le.Uint32(b[sbFreeHigh:])) << 32
-	}
-	for _, c := range b[sbLabel:][:16] {
-		if c < 0x20 || c > 0x7e { // ends the text, and keeps a hostile label out of messages
-			break
-		}
-		s.Label += string(rune(c))
 	}
 	if s.Blocks == 0 || s.Blocks > math.MaxInt64/uint64(s.BlockSize) || s.FreeBlocks > s.Blocks {
 		return Superblock{}, fmt.Errorf("%w: %d blocks, %d free", ErrSuperblock, s.Blocks, s.FreeBlocks)
