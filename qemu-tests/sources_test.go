@@ -33,7 +33,7 @@ var loaded = []string{
 	"drivers/md/dm-bufio", "drivers/md/dm-crypt", "drivers/md/dm-mod", "drivers/md/dm-verity", "drivers/mfd/",
 	"drivers/nvme/common/", "drivers/nvme/host/nvme.ko", "drivers/nvme/host/nvme-core",
 	"drivers/scsi/scsi_", "drivers/scsi/sd_mod", "drivers/scsi/virtio_scsi", "drivers/usb/", "drivers/virtio/", "drivers/watchdog/",
-	"fs/efivarfs/", "fs/erofs/", "fs/ext4/", "fs/fat/", "fs/fscache/", "fs/jbd2/", "fs/mbcache", "fs/netfs/", "fs/nls/", "fs/overlayfs/", "fs/squashfs/",
+	"fs/btrfs/", "fs/efivarfs/", "fs/erofs/", "fs/ext4/", "fs/fat/", "fs/fscache/", "fs/jbd2/", "fs/mbcache", "fs/netfs/", "fs/nls/", "fs/overlayfs/", "fs/squashfs/",
 }
 
 // modules is the folder of the modules for a root: Dir for Debian, else one like it

@@ -113,12 +113,12 @@ func (c *command) watchState(ctx context.Context, s *sharing.Service) error {
 	}
 	var device *sharing.Device
 	node, err := sharing.DeviceOf(c.env.volume())
-	if err == nil {
+	if err == nil && node != "" {
 		device, err = sharing.WatchDevice(node)
 	}
 	if err != nil {
 		c.say("%v; a stray resize2fs is noticed at the next look", err)
-	} else {
+	} else if device != nil {
 		defer device.Close()
 	}
 	s.Wait, s.Rest = sharing.Waiter(writes, device), debug.FreeOSMemory

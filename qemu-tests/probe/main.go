@@ -266,6 +266,10 @@ func run(w io.Writer, began start, words []string) (status int, then func()) {
 		err = resizeLoop(w, words)
 	case "resizewrong": // does what a resize must not, for a moment
 		err = resizeWrong(words)
+	case "resize-under-writer":
+		err = underWriter(w, words)
+	case "verify": // verify DIR: files whose names are their sums
+		err = verifyNamed(w, words)
 	case "poke": // poke FILE OFFSET HEX: writes these bytes there, past every cache
 		err = poke(words)
 	default:

@@ -119,7 +119,7 @@ func Sentence(d balance.Decision, err error) string {
 		balance.None:    "nothing to do",
 		balance.Grow:    "the volume grows to " + balance.Text(d.Size),
 		balance.Shrink:  "the volume shrinks to " + balance.Text(d.Size),
-		balance.Reserve: balance.Text(d.Size) + " of the volume are reserved, or held by balloons",
+		balance.Reserve: balance.Text(d.Size) + " of the volume are reserved, or taken out of its use",
 	}[d.Action] + ": " + d.Reason
 	if err != nil {
 		text += "; failed: " + err.Error()

@@ -39,15 +39,17 @@ func Terms(s resize.Sizes) balance.Sizes {
 
 // Resize changes by how much is reserved what the file system is to change by, as far
 // as that is possible now. That somebody was faster and took the room is no failure: the
-// next look sees it.
+// next look sees it. What the sizes promise and the file system refuses is one: btrfs has
+// free space between what it uses, and would be asked for it at every look.
 func (r Resized) Resize(ctx context.Context, size int64) error {
 	s, err := r.Resizer.Measure()
 	if err != nil {
 		return err
 	}
 	reserved := min(max(s.Reserved+size-s.InnerFree-s.InnerUsed, s.MinReserved), s.MaxReserved)
-	_, err = r.Resizer.Resize(ctx, reserved)
-	if errors.Is(err, resize.ErrTooSmall) || errors.Is(err, resize.ErrNoRoom) {
+	after, err := r.Resizer.Resize(ctx, reserved)
+	refused := after.Reserved == s.Reserved && after.MinReserved <= reserved
+	if errors.Is(err, resize.ErrTooSmall) && !refused || errors.Is(err, resize.ErrNoRoom) {
 		return nil
 	}
 	return err

@@ -27,10 +27,19 @@ func (r *resizer) Repair(context.Context) (resize.Sizes, error) {
 	return r.sizes, r.err
 }
 
-// taken is one whose room somebody takes after it was measured.
-type taken struct{ *resizer }
+// taken is one whose room somebody takes after it was measured, or a part of it.
+type taken struct {
+	*resizer
+	change func(*resize.Sizes)
+}
 
 func (r taken) Measure() (resize.Sizes, error) { return r.sizes, nil }
+
+func (r taken) Resize(context.Context, int64) (resize.Sizes, error) {
+	after := r.sizes
+	r.change(&after)
+	return after, r.err
+}
 
 func eight() resize.Sizes {
 	return resize.Sizes{
@@ -55,9 +64,20 @@ func TestResized(t *testing.T) {
 			t.Errorf("Resize to %d: %v, %d reserved, want %d, which is possible", size, err, r.reserved, want)
 		}
 	}
-	for _, r.err = range []error{resize.ErrTooSmall, resize.ErrNoRoom} {
-		if err := (Resized{taken{r}}).Resize(context.Background(), 6*gib); err != nil {
-			t.Errorf("Resize when somebody took the room: %v", err)
+	for name, c := range map[string]struct {
+		err    error
+		change func(*resize.Sizes)
+		failed bool
+	}{
+		"taken":     {resize.ErrTooSmall, func(s *resize.Sizes) { s.MinReserved = s.Reserved }, false},
+		"a_part":    {resize.ErrTooSmall, func(s *resize.Sizes) { s.Reserved -= gib / 2 }, false},
+		"refused":   {resize.ErrTooSmall, func(*resize.Sizes) {}, true},
+		"no_room":   {resize.ErrNoRoom, func(*resize.Sizes) {}, false},
+		"different": {resize.ErrBusy, func(s *resize.Sizes) { s.Reserved -= gib / 2 }, true},
+	} {
+		r.err = c.err
+		if err := (Resized{taken{r, c.change}}).Resize(context.Background(), 6*gib); c.failed != (err != nil) || c.failed && !errors.Is(err, c.err) {
+			t.Errorf("%s: Resize: %v", name, err)
 		}
 	}
 	r.err = nil

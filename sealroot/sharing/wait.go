@@ -74,11 +74,15 @@ func WatchDevice(node string) (*Device, error) {
 // Close ends it.
 func (d *Device) Close() error { return unix.Close(d.fd) }
 
-// DeviceOf is the node of the device with the file system at dir.
+// DeviceOf is the node of the device with the file system at dir; "" for btrfs, which
+// has none that stat(2) knows, and which no program resizes through its device.
 func DeviceOf(dir string) (string, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(dir, &st); err != nil {
 		return "", fmt.Errorf("cannot inspect %s: %w", dir, err)
+	}
+	if unix.Major(st.Dev) == 0 {
+		return "", nil
 	}
 	link, err := os.Readlink(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev)))
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
@@ -69,6 +70,43 @@ func TestWrites(t *testing.T) {
 	time.AfterFunc(50*time.Millisecond, write)
 	if d := took(t, wait, 300*time.Millisecond, 0); d < 300*time.Millisecond {
 		t.Errorf("woken after %v, though it did not wait for a write", d)
+	}
+}
+
+// TestWritesToBtrfs: one in a subvolume is told, too; it has no device.
+func TestWritesToBtrfs(t *testing.T) {
+	run := func(name string, args ...string) {
+		t.Helper()
+		if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+			t.Fatalf("%s %v: %v\n%s", name, args, err, out)
+		}
+	}
+	image, dir := filepath.Join(t.TempDir(), "image"), t.TempDir()
+	if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, 256<<20)); err != nil {
+		t.Fatal(err)
+	}
+	run("mkfs.btrfs", "-q", image)
+	run("mount", "-o", "loop,nodiscard,subvolid=5", image, dir)
+	defer run("umount", dir)
+	run("btrfs", "subvolume", "create", filepath.Join(dir, "sub"))
+	if node, err := DeviceOf(dir); err != nil || node != "" {
+		t.Errorf("DeviceOf = %q, %v", node, err)
+	}
+	w, err := WatchWrites(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	wait := Waiter(w, nil)
+	for _, name := range []string{"file", "sub/file"} {
+		time.AfterFunc(50*time.Millisecond, func() {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte("text"), 0o600); err != nil {
+				t.Error(err)
+			}
+		})
+		if d := took(t, wait, 100*time.Millisecond, 30*time.Second); d > 20*time.Second {
+			t.Errorf("a write to %s is told after %v", name, d)
+		}
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"slices"
@@ -23,8 +22,7 @@ import (
 // blocks which are allocated and were never written to, so that nothing reads or
 // writes what is in them.
 type ext4FS struct {
-	root   *os.File
-	device string
+	mounted
 	resize func(fd int, blocks uint64) error // ext4.Resize
 }
 
@@ -36,19 +34,11 @@ const (
 	// a part of what is used: for metadata and who writes just then.
 	slackBytes = 32 << 20
 	slackPart  = 64
-
-	superblockTries = 20
 )
 
 func (*ext4FS) name() string { return "ext4" }
 
-func (e *ext4FS) usage() (free, used int64, err error) {
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(e.root.Fd()), &st); err != nil {
-		return 0, 0, fmt.Errorf("cannot measure the volume: %w", err)
-	}
-	return int64(st.Bavail) * st.Bsize, int64(st.Blocks-st.Bfree) * st.Bsize, nil
-}
+func (*ext4FS) shrinks() bool { return false }
 
 func (*ext4FS) slack(used int64) int64 { return slackBytes + used/slackPart }
 
@@ -91,32 +81,6 @@ func (e *ext4FS) superblock(flags int) (sb ext4.Superblock, err error) {
 		}
 		time.Sleep(time.Millisecond)
 	}
-}
-
-// aligned reads the beginning of a device in one piece, as O_DIRECT wants it.
-type aligned struct{ f *os.File }
-
-func (a aligned) ReadAt(p []byte, off int64) (int, error) {
-	if off+int64(len(p)) > balloon.BlockSize {
-		return 0, io.EOF
-	}
-	b, err := unix.Mmap(-1, 0, balloon.BlockSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
-	if err != nil {
-		return 0, err
-	}
-	defer unix.Munmap(b)
-	n, err := a.f.ReadAt(b, 0)
-	if n < len(b) {
-		return 0, err
-	}
-	return copy(p, b[off:]), nil
-}
-
-func (e *ext4FS) sync() error {
-	if err := unix.Syncfs(int(e.root.Fd())); err != nil {
-		return fmt.Errorf("cannot sync the volume: %w", err)
-	}
-	return nil
 }
 
 func (e *ext4FS) balloons() ([]files.Balloon, error) {

@@ -11,6 +11,8 @@ import (
 type inner interface {
 	// name is the type as mount(8) knows it.
 	name() string
+	// shrinks: it gives back by getting smaller, and nothing before its end.
+	shrinks() bool
 	// usage tells what can still be written and what is used, balloons too.
 	usage() (free, used int64, err error)
 	// spanned is its size by the superblock. With durable it is the one on stable

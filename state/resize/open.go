@@ -14,6 +14,7 @@ import (
 	"sealroot/mount/dm"
 	"sealroot/state"
 	"sealroot/state/balloon"
+	"sealroot/state/btrfs"
 	"sealroot/state/ext4"
 	"sealroot/state/luks2"
 )
@@ -75,8 +76,18 @@ func innerOf(root *os.File, c crypt) (inner, error) {
 	if err := errors.Join(unix.Fstatfs(int(root.Fd()), &fs), unix.Fstat(int(root.Fd()), &st)); err != nil {
 		return nil, fmt.Errorf("cannot inspect the volume: %w", err)
 	}
-	if fs.Type == unix.EXT4_SUPER_MAGIC && st.Dev == c.number {
-		return &ext4FS{root: root, device: c.path, resize: ext4.Resize}, nil
+	m := mounted{root: root, device: c.path}
+	switch fs.Type {
+	case unix.EXT4_SUPER_MAGIC:
+		if st.Dev == c.number {
+			return &ext4FS{mounted: m, resize: ext4.Resize}, nil
+		}
+	case unix.BTRFS_SUPER_MAGIC:
+		if on, err := isBtrfsOn(root, c); err != nil {
+			return nil, err
+		} else if on {
+			return &btrfsFS{mounted: m, info: btrfs.ReadInfo, resize: btrfs.Resize, pack: btrfs.Compact}, nil
+		}
 	}
 	return nil, fmt.Errorf("cannot resize what is mounted at %s: it is not the volume's file system: %w", root.Name(), ErrNotOpen)
 }

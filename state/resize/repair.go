@@ -34,9 +34,13 @@ func (v *Volume) repair(ctx context.Context, m measured) (measured, error) {
 		// The rest, what is used and where the file system has its own tables, has to be
 		// reserved in any case.
 		err = v.in.hold(ctx, balloon.Shift(m.holes, -v.begin))
+		had := v.begin + m.Spanned
 		var merr error
 		if m, merr = v.measure(false); merr != nil {
 			return m, errors.Join(err, merr)
+		}
+		if v.begin+m.Spanned < had { // what is reserved beyond the new end makes room
+			err = errors.Join(err, v.trim(m.Spanned, had))
 		}
 	}
 	loose := balloon.Without(m.holes, m.balloons)

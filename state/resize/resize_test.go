@@ -42,6 +42,11 @@ func run(t *testing.T, name string, args ...string) string {
 // device's offset stands in for.
 func newVolume(t *testing.T, outside, inside int64) *Volume {
 	t.Helper()
+	return newVolumeOf(t, state.Ext4, outside, inside)
+}
+
+func newVolumeOf(t *testing.T, kind state.Filesystem, outside, inside int64) *Volume {
+	t.Helper()
 	dir := t.TempDir()
 	disk, where := filepath.Join(dir, "disk"), filepath.Join(dir, "state")
 	if err := errors.Join(os.WriteFile(disk, nil, 0o600), os.Truncate(disk, outside), os.Mkdir(where, 0o700)); err != nil {
@@ -67,13 +72,19 @@ func newVolume(t *testing.T, outside, inside int64) *Volume {
 	}
 	device := run(t, "losetup", "--show", "--find", "--direct-io=on", "--sector-size=4096", "-o", fmt.Sprint(testBegin), image)
 	t.Cleanup(func() { run(t, "losetup", "-d", device) })
-	run(t, "mke2fs", "-q", "-t", "ext4", "-b", "4096", "-m", "0", "-E", "nodiscard", device, fmt.Sprint(inside/4096))
+	options, judge := kind.MountOptions(), []string{"btrfs", "check", "--readonly", device}
+	if kind == state.Ext4 {
+		options, judge = append(options, "noinit_itable"), []string{"e2fsck", "-fn", device}
+		run(t, "mke2fs", "-q", "-t", "ext4", "-b", "4096", "-m", "0", "-E", "nodiscard", device, fmt.Sprint(inside/4096))
+	} else {
+		run(t, "mkfs.btrfs", "-q", "-K", "-m", "DUP", "-d", "single", "-b", fmt.Sprint(inside), device)
+	}
 	// The kernel zeroes inode tables in a way that a loop device makes holes of; dm-crypt
 	// has no such request and writes zeros.
-	run(t, "mount", "-o", "nodiscard,noinit_itable,errors=remount-ro", device, inner)
+	run(t, "mount", "-o", strings.Join(options, ","), device, inner)
 	t.Cleanup(func() {
 		run(t, "umount", inner)
-		run(t, "e2fsck", "-fn", device)
+		run(t, judge[0], judge[1:]...)
 	})
 	v, err := open(Places{State: where, Lock: filepath.Join(dir, "lock")}, func(*os.File) (crypt, error) {
 		var st unix.Stat_t

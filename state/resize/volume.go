@@ -285,6 +285,9 @@ func (v *Volume) release(list []balloon.Range) (int64, error) {
 		return 0, err
 	}
 	if inside := balloon.Within(list, 0, v.begin+spanned); len(inside) > 0 {
+		if v.in.shrinks() {
+			return 0, fmt.Errorf("cannot give back what another program has made the volume larger by: %w", ErrBusy)
+		}
 		recorded := v.recorded()
 		fit, rest := balloon.Largest(inside, max(0, balloon.MaxRanges-len(recorded)))
 		if len(fit) == 0 {

@@ -1,0 +1,218 @@
+package resize
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sealroot/state/balloon"
+	"sealroot/state/btrfs"
+)
+
+// btrfs gets smaller while it is mounted: the kernel moves what lies beyond the new
+// end. For that it needs room. Where it finds none in the middle of a transaction it
+// ends that and makes the file system read-only: measured with sizes close to what is
+// used, and never with those of shrinkStep. So it shrinks in steps, stops at the first
+// one for which there is no room, and tries no other sizes.
+type btrfsFS struct {
+	mounted
+	info   func(fd int) (btrfs.Info, error)        // btrfs.ReadInfo
+	resize func(fd int, device, size uint64) error // btrfs.Resize
+	pack   func(fd int, percent uint64) error      // btrfs.Compact
+}
+
+const (
+	largestShrink = 1 << 30
+	leastShrink   = 64 << 20
+	// halfEmpty is of which chunks, in percent, the data is moved together.
+	halfEmpty = 50
+)
+
+func (*btrfsFS) name() string { return "btrfs" }
+
+func (*btrfsFS) shrinks() bool { return true }
+
+// slack is a gigabyte, or 15 % of what is used where that is more. A volume that holds
+// less than a gigabyte keeps as much free as it holds: its chunks are smaller, too.
+func (*btrfsFS) slack(used int64) int64 {
+	return max(min(max(used, 256<<20), 1<<30), used/100*15)
+}
+
+// shrinkStep decides how much smaller a file system of size bytes may get at once, of n
+// that are asked for, where room bytes are free beside the slack and chunks have
+// allocated bytes. An eighth of it, at most a gigabyte, stays without chunks: then there
+// is a place for what is moved, and for the metadata of moving it.
+func shrinkStep(n, size, allocated, room int64) int64 {
+	step := min(n, max(size/8, leastShrink), largestShrink, room, size-allocated-min(size/8, largestShrink))
+	return max(step, 0) / balloon.BlockSize * balloon.BlockSize
+}
+
+func (b *btrfsFS) look() (btrfs.Info, error) { return b.info(int(b.root.Fd())) }
+
+func (b *btrfsFS) spanned(durable bool) (int64, error) {
+	flags := 0
+	if durable {
+		if err := b.sync(); err != nil {
+			return 0, err
+		}
+		flags = unix.O_DIRECT
+	}
+	last, err := b.superblock(flags)
+	if err != nil {
+		return 0, err
+	}
+	now, err := b.look()
+	return max(now.Bytes, last.Bytes), err
+}
+
+// superblock is read with these flags of open. While the kernel changes it the checksum
+// may be wrong for a moment.
+func (b *btrfsFS) superblock(flags int) (sb btrfs.Superblock, err error) {
+	f, err := os.OpenFile(b.device, os.O_RDONLY|flags, 0)
+	if err != nil {
+		return sb, fmt.Errorf("cannot read the volume's superblock: %w", err)
+	}
+	defer f.Close()
+	for try := 0; ; try++ {
+		sb, err = btrfs.ReadSuperblock(aligned{f})
+		if try == superblockTries || !errors.Is(err, btrfs.ErrSuperblock) {
+			return sb, err
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func (b *btrfsFS) sound() error {
+	sb, err := b.superblock(0)
+	if err == nil && sb.Errors {
+		err = errors.New("the volume's file system is marked as damaged, it has to be checked by btrfs check")
+	}
+	return err
+}
+
+func (*btrfsFS) givenBack() ([]balloon.Range, error) { return nil, nil }
+
+func (*btrfsFS) take(context.Context, int64, func([]balloon.Range) (int64, error)) (int64, error) {
+	return 0, nil
+}
+
+func (*btrfsFS) tidy([]balloon.Range) (bool, error) { return false, nil }
+
+func (b *btrfsFS) grow(size int64) error {
+	i, err := b.look()
+	if err != nil {
+		return err
+	}
+	if err := b.resize(int(b.root.Fd()), i.DeviceID, uint64(size)); errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("%w: %w", ErrBusy, err)
+	} else if err != nil {
+		return err
+	}
+	return b.sync()
+}
+
+func (b *btrfsFS) give(ctx context.Context, n int64, release func([]balloon.Range) (int64, error)) error {
+	for n >= balloon.BlockSize {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		free, used, err := b.usage()
+		if err != nil {
+			return err
+		}
+		i, err := b.look()
+		if err != nil {
+			return err
+		}
+		room := free - b.slack(used)
+		step := shrinkStep(n, i.Bytes, i.Allocated, room)
+		if step < min(n, leastBalloon)/balloon.BlockSize*balloon.BlockSize {
+			if room >= leastBalloon {
+				if err := b.compact(i.Allocated); err != nil {
+					return err
+				}
+				continue
+			}
+			return fmt.Errorf("cannot give more back, %d MiB are free: %w", free>>20, ErrTooSmall)
+		}
+		if err := b.shrink(i, i.Bytes-step); err != nil {
+			return err
+		}
+		if _, err := release([]balloon.Range{{Start: i.Bytes - step, End: i.Bytes}}); err != nil {
+			return err
+		}
+		n -= step
+	}
+	return nil
+}
+
+// shrink lets the file system span size bytes, on stable storage.
+func (b *btrfsFS) shrink(i btrfs.Info, size int64) error {
+	err := b.resize(int(b.root.Fd()), i.DeviceID, uint64(size))
+	switch {
+	case errors.Is(err, unix.ENOSPC):
+		return fmt.Errorf("%w: %w", ErrTooSmall, err) // it has the size it had
+	case errors.Is(err, unix.EBUSY):
+		return fmt.Errorf("%w: %w", ErrBusy, err)
+	case err != nil:
+		return err
+	}
+	switch spans, err := b.spanned(true); {
+	case err != nil:
+		return err
+	case spans > size:
+		return fmt.Errorf("cannot give back what the volume spans: its superblock has %d bytes, not %d", spans, size)
+	}
+	return nil
+}
+
+// compact frees a chunk of data that is half empty, of all that have allocated bytes.
+func (b *btrfsFS) compact(allocated int64) error {
+	err := b.pack(int(b.root.Fd()), halfEmpty)
+	switch {
+	case errors.Is(err, unix.EBUSY):
+		return fmt.Errorf("%w: %w", ErrBusy, err)
+	case err != nil && !errors.Is(err, unix.ENOSPC):
+		return err
+	}
+	i, err := b.look()
+	if err == nil && i.Allocated >= allocated {
+		err = fmt.Errorf("cannot give more back, what is free lies between what is used: %w", ErrTooSmall)
+	}
+	return err
+}
+
+// hold gives up the end of the file system from the first hole on: other programs may
+// have written between two of them.
+func (b *btrfsFS) hold(ctx context.Context, holes []balloon.Range) error {
+	i, err := b.look()
+	if err != nil || len(holes) == 0 {
+		return err
+	}
+	return b.give(ctx, i.Bytes-holes[0].Start, func([]balloon.Range) (int64, error) { return 0, nil })
+}
+
+// isBtrfsOn tells whether the device alone holds the btrfs that is mounted at root:
+// st_dev is a number of its own there, which belongs to no device.
+func isBtrfsOn(root *os.File, c crypt) (bool, error) {
+	i, err := btrfs.ReadInfo(int(root.Fd()))
+	if err == nil && i.Devices != 1 {
+		err = fmt.Errorf("cannot resize btrfs on %d devices: %w", i.Devices, ErrNotOpen)
+	}
+	if err != nil {
+		return false, err
+	}
+	u := i.UUID
+	uuid := fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:])
+	number, err := os.ReadFile(filepath.Join("/sys/fs/btrfs", uuid, "devices", filepath.Base(c.path), "dev"))
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	return strings.TrimSpace(string(number)) == fmt.Sprintf("%d:%d", unix.Major(c.number), unix.Minor(c.number)), err
+}
