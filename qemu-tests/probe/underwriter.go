@@ -12,7 +12,6 @@ import (
 	"strconv"
 	"time"
 
-	"sealroot/state/layout"
 	"sealroot/state/resize"
 )
 
@@ -26,7 +25,7 @@ func underWriter(w io.Writer, words []string) error {
 	if err != nil {
 		return err
 	}
-	v, err := resize.Open(resize.Places{State: layout.State, Lock: layout.ResizeLock})
+	v, err := openVolume()
 	if err != nil {
 		return err
 	}

@@ -75,7 +75,7 @@ func changeVolume(w io.Writer, words []string) (known bool, err error) {
 }
 
 func withVolume[T any](do func(v *resize.Volume) (T, error)) (told T, err error) {
-	v, err := resize.Open(resize.Places{State: layout.State, Lock: layout.ResizeLock})
+	v, err := openVolume()
 	if err != nil {
 		return told, err
 	}

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -71,21 +70,9 @@ func (b *btrfsFS) spanned(durable bool) (int64, error) {
 	return max(now.Bytes, last.Bytes), err
 }
 
-// superblock is read with these flags of open. While the kernel changes it the checksum
-// may be wrong for a moment.
-func (b *btrfsFS) superblock(flags int) (sb btrfs.Superblock, err error) {
-	f, err := os.OpenFile(b.device, os.O_RDONLY|flags, 0)
-	if err != nil {
-		return sb, fmt.Errorf("cannot read the volume's superblock: %w", err)
-	}
-	defer f.Close()
-	for try := 0; ; try++ {
-		sb, err = btrfs.ReadSuperblock(aligned{f})
-		if try == superblockTries || !errors.Is(err, btrfs.ErrSuperblock) {
-			return sb, err
-		}
-		time.Sleep(time.Millisecond)
-	}
+// superblock is read with these flags of open.
+func (b *btrfsFS) superblock(flags int) (btrfs.Superblock, error) {
+	return readSuperblock(b.device, flags, btrfs.ReadSuperblock, btrfs.ErrSuperblock)
 }
 
 func (b *btrfsFS) sound() error {

@@ -8,7 +8,6 @@ import (
 	"os"
 	"slices"
 	"strconv"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -63,24 +62,13 @@ func (e *ext4FS) sound() error {
 	return err
 }
 
-// superblock is read with these flags of open. While the kernel changes it the checksum
-// may be wrong for a moment.
-func (e *ext4FS) superblock(flags int) (sb ext4.Superblock, err error) {
-	f, err := os.OpenFile(e.device, os.O_RDONLY|flags, 0)
-	if err != nil {
-		return sb, fmt.Errorf("cannot read the volume's superblock: %w", err)
+// superblock is read with these flags of open.
+func (e *ext4FS) superblock(flags int) (ext4.Superblock, error) {
+	sb, err := readSuperblock(e.device, flags, ext4.ReadSuperblock, ext4.ErrSuperblock)
+	if err == nil && sb.BlockSize != balloon.BlockSize {
+		return ext4.Superblock{}, fmt.Errorf("cannot resize a file system with blocks of %d bytes", sb.BlockSize)
 	}
-	defer f.Close()
-	for try := 0; ; try++ {
-		sb, err = ext4.ReadSuperblock(aligned{f})
-		switch {
-		case err == nil && sb.BlockSize != balloon.BlockSize:
-			return ext4.Superblock{}, fmt.Errorf("cannot resize a file system with blocks of %d bytes", sb.BlockSize)
-		case err == nil || try == superblockTries || !errors.Is(err, ext4.ErrSuperblock):
-			return sb, err
-		}
-		time.Sleep(time.Millisecond)
-	}
+	return sb, err
 }
 
 func (e *ext4FS) balloons() ([]files.Balloon, error) {

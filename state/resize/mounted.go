@@ -1,9 +1,11 @@
 package resize
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -32,6 +34,23 @@ func (m mounted) sync() error {
 		return fmt.Errorf("cannot sync the volume: %w", err)
 	}
 	return nil
+}
+
+// readSuperblock reads the superblock of a mounted file system from its device, opened
+// with these flags. While the kernel changes it, it may be torn for a moment: then it is
+// read again.
+func readSuperblock[T any](device string, flags int, read func(io.ReaderAt) (T, error), torn error) (sb T, err error) {
+	f, err := os.OpenFile(device, os.O_RDONLY|flags, 0)
+	if err != nil {
+		return sb, fmt.Errorf("cannot read the volume's superblock: %w", err)
+	}
+	defer f.Close()
+	for try := 0; ; try++ {
+		if sb, err = read(aligned{f}); try == superblockTries || !errors.Is(err, torn) {
+			return sb, err
+		}
+		time.Sleep(time.Millisecond)
+	}
 }
 
 // aligned reads what lies in one block of a device as that block, as O_DIRECT wants it.
