@@ -63,6 +63,10 @@ func TestBootBIOS(t *testing.T) {
 	if text := vm.Run("sealroot status"); !strings.Contains(text, "accept-theft-by-disk-edit") {
 		t.Errorf("sealroot status does not say what the exception of this image means:\n%s", text)
 	}
+	// With auto_resize off, too, nothing of the volume stays unreserved.
+	if s := strayResize(t, vm, 8); s.AutoResize != "off" || len(s.Decisions) != 1 || s.Decisions[0].Action != "reserve" {
+		t.Errorf("after a stray resize2fs: %+v, want one decision, reserve", s)
+	}
 	statusSlots(t, vm, disk)
 	checkDisk(t, disk)
 	// Nothing of the root was held at the end, so that each file system was unmounted.

@@ -124,16 +124,7 @@ func TestResizeService(t *testing.T) {
 	// Another program makes the file system larger than what is reserved, and then larger
 	// than the partition has room for.
 	for _, more := range []int{32, 600} {
-		vm.Run(fmt.Sprintf(`set -e; device=/dev/$(basename $(readlink /sys/dev/block/$(mountpoint -d /state/encrypted)))
-now=$(dumpe2fs -h $device 2>/dev/null | sed -n 's/^Block count: *//p'); resize2fs $device $((now + %d * 256))`, more))
-		for end := time.Now().Add(time.Minute); ; time.Sleep(time.Second) {
-			if s = spaceOf(t, vm); s.Gap == 0 {
-				break
-			}
-			if time.Now().After(end) {
-				t.Fatalf("%d MiB more: %d bytes of the volume are not reserved:\n%s", more, s.Gap, vm.Run("journalctl -u sealroot-state --no-pager | tail -n 20"))
-			}
-		}
+		s = strayResize(t, vm, more)
 	}
 	var actions []string
 	for _, d := range s.Decisions {
@@ -160,6 +151,23 @@ now=$(dumpe2fs -h $device 2>/dev/null | sed -n 's/^Block count: *//p'); resize2f
 		t.Errorf("the exit program does not say that it unmounted everything:\n%s", vm.guest.Tail(20))
 	}
 	tool(t, "e2fsck", "-fn", disk.Extract(t, "state"))
+}
+
+// strayResize makes the volume's file system so many MiB larger as another program would,
+// and waits until all of it is reserved.
+func strayResize(t *testing.T, vm *VM, more int) space {
+	t.Helper()
+	vm.Run(fmt.Sprintf(`set -e; device=/dev/$(basename $(readlink /sys/dev/block/$(mountpoint -d /state/encrypted)))
+now=$(dumpe2fs -h $device 2>/dev/null | sed -n 's/^Block count: *//p'); resize2fs $device $((now + %d * 256))`, more))
+	for end := time.Now().Add(time.Minute); ; time.Sleep(time.Second) {
+		s := spaceOf(t, vm)
+		if s.Gap == 0 {
+			return s
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%d MiB more: %d bytes of the volume are not reserved:\n%s", more, s.Gap, vm.Run("journalctl -u sealroot-state --no-pager | tail -n 20"))
+		}
+	}
 }
 
 // idle holds the service to what it may cost while nothing is written.

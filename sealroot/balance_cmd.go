@@ -31,7 +31,7 @@ const serviceMemory = 6 << 20
 
 func balanceState(c *command) action {
 	watch := c.flags.Bool("watch", false, "go on until stopped (sealroot-state.service)")
-	configured := c.flags.Bool("configured", false, "do nothing unless state.auto_resize of the configuration is grow or both")
+	configured := c.flags.Bool("configured", false, "resize nothing unless state.auto_resize of the configuration is grow or both")
 	return func(ctx context.Context, _ []string) error {
 		if _, err := c.booted(); err != nil {
 			return err
@@ -41,16 +41,15 @@ func balanceState(c *command) action {
 			return err
 		}
 		auto := cfg.State.AutoResize
-		if *configured && auto != config.AutoResizeGrow && auto != config.AutoResizeBoth {
-			c.say("state.auto_resize of the configuration is %s: nothing is resized", auto)
-			return nil
-		}
 		if *watch {
 			withoutHugePages()
 		}
-		limits, err := c.limits(auto)
-		if err != nil {
-			return err
+		limits := balance.Defaults()
+		// What is only a guard must not fail for a limits file that it does not need.
+		if limits.GapOnly = *configured && auto != config.AutoResizeGrow && auto != config.AutoResizeBoth; !limits.GapOnly {
+			if limits, err = c.limits(auto); err != nil {
+				return err
+			}
 		}
 		v, err := c.env.Volume()
 		if err != nil {

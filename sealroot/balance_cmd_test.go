@@ -23,6 +23,7 @@ type shortVolume struct {
 	resize.Resizer // what no test calls
 	sizes          resize.Sizes
 	asked          []int64
+	repaired       int
 	closed         bool
 }
 
@@ -31,8 +32,11 @@ func (r *shortVolume) Resize(_ context.Context, reserved int64) (resize.Sizes, e
 	r.asked = append(r.asked, reserved)
 	return r.sizes, nil
 }
-func (r *shortVolume) Repair(context.Context) (resize.Sizes, error) { return r.sizes, nil }
-func (r *shortVolume) Close() error                                 { r.closed = true; return nil }
+func (r *shortVolume) Repair(context.Context) (resize.Sizes, error) {
+	r.repaired++
+	return r.sizes, nil
+}
+func (r *shortVolume) Close() error { r.closed = true; return nil }
 
 func shortOfSpace() *shortVolume {
 	const gib = 1 << 30
@@ -82,11 +86,22 @@ func TestBalance(t *testing.T) {
 	}
 }
 
+// TestGuard: with auto_resize off the service closes a gap and does nothing else, whatever
+// its limits say.
+func TestGuard(t *testing.T) {
+	v := shortOfSpace()
+	code, out, errs, _ := balanced(t, "off", "keepfree: 2G\n", v, "--configured")
+	if code != 0 || len(v.asked) > 0 || v.repaired > 0 || !strings.Contains(out, "auto_resize: off") {
+		t.Errorf("no gap: exit status %d, %s%s, %d repairs", code, out, errs, v.repaired)
+	}
+	v.sizes.OverCommitted = 1 << 20
+	if code, out, errs, _ = balanced(t, "off", "", v, "--configured"); code != 0 || len(v.asked) > 0 || v.repaired != 1 {
+		t.Errorf("a gap: exit status %d, %s%s, %d repairs", code, out, errs, v.repaired)
+	}
+}
+
 func TestBalanceRefuses(t *testing.T) {
 	v := shortOfSpace()
-	if code, out, errs, _ := balanced(t, "off", "", v, "--watch", "--configured"); code != 0 || len(v.asked) > 0 || !strings.Contains(out, "auto_resize of the configuration is off") {
-		t.Errorf("off: exit status %d, %s%s", code, out, errs)
-	}
 	if code, _, errs, _ := balanced(t, "both", "keepfree: 2G\n", v); code != exitFailed || !strings.Contains(errs, "state.yaml: line 1: keepfree: unknown key; keys are keep_free") || len(v.asked) > 0 {
 		t.Errorf("wrong limits: exit status %d, %s", code, errs)
 	}

@@ -219,7 +219,7 @@ func unitsOfSealroot() []unit {
 		{"sealroot-commit.service", "multi-user.target.wants", "no new version is ever committed"},
 		{"sealroot-degraded.target", "multi-user.target.wants", "nothing starts what is meant for a degraded boot"},
 		{"sealroot-exit.service", "sysinit.target.wants", "file systems below the root may stay mounted when the machine ends"},
-		{"sealroot-state.service", "sysinit.target.wants", "state.auto_resize does nothing"},
+		{"sealroot-state.service", "sysinit.target.wants", "space that another program lets the volume's file system take stays unreserved until the next boot, and state.auto_resize does nothing"},
 		{"sealroot-replicate.service", "multi-user.target.wants", "boot.replicate does nothing"},
 	}
 }
@@ -230,7 +230,7 @@ func (v *verdict) needed(u unit) bool {
 	case "sealroot-record.service", "sealroot-exit.service":
 		return true
 	case "sealroot-state.service":
-		return v.w.Config.State.AutoResize == "grow" || v.w.Config.State.AutoResize == "both"
+		return !v.w.Config.State.Plain() && v.w.Config.State.Create != config.CreateNone
 	case "sealroot-replicate.service":
 		return len(v.w.Config.Boot.Replicate) > 0
 	case "sealroot-degraded.target":

@@ -170,8 +170,8 @@ func TestJudge(t *testing.T) {
 		{"unit_enabled_in_etc", kiosk(nil), files{"usr/lib/systemd/system/multi-user.target.wants/sealroot-commit.service": gone, "etc/systemd/system/multi-user.target.wants/sealroot-commit.service": link("/usr/lib/systemd/system/sealroot-commit.service")}, "", ""},
 		{"unit_of_what_is_not_configured", kiosk(nil), files{"usr/lib/systemd/system/sealroot-replicate.service": gone, "usr/lib/systemd/system/sealroot-degraded.target": gone}, "", ""},
 		{"unit_of_what_is_configured", kiosk(func(c *config.Config) { c.Boot.Replicate = []string{"commit"} }), files{"usr/lib/systemd/system/sealroot-replicate.service": gone}, "warning /usr/lib/systemd/system/sealroot-replicate.service (units)", "replicate"},
-		{"unit_of_sharing", kiosk(func(c *config.Config) { c.State.AutoResize = "both" }), files{"usr/lib/systemd/system/sealroot-state.service": gone}, "warning /usr/lib/systemd/system/sealroot-state.service (units)", "auto_resize"},
-		{"unit_of_no_sharing", kiosk(nil), files{"usr/lib/systemd/system/sealroot-state.service": gone}, "", ""},
+		{"unit_of_the_volume", kiosk(nil), files{"usr/lib/systemd/system/sealroot-state.service": gone}, "warning /usr/lib/systemd/system/sealroot-state.service (units)", "auto_resize"},
+		{"unit_of_no_volume", kiosk(func(c *config.Config) { c.State.Create = config.CreateNone }), files{"usr/lib/systemd/system/sealroot-state.service": gone}, "", ""},
 		{"units_of_a_fixed_store", kiosk(func(c *config.Config) { c.Boot.Store = config.StoreFixed }), files{"usr/lib/systemd/system/sealroot-commit.service": gone}, "", ""},
 
 		{"resolv_conf_leads_nowhere", kiosk(nil), files{"etc/resolv.conf": link("../var/lib/x/resolv.conf")}, "warning /etc/resolv.conf (resolv-conf)", "not in the root"},

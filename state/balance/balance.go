@@ -143,6 +143,8 @@ func (l Limits) decide(h History, s Sizes, now time.Time) (Decision, History) {
 		return none("the volume is read-only"), h
 	case s.Gap > 0:
 		return l.gap(h, s, now), h
+	case l.GapOnly:
+		return none("what the volume spans is reserved, and nothing is resized (state.auto_resize: off)"), h
 	}
 	in, out := l.sides(h, s)
 	want, why, h := l.want(in, out, h, s, now)

@@ -30,6 +30,8 @@ func TestDecide(t *testing.T) {
 		{"min", func(l *Limits) { l.Min = 7 * gib }, Sizes{Outer: 16 * gib, OuterFree: 100 * mib, Inner: 7 * gib, InnerFree: 6 * gib}, History{}, None, 0, "min is 7.0 GiB"},
 		{"end_of_the_device", nil, Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 100 * mib, Device: 7 * gib}, History{}, None, 0, "until the next boot"},
 		{"slack", nil, Sizes{Outer: 16 * gib, OuterFree: 100 * mib, Inner: 7 * gib, InnerFree: gib, Slack: gib}, History{}, None, 0, "little is left"},
+		{"gap_only_short", func(l *Limits) { l.GapOnly = true }, Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 100 * mib}, History{}, None, 0, "auto_resize: off"},
+		{"gap_only_gap", func(l *Limits) { l.GapOnly = true }, Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 6 * gib, Gap: 5 * gib}, History{}, Reserve, 5 * gib, "another program"},
 		{"gap", nil, Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 6 * gib, Gap: 5 * gib}, History{}, Reserve, 5 * gib, "another program"},
 		{"gap_before_what_is_kept", nil, Sizes{Outer: 16 * gib, OuterFree: 512 * mib, Inner: 7 * gib, InnerFree: 0, Gap: 500 * mib}, History{}, Reserve, 500 * mib, "another program"},
 		{"gap_without_room", nil, Sizes{Outer: 16 * gib, OuterFree: gib, Inner: 7 * gib, InnerFree: 6 * gib, Gap: 5 * gib}, History{}, Reserve, 5 * gib, "the partition has 1.0 GiB"},

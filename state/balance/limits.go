@@ -22,6 +22,8 @@ type Limits struct {
 	Interval time.Duration
 	// GiveBack: the volume may shrink.
 	GiveBack bool
+	// GapOnly: the volume is not resized for the sake of space, only Sizes.Gap closed.
+	GapOnly bool
 }
 
 const (

@@ -82,6 +82,8 @@ func (l Limits) pace(h History, s Sizes, d Decision) (next, idleFor time.Duratio
 	switch {
 	case d.Action == Grow || d.Action == Shrink || d.Action == Reserve:
 		return l.Interval, 0
+	case l.GapOnly: // free space is nobody's concern
+		return rest, 0
 	case h.quiet >= quietPasses && next >= idle: // time enough, whoever begins to write
 		return next, 0
 	case h.quiet >= quietPasses: // a trickle of writes must not wake the service at each
