@@ -24,12 +24,6 @@ func Total(list []Range) int64 {
 	return n
 }
 
-type byStart []Range
-
-func (b byStart) Len() int           { return len(b) }
-func (b byStart) Less(i, j int) bool { return b[i].Start < b[j].Start }
-func (b byStart) Swap(i, j int)      { b[i], b[j] = b[j], b[i] }
-
 // Join returns the bytes that are in any of the lists, in order, no two ranges
 // touching.
 func Join(lists ...[]Range) []Range {
@@ -41,7 +35,7 @@ func Join(lists ...[]Range) []Range {
 			}
 		}
 	}
-	sort.Sort(byStart(all))
+	sort.Slice(all, func(i, j int) bool { return all[i].Start < all[j].Start })
 	n := 0
 	for _, r := range all {
 		if n > 0 && r.Start <= all[n-1].End {
@@ -83,15 +77,9 @@ func Largest(list []Range, n int) (large, rest []Range) {
 		return list, nil
 	}
 	bySize := append([]Range(nil), list...)
-	sort.Sort(sort.Reverse(byBytes(bySize)))
+	sort.Slice(bySize, func(i, j int) bool { return bySize[i].Bytes() > bySize[j].Bytes() })
 	return Join(bySize[:n]), Join(bySize[n:])
 }
-
-type byBytes []Range
-
-func (b byBytes) Len() int           { return len(b) }
-func (b byBytes) Less(i, j int) bool { return b[i].Bytes() < b[j].Bytes() }
-func (b byBytes) Swap(i, j int)      { b[i], b[j] = b[j], b[i] }
 
 // Both returns the bytes that are in both lists.
 func Both(a, b []Range) []Range { return Without(a, Without(a, b)) }
