@@ -1,6 +1,7 @@
 package judge
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"regexp"
@@ -8,7 +9,7 @@ import (
 	"strconv"
 	"strings"
 
-	"sealroot/state/ext4"
+	"golang.org/x/sys/unix"
 )
 
 // extent is one of a file, in bytes.
@@ -76,6 +77,30 @@ func parseExtents(text string) ([]extent, error) {
 	return list, nil
 }
 
+// written is what was written to a sparse file for which nothing is reserved. It waits
+// for no disk.
+func written(path string) (set, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var s set
+	for end := int64(0); ; {
+		start, err := unix.Seek(int(f.Fd()), end, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return joined(s), nil // a hole up to the end
+		}
+		if err == nil {
+			end, err = unix.Seek(int(f.Fd()), start, unix.SEEK_HOLE)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("cannot find what was written to %s: %w", path, err)
+		}
+		s = append(s, piece{start, end})
+	}
+}
+
 // set is a set of bytes: pieces in order that do not touch.
 type set []piece
 
@@ -131,28 +156,3 @@ func (s set) without(less set) set {
 }
 
 func (s set) both(other set) set { return s.without(s.without(other)) }
-
-// mended makes good what PID 1 makes good before it mounts: a torn superblock.
-func mended(image string) error {
-	f, err := os.OpenFile(image, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err == nil {
-		_, err = ext4.Mend(f, info.Size())
-	}
-	return err
-}
-
-// span is how many bytes a file system spans.
-func span(image string) (int64, error) {
-	f, err := os.Open(image)
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-	sb, err := ext4.ReadSuperblock(f)
-	return int64(sb.Bytes()), err
-}

@@ -4,10 +4,10 @@
 // to, and that the record beside the volume knows of; and nothing that was on stable
 // storage is lost.
 //
-// It shares no code with what it judges but the readers of LUKS2 header and record: extents
-// are those of filefrag(8), the file systems are mounted by the host's kernel, which
-// replays their journals, and checked by e2fsck(8). It needs root and loop devices, no
-// device mapper: the volume is decrypted here.
+// It shares no code with what it judges but the readers of LUKS2 header and record, and what
+// PID 1 mends: extents are those of filefrag(8), the file systems are mounted by the host's
+// kernel, which replays their journals, and checked by e2fsck(8) and btrfs-check(8). It needs
+// root and loop devices, no device mapper: the volume is decrypted here.
 package judge
 
 import (
@@ -34,7 +34,7 @@ var (
 	// ErrUnrecorded: a balloon's block is not reserved, and the record does not say so:
 	// the next boot would reserve it, or find no room to.
 	ErrUnrecorded = errors.New("the record has not all that was given back")
-	// ErrDamaged: a file system is damaged after its journal was replayed.
+	// ErrDamaged: a file system is damaged, also after its journal was replayed.
 	ErrDamaged = errors.New("a file system is damaged")
 )
 
@@ -44,9 +44,12 @@ const block = 4096 // of both file systems, and dm-crypt's sector
 type Case struct {
 	State string // a file with the state partition: the outer journal is replayed in it
 	Dir   string // for copies, and to mount on
+	// Outer and Inner are the types of the file systems, Ext4 when empty. Copies of one
+	// btrfs are judged one at a time: the kernel knows it by its UUID.
+	Outer, Inner Filesystem
 	// Unlock finds the volume key.
 	Unlock func(h *luks2.Header) ([]byte, error)
-	// Balloons is the folder of balloons in the volume; without it there are none.
+	// Balloons is the folder of balloons in the volume; without it there are none, as in btrfs.
 	Balloons string
 	// Record is the file beside encrypted.img with what was given back.
 	Record string
@@ -56,15 +59,15 @@ type Case struct {
 
 // Verdict tells how things stand, in bytes.
 type Verdict struct {
-	Spanned  int64 // by the inner file system's superblock
+	Spanned  int64 // by the inner file system's superblock, before its replay or after it
 	Reserved int64 // of encrypted.img, up to the end of the inner file system
 	Beyond   int64 // reserved beyond it: a grow or shrink was cut
 	Balloons int64 // held unwritten
 	Double   int64 // held by balloons and still reserved
 }
 
-// Judge judges a case. Errors: ErrUnbacked, ErrDamaged, those of Files, those of the
-// tools.
+// Judge judges a case. Errors: ErrUnbacked, ErrUnrecorded, ErrDamaged, those of Files,
+// those of the tools.
 func (c Case) Judge() (v Verdict, err error) {
 	plain := filepath.Join(c.Dir, "plain")
 	reserved, recorded, err := c.open(plain)
@@ -75,12 +78,16 @@ func (c Case) Judge() (v Verdict, err error) {
 	if err := mended(plain); err != nil {
 		return v, err
 	}
-	holes, err := extents(plain) // of the copy: what it has before the replay
+	before, err := c.Inner.span(plain)
+	if err != nil {
+		return v, err
+	}
+	copied, err := written(plain)
 	if err != nil {
 		return v, err
 	}
 	var held []extent
-	err = mounted(plain, filepath.Join(c.Dir, "inner"), func(root string) error {
+	err = c.Inner.mounted(plain, filepath.Join(c.Dir, "inner"), func(root string) error {
 		if held, err = balloons(filepath.Join(root, c.Balloons)); err != nil {
 			return err
 		}
@@ -89,18 +96,19 @@ func (c Case) Judge() (v Verdict, err error) {
 	if err != nil {
 		return v, err
 	}
-	if v.Spanned, err = span(plain); err != nil {
+	if v.Spanned, err = c.Inner.span(plain); err != nil {
 		return v, err
 	}
-	if err := clean(plain); err != nil {
+	v.Spanned = max(v.Spanned, before)
+	if err := c.Inner.clean(plain); err != nil {
 		return v, err
 	}
-	after, err := extents(plain)
+	after, err := written(plain)
 	if err != nil {
 		return v, err
 	}
 	// What the replay wrote has to be reserved, too.
-	return v, v.compare(reserved, newSet(held), recorded, newSet(after).without(newSet(holes)))
+	return v, v.compare(reserved, newSet(held), recorded, after.without(copied))
 }
 
 // compare judges sets of bytes of the inner device.
@@ -129,7 +137,7 @@ func (c Case) open(plain string) (reserved, recorded set, err error) {
 	if err := mended(c.State); err != nil {
 		return nil, nil, err
 	}
-	err = mounted(c.State, filepath.Join(c.Dir, "outer"), func(root string) error {
+	err = c.Outer.mounted(c.State, filepath.Join(c.Dir, "outer"), func(root string) error {
 		img, err := os.Open(filepath.Join(root, "encrypted.img"))
 		if err != nil {
 			return err
@@ -174,7 +182,7 @@ func (c Case) open(plain string) (reserved, recorded set, err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("cannot open the volume of %s: %w", c.State, err)
 	}
-	return joined(reserved), joined(recorded), clean(c.State)
+	return joined(reserved), joined(recorded), c.Outer.clean(c.State)
 }
 
 // decrypt writes the volume's content into a file, as dm-crypt would show it
@@ -231,27 +239,6 @@ func balloons(dir string) (held []extent, err error) {
 		}
 	}
 	return held, err
-}
-
-// mounted runs do on a mounted image, and unmounts it.
-func mounted(image, dir string, do func(root string) error) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	if _, err := run("mount", "-o", "loop,nodiscard", image, dir); err != nil {
-		return fmt.Errorf("%w: %w", ErrDamaged, err)
-	}
-	err := do(dir)
-	_, last := run("umount", dir)
-	return errors.Join(err, last)
-}
-
-// clean has e2fsck find nothing.
-func clean(image string) error {
-	if out, err := run("e2fsck", "-fn", image); err != nil {
-		return fmt.Errorf("%w: %w:\n%s", ErrDamaged, err, out)
-	}
-	return nil
 }
 
 func run(name string, args ...string) (string, error) {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"testing"
 	"time"
@@ -35,11 +36,11 @@ func tool(t *testing.T, name string, args ...string) {
 }
 
 // within runs do on a mounted image.
-func within(t *testing.T, image string, do func(root string)) {
-	t.Helper()
-	dir := t.TempDir()
-	tool(t, "mount", "-o", "loop,nodiscard", image, dir)
-	defer tool(t, "umount", dir)
+func (v *volume) within(image string, do func(root string)) {
+	v.t.Helper()
+	dir := v.t.TempDir()
+	tool(v.t, "mount", "-o", "loop,nodiscard", image, dir)
+	defer tool(v.t, "umount", dir)
 	do(dir)
 }
 
@@ -47,18 +48,21 @@ func within(t *testing.T, image string, do func(root string)) {
 // encryption.
 type volume struct {
 	t     *testing.T
+	of    Filesystem
 	inner string
 	key   []byte
 	head  *luks2.Header
-	dir   string
+	told  int // promises
 	// forgotten: holes are not in the record.
 	forgotten bool
+	beyond    int64 // bytes that are reserved behind its end
 }
 
-// newVolume makes an inner file system of 96 MiB with promises and a balloon of 32.
-func newVolume(t *testing.T) *volume {
+// newVolume makes an inner file system with promises: ext4 of 96 MiB with a balloon of 32,
+// or a btrfs of 128 MiB as a power cut leaves it, the promises in its log.
+func newVolume(t *testing.T, of Filesystem) *volume {
 	t.Helper()
-	v := &volume{t: t, inner: filepath.Join(t.TempDir(), "inner"), key: make([]byte, 64), dir: t.TempDir()}
+	v := &volume{t: t, of: of, inner: filepath.Join(t.TempDir(), "inner"), key: make([]byte, 64)}
 	rand.Read(v.key)
 	h, err := luks2.Format(luks2.FormatParams{UUID: "5d1c2b3a-0000-4000-8000-000000000001", VolumeKey: v.key, Rand: rand.Reader})
 	if err == nil {
@@ -68,8 +72,14 @@ func newVolume(t *testing.T) *volume {
 		t.Fatal(err)
 	}
 	v.head = h
-	tool(t, "mke2fs", "-q", "-t", "ext4", "-b", "4096", "-E", "nodiscard,lazy_itable_init=0", v.inner, "96M")
-	within(t, v.inner, func(root string) {
+	cut := filepath.Join(t.TempDir(), "cut")
+	if of == Btrfs {
+		tool(t, "truncate", "-s", "128M", v.inner)
+		tool(t, "mkfs.btrfs", "-q", "-K", v.inner)
+	} else {
+		tool(t, "mke2fs", "-q", "-t", "ext4", "-b", "4096", "-E", "nodiscard,lazy_itable_init=0", v.inner, "96M")
+	}
+	v.within(v.inner, func(root string) {
 		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 		defer cancel()
 		for _, dir := range []string{"files", "balloons"} {
@@ -77,11 +87,20 @@ func newVolume(t *testing.T) *volume {
 				t.Fatal(err)
 			}
 		}
-		if n, err := (promises.Writer{Dir: filepath.Join(root, "files"), Keep: keep, Most: mib, Rand: mathrand.New(mathrand.NewPCG(1, 2))}).Run(ctx); err != nil || n < 2 {
-			t.Fatalf("%d promised files, %v", n, err)
+		tool(t, "sync", "-f", root)
+		var err error
+		if v.told, err = (promises.Writer{Dir: filepath.Join(root, "files"), Keep: keep, Most: mib, Rand: mathrand.New(mathrand.NewPCG(1, 2))}).Run(ctx); err != nil || v.told < 2 {
+			t.Fatalf("%d promised files, %v", v.told, err)
+		}
+		if of == Btrfs {
+			tool(t, "cp", "--sparse=always", v.inner, cut)
+			return
 		}
 		tool(t, "fallocate", "-l", "32M", filepath.Join(root, "balloons/1"))
 	})
+	if of == Btrfs {
+		v.inner = cut
+	}
 	return v
 }
 
@@ -104,7 +123,7 @@ func (v *volume) put(holes ...piece) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	within(t, state, func(root string) {
+	v.within(state, func(root string) {
 		path := filepath.Join(root, "encrypted.img")
 		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 		if err != nil {
@@ -116,7 +135,7 @@ func (v *volume) put(holes ...piece) string {
 			t.Fatal(err)
 		}
 		offset := int64(h.DataOffset())
-		tool(t, "fallocate", "-l", strconv.FormatInt(offset+int64(len(plain)), 10), path)
+		tool(t, "fallocate", "-l", strconv.FormatInt(offset+int64(len(plain))+v.beyond, 10), path)
 		if err := f.Truncate(1 << 30); err != nil {
 			t.Fatal(err)
 		}
@@ -150,7 +169,7 @@ func (v *volume) put(holes ...piece) string {
 // balloon is where the volume's balloon is.
 func (v *volume) balloon() (held set) {
 	v.t.Helper()
-	within(v.t, v.inner, func(root string) {
+	v.within(v.inner, func(root string) {
 		list, err := balloons(filepath.Join(root, "balloons"))
 		if err != nil {
 			v.t.Fatal(err)
@@ -165,10 +184,10 @@ func (v *volume) balloon() (held set) {
 
 func (v *volume) judge(state string) (Verdict, error) {
 	return Case{
-		State: state, Dir: v.t.TempDir(), Balloons: "balloons", Record: "record",
+		State: state, Dir: v.t.TempDir(), Inner: v.of, Balloons: "balloons", Record: "record",
 		Unlock: func(h *luks2.Header) ([]byte, error) { return h.Unlock(0, []byte("secret")) },
 		Files: func(root string) error {
-			_, err := promises.Check(filepath.Join(root, "files"), keep, 0)
+			_, err := promises.Check(filepath.Join(root, "files"), keep, v.told)
 			return err
 		},
 	}.Judge()
@@ -176,17 +195,10 @@ func (v *volume) judge(state string) (Verdict, error) {
 
 // Whatever is wrong turns the judge red, and what may be is green.
 func TestJudge(t *testing.T) {
-	v := newVolume(t)
+	v := newVolume(t, Ext4)
 	held := v.balloon()
 	rest := set{{0, 96 * mib}}.without(held)
 	end := rest[len(rest)-1].end
-	anywhere := func(root string) string { // a file that is promised
-		names, err := filepath.Glob(filepath.Join(root, "files", "f-*"))
-		if err != nil || len(names) < 2 {
-			t.Fatalf("files %q, %v", names, err)
-		}
-		return names[len(names)/2]
-	}
 	for _, tt := range []struct {
 		name      string
 		edit      func(root string) // the inner file system, after the balloon was looked at
@@ -211,20 +223,11 @@ func TestJudge(t *testing.T) {
 			}
 		}, held, ErrUnbacked, false},
 		{"the_end_not_reserved", nil, set{{end - block, end}}, ErrUnbacked, false},
-		{"a_promise_lost", func(root string) {
-			if err := os.Truncate(anywhere(root), 1); err != nil {
-				t.Fatal(err)
-			}
-		}, nil, promises.ErrBroken, false},
+		{"a_promise_lost", breakPromise(t), nil, promises.ErrBroken, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			c := *v
-			c.t, c.forgotten = t, tt.forgotten
-			if tt.edit != nil {
-				c.inner = filepath.Join(t.TempDir(), "inner")
-				tool(t, "cp", "--sparse=always", v.inner, c.inner)
-				within(t, c.inner, tt.edit)
-			}
+			c := v.edited(t, tt.edit)
+			c.forgotten = tt.forgotten
 			got, err := c.judge(c.put(tt.holes...))
 			if !errors.Is(err, tt.want) || tt.want == nil && got.Spanned != 96*mib {
 				t.Errorf("Judge() = %+v, %v, want %v", got, err, tt.want)
@@ -236,24 +239,133 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// A volume whose own file system is damaged, and one whose key is another.
+// edited is a copy of the volume, changed.
+func (v *volume) edited(t *testing.T, edit func(root string)) *volume {
+	t.Helper()
+	c := *v
+	c.t = t
+	if edit != nil {
+		c.inner = filepath.Join(t.TempDir(), "inner")
+		tool(t, "cp", "--sparse=always", v.inner, c.inner)
+		c.within(c.inner, edit)
+	}
+	return &c
+}
+
+// breakPromise truncates a promised file.
+func breakPromise(t *testing.T) func(root string) {
+	return func(root string) {
+		names, err := filepath.Glob(filepath.Join(root, "files", "f-*"))
+		if err == nil && len(names) < 2 {
+			err = errors.New("too few files")
+		}
+		if err == nil {
+			err = os.Truncate(names[len(names)/2], 1)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// The same of btrfs, whose only way to give back is a smaller size.
+func TestJudgeBtrfs(t *testing.T) {
+	v := newVolume(t, Btrfs)
+	const end = 128 * mib
+	for _, tt := range []struct {
+		name   string
+		edit   func(root string)
+		beyond int64 // reserved behind the end
+		holes  set
+		want   error
+	}{
+		{"as_it_was_cut", nil, 0, nil, nil},
+		{"reserved_beyond", nil, 8 * mib, nil, nil},
+		{"a_part_given_back_beyond", nil, 8 * mib, set{{end, end + mib}}, nil},
+		{"the_end_punched_first", nil, 0, set{{end - block, end}}, ErrUnbacked},
+		{"a_block_punched", nil, 8 * mib, set{{64 * mib, 64*mib + block}}, ErrUnbacked},
+		{"a_promise_lost", breakPromise(t), 0, nil, promises.ErrBroken},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := v.edited(t, tt.edit)
+			c.beyond = tt.beyond
+			got, err := c.judge(c.put(tt.holes...))
+			if !errors.Is(err, tt.want) || tt.want == nil && (got.Spanned != end || got.Beyond != tt.beyond-tt.holes.bytes() || got.Balloons != 0) {
+				t.Errorf("Judge() = %+v, %v, want %v", got, err, tt.want)
+			}
+		})
+	}
+	// Without their log the promises are lost: they were made since the last transaction.
+	c := v.edited(t, nil)
+	c.inner = filepath.Join(t.TempDir(), "inner")
+	tool(t, "cp", "--sparse=always", v.inner, c.inner)
+	tool(t, "btrfs", "rescue", "zero-log", c.inner)
+	if _, err := c.judge(c.put()); !errors.Is(err, promises.ErrBroken) {
+		t.Errorf("Judge() without the log = %v", err)
+	}
+}
+
+// A volume whose own file system is damaged, one whose key is another, and one of
+// another type.
 func TestJudgeRefuses(t *testing.T) {
-	v := newVolume(t)
-	f, err := os.OpenFile(v.inner, os.O_RDWR, 0)
+	for _, of := range []Filesystem{Ext4, Btrfs} {
+		v := newVolume(t, of)
+		whole := v.inner
+		v = v.edited(t, func(string) {})
+		f, err := os.OpenFile(v.inner, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		damaged := []int64{block} // the group descriptors
+		if of == Btrfs {
+			damaged = rootTrees(t, v.inner)
+		}
+		for _, at := range damaged {
+			if _, err := f.WriteAt(make([]byte, block), at); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := v.judge(v.put()); !errors.Is(err, ErrDamaged) {
+			t.Errorf("Judge() of a damaged %s = %v", of, err)
+		}
+		v.inner = whole
+		state := v.put()
+		v.of = map[Filesystem]Filesystem{Ext4: Btrfs, Btrfs: Ext4}[of]
+		if _, err := v.judge(state); !errors.Is(err, ErrDamaged) {
+			t.Errorf("Judge() of %s for %s = %v", of, v.of, err)
+		}
+		v.of = of
+		rand.Read(v.key)
+		if _, err := v.judge(v.put()); !errors.Is(err, ErrDamaged) {
+			t.Errorf("Judge() of noise = %v", err)
+		}
+	}
+}
+
+// rootTrees are where both copies of a btrfs's tree of roots are.
+func rootTrees(t *testing.T, image string) (places []int64) {
+	t.Helper()
+	super, err := run("btrfs", "inspect-internal", "dump-super", image)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
-	if _, err := f.WriteAt(make([]byte, block), block); err != nil { // the group descriptors
+	root := regexp.MustCompile(`(?m)^root\s+(\d+)$`).FindStringSubmatch(super)
+	text, err := run("btrfs-map-logical", "-l", root[1], image)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := v.judge(v.put()); !errors.Is(err, ErrDamaged) {
-		t.Errorf("Judge() of a damaged one = %v", err)
+	for _, found := range regexp.MustCompile(`(?m)^mirror \d logical \d+ physical (\d+) `).FindAllStringSubmatch(text, -1) {
+		at, err := strconv.ParseInt(found[1], 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		places = append(places, at)
 	}
-	rand.Read(v.key)
-	if _, err := v.judge(v.put()); !errors.Is(err, ErrDamaged) {
-		t.Errorf("Judge() of noise = %v", err)
+	if len(places) != 2 {
+		t.Fatalf("btrfs-map-logical tells %s", text)
 	}
+	return places
 }
 
 func TestParseExtents(t *testing.T) {

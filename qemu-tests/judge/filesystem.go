@@ -1,0 +1,91 @@
+package judge
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"regexp"
+	"strconv"
+
+	"sealroot/state"
+)
+
+// Filesystem is a type of file system, as mount(8) knows it.
+type Filesystem string
+
+// The types; the empty one is Ext4.
+const (
+	Ext4  Filesystem = "ext4"
+	Btrfs Filesystem = "btrfs"
+)
+
+func (f Filesystem) name() string {
+	if f == "" {
+		return string(Ext4)
+	}
+	return string(f)
+}
+
+// mended makes good what PID 1 makes good before it mounts: a torn superblock.
+func mended(image string) error {
+	f, err := os.OpenFile(image, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err == nil {
+		_, err = state.Mend(f, info.Size())
+	}
+	return err
+}
+
+// mounted runs do on a mounted image, and unmounts it. Nothing waits for the host's disk:
+// the image is a copy that nobody needs after a power cut of the host.
+func (f Filesystem) mounted(image, dir string, do func(root string) error) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	if _, err := run("mount", "-t", f.name(), "-o", "loop,nodiscard,nobarrier", image, dir); err != nil {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	err := do(dir)
+	_, last := run("umount", dir)
+	return errors.Join(err, last)
+}
+
+// clean has the file system's own checker find nothing.
+func (f Filesystem) clean(image string) error {
+	checker := []string{"e2fsck", "-fn"}
+	if f == Btrfs {
+		checker = []string{"btrfs", "check", "--readonly", "--check-data-csum"}
+	}
+	if out, err := run(checker[0], append(checker[1:], image)...); err != nil {
+		return fmt.Errorf("%w: %w:\n%s", ErrDamaged, err, out)
+	}
+	return nil
+}
+
+// Lines of dumpe2fs -h and of btrfs inspect-internal dump-super.
+var (
+	ext4Blocks = regexp.MustCompile(`(?m)^Block count: +(\d+)$`)
+	btrfsBytes = regexp.MustCompile(`(?m)^dev_item\.total_bytes\s+(\d+)$`)
+)
+
+// span is how many bytes a file system spans by its superblock.
+func (f Filesystem) span(image string) (int64, error) {
+	tool, line, unit := []string{"dumpe2fs", "-h"}, ext4Blocks, int64(block)
+	if f == Btrfs {
+		tool, line, unit = []string{"btrfs", "inspect-internal", "dump-super"}, btrfsBytes, 1
+	}
+	text, err := run(tool[0], append(tool[1:], image)...)
+	if err != nil {
+		return 0, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	found := line.FindStringSubmatch(text)
+	if found == nil {
+		return 0, fmt.Errorf("%w: %s tells no size:\n%s", ErrDamaged, tool[0], text)
+	}
+	n, err := strconv.ParseInt(found[1], 10, 50)
+	return n * unit, err
+}
