@@ -5,17 +5,13 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"sealroot/init/report"
 	"sealroot/qemu-tests/judge"
-	"sealroot/qemu-tests/promises"
 	"sealroot/qemu-tests/writes"
-	"sealroot/state/layout"
-	"sealroot/state/luks2"
 )
 
 const (
@@ -25,58 +21,83 @@ const (
 )
 
 // The power goes off while the volume grows and shrinks under a writer: it loses
-// nothing. A small fixed sample; `make soak` takes all, or as many as TIMES says.
+// nothing, whichever file system is in it. Small fixed samples; `make soak` takes all, or
+// as many as TIMES says.
 func TestResizeCuts(t *testing.T) {
 	t.Parallel()
-	s := resizeSample{kills: 4, resizes: 25, flushes: 40, cuts: cuts{torn: 30, boots: 12, seed: 1}}
-	if soaking() {
-		const kills = 60
-		times := number(t, "SEALROOT_SOAK", kills)
-		seed := number(t, "SEALROOT_SOAK_SEED", int(time.Now().UnixNano()%1e6)+1)
-		s = resizeSample{kills: min(times, kills), resizes: 12, cuts: cuts{torn: 200, seed: uint64(seed)}}
-		if times < kills {
-			s.boots = times
-		}
+	for _, s := range []resizeSample{
+		{inner: judge.Ext4, kills: 2, resizes: 20, flushes: 20, cuts: cuts{torn: 16, boots: 8, seed: 1}},
+		{inner: judge.Btrfs, kills: 2, resizes: 8, flushes: 8, cuts: cuts{torn: 8, boots: 4, seed: 1}},
+	} {
+		t.Run(string(s.inner), func(t *testing.T) {
+			t.Parallel()
+			if soaking() {
+				s = s.soak(t)
+			}
+			s.run(t)
+		})
 	}
-	resizeCuts(t, s)
 }
 
-// resizeSample says how much is tried.
+// resizeSample says how much is tried, and on what.
 type resizeSample struct {
+	inner   judge.Filesystem
 	kills   int
 	resizes int // that are recorded
 	flushes int // so many of the disks after a flush; 0: all
 	cuts        // in the record; boots 0: all
 }
 
-// resized is a machine that resizes, and its judge.
-type resized struct {
-	t        *testing.T
-	machine  *Machine
-	disk     *Disk
-	state    Partition // on the disk
-	mark     Partition
-	key      []byte         // the volume's recovery key
-	base     *Disk          // as it was before the record
-	original string         // its state partition
-	found    map[string]int // where the cuts were, as the disks tell
-	told     int            // the last promised file, of all disks
+// soak is all of it: each disk of the record is booted.
+func (s resizeSample) soak(t *testing.T) resizeSample {
+	t.Helper()
+	const kills = 60
+	times := number(t, "SEALROOT_SOAK", kills)
+	seed := number(t, "SEALROOT_SOAK_SEED", int(time.Now().UnixNano()%1e6)+1)
+	s = resizeSample{inner: s.inner, kills: min(times, kills), resizes: 8, cuts: cuts{torn: 200, seed: uint64(seed)}}
+	if times < kills {
+		s.boots = times
+	}
+	return s
 }
 
-func resizeCuts(t *testing.T, s resizeSample) {
-	t.Helper()
-	r := &resized{t: t, disk: Image{}.Build(t)}
-	// Its place is free while the host judges what was recorded.
+// image has the file system in its volume.
+func (s resizeSample) image() Image {
+	if s.inner == judge.Btrfs {
+		return Image{Edit: []string{"recovery: later", "recovery: later\n  filesystem: btrfs"}}
+	}
+	return Image{}
+}
+
+// resized is a machine that resizes, and its judges.
+type resized struct {
+	t       *testing.T
+	machine *Machine
+	disk    *Disk
+	mark    Partition
+	jury    *jury
+}
+
+func (s resizeSample) run(t *testing.T) {
+	began := time.Now()
+	r := &resized{t: t, disk: s.image().Build(t)}
 	r.machine = NewMachine(t, DirectKernel, r.disk).WithTPM()
 	r.machine.LoadSlot("a")
-	r.state, r.mark = r.disk.Part(t, "state"), r.disk.Part(t, markPart)
+	r.mark = r.disk.Part(t, markPart)
+	// Its place is free when there is only something left to judge.
+	r.machine.place = waitForRoom(t)
+	defer r.machine.place.Close()
+	waited := time.Since(began)
 	vm := r.machine.Boot()
 	vm.UpIn("a")
-	r.key = []byte(vm.recoveryKey())
+	r.jury = newJury(t, s.inner, []byte(vm.recoveryKey()))
 	vm.Run("mkdir " + promisedDir)
 	vm.PowerOff()
 	r.kill(s.kills, s.seed)
 	r.cutWrites(s)
+	r.machine.place.Close()
+	r.jury.rest()
+	t.Logf("%s: %s, of them %s for an image and a place", s.inner, time.Since(began).Round(time.Second), waited.Round(time.Second))
 }
 
 // loop is the probe's command.
@@ -84,59 +105,12 @@ func (r *resized) loop(seconds, resizes int, seed uint64) string {
 	return fmt.Sprintf("resizeloop %d %d %d %s %d /dev/vda%d", seconds, resizes, seed, promisedDir, promisedKeep, r.mark.Number)
 }
 
-// judge judges a state partition; mark is the beginning of what the loop marks.
-func (r *resized) judge(state string, mark []byte) (judge.Verdict, error) {
-	told, err := promises.Told(mark)
-	if err != nil {
-		return judge.Verdict{}, err
-	}
-	r.told = max(r.told, told)
-	return judge.Case{
-		State: state, Dir: r.t.TempDir(), Balloons: layout.Balloons, Record: layout.GivenBack,
-		Unlock: func(h *luks2.Header) ([]byte, error) {
-			key, _, err := h.Authorize(r.key, luks2.NewBudget(nil))
-			return key, err
-		},
-		Files: func(root string) error {
-			_, err := promises.Check(filepath.Join(root, filepath.Base(promisedDir)), promisedKeep, told)
-			return err
-		},
-	}.Judge()
-}
-
-// good wants a disk to be good, and counts where the cut was.
+// good has the jury judge a disk as it is now.
 func (r *resized) good(where string, disk *Disk) {
 	r.t.Helper()
 	state := disk.Extract(r.t, "state")
-	r.goodState(where, state, disk.Read(r.t, markPart, 0, sectorSize))
-}
-
-func (r *resized) goodState(where, state string, mark []byte) {
-	r.t.Helper()
-	v, err := r.judge(state, mark)
-	if err != nil {
-		r.t.Errorf("%s: %v", where, err)
-	}
-	r.found[place(v)]++
-	if err := os.Remove(state); err != nil {
-		r.t.Error(err)
-	}
-}
-
-// place says where in a resize a disk is.
-func place(v judge.Verdict) string {
-	switch {
-	case v.Beyond > 0:
-		return "reserved for the end and not yet used"
-	case v.Double > 0 && v.Double < v.Balloons:
-		return "balloons partly given back"
-	case v.Double > 0:
-		return "balloons and nothing given back"
-	case v.Balloons > 0:
-		return "balloons given back"
-	default:
-		return "no balloon"
-	}
+	mark := disk.Read(r.t, markPart, 0, sectorSize)
+	r.jury.add(func() { r.jury.good(where, state, mark) })
 }
 
 // up wants nothing to be said of the volume at a boot.
@@ -153,30 +127,22 @@ func (r *resized) up(where string, got report.Report) {
 	}
 }
 
-// kill kills the machine so many times at random in the loop. After each cut, and after
-// the boot that follows the last, the disk is good.
+// kill kills the machine so many times at random in the loop. After each cut the disk
+// is good, and comes up.
 func (r *resized) kill(times int, seed uint64) {
-	r.t.Helper()
-	r.found = map[string]int{}
+	t := r.t
+	t.Helper()
 	random := rand.New(rand.NewPCG(seed, 0))
-	r.machine.place = waitForRoom(r.t) // for all of them: the machine is on nearly all the time
-	defer func() {
-		r.machine.place.Close()
-		r.machine.place = nil
-	}()
-	for n := range times + 1 {
+	for n := range times {
 		vm := r.machine.Boot()
 		r.up(fmt.Sprintf("boot %d", n+1), vm.UpIn("a"))
-		where := fmt.Sprintf("cut %d", n+1)
-		if n == times {
-			where = "after the last boot"
-			vm.Kill()
-		} else {
-			r.cut(vm, r.loop(600, 1e6, random.Uint64()), time.Second/2+time.Duration(random.Int64N(int64(5*time.Second))))
-		}
-		r.good(where, r.disk)
+		delay := time.Second/2 + time.Duration(random.Int64N(int64(5*time.Second)))
+		r.cut(vm, r.loop(600, 1e6, random.Uint64()), delay)
+		r.good(fmt.Sprintf("power cut %d of %d, after %s", n+1, times, delay.Round(time.Millisecond)), r.disk)
 	}
-	r.t.Logf("%d power cuts by SIGKILL, seed %d, %d files promised: %v", times, seed, r.told, r.found)
+	r.jury.add(func() {
+		t.Logf("%d power cuts by SIGKILL, seed %d: %s", times, seed, r.jury.summary())
+	})
 }
 
 // cut runs a command that does not end, and cuts the power.
@@ -195,42 +161,64 @@ func (r *resized) cut(vm *VM, command string, delay time.Duration) {
 	vm.Kill()
 }
 
+// resizeControl is what the library must not do: a disk in between is found to be wrong.
+type resizeControl struct {
+	wrong string // the probe does it
+	want  error
+	// Entries of the record: before it, when it was done, when it is right again.
+	first, done, end int
+}
+
+// controls are those of a file system in the volume.
+func controls(inner judge.Filesystem) []*resizeControl {
+	if inner == judge.Btrfs {
+		return []*resizeControl{
+			{wrong: "grow-first", want: judge.ErrUnbacked},
+			{wrong: "punch-end", want: judge.ErrUnbacked},
+		}
+	}
+	return []*resizeControl{
+		{wrong: "unlink-first", want: judge.ErrUnbacked},
+		{wrong: "punch-first", want: judge.ErrUnbacked},
+		{wrong: "forget", want: judge.ErrUnrecorded},
+	}
+}
+
 // cutWrites records what the loop writes, and judges disks that a cut leaves: after
 // flushes, and within epochs at random. Some of them are booted. The controls are
 // at the end of the record.
 func (r *resized) cutWrites(s resizeSample) {
 	t := r.t
 	t.Helper()
-	began := time.Now()
-	r.base = r.disk.Copy(t)
-	r.original = r.base.Extract(t, "state")
+	base := r.disk.Copy(t)
+	r.jury.original = base.Extract(t, "state")
+	r.jury.state, r.jury.mark = r.disk.Part(t, "state"), r.mark
 	m := r.machine.recorded()
 	vm := m.Boot()
-	vm.UpIn("a")
+	r.up("boot after the last power cut", vm.UpIn("a"))
+	var marks []int64
 	// What was written so far; the record's entries are in the file at once.
-	written := func() int64 {
+	mark := func() {
 		info, err := os.Stat(m.Config.WriteLog)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return info.Size()
+		marks = append(marks, info.Size())
 	}
-	marks := []int64{written()}
+	mark()
+	began := time.Now()
 	did := vm.Run(r.loop(600, s.resizes, s.seed))
+	took := time.Since(began)
 	vm.Run("sync")
-	marks = append(marks, written())
-	// What the library must not do, each time put right again.
-	controls := []struct {
-		wrong string
-		want  error // of a disk in between
-	}{
-		{"unlink-first", judge.ErrUnbacked},
-		{"punch-first", judge.ErrUnbacked},
-		{"forget", judge.ErrUnrecorded},
-	}
-	for _, c := range controls {
+	mark()
+	tried := controls(s.inner)
+	for _, c := range tried {
+		vm.Run("resizewrong prepare")
+		mark()
 		vm.Run("resizewrong " + c.wrong)
-		marks = append(marks, written())
+		mark()
+		vm.Run("resizewrong repair")
+		mark()
 	}
 	vm.PowerOff()
 	record := readRecord(t, m.Config.WriteLog)
@@ -239,43 +227,27 @@ func (r *resized) cutWrites(s resizeSample) {
 	for _, at := range marks {
 		ends = append(ends, record.Before(at))
 	}
-	t.Logf("%s in %d requests, in %s", did, ends[1]-ends[0], time.Since(began).Round(time.Second))
-	before, err := os.Open(r.base.Path)
+	t.Logf("%s in %d requests, in %s", strings.TrimSpace(did), ends[1]-ends[0], took.Round(time.Second))
+	before, err := os.Open(base.Path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer before.Close()
-	disk := writes.NewDisk(before)
-	if err := disk.ApplyAll(record, record.Entries[:ends[1]]); err != nil {
-		t.Fatal(err)
+	// The jury reads it, too, which ends before this.
+	t.Cleanup(func() { before.Close() })
+	for i, c := range tried {
+		c.first, c.done, c.end = ends[3*i+2], ends[3*i+3], ends[3*i+4]
 	}
-	for i, c := range controls {
-		var found error
-		for _, epoch := range writes.Epochs(record.Entries[ends[i+1]:ends[i+2]]) {
-			if err := disk.ApplyAll(record, epoch); err != nil {
-				t.Fatal(err)
-			}
-			if found == nil {
-				found = r.judgeLeftDisk(disk)
-			}
-		}
-		if !errors.Is(found, c.want) {
-			t.Errorf("control %q: %v, want it found that %v", c.wrong, found, c.want)
-		}
-		if err := r.judgeLeftDisk(disk); err != nil {
-			t.Errorf("control %q, put right: %v", c.wrong, err)
-		}
-		t.Logf("control %q: %v", c.wrong, found)
-	}
-	r.judgeLeft(s, m, *record, ends[0], ends[1], before)
+	r.jury.add(func() { r.jury.controls(record, before, tried) })
+
+	some := *record
+	some.Entries = record.Entries[:ends[1]]
+	r.judgeLeft(s, m, base, &some, ends[0], before)
 }
 
-// judgeLeft judges disks that cuts between the first of these entries and the last leave.
-func (r *resized) judgeLeft(s resizeSample, m *Machine, record writes.Record, first, end int, before *os.File) {
+// judgeLeft judges disks that cuts after the first of these entries leave, and boots some.
+func (r *resized) judgeLeft(s resizeSample, m *Machine, base *Disk, record *writes.Record, first int, before *os.File) {
 	t := r.t
 	t.Helper()
-	r.found = map[string]int{}
-	record.Entries = record.Entries[:end]
 	random := rand.New(rand.NewPCG(s.seed, 0))
 	total := 1 + len(writes.Epochs(record.Entries[first:])) + s.torn
 	order := random.Perm(total)
@@ -287,51 +259,55 @@ func (r *resized) judgeLeft(s resizeSample, m *Machine, record writes.Record, fi
 		rank[n] = i
 	}
 	n, booted := 0, 0
-	eachLeft(t, &record, first, before, s.cuts, random, func(left leftDisk) {
+	eachLeft(t, record, first, before, s.cuts, random, func(left leftDisk) {
 		i, chosen := rank[n]
 		if n++; !chosen {
 			return
 		}
-		r.goodState("cut "+left.where, r.saved(left.disk), r.marked(left.disk))
+		d := left.disk.Clone()
+		r.jury.add(func() { r.jury.goodLeft("cut "+left.where, d) })
 		if s.boots > 0 && i >= s.boots {
 			return
 		}
 		booted++
-		bootLeft(t, m, r.base, left, func(got report.Report, d *Disk) {
+		bootLeft(t, m, base, left, func(got report.Report, d *Disk) {
 			r.up("boot after cut "+left.where, got)
 			r.good("booted after cut "+left.where, d)
 		})
 	})
-	t.Logf("%d disks of %d that a power cut leaves, %d of them booted and judged again, seed %d, %d files promised: %v", len(order), total, booted, s.seed, r.told, r.found)
-	if r.told == 0 || len(r.found) < 2 {
-		t.Errorf("the cuts reach no resize: %d files promised, %v", r.told, r.found)
-	}
+	r.jury.add(func() {
+		told, found := r.jury.told, len(r.jury.found)
+		t.Logf("%d disks of %d that a power cut leaves, %d of them booted and judged again, seed %d: %s", len(order), total, booted, s.seed, r.jury.summary())
+		if told == 0 || found < 2 {
+			t.Errorf("the cuts reach no resize: %d files promised, %d places", told, found)
+		}
+	})
 }
 
-func (r *resized) judgeLeftDisk(disk *writes.Disk) error {
-	r.t.Helper()
-	state := r.saved(disk)
-	_, err := r.judge(state, r.marked(disk))
-	return errors.Join(err, os.Remove(state))
-}
-
-// saved is the state partition of a disk that a cut leaves, in a file.
-func (r *resized) saved(disk *writes.Disk) string {
-	r.t.Helper()
-	path := filepath.Join(r.t.TempDir(), "state")
-	tool(r.t, "cp", "--sparse=always", r.original, path)
-	if err := disk.SaveRange(path, r.state.Offset, r.state.Bytes); err != nil {
-		r.t.Fatal(err)
+// controls wants a disk amid each of them to be found wrong, and one at its end good.
+func (j *jury) controls(record *writes.Record, base *os.File, tried []*resizeControl) {
+	disk, at := writes.NewDisk(base), 0
+	apply := func(entries []writes.Entry) {
+		if err := disk.ApplyAll(record, entries); err != nil {
+			j.t.Error(err)
+		}
 	}
-	return path
-}
-
-// marked is the beginning of what the loop marked on it.
-func (r *resized) marked(disk *writes.Disk) []byte {
-	r.t.Helper()
-	b := make([]byte, sectorSize)
-	if _, err := disk.ReadAt(b, r.mark.Offset); err != nil {
-		r.t.Fatal(err)
+	for _, c := range tried {
+		apply(record.Entries[at:c.first])
+		var found error
+		for _, epoch := range writes.Epochs(record.Entries[c.first:c.done]) {
+			if apply(epoch); found == nil {
+				_, found = j.judgeLeft(disk)
+			}
+		}
+		if !errors.Is(found, c.want) {
+			j.t.Errorf("control %q: %v, want it found that %v", c.wrong, found, c.want)
+		}
+		apply(record.Entries[c.done:c.end])
+		at = c.end
+		if _, err := j.judgeLeft(disk); err != nil {
+			j.t.Errorf("control %q, put right: %v", c.wrong, err)
+		}
+		j.t.Logf("control %q: %v", c.wrong, found)
 	}
-	return b
 }

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sealroot/state/balloon/files"
+	"sealroot/state/btrfs"
 	"sealroot/state/layout"
 	"sealroot/state/resize"
 )
@@ -17,15 +18,25 @@ import (
 // resizeWrong does what the library must not, so that a power cut just then would cost
 // data, and has the library put it right: the control of the tests that cut the power.
 //
+//	resizewrong prepare        both file systems have room for what follows, and a balloon is there
 //	resizewrong unlink-first   balloons go before their blocks are reserved again
 //	resizewrong punch-first    a balloon's blocks are given back before it is on stable storage
 //	resizewrong forget         what was given back is not in the record
+//	resizewrong grow-first     btrfs gets larger before that is reserved
+//	resizewrong punch-end      the end of btrfs is given back before it is smaller
+//	resizewrong repair         the library puts it right
 func resizeWrong(words []string) error {
 	if len(words) != 2 {
-		return errors.New("usage: resizewrong unlink-first|punch-first|forget")
+		return errors.New("usage: resizewrong prepare|unlink-first|punch-first|forget|grow-first|punch-end|repair")
 	}
-	wrong := map[string]func(*resize.Volume) error{"unlink-first": unlinkFirst, "punch-first": punchFirst, "forget": forget}[words[1]]
-	if wrong == nil {
+	do := map[string]func(*resize.Volume) error{
+		"prepare": prepare, "unlink-first": unlinkFirst, "punch-first": punchFirst, "forget": forget,
+		"grow-first": growFirst, "punch-end": punchEnd, "repair": func(v *resize.Volume) error {
+			_, err := v.Repair(context.Background())
+			return err
+		},
+	}[words[1]]
+	if do == nil {
 		return fmt.Errorf("resizewrong knows no %q", words[1])
 	}
 	v, err := openVolume()
@@ -33,19 +44,18 @@ func resizeWrong(words []string) error {
 		return err
 	}
 	defer v.Close()
+	return do(v)
+}
+
+func prepare(v *resize.Volume) error {
 	s, err := v.Measure()
-	if err != nil {
-		return err
+	if err == nil {
+		_, err = v.Resize(context.Background(), s.MinReserved+(s.Reserved-s.MinReserved)/2)
 	}
-	// There has to be a balloon, and room for another.
-	if _, err := v.Resize(context.Background(), s.MinReserved+(s.Reserved-s.MinReserved)/2); err != nil {
-		return err
+	if s.Filesystem == "btrfs" && errors.Is(err, resize.ErrTooSmall) {
+		err = nil // its chunks may keep it larger
 	}
 	unix.Sync()
-	if err := wrong(v); err != nil {
-		return err
-	}
-	_, err = v.Repair(context.Background())
 	return err
 }
 
@@ -119,4 +129,38 @@ func forget(*resize.Volume) error {
 		_, err = f.WriteAt(make([]byte, info.Size()), 0)
 	}
 	return errors.Join(err, f.Sync(), f.Close())
+}
+
+// wrongBytes is by how much btrfs is made larger, or loses.
+const wrongBytes = 32 << 20
+
+func growFirst(v *resize.Volume) error {
+	s, err := v.Measure()
+	if err != nil {
+		return err
+	}
+	root, err := os.Open(volumeRoot)
+	if err != nil {
+		return err
+	}
+	const device = 1 // of the template
+	err = btrfs.Resize(int(root.Fd()), device, uint64(s.Spanned+wrongBytes))
+	return errors.Join(err, unix.Syncfs(int(root.Fd())), root.Close())
+}
+
+// punchEnd grows before, in order: what is given back holds nothing.
+func punchEnd(v *resize.Volume) error {
+	s, err := v.Measure()
+	if err != nil {
+		return err
+	}
+	if s, err = v.Resize(context.Background(), s.Reserved+2*wrongBytes); err != nil {
+		return err
+	}
+	image, err := os.OpenFile(volumeImage, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	err = unix.Fallocate(int(image.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, s.DataOffset+s.Spanned-wrongBytes, wrongBytes)
+	return errors.Join(err, image.Sync(), image.Close())
 }

@@ -1,0 +1,148 @@
+package qemutests
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"sealroot/qemu-tests/judge"
+	"sealroot/qemu-tests/promises"
+	"sealroot/qemu-tests/writes"
+	"sealroot/state/layout"
+	"sealroot/state/luks2"
+)
+
+// jury judges state partitions one after the other, while machines run. What it knows is
+// its goroutine's, which ends no test: it fails it.
+type jury struct {
+	t     *testing.T
+	inner judge.Filesystem
+	key   []byte // the volume's recovery key
+	dir   string
+
+	// Of disks in memory: the state partition before the first write, where it is on
+	// them, and where the loop marks what is promised.
+	original    string
+	state, mark Partition
+
+	found map[string]int // where the cuts were, as the disks tell, since the last summary
+	told  int            // the last promised file, of all disks
+	cases chan func()
+	ended chan struct{}
+}
+
+// newJury is for a volume with a file system and a recovery key.
+func newJury(t *testing.T, inner judge.Filesystem, key []byte) *jury {
+	t.Helper()
+	j := &jury{
+		t: t, inner: inner, key: key, dir: t.TempDir(), found: map[string]int{},
+		cases: make(chan func(), 4096), ended: make(chan struct{}),
+	}
+	go func() {
+		defer close(j.ended)
+		for do := range j.cases {
+			if t.Context().Err() == nil { // else the test was ended
+				do()
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		close(j.cases)
+		<-j.ended
+	})
+	return j
+}
+
+// add has the jury do something after all that it has to do already.
+func (j *jury) add(do func()) { j.cases <- do }
+
+// rest waits until all is judged.
+func (j *jury) rest() {
+	done := make(chan struct{})
+	j.add(func() { close(done) })
+	<-done
+}
+
+// summary tells where the cuts were, and begins anew.
+func (j *jury) summary() string {
+	text := fmt.Sprintf("%d files promised, %v", j.told, j.found)
+	j.found = map[string]int{}
+	return text
+}
+
+// good wants a state partition to be good, and removes it.
+func (j *jury) good(where, state string, mark []byte) {
+	v, err := j.judge(state, mark)
+	j.verdict(where, v, errors.Join(err, os.Remove(state)))
+}
+
+// goodLeft wants it of a disk that a power cut leaves.
+func (j *jury) goodLeft(where string, disk *writes.Disk) {
+	v, err := j.judgeLeft(disk)
+	j.verdict(where, v, err)
+}
+
+func (j *jury) verdict(where string, v judge.Verdict, err error) {
+	j.found[place(v)]++
+	switch {
+	case err != nil:
+		j.t.Errorf("%s: %v", where, err)
+	case soaking():
+		j.t.Logf("%s: good, %s, %d files promised", where, place(v), j.told)
+	}
+}
+
+// judgeLeft judges the state partition of a disk that a power cut leaves.
+func (j *jury) judgeLeft(disk *writes.Disk) (judge.Verdict, error) {
+	mark := make([]byte, sectorSize)
+	if _, err := disk.ReadAt(mark, j.mark.Offset); err != nil {
+		return judge.Verdict{}, err
+	}
+	state := filepath.Join(j.dir, "state")
+	if text, err := runTool("cp", "--sparse=always", "--reflink=auto", j.original, state); err != nil {
+		return judge.Verdict{}, fmt.Errorf("cannot copy the state partition: %w: %s", err, text)
+	}
+	if err := disk.SaveRange(state, j.state.Offset, j.state.Bytes); err != nil {
+		return judge.Verdict{}, err
+	}
+	v, err := j.judge(state, mark)
+	return v, errors.Join(err, os.Remove(state))
+}
+
+// judge judges a state partition; mark is the beginning of what the loop marks.
+func (j *jury) judge(state string, mark []byte) (judge.Verdict, error) {
+	told, err := promises.Told(mark)
+	if err != nil {
+		return judge.Verdict{}, err
+	}
+	j.told = max(j.told, told)
+	return judge.Case{
+		State: state, Dir: j.dir, Inner: j.inner, Balloons: layout.Balloons, Record: layout.GivenBack,
+		Unlock: func(h *luks2.Header) ([]byte, error) {
+			key, _, err := h.Authorize(j.key, luks2.NewBudget(nil))
+			return key, err
+		},
+		Files: func(root string) error {
+			_, err := promises.Check(filepath.Join(root, filepath.Base(promisedDir)), promisedKeep, told)
+			return err
+		},
+	}.Judge()
+}
+
+// place says where in a resize a disk is.
+func place(v judge.Verdict) string {
+	switch {
+	case v.Beyond > 0:
+		return "reserved for the end and not yet used"
+	case v.Double > 0 && v.Double < v.Balloons:
+		return "balloons partly given back"
+	case v.Double > 0:
+		return "balloons and nothing given back"
+	case v.Balloons > 0:
+		return "balloons given back"
+	default:
+		return "reserved as far as it spans"
+	}
+}
