@@ -26,8 +26,8 @@ test: build ## all tests, then whole machines in QEMU; RUN=regexp chooses tests 
 unit-test: ## only the tests that need no machine; RUN=regexp
 	@scripts/test --unit '$(RUN)'
 
-soak: build ## power cuts at random times, and in one update's writes; TIMES=300 SEED=number WALK=whole
-	@SEED='$(SEED)' WALK='$(WALK)' scripts/test --soak '$(or $(TIMES),300)'
+soak: build ## power cuts at random times, and in recorded writes; TIMES=300 SEED=number WALK=whole RUN=ResizeCuts
+	@SEED='$(SEED)' WALK='$(WALK)' scripts/test --soak '$(or $(TIMES),300)' '$(RUN)'
 
 demo: ## a Debian root becomes an A/B image and boots, step by step; FIRMWARE=bios ROOTFS=my.tar
 	@FIRMWARE='$(FIRMWARE)' ROOTFS='$(ROOTFS)' scripts/demo

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -84,9 +85,12 @@ func (s resizeSample) run(t *testing.T) {
 	r.machine = NewMachine(t, DirectKernel, r.disk).WithTPM()
 	r.machine.LoadSlot("a")
 	r.mark = r.disk.Part(t, markPart)
-	// Its place is free when there is only something left to judge.
-	r.machine.place = waitForRoom(t)
-	defer r.machine.place.Close()
+	// The machine is on nearly all the time; in a soak others have their turn. Its place is
+	// free when there is only something left to judge.
+	if !soaking() {
+		r.machine.place = waitForRoom(t)
+		defer r.machine.place.Close()
+	}
 	waited := time.Since(began)
 	vm := r.machine.Boot()
 	vm.UpIn("a")
@@ -244,13 +248,16 @@ func (r *resized) cutWrites(s resizeSample) {
 	r.judgeLeft(s, m, base, &some, ends[0], before)
 }
 
-// judgeLeft judges disks that cuts after the first of these entries leave, and boots some.
+// judgeLeft judges disks that cuts after so many entries leave, and boots some.
 func (r *resized) judgeLeft(s resizeSample, m *Machine, base *Disk, record *writes.Record, first int, before *os.File) {
 	t := r.t
 	t.Helper()
 	random := rand.New(rand.NewPCG(s.seed, 0))
 	total := 1 + len(writes.Epochs(record.Entries[first:])) + s.torn
 	order := random.Perm(total)
+	// The disk that the last boot left is always one of them.
+	i := slices.Index(order, 0)
+	order[0], order[i] = order[i], order[0]
 	if s.flushes > 0 {
 		order = order[:min(total, s.flushes+s.torn)]
 	}
