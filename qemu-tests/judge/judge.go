@@ -47,6 +47,9 @@ type Case struct {
 	// Outer and Inner are the types of the file systems, Ext4 when empty. Copies of one
 	// btrfs are judged one at a time: the kernel knows it by its UUID.
 	Outer, Inner Filesystem
+	// Place is the folder of encrypted.img and the record on the partition, its root when
+	// empty.
+	Place string
 	// Unlock finds the volume key.
 	Unlock func(h *luks2.Header) ([]byte, error)
 	// Balloons is the folder of balloons in the volume; without it there are none, as in btrfs.
@@ -138,7 +141,7 @@ func (c Case) open(plain string) (reserved, recorded set, err error) {
 		return nil, nil, err
 	}
 	err = c.Outer.mounted(c.State, filepath.Join(c.Dir, "outer"), func(root string) error {
-		img, err := os.Open(filepath.Join(root, "encrypted.img"))
+		img, err := os.Open(filepath.Join(root, c.Place, "encrypted.img"))
 		if err != nil {
 			return err
 		}
@@ -157,7 +160,7 @@ func (c Case) open(plain string) (reserved, recorded set, err error) {
 		}
 		defer clear(key)
 		offset := int64(h.DataOffset())
-		file, err := os.ReadFile(filepath.Join(root, c.Record))
+		file, err := os.ReadFile(filepath.Join(root, c.Place, c.Record))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

@@ -56,6 +56,8 @@ type volume struct {
 	// forgotten: holes are not in the record.
 	forgotten bool
 	beyond    int64 // bytes that are reserved behind its end
+	// outer is the type of the state partition; in btrfs the file is in a subvolume.
+	outer Filesystem
 }
 
 // newVolume makes an inner file system with promises: ext4 of 96 MiB with a balloon of 32,
@@ -110,7 +112,14 @@ func (v *volume) put(holes ...piece) string {
 	t := v.t
 	t.Helper()
 	state := filepath.Join(t.TempDir(), "state")
-	tool(t, "mke2fs", "-q", "-t", "ext4", "-b", "4096", "-E", "nodiscard", state, "256M")
+	place := ""
+	if v.outer == Btrfs {
+		place = subvolume
+		tool(t, "truncate", "-s", "512M", state)
+		tool(t, "mkfs.btrfs", "-q", "-K", state)
+	} else {
+		tool(t, "mke2fs", "-q", "-t", "ext4", "-b", "4096", "-E", "nodiscard", state, "256M")
+	}
 	cipher, err := xts.NewCipher(aes.NewCipher, v.key)
 	if err != nil {
 		t.Fatal(err)
@@ -124,6 +133,11 @@ func (v *volume) put(holes ...piece) string {
 		t.Fatal(err)
 	}
 	v.within(state, func(root string) {
+		if place != "" {
+			root = filepath.Join(root, place)
+			tool(t, "btrfs", "subvolume", "create", root)
+			tool(t, "chattr", "+C", root)
+		}
 		path := filepath.Join(root, "encrypted.img")
 		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 		if err != nil {
@@ -182,9 +196,16 @@ func (v *volume) balloon() (held set) {
 	return held
 }
 
+// subvolume is where the volume is on a btrfs.
+const subvolume = "sub"
+
 func (v *volume) judge(state string) (Verdict, error) {
+	place := ""
+	if v.outer == Btrfs {
+		place = subvolume
+	}
 	return Case{
-		State: state, Dir: v.t.TempDir(), Inner: v.of, Balloons: "balloons", Record: "record",
+		State: state, Dir: v.t.TempDir(), Outer: v.outer, Inner: v.of, Place: place, Balloons: "balloons", Record: "record",
 		Unlock: func(h *luks2.Header) ([]byte, error) { return h.Unlock(0, []byte("secret")) },
 		Files: func(root string) error {
 			_, err := promises.Check(filepath.Join(root, "files"), keep, v.told)
@@ -294,6 +315,15 @@ func TestJudgeBtrfs(t *testing.T) {
 				t.Errorf("Judge() = %+v, %v, want %v", got, err, tt.want)
 			}
 		})
+	}
+	// On a state partition that is btrfs, too.
+	nested := *v
+	nested.outer = Btrfs
+	if _, err := nested.judge(nested.put()); err != nil {
+		t.Errorf("Judge() on btrfs = %v", err)
+	}
+	if _, err := nested.judge(nested.put(piece{end - block, end})); !errors.Is(err, ErrUnbacked) {
+		t.Errorf("Judge() of a hole on btrfs = %v", err)
 	}
 	// Without their log the promises are lost: they were made since the last transaction.
 	c := v.edited(t, nil)
