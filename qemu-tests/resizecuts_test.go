@@ -77,6 +77,7 @@ type resized struct {
 	disk    *Disk
 	mark    Partition
 	jury    *jury
+	boots   int
 }
 
 func (s resizeSample) run(t *testing.T) {
@@ -85,12 +86,10 @@ func (s resizeSample) run(t *testing.T) {
 	r.machine = NewMachine(t, DirectKernel, r.disk).WithTPM()
 	r.machine.LoadSlot("a")
 	r.mark = r.disk.Part(t, markPart)
-	// The machine is on nearly all the time; in a soak others have their turn. Its place is
-	// free when there is only something left to judge.
-	if !soaking() {
-		r.machine.place = waitForRoom(t)
-		defer r.machine.place.Close()
-	}
+	// The machine is on nearly all the time. Its place is free when there is only something
+	// left to judge.
+	r.machine.place = waitForRoom(t)
+	defer func() { r.machine.place.Close() }()
 	waited := time.Since(began)
 	vm := r.machine.Boot()
 	vm.UpIn("a")
@@ -117,6 +116,15 @@ func (r *resized) good(where string, disk *Disk) {
 	r.jury.add(func() { r.jury.good(where, state, mark) })
 }
 
+// turn lets others have the machine's place now and then.
+func (r *resized) turn() {
+	const boots = 15
+	if r.boots++; r.boots%boots == 0 {
+		r.machine.place.Close()
+		r.machine.place = waitForRoom(r.t)
+	}
+}
+
 // up wants nothing to be said of the volume at a boot.
 func (r *resized) up(where string, got report.Report) {
 	r.t.Helper()
@@ -138,6 +146,7 @@ func (r *resized) kill(times int, seed uint64) {
 	t.Helper()
 	random := rand.New(rand.NewPCG(seed, 0))
 	for n := range times {
+		r.turn()
 		vm := r.machine.Boot()
 		r.up(fmt.Sprintf("boot %d", n+1), vm.UpIn("a"))
 		delay := time.Second/2 + time.Duration(random.Int64N(int64(5*time.Second)))
@@ -277,6 +286,7 @@ func (r *resized) judgeLeft(s resizeSample, m *Machine, base *Disk, record *writ
 			return
 		}
 		booted++
+		r.turn()
 		bootLeft(t, m, base, left, func(got report.Report, d *Disk) {
 			r.up("boot after cut "+left.where, got)
 			r.good("booted after cut "+left.where, d)
