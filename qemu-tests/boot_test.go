@@ -81,7 +81,7 @@ func TestBootBIOS(t *testing.T) {
 // Debian with systemd under UEFI with Secure Boot.
 func TestBootSecureBoot(t *testing.T) {
 	t.Parallel()
-	disk := Image{Config: "uki", Root: Debian, Commit: true, SecureBoot: true}.Build(t)
+	disk := Image{Config: "uki", Root: Debian, Commit: true, SecureBoot: true, Compress: true}.Build(t)
 	vm := NewMachine(t, UEFISecure, disk).WithTPM().Boot()
 	vm.Expect(`sealroot login: root`, bootTime)
 	checkSystemd(t, vm)

@@ -315,6 +315,7 @@ const (
 	rootDir    = ".."
 	buildDir   = "../build"
 	scriptsDir = "../scripts"
+	toolsDir   = "testdata/tools" // in place of other people's
 )
 
 // logDir returns the folder of a test's logs, emptied by its first use.

@@ -64,6 +64,9 @@ type Image struct {
 	Disk []string
 	// Sealroot is the path of another command sealroot for the running system.
 	Sealroot string
+	// Compress makes the root's squashfs as the product does. Else it is compressed
+	// little: a hundred images would cost ten minutes of a processor.
+	Compress bool
 	// Keys is the name of another key folder than that of all test images.
 	Keys string
 	// B is what slot b holds, nil for an empty slot.
@@ -131,7 +134,7 @@ func (im Image) key(t *testing.T) string {
 	if err := json.NewEncoder(sum).Encode(description); err != nil {
 		t.Fatal(err)
 	}
-	files := []string{im.program("init"), im.program("sealroot"), im.program("sealroot-mkinitramfs"), im.configFile(), "image_test.go"}
+	files := []string{im.program("init"), im.program("sealroot"), im.program("sealroot-mkinitramfs"), im.configFile(), "image_test.go", filepath.Join(toolsDir, "sqfstar")}
 	if im.Init != "" {
 		files = append(files, im.Init)
 	}
@@ -213,6 +216,13 @@ func (im Image) mkinitramfs(t *testing.T, command string, more ...string) {
 		args = append(args, "--secureboot-key", snakeoilKey(t), "--secureboot-cert", machine.SnakeoilCert)
 	}
 	cmd := exec.Command(im.program("sealroot-mkinitramfs"), args...)
+	if !im.Compress {
+		tools, err := filepath.Abs(toolsDir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd.Env = append(os.Environ(), "PATH="+tools+":"+os.Getenv("PATH"))
+	}
 	if output, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%s: %v\n%s", strings.Join(cmd.Args, " "), err, output)
 	}

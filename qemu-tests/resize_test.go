@@ -33,7 +33,11 @@ const (
 func TestResize(t *testing.T) {
 	t.Parallel()
 	r := newResizing(t)
-	r.atRandom(500)
+	steps := 200
+	if soaking() {
+		steps = 500
+	}
+	r.atRandom(steps)
 	r.boot("of the volume that gave back")
 	r.strayResize()
 	r.strayResizeNoRoom()

@@ -42,7 +42,9 @@ func startBus(path, socket string, between Bus) (*bus, error) {
 	return b, nil
 }
 
-// serve passes the control channel on until either end closes it.
+// serve passes the control channel on until either end closes it. The TPM's channel
+// for commands ends with it, whoever holds an answer back: while one is open, swtpm
+// does not end.
 func (b *bus) serve(qemu *net.UnixConn) error {
 	tpm, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: b.socket, Net: "unix"})
 	if err != nil {
@@ -53,6 +55,12 @@ func (b *bus) serve(qemu *net.UnixConn) error {
 		_, _ = io.Copy(qemu, tpm)
 		qemu.Close()
 	}()
+	var commands *os.File
+	defer func() {
+		if commands != nil {
+			commands.Close()
+		}
+	}()
 	message, rights := make([]byte, 64<<10), make([]byte, syscall.CmsgSpace(4))
 	for {
 		n, oobn, _, _, err := qemu.ReadMsgUnix(message, rights)
@@ -61,9 +69,10 @@ func (b *bus) serve(qemu *net.UnixConn) error {
 		}
 		if oobn == 0 {
 			_, err = tpm.Write(message[:n])
-		} else if ours, exchangeErr := b.exchange(rights[:oobn]); exchangeErr != nil {
+		} else if ours, end, exchangeErr := b.exchange(rights[:oobn]); exchangeErr != nil {
 			return exchangeErr
 		} else {
+			commands = end
 			_, _, err = tpm.WriteMsgUnix(message[:n], syscall.UnixRights(int(ours.Fd())), nil)
 			ours.Close()
 		}
@@ -73,19 +82,19 @@ func (b *bus) serve(qemu *net.UnixConn) error {
 	}
 }
 
-// exchange takes QEMU's socket for commands and returns the TPM's end of ours.
-func (b *bus) exchange(rights []byte) (*os.File, error) {
+// exchange takes QEMU's socket for commands and returns the TPM's end of ours, and our end.
+func (b *bus) exchange(rights []byte) (theirs, ours *os.File, err error) {
 	list, err := syscall.ParseSocketControlMessage(rights)
 	if err != nil || len(list) != 1 {
-		return nil, errors.Join(errors.New("no descriptor"), err)
+		return nil, nil, errors.Join(errors.New("no descriptor"), err)
 	}
 	fds, err := syscall.ParseUnixRights(&list[0])
 	if err != nil || len(fds) != 1 {
-		return nil, errors.Join(errors.New("no descriptor"), err)
+		return nil, nil, errors.Join(errors.New("no descriptor"), err)
 	}
 	pair, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	// Blocking descriptors: their reads end when the other end is closed.
 	qemu, tpm := os.NewFile(uintptr(fds[0]), "qemu"), os.NewFile(uintptr(pair[0]), "tpm")
@@ -94,7 +103,7 @@ func (b *bus) exchange(rights []byte) (*os.File, error) {
 		defer tpm.Close()
 		_ = b.relay(qemu, tpm)
 	}()
-	return os.NewFile(uintptr(pair[1]), "commands"), nil
+	return os.NewFile(uintptr(pair[1]), "commands"), tpm, nil
 }
 
 // relay has each command of QEMU answered.
