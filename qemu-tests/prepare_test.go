@@ -72,3 +72,50 @@ func TestStateUpdateUnderLiteralPCRsWithoutAKeyIsRefused(t *testing.T) {
 	}
 	vm.PowerOff()
 }
+
+// A unified kernel image has a PCR 4 of its own, and the TPM's record of the volume is
+// bound to it. So an installation is refused before it writes; taken all the same, the
+// trial asks a person once, and opens by itself once the TPM is bound to it. A trial
+// that nobody answers: TestPromptOnTrial, and TestSlotsUnlockRefused.
+func TestStateUpdateToAnotherUKIAsksOnce(t *testing.T) {
+	t.Parallel()
+	image := Image{Config: "uki", Edit: []string{"signed-pcr11+7", "signed-pcr11+4"}}
+	disk := image.Build(t)
+	vm := NewMachine(t, UEFI, disk).WithTPM().Hold().oneBank().withParts(t, readFile(t, image.next(t).Parts(t))).Boot()
+	vm.UpIn("a")
+	key := vm.recoveryKey()
+	vm.keepSomething()
+	for _, command := range []string{"sealroot install /dev/vdb", "sealroot state prepare-update /dev/vdb"} {
+		out, status := vm.TryRun(command)
+		if status != 3 || !strings.Contains(out, "the image itself writes it") {
+			t.Errorf("%s: exit status %d: %s; want 3 and the reason", command, status, out)
+		}
+	}
+	vm.Run("sync")
+	for _, part := range []string{"root-b", "root-b-verity", "root-b-verity-sig"} {
+		if content := readFile(t, disk.Extract(t, part)); len(bytes.Trim(content, "\x00")) > 0 {
+			t.Errorf("partition %s was written", part)
+		}
+	}
+	if out := vm.Run("sealroot install --locked-state /dev/vdb"); !strings.Contains(out, "waits two minutes") {
+		t.Errorf("install does not say what becomes of the trial: %s", out)
+	}
+	vm.Reboot()
+	vm.Expect(`type the recovery key`, probeTime)
+	vm.Send(key + "\r")
+	if r := vm.UpIn("b"); r.State.Unlocked != "recovery-key" || r.State.Pinned != "anew" || !r.Slot.Trial {
+		t.Fatalf("state %+v, slot %+v: want a trial that was unlocked by recovery-key, and the volume pinned anew", r.State, r.Slot)
+	}
+	vm.Never(`Type yes`)
+	vm.Run("write /run/key " + key)
+	vm.Run("sealroot commit")
+	vm.Run("sealroot state enroll --recovery-key-file /run/key")
+	vm.Reboot()
+	if r := vm.UpIn("b"); r.State.Unlocked != "tpm2" || r.State.Pinned != "yes" {
+		t.Errorf("the boot after: state %+v, want the pinned volume unlocked by tpm2", r.State)
+	}
+	if got := vm.Run("cat /var/lib/mine"); got != "words that stay" {
+		t.Errorf("the volume holds %q", got)
+	}
+	vm.PowerOff()
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	"sealroot/init/config"
@@ -14,6 +15,7 @@ import (
 	"sealroot/sealroot/install"
 	"sealroot/slots"
 	"sealroot/slots/manifest"
+	"sealroot/state/enrol"
 	"sealroot/verity/signature"
 )
 
@@ -148,9 +150,9 @@ func installImage(c *command) action {
 				return err
 			}
 			if !*locked {
-				return fmt.Errorf("%w; --locked-state takes it all the same", err)
+				return fmt.Errorf("%w; --locked-state takes it all the same%s", err, c.lockedState("; ", err))
 			}
-			c.say("WARNING: %v; a trial falls back while a committed slot is there, and a committed one asks for a key", err)
+			c.say("WARNING: %v; a trial falls back while a committed slot is there, and a committed one asks for a key%s", err, c.lockedState("; but ", err))
 			return nil
 		}
 		options.Ready = func() error { return next.ready(ctx, c) }
@@ -177,6 +179,16 @@ func installImage(c *command) action {
 			done.Slot, done.Version, options.Tries, j.running.Running)
 		return c.tellSlots(j)
 	}
+}
+
+// lockedState says behind sep what becomes of an image that was refused because the TPM
+// cannot know it before its first boot, "" of all others.
+func (c *command) lockedState(sep string, refused error) string {
+	cfg, err := c.env.configuration()
+	if err != nil || !errors.Is(refused, errPerImage) || !enrol.PersonPerImage(&cfg) || !slices.Contains(cfg.State.OnFailure, config.FailurePrompt) {
+		return ""
+	}
+	return sep + "its trial waits two minutes at the console for the recovery key; with that, commit it, and sealroot state enroll has it open by itself from then on"
 }
 
 // interruptible ends reading with ctx, which a read from a pipe does not.

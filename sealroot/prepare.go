@@ -45,7 +45,7 @@ func foresees(cfg config.Config, path enrol.Path) error {
 	case cfg.State.TPM2.Policy == config.PolicySignedPCR11And4, cfg.Boot.Loader != config.LoaderGRUB:
 		// The pin of the volume lies under the same policy, and there nobody adopts a
 		// volume that is not pinned (enrol.Adopts).
-		return fmt.Errorf("%w: only those of EFI GRUB are; a token alone would not do, as the TPM's record of this volume is bound to the same PCRs", errNotForetold)
+		return fmt.Errorf("%w: only those of EFI GRUB are; a token alone would not do, as the TPM's record of this volume is bound to the same PCRs, and the image itself writes it, once a person has opened the volume for it", errNotForetold)
 	case path != enrol.GRUBEFI:
 		return fmt.Errorf("%w: this machine was not started by EFI GRUB", errNotForetold)
 	case slices.ContainsFunc(changes, func(pcr int) bool { return !slices.Contains(foretold(), pcr) }):
@@ -231,9 +231,9 @@ func (u *update) decide(ctx context.Context, c *command, m Machine, r report.Rep
 		return err
 	}
 	refuse := func(why error) error { return fmt.Errorf("%w; %w: %w", err, why, bootset.ErrRefused) }
-	files, ok := bootFiles(set)
-	if !ok {
-		return refuse(errNotForetold)
+	files, why := c.foreseeable(r, set)
+	if why != nil {
+		return refuse(why)
 	}
 	p, why := c.prepare(ctx, m, r, slot, files)
 	if why != nil {
@@ -265,6 +265,19 @@ func (u *update) ready(ctx context.Context, c *command) error {
 	}
 	_, err := c.enrolNext(ctx, u.preparation, change(u.key))
 	return err
+}
+
+// foreseeable are the files of a set by which its PCRs are foretold, where they can be.
+func (c *command) foreseeable(r report.Report, set manifest.Manifest) (predict.BootFiles, error) {
+	cfg, err := c.env.configuration()
+	if err == nil {
+		err = foresees(cfg, enrol.Path(r.BootPath))
+	}
+	files, ok := bootFiles(set)
+	if err == nil && !ok {
+		err = fmt.Errorf("it has no kernel and initramfs for GRUB: %w", errNotForetold)
+	}
+	return files, err
 }
 
 // bootFiles are what GRUB loads of a set.

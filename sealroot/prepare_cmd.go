@@ -98,11 +98,10 @@ func (c *command) planUpdate(ctx context.Context, j *job, words []string, o inst
 	case !errors.Is(err, errPerImage):
 		return nil, "", err
 	}
-	files, ok := bootFiles(set)
-	if !ok {
-		return nil, "", fmt.Errorf("cannot prepare an update: it has no kernel and initramfs for GRUB: %w: %w", errNotForetold, bootset.ErrRefused)
+	files, err := c.foreseeable(j.report, set)
+	if err == nil {
+		p, err = c.prepare(ctx, j.opened, j.report, slot, files)
 	}
-	p, err = c.prepare(ctx, j.opened, j.report, slot, files)
 	return p, set.Version, refusedUpdate(err)
 }
 

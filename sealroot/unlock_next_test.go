@@ -103,3 +103,27 @@ func TestStateOpens(t *testing.T) {
 		t.Errorf("without a volume: %v", err)
 	}
 }
+
+// Only where a person can let the trial of a refused image in, install says so.
+func TestLockedState(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		policy string
+		steps  []string
+		why    error
+		says   bool
+	}{
+		{"another_uki", config.PolicySignedPCR11And4, []string{"prompt", "degraded"}, errPerImage, true},
+		{"nobody_is_asked", config.PolicySignedPCR11And4, []string{"degraded"}, errPerImage, false},
+		{"refused_for_something_else", config.PolicySignedPCR11And4, []string{"prompt"}, bootset.ErrRefused, false},
+		{"a_token_that_somebody_else_bound_to_pcr_4", config.PolicySignedPCR11And7, []string{"prompt"}, errPerImage, false},
+	} {
+		s := newSealed(t)
+		s.config.Boot.Loader, s.config.State.TPM2, s.config.State.OnFailure = config.LoaderUKI, config.TPM2{Policy: tt.policy}, tt.steps
+		s.status() // writes report and configuration
+		c := &command{env: s.env, stdout: &strings.Builder{}}
+		if got := c.lockedState("; ", tt.why); strings.Contains(got, "recovery key") != tt.says || (got == "") == tt.says {
+			t.Errorf("%s: %q, want that it tells of the trial: %v", tt.name, got, tt.says)
+		}
+	}
+}

@@ -212,6 +212,46 @@ func TestPrompt(t *testing.T) {
 	}
 }
 
+// On trial nobody is asked, as the committed slot opens by itself; but for an image
+// that no TPM could know before its first boot. There the tokens stay what they are.
+func TestPromptOnTrial(t *testing.T) {
+	h, key, recovery := volume(t)
+	list := []slots.Slot{{Name: "a", Priority: 1, Successful: true}, {Name: "b", Priority: 2, Tries: 2}}
+	signed4 := config.TPM2{Policy: config.PolicySignedPCR11And4}
+	for _, tt := range []struct {
+		name   string
+		loader config.Loader
+		tpm    config.TPM2
+		alone  bool // no committed slot is there
+		wait   time.Duration
+	}{
+		{"signed_pcr_11_and_7", config.LoaderUKI, config.TPM2{Policy: config.PolicySignedPCR11And7}, false, 0},
+		{"signed_pcr_11_and_4", config.LoaderUKI, signed4, false, trialWait},
+		{"signed_pcr_11_and_4_alone", config.LoaderUKI, signed4, true, keyLimit},
+		{"literal_pcr_4", config.LoaderUKI, config.TPM2{Policy: config.PolicyPCRs, PCRs: []int{4, 12}}, false, trialWait},
+		{"literal_pcr_7", config.LoaderUKI, config.TPM2{Policy: config.PolicyPCRs, PCRs: []int{7}}, false, 0},
+		{"literal_pcr_9_under_grub", config.LoaderGRUB, config.TPM2{Policy: config.PolicyPCRs, PCRs: []int{9}}, false, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := &person{lines: []string{string(recovery)}}
+			b, _ := testBoot(p, config.State{Unlock: []string{"tpm2", "recovery-key"}, TPM2: tt.tpm, OnFailure: []string{"prompt"}})
+			b.cfg.Boot.Loader = tt.loader
+			b.slots.observed.Slots = list
+			if tt.alone {
+				b.slots.observed.Slots = list[1:]
+			}
+			b.report.Slot.Name, b.report.Slot.Trial = "b", true
+			if got := b.promptWait(); got != tt.wait {
+				t.Errorf("promptWait() = %s, want %s", got, tt.wait)
+			}
+			got, err := b.unlock(t.Context(), h)
+			if asked := tt.wait > 0; (err == nil) != asked || bytes.Equal(got, key) != asked || (p.saw.Len() > 0) != asked {
+				t.Errorf("unlock() = %x, %v, the console shows %q; want that somebody is asked: %v", got, err, p.saw.String(), asked)
+			}
+		})
+	}
+}
+
 func TestPromptEndsAfterManyWrongEntries(t *testing.T) {
 	h, _, _ := volume(t)
 	p := &person{lines: slices.Repeat([]string{"wrong"}, promptTries+5)}

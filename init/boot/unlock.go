@@ -11,6 +11,7 @@ import (
 	"sealroot/init/config"
 	"sealroot/init/report"
 	"sealroot/state"
+	"sealroot/state/enrol"
 	"sealroot/state/luks2"
 	"sealroot/state/tpm"
 	"sealroot/state/tpm/pcrsig"
@@ -32,10 +33,10 @@ func (b *boot) unlock(ctx context.Context, h *luks2.Header) ([]byte, error) {
 			return key, nil
 		}
 	}
-	if b.mayPrompt() && !b.trialWithStandIn() {
+	if wait := b.promptWait(); b.mayPrompt() && wait > 0 {
 		// Who switches off in front of a question has not seen the slot fail.
 		again := b.giveBack()
-		key, err := b.prompt(ctx, h)
+		key, err := b.prompt(ctx, h, wait)
 		if err == nil {
 			again()
 			return key, nil
@@ -50,6 +51,22 @@ func (b *boot) unlock(ctx context.Context, h *luks2.Header) ([]byte, error) {
 func (b *boot) mayPrompt() bool {
 	people := slices.Contains(b.cfg.State.Unlock, config.UnlockRecoveryKey) || slices.Contains(b.cfg.State.Unlock, config.UnlockPassphrase)
 	return people && (slices.Contains(b.cfg.State.OnFailure, config.FailurePrompt) || !b.sealsState() && !b.usesKeyFile())
+}
+
+// trialWait is how long a trial waits for a key that each image's first boot takes.
+const trialWait = 2 * time.Minute
+
+// promptWait is how long the prompt waits without a key press; 0: nobody is asked, and
+// the committed slot that a trial stands in for opens by itself. Where no image can
+// before it has run (enrol.PersonPerImage), that would end every update.
+func (b *boot) promptWait() time.Duration {
+	switch {
+	case !b.trialWithStandIn():
+		return keyLimit
+	case enrol.PersonPerImage(b.cfg):
+		return trialWait
+	}
+	return 0
 }
 
 // attempt notes why a method did not open the volume.
@@ -212,8 +229,9 @@ const (
 	promptMax   = 30 * time.Second
 )
 
-// prompt asks on all consoles for the recovery key or a passphrase.
-func (b *boot) prompt(ctx context.Context, h *luks2.Header) ([]byte, error) {
+// prompt asks on all consoles for the recovery key or a passphrase; wait is how long
+// it waits without a key press.
+func (b *boot) prompt(ctx context.Context, h *luks2.Header, wait time.Duration) ([]byte, error) {
 	c, err := b.openConsole()
 	if err != nil {
 		return nil, err
@@ -225,14 +243,16 @@ func (b *boot) prompt(ctx context.Context, h *luks2.Header) ([]byte, error) {
 	for _, a := range b.report.State.Attempts {
 		c.Print("  " + a + "\n")
 	}
-	key, method, err := b.typedKey(ctx, c, h, promptTries, keyLimit)
+	key, method, err := b.typedKey(ctx, c, h, promptTries, wait)
 	if err != nil {
 		return nil, err
 	}
 	c.Print("sealroot: unlocked.\n")
 	b.report.State.Unlocked = method
 	b.sys.Log.Info("state: unlocked by %s", method)
-	b.offerBinding(ctx, c, key)
+	if !b.trialWithStandIn() {
+		b.offerBinding(ctx, c, key) // on trial it would take the token of the other slot away
+	}
 	return key, nil
 }
 

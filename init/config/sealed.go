@@ -46,11 +46,18 @@ func SignedWords(sealed string) (policy string, keys []string, pin bool) {
 
 // PerImage lists those of fixed PCRs that another image changes.
 func (c *Config) PerImage(pcrs []int) []int {
-	changes := []int{c.Trust.MeasurePCR}
-	if c.Boot.Loader == LoaderGRUB {
-		changes = append(changes, 8, 9) // commands and files
-	} else {
-		changes = append(changes, 4, 9, 11) // the unified kernel image, its initramfs
+	return slices.DeleteFunc(slices.Clone(pcrs), func(pcr int) bool { return !c.OfImage(pcr) })
+}
+
+// OfImage says whether another image changes a PCR.
+func (c *Config) OfImage(pcr int) bool {
+	switch pcr {
+	case c.Trust.MeasurePCR, 9: // the root; its initramfs
+		return true
+	case 8: // GRUB's commands
+		return c.Boot.Loader == LoaderGRUB
+	case 4, 11: // the unified kernel image
+		return c.Boot.Loader != LoaderGRUB
 	}
-	return slices.DeleteFunc(slices.Clone(pcrs), func(pcr int) bool { return !slices.Contains(changes, pcr) })
+	return false
 }

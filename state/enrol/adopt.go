@@ -12,3 +12,19 @@ import "sealroot/init/config"
 func Adopts(loader config.Loader, policy string) bool {
 	return loader == config.LoaderGRUB && policy == config.PolicyPCRs
 }
+
+// PersonPerImage says whether each image takes a person at its first boot: its policy
+// holds literal PCRs that every image changes, under which the volume is not pinned before it
+// has run, and PID 1 does not adopt one. Nobody could pin it before: the TPM tells the
+// image that does so from any other system by those PCRs alone (ARCHITECTURE.md).
+func PersonPerImage(c *config.Config) bool {
+	if Adopts(c.Boot.Loader, c.State.TPM2.Policy) {
+		return false
+	}
+	for _, pcr := range c.State.TPM2.PCRs {
+		if c.OfImage(pcr) {
+			return true
+		}
+	}
+	return c.State.TPM2.Policy == config.PolicySignedPCR11And4
+}
