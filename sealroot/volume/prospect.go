@@ -244,8 +244,7 @@ func (l Look) fits(ctx context.Context, t tpm.Token, other tpm.Values) (bool, er
 	for pcr, v := range other {
 		values[pcr] = v
 	}
-	digest, err := tpm.Policy{SignedPCRs: t.PubPCRs, PublicKey: t.PubKey, PCRs: t.PCRs, Bank: t.Bank, PIN: t.PIN}.Digest(values)
-	return err == nil && digest == t.Policy, err
+	return tpm.Policy{SignedPCRs: t.PubPCRs, PublicKey: t.PubKey, PCRs: t.PCRs, Bank: t.Bank, PIN: t.PIN}.Fits(t.Policy, values)
 }
 
 // errKernel: nobody here knows what the stub measures of the image.

@@ -66,7 +66,7 @@ func UnsealInClear(ctx context.Context, t *TPM, token Token, auth []byte) error 
 	if err != nil {
 		return err
 	}
-	if err = b.satisfy(s, token, nil, false); err == nil {
+	if err = b.satisfy(s, token, nil, inFull); err == nil {
 		err = b.do(command{
 			code: tpm2.TPMCCUnseal, handles: []tpm2.NamedHandle{object}, auth: s.encrypts(false, false),
 		})
@@ -81,4 +81,9 @@ func FloorPolicy(t *TPM) ([]byte, error) {
 		return nil, err
 	}
 	return public.AuthPolicy.Buffer, nil
+}
+
+// SealShort is Seal with the policy key as earlier versions wrote it.
+func (t *TPM) SealShort(ctx context.Context, policy Policy, secret []byte) (Token, error) {
+	return t.seal(ctx, policy, secret, nil, short)
 }

@@ -62,7 +62,7 @@ func (t *TPM) ReadIdentity(ctx context.Context, policy Policy) ([]byte, error) {
 // number that tells is a hint, for nobody vouches for records of other policies.
 // Errors as of WritePinned.
 func (t *TPM) WriteIdentity(ctx context.Context, policy Policy, sigs pcrsig.File, identity []byte) error {
-	plan, err := t.plan(ctx, policy)
+	plan, err := t.plan(ctx, policy, short)
 	if err != nil {
 		return err
 	}

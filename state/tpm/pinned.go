@@ -52,7 +52,7 @@ func nvName(public tpm2.TPMSNVPublic) []byte {
 
 // ReadPinned returns the record. Errors: ErrUnpinned.
 func (t *TPM) ReadPinned(ctx context.Context, p Pinned) ([]byte, error) {
-	plan, err := t.plan(ctx, p.Policy)
+	plan, err := t.plan(ctx, p.Policy, short)
 	if err != nil {
 		return nil, err
 	}
@@ -103,7 +103,7 @@ func (t *TPM) WritePinned(ctx context.Context, p Pinned, sigs pcrsig.File, recor
 	if err != nil {
 		return err
 	}
-	plan, err := t.plan(ctx, p.Policy)
+	plan, err := t.plan(ctx, p.Policy, short)
 	if err != nil {
 		return err
 	}
@@ -115,7 +115,7 @@ func (t *TPM) WritePinned(ctx context.Context, p Pinned, sigs pcrsig.File, recor
 		}
 		// What is there may be a good record of another policy: it goes only once
 		// the policy of the new one is met.
-		if err = b.satisfy(s, plan, sigs, false); err == nil {
+		if err = b.satisfy(s, plan, sigs, short); err == nil {
 			var index tpm2.NamedHandle
 			if index, err = b.definePinned(p.public(plan.Policy)); err == nil {
 				err = b.writeNV(index, s.encrypts(false, false), record)

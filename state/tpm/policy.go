@@ -65,16 +65,38 @@ func (p Policy) Check() error {
 	return nil
 }
 
-// Digest returns the policy digest for fixed PCRs with the given values. The
-// order is systemd's: PolicyAuthorize, PolicyPCR, PolicyAuthValue.
-func (p Policy) Digest(values Values) ([32]byte, error) {
+// Digest returns the policy digest of a token for fixed PCRs with the given values.
+// The order is systemd's: PolicyAuthorize, PolicyPCR, PolicyAuthValue.
+func (p Policy) Digest(values Values) ([32]byte, error) { return p.digest(values, inFull) }
+
+// Fits tells whether a token with this digest gives its secret for fixed PCRs with the
+// given values, whichever form its policy key has.
+func (p Policy) Fits(digest [32]byte, values Values) (bool, error) {
+	d, err := p.digest(values, inFull)
+	if err == nil && d != digest {
+		d, err = p.digest(values, short)
+	}
+	return err == nil && d == digest, err
+}
+
+// exponent is how 65537 is written in the public area of a policy key, whose Name is
+// part of the policy. systemd writes it in full, but for 255 to 255.2, which wrote the
+// TPM's default, 0 (systemd pull request 30971). A token does not say which.
+type exponent bool
+
+const (
+	inFull exponent = true  // our tokens
+	short  exponent = false // our records, and tokens of our earlier versions
+)
+
+func (p Policy) digest(values Values, form exponent) ([32]byte, error) {
 	var d [32]byte
 	if p.PublicKey != nil {
 		key, err := pcrsig.ParsePublicKey(p.PublicKey)
 		if err != nil {
 			return [32]byte{}, fmt.Errorf("%w: %w", ErrPolicy, err)
 		}
-		if d, err = policyAuthorize(key); err != nil {
+		if d, err = policyAuthorize(key, form); err != nil {
 			return [32]byte{}, err
 		}
 	}
@@ -93,8 +115,8 @@ func (p Policy) Digest(values Values) ([32]byte, error) {
 // policyAuthorize is the digest after TPM2_PolicyAuthorize, which starts from
 // zero whatever was before and always adds the (here empty) policyRef in a
 // second hash (part 3, 23.16).
-func policyAuthorize(key *rsa.PublicKey) ([32]byte, error) {
-	pub := policyKey(key, false)
+func policyAuthorize(key *rsa.PublicKey, form exponent) ([32]byte, error) {
+	pub := policyKey(key, form)
 	name, err := tpm2.ObjectName(&pub)
 	if err != nil {
 		return [32]byte{}, fmt.Errorf("%w: %w", ErrPolicy, err)
@@ -108,19 +130,17 @@ func extendPolicy(d [32]byte, cc tpm2.TPMCC, arg []byte) [32]byte {
 	return sha256.Sum256(append(buf, arg...))
 }
 
-// policyKey is the public area under which systemd loads a policy key; its Name
-// is part of the policy. Exponent 65537 is written as 0, the TPM's default, since
-// systemd 254, and in full by older ones (explicit).
-func policyKey(key *rsa.PublicKey, explicit bool) tpm2.TPMTPublic {
-	exponent := uint32(key.E)
-	if exponent == 65537 && !explicit {
-		exponent = 0
+// policyKey is the public area under which systemd loads a policy key.
+func policyKey(key *rsa.PublicKey, form exponent) tpm2.TPMTPublic {
+	e := uint32(key.E)
+	if e == 65537 && form == short {
+		e = 0
 	}
 	return tpm2.TPMTPublic{
 		Type: tpm2.TPMAlgRSA, NameAlg: tpm2.TPMAlgSHA256,
 		ObjectAttributes: tpm2.TPMAObject{UserWithAuth: true, Decrypt: true, SignEncrypt: true},
 		Parameters: tpm2.NewTPMUPublicParms(tpm2.TPMAlgRSA, &tpm2.TPMSRSAParms{
-			KeyBits: tpm2.TPMKeyBits(key.N.BitLen()), Exponent: exponent,
+			KeyBits: tpm2.TPMKeyBits(key.N.BitLen()), Exponent: e,
 		}),
 		Unique: tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{Buffer: key.N.Bytes()}),
 	}
@@ -129,10 +149,10 @@ func policyKey(key *rsa.PublicKey, explicit bool) tpm2.TPMTPublic {
 // errPolicyDigest: every part of the policy could be executed, the result differs.
 var errPolicyDigest = errors.New("cannot meet TPM policy")
 
-// satisfy executes a token's policy in a policy session; explicit is policyKey's.
-func (b bound) satisfy(s *session, t Token, sigs pcrsig.File, explicit bool) error {
+// satisfy executes a token's policy in a policy session.
+func (b bound) satisfy(s *session, t Token, sigs pcrsig.File, form exponent) error {
 	if t.PubKey != nil {
-		if err := b.authorizePCRs(s, t, sigs, explicit); err != nil {
+		if err := b.authorizePCRs(s, t, sigs, form); err != nil {
 			return err
 		}
 	}
@@ -171,7 +191,7 @@ func (b bound) changed(t Token) []int {
 	policy := Policy{PublicKey: t.PubKey, PCRs: t.PCRs, PIN: t.PIN, Bank: t.Bank}
 	for pcr, now := range values {
 		values[pcr] = make([]byte, len(now))
-		if d, err := policy.Digest(values); err == nil && d == t.Policy {
+		if fits, _ := policy.Fits(t.Policy, values); fits {
 			return []int{pcr}
 		}
 		values[pcr] = now
@@ -210,7 +230,7 @@ func (b bound) policyDigest(s *session) ([32]byte, error) {
 
 // authorizePCRs brings the signed PCRs into the policy: the present values, a
 // signature of them by the token's key, and the TPM's own check of it.
-func (b bound) authorizePCRs(s *session, t Token, sigs pcrsig.File, explicit bool) error {
+func (b bound) authorizePCRs(s *session, t Token, sigs pcrsig.File, form exponent) error {
 	key, err := pcrsig.ParsePublicKey(t.PubKey)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrToken, err)
@@ -229,7 +249,7 @@ func (b bound) authorizePCRs(s *session, t Token, sigs pcrsig.File, explicit boo
 	if !ok {
 		return fmt.Errorf("cannot find a signature for the present PCRs: %w", &PCRsChangedError{PCRs: t.PubPCRs, Bank: t.Bank})
 	}
-	loaded, err := b.loadExternal(policyKey(key, explicit))
+	loaded, err := b.loadExternal(policyKey(key, form))
 	if err != nil {
 		return fmt.Errorf("cannot load policy key: %w", classify(err))
 	}

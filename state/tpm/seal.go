@@ -84,6 +84,10 @@ func checkSealed(area []byte, policy [32]byte) (tpm2.TPMTPublic, error) {
 // The SRK is created if missing. The secret travels encrypted.
 // Errors: ErrPolicy, ErrPIN, ErrSRK, ErrBank.
 func (t *TPM) Seal(ctx context.Context, policy Policy, secret, pin []byte) (Token, error) {
+	return t.seal(ctx, policy, secret, pin, inFull)
+}
+
+func (t *TPM) seal(ctx context.Context, policy Policy, secret, pin []byte, form exponent) (Token, error) {
 	if len(secret) != SecretSize {
 		return Token{}, fmt.Errorf("cannot seal a secret of %d bytes", len(secret))
 	}
@@ -97,7 +101,7 @@ func (t *TPM) Seal(ctx context.Context, policy Policy, secret, pin []byte) (Toke
 	if err != nil {
 		return Token{}, err
 	}
-	token, err := t.plan(ctx, policy)
+	token, err := t.plan(ctx, policy, form)
 	if err != nil {
 		return Token{}, err
 	}
@@ -123,7 +127,7 @@ func (t *TPM) Seal(ctx context.Context, policy Policy, secret, pin []byte) (Toke
 }
 
 // plan chooses the bank and computes the policy digest.
-func (t *TPM) plan(ctx context.Context, policy Policy) (Token, error) {
+func (t *TPM) plan(ctx context.Context, policy Policy, form exponent) (Token, error) {
 	if policy.Bank == "" {
 		bank, err := t.bestBank(ctx)
 		if err != nil {
@@ -156,7 +160,7 @@ func (t *TPM) plan(ctx context.Context, policy Policy) (Token, error) {
 			values[pcr] = v
 		}
 	}
-	digest, err := policy.Digest(values)
+	digest, err := policy.digest(values, form)
 	if err != nil {
 		return Token{}, err
 	}
@@ -241,12 +245,9 @@ func (b bound) loadAndUnseal(srk SRK, token Token, private []byte, public tpm2.T
 		return nil, errors.Join(err, b.flush(object.Handle))
 	}
 	defer clear(auth)
-	// A token does not say which form of the policy key's exponent is in its
-	// policy. Those with tpm2_srk are new enough for the short one.
-	explicit := token.SRK == nil
-	secret, err := b.unsealOnce(srk, object, token, sigs, explicit, auth)
+	secret, err := b.unsealOnce(srk, object, token, sigs, inFull, auth)
 	if token.PubKey != nil && errors.Is(err, errPolicyDigest) {
-		if other, otherErr := b.unsealOnce(srk, object, token, sigs, !explicit, auth); otherErr == nil {
+		if other, otherErr := b.unsealOnce(srk, object, token, sigs, short, auth); otherErr == nil {
 			secret, err = other, nil
 		}
 	}
@@ -285,13 +286,13 @@ func (b bound) load(srk SRK, private []byte, public tpm2.TPMTPublic) (tpm2.Named
 	return object, err
 }
 
-func (b bound) unsealOnce(srk SRK, object tpm2.NamedHandle, token Token, sigs pcrsig.File, explicit bool, auth []byte) ([]byte, error) {
+func (b bound) unsealOnce(srk SRK, object tpm2.NamedHandle, token Token, sigs pcrsig.File, form exponent, auth []byte) ([]byte, error) {
 	s, err := b.startSession(tpm2.TPMSEPolicy, srk, auth)
 	if err != nil {
 		return nil, err
 	}
 	var secret []byte
-	if err = b.satisfy(s, token, sigs, explicit); err == nil && (!token.PIN || auth != nil) {
+	if err = b.satisfy(s, token, sigs, form); err == nil && (!token.PIN || auth != nil) {
 		secret, err = b.unsealIn(s, object, token)
 	}
 	if err := errors.Join(err, s.end(b)); err != nil {

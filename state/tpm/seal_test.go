@@ -389,7 +389,35 @@ func TestHandlesDoNotLeak(t *testing.T) {
 	}
 }
 
-// A volume enrolled by systemd-cryptenroll opens with the secret that we unseal.
+// Tokens of our earlier versions, whose policy key had exponent 0, still open.
+func TestUnsealUnderShortPolicyKey(t *testing.T) {
+	_, chip := machine(t)
+	key, pub := newKey(t)
+	policy := tpm.Policy{SignedPCRs: []int{11}, PublicKey: pub, PCRs: []int{7}, Bank: pcrsig.SHA256}
+	secret := newSecret(t)
+	token, err := chip.SealShort(t.Context(), policy, secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unseal(t, chip, token, sign(t, key), nil, secret, nil)
+	values, err := chip.ReadPCRs(t.Context(), pcrsig.SHA256, []int{7})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d, err := policy.Digest(values); err != nil || d == token.Policy {
+		t.Errorf("control: its policy %x is that of tokens of now, %x, %v", token.Policy, d, err)
+	}
+	if fits, err := policy.Fits(token.Policy, values); !fits || err != nil {
+		t.Errorf("its policy does not fit its PCRs: %v", err)
+	}
+	values[7] = bytes.Repeat([]byte{7}, 32)
+	if fits, err := policy.Fits(token.Policy, values); fits || err != nil {
+		t.Errorf("its policy fits other PCRs, %v", err)
+	}
+}
+
+// A volume enrolled by systemd-cryptenroll opens with the secret that we unseal, and
+// has the policy that we write.
 func TestCryptenroll(t *testing.T) {
 	key, pub := newKey(t)
 	for _, tc := range []struct {
@@ -420,6 +448,14 @@ func TestCryptenroll(t *testing.T) {
 			secret, err := chip.Unseal(t.Context(), token, sign(t, key), tc.pin)
 			if err != nil {
 				t.Fatal(err)
+			}
+			policy := tpm.Policy{SignedPCRs: token.PubPCRs, PublicKey: token.PubKey, PCRs: token.PCRs, Bank: token.Bank, PIN: token.PIN}
+			values, err := chip.ReadPCRs(t.Context(), token.Bank, token.PCRs)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if ours, err := policy.Digest(values); err != nil || ours != token.Policy {
+				t.Errorf("its policy is %x, ours %x, %v", token.Policy, ours, err)
 			}
 			if err := os.WriteFile(filepath.Join(dir, "key"), tpm.Passphrase(secret), 0o600); err != nil {
 				t.Fatal(err)

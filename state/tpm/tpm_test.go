@@ -292,7 +292,7 @@ func calculated(t *testing.T, pub []byte) []byte {
 	}
 	area := tpm2.RSASRKTemplate // for its shape only
 	area.ObjectAttributes = tpm2.TPMAObject{UserWithAuth: true, Decrypt: true, SignEncrypt: true}
-	area.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgRSA, &tpm2.TPMSRSAParms{KeyBits: 2048})
+	area.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgRSA, &tpm2.TPMSRSAParms{KeyBits: 2048, Exponent: 65537})
 	area.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{Buffer: key.N.Bytes()})
 	name, err := tpm2.ObjectName(&area)
 	if err != nil {
