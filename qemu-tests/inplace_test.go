@@ -30,7 +30,7 @@ func TestStateInPlaceOfTheVolume(t *testing.T) {
 
 	dir := t.TempDir()
 	chip := tpmtest.Start(t)
-	another := sealedVolume(t, chip, disk.header(t), tpm.Policy{PCRs: []int{15}})
+	another := sealedVolume(t, chip, disk.header(t), tpm.Policy{PCRs: []int{15}}, nil)
 	chip.PowerOff()
 	ext4, luks1 := filepath.Join(dir, "ext4"), filepath.Join(dir, "luks1")
 	tool(t, "mkfs.ext4", "-q", ext4, "20M")

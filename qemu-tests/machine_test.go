@@ -43,10 +43,15 @@ func probeInitramfs(t *testing.T) string {
 	if err := os.Rename(probe(t), filepath.Join(dir, "init")); err != nil {
 		t.Fatal(err)
 	}
+	return packInitramfs(t, dir)
+}
+
+// packInitramfs has bsdcpio make an initramfs of a folder.
+func packInitramfs(t *testing.T, dir string) string {
+	t.Helper()
 	archive := filepath.Join(t.TempDir(), "initrd")
-	cmd := exec.Command("bsdcpio", "-o", "-H", "newc", "-O", archive)
+	cmd := exec.Command("sh", "-c", `find . | bsdcpio --quiet -o -H newc -O "$0"`, archive)
 	cmd.Dir = dir
-	cmd.Stdin = strings.NewReader("init\n")
 	if output, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("bsdcpio: %v\n%s", err, output)
 	}

@@ -29,7 +29,10 @@ import (
 func TestStatePinnedVolume(t *testing.T) {
 	t.Parallel()
 	im := Image{Config: "uki", SecureBoot: true}
-	own := im.Build(t)
+	withSystemd := im
+	withSystemd.Extra = newerSystemd(t).programs(t)
+	withSystemd.Extra["pcr.pub"] = string(readFile(t, filepath.Join(keysDir(t), "pcr.pub")))
+	own := withSystemd.Build(t)
 	im.Edit = []string{"on_failure: [prompt, degraded]", "on_failure: [degraded]"}
 	unattended := im.Build(t)
 	im.Unpinned = true
@@ -95,14 +98,20 @@ func TestStatePinnedVolume(t *testing.T) {
 	if r := vm.UpIn("a"); r.State.Unlocked != "recovery-key" || r.State.Pinned != "anew" || !strings.Contains(strings.Join(r.Warnings, "\n"), "is pinned in the TPM now") {
 		t.Errorf("state %+v, warnings %q, want unlocked by recovery-key and pinned anew", r.State, r.Warnings)
 	}
+	// systemd-cryptenroll 254 seals to the signed PCR 11 too, and PID 1 unlocks by that.
+	vm.cryptenroll("--tpm2-pcrs=7", "--tpm2-public-key=/pcr.pub", "--tpm2-public-key-pcrs=11")
 	vm.PowerOff()
+	m.survived()
 
-	// systemd-cryptenroll seals to the signed PCR 11 too, and PID 1 unlocks by that.
+	// Debian 12's does it too; its token opens (on the host, by what PID 1 calls).
 	chip := tpmtest.StartAt(t, m.Config.TPM)
 	log.replay(chip, 7)
+	log.replay(chip, 11)
+	chip.MustRun("", "tpm2_pcrextend", fmt.Sprintf("11:sha256=%x", sha256.Sum256([]byte(pcrsig.PhaseEnterInitrd))))
 	own.reenrol(t, chip, key, "--tpm2-pcrs=7", "--tpm2-public-key="+absolute(t, filepath.Join(keysDir(t), "pcr.pub")), "--tpm2-public-key-pcrs=11")
-	chip.PowerOff()
-	m.survived()
+	if _, err := tpm.New(chip).Unseal(t.Context(), tpmToken(t, own.header(t).Tokens()), publicSignature(t, own), nil); err != nil {
+		t.Errorf("the token of Debian 12's systemd-cryptenroll: %v", err)
+	}
 }
 
 // absolute is the path of a file for a program that runs elsewhere.
@@ -194,17 +203,18 @@ func theirVolume(t *testing.T, state string, ours *luks2.Header, pcr7 []byte) st
 	return sealedVolume(t, chip, ours, tpm.Policy{
 		SignedPCRs: []int{11}, PublicKey: readFile(t, filepath.Join(keysDir(t), "pcr.pub")),
 		PCRs: []int{7}, Values: tpm.Values{7: pcr7}, Bank: pcrsig.SHA256,
-	})
+	}, nil)
 }
 
 // sealedVolume makes a volume with a key of its own that a TPM gives out under the
-// policy, with the UUID and label of another one, and an /etc of theirs.
-func sealedVolume(t *testing.T, chip *tpmtest.Machine, like *luks2.Header, policy tpm.Policy) string {
+// policy and for the PIN, if it has one, with the UUID and label of another one, and an
+// /etc of theirs.
+func sealedVolume(t *testing.T, chip *tpmtest.Machine, like *luks2.Header, policy tpm.Policy, pin []byte) string {
 	t.Helper()
 	volumeKey, secret := make([]byte, 64), make([]byte, tpm.SecretSize)
 	rand.Read(volumeKey)
 	rand.Read(secret)
-	token, err := tpm.New(chip).Seal(t.Context(), policy, secret, nil)
+	token, err := tpm.New(chip).Seal(t.Context(), policy, secret, pin)
 	if err != nil {
 		t.Fatal(err)
 	}

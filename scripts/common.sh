@@ -33,3 +33,27 @@ debian_mirror() {
 	apt-get indextargets --format '$(REPO_URI)' \
 		'Created-By: Packages' "Codename: $1" 'Origin: Debian' 2>/dev/null | sort -u | head -n 1
 }
+
+# own_apt DIR SUITE sets APT to the options of an apt that knows this suite of
+# Debian 12's archive alone and keeps all it has in DIR, so that nothing in /etc or
+# /var changes; its package list is read.
+own_apt() {
+	local dir=$1 suite=$2 mirror keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+	mirror=$(debian_mirror bookworm)
+	[ -n "$mirror" ] || die "apt on this machine knows no Debian 12 (bookworm) archive, which $suite is part of"
+	[ -f $keyring ] || die "$keyring is missing: install debian-archive-keyring"
+	mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial"
+	echo "deb [signed-by=$keyring] $mirror $suite main" >"$dir/sources.list"
+	APT=(-o "Dir::Etc::sourcelist=$dir/sources.list" -o Dir::Etc::sourceparts=/dev/null
+		-o "Dir::State::lists=$dir/lists" -o "Dir::Cache=$dir/cache"
+		-o APT::Sandbox::User=root -o Acquire::Languages=none -o Acquire::Retries=3)
+	apt-get -q "${APT[@]}" update >"$dir/log" 2>&1 || { cat "$dir/log" >&2; die "cannot read the package list of $suite"; }
+}
+
+# fetch_packages DIR PACKAGE... downloads packages into DIR by the apt of own_apt.
+fetch_packages() {
+	local dir=$1
+	shift
+	(cd "$dir" && apt-get -q "${APT[@]}" download "$@") >"$dir/log" 2>&1 ||
+		{ cat "$dir/log" >&2; die "cannot download $*"; }
+}
