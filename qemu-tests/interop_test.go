@@ -184,6 +184,7 @@ func (n newer) opensOurs(t *testing.T, m *Machine, literal string, pcr7 []byte) 
 	}
 
 	judge := NewMachine(t, DirectKernel, &Disk{Path: literal}).WithDisk(withPIN).WithDisk(signed)
+	judge.boots = m.boots // a log of its own
 	judge.place, judge.Config.TPM, judge.Config.Kernel, judge.Config.Cmdline = m.place, m.Config.TPM, m.Config.Kernel, "console=ttyS0"
 	judge.Config.Initrd = n.initramfs(t, signature)
 	vm := judge.Boot()
