@@ -90,6 +90,8 @@ func (c *command) mayPrebuild(ctx context.Context, disk string) error {
 		return nil
 	case cfg.State.Plain():
 		return fmt.Errorf("its configuration has an unencrypted state (state.unlock: plain): %w", bootset.ErrRefused)
+	case cfg.State.PartitionFilesystem == "btrfs":
+		return fmt.Errorf("its configuration has state.partition_filesystem: btrfs, which cannot be made without mounting it; leave it to the first boot, or use ext4: %w", bootset.ErrRefused)
 	case cfg.State.Create != config.CreateFirstBoot:
 		return fmt.Errorf("its configuration has state.create: %s; every copy of the image would have the keys of this volume, so that a machine replaces it (first-boot) and never opens it: %w", cfg.State.Create, bootset.ErrRefused)
 	}

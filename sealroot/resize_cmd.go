@@ -91,7 +91,7 @@ func (c *command) changeSizes(ctx context.Context, change func(resize.Resizer, r
 
 // refusedResize gives errors that are no failure the exit status of what is refused.
 func refusedResize(err error) error {
-	for _, refused := range []error{resize.ErrNotOpen, resize.ErrTooSmall, resize.ErrTooLarge, resize.ErrNoRoom, resize.ErrReadOnly, resize.ErrBusy, resize.ErrFragmented} {
+	for _, refused := range []error{resize.ErrNotOpen, resize.ErrTooSmall, resize.ErrTooLarge, resize.ErrNoRoom, resize.ErrReadOnly, resize.ErrBusy, resize.ErrFragmented, resize.ErrCopied} {
 		if errors.Is(err, refused) && !errors.Is(err, bootset.ErrRefused) {
 			return fmt.Errorf("%w: %w", err, bootset.ErrRefused)
 		}
@@ -113,6 +113,9 @@ func sizesText(before, after resize.Sizes) string {
 	}
 	if after.OverCommitted > 0 {
 		fmt.Fprintf(&b, "; %s that it spans are NOT reserved", balance.Text(after.OverCommitted))
+	}
+	if after.Copied > 0 {
+		fmt.Fprintf(&b, "; %s of it are written elsewhere since a snapshot was made, and are NOT reserved", balance.Text(after.Copied))
 	}
 	if after.ReadOnly {
 		b.WriteString("; it is read-only")

@@ -39,7 +39,10 @@ type CreateParams struct {
 // nothing, or the prebuilt volume. Errors: ErrNoRoom, ErrMapped, fs.ErrExist, those
 // of the callbacks.
 func Create(dir *os.File, devs Devices, p CreateParams) (*Volume, error) {
-	if there, err := Exists(dir, ImageName); err != nil {
+	if err := makePlace(dir); err != nil {
+		return nil, err
+	}
+	if there, err := HasImage(dir); err != nil {
 		return nil, fmt.Errorf("cannot look for %s: %w", ImageName, err)
 	} else if there && p.Replaces == nil {
 		return nil, fmt.Errorf("cannot create %s: %w", ImageName, os.ErrExist)
@@ -72,7 +75,7 @@ func Create(dir *os.File, devs Devices, p CreateParams) (*Volume, error) {
 
 // unnamed makes a file that vanishes when it is closed.
 func unnamed(dir *os.File) (*os.File, error) {
-	fd, err := unix.Openat(int(dir.Fd()), ".", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	fd, err := unix.Openat(int(dir.Fd()), Placed(dir, "."), unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("cannot make a file on the state partition: %w", err)
 	}
@@ -80,11 +83,11 @@ func unnamed(dir *os.File) (*os.File, error) {
 }
 
 func (v *Volume) create(dir *os.File, devs Devices, sizes Sizes, p CreateParams) error {
+	if err := flag(v.image); err != nil {
+		return err
+	}
 	if err := v.image.Truncate(sizes.Apparent); err != nil {
 		return fmt.Errorf("cannot size %s: %w", ImageName, err)
-	}
-	if err := noDump(v.image); err != nil {
-		return err
 	}
 	if err := Reserve(v.image, 0, sizes.Reserved); err != nil {
 		return err

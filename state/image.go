@@ -29,7 +29,7 @@ func OpenImage(dir *os.File) (*os.File, error) {
 // openImage opens the file if it is one that this program makes; access is
 // unix.O_RDONLY or O_RDWR.
 func openImage(dir *os.File, access uint64) (*os.File, error) {
-	fd, err := unix.Openat2(int(dir.Fd()), ImageName, &unix.OpenHow{
+	fd, err := unix.Openat2(int(dir.Fd()), Placed(dir, ImageName), &unix.OpenHow{
 		// O_NONBLOCK so that a FIFO cannot hold up the boot.
 		Flags:   access | unix.O_CLOEXEC | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_NOCTTY,
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
@@ -37,7 +37,7 @@ func openImage(dir *os.File, access uint64) (*os.File, error) {
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		return nil, fmt.Errorf("cannot open %s: %w", ImageName, ErrNoImage)
-	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.EXDEV), errors.Is(err, unix.EISDIR), errors.Is(err, unix.ENXIO):
+	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.EXDEV), errors.Is(err, unix.EISDIR), errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENOTDIR):
 		return nil, fmt.Errorf("cannot open %s: %w: %w", ImageName, ErrNotImage, err)
 	case err != nil:
 		return nil, fmt.Errorf("cannot open %s: %w", ImageName, err)
@@ -99,11 +99,19 @@ func OpenShared(dir *os.File) (*os.File, error) { return openImage(dir, unix.O_R
 
 // Reserve allocates n bytes of the file from byte at; for what is allocated already it
 // costs nothing. ErrNoRoom when the outer file system is full; then a part may be
-// allocated.
-func Reserve(f *os.File, at, n int64) error {
-	err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, at, n)
-	for errors.Is(err, unix.EINTR) {
-		err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, at, n)
+// allocated. No extent of it reaches over a border of Unit: so each unit comes back.
+func Reserve(f *os.File, at, n int64) (err error) {
+	unit, end := Unit(f), at+n
+	for at < end && err == nil {
+		next := end
+		if unit > BlockSize {
+			next = min(end, (at/unit+1)*unit)
+		}
+		if err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, at, next-at); errors.Is(err, unix.EINTR) {
+			err = nil
+		} else {
+			at = next
+		}
 	}
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 		return fmt.Errorf("cannot reserve %d MiB for %s: %w: %w", n>>20, ImageName, ErrNoRoom, err)
@@ -115,7 +123,7 @@ func Reserve(f *os.File, at, n int64) error {
 }
 
 // Release gives back what is allocated of the file from byte start to before byte end:
-// what was in it is lost.
+// what was in it is lost. Where Unit is more than a block, parts of units do not come back.
 func Release(f *os.File, start, end int64) error {
 	if start >= end {
 		return nil
@@ -130,12 +138,17 @@ func Release(f *os.File, start, end int64) error {
 	return nil
 }
 
-// noDump asks dump(8) and the like to leave the file alone: they would write its
-// apparent size. A file system without the flag does without it.
-func noDump(f *os.File) error {
-	err := files.ChangeFlags(f, files.NoDump, 0)
+// flag asks dump(8) and the like to leave the file alone: they would write its
+// apparent size. A file system without the flag does without it. btrfs is to write
+// in place, which has to be said as long as the file is empty.
+func flag(f *os.File) error {
+	flags := uint32(files.NoDump)
+	if OuterFilesystem(f) == Btrfs {
+		flags |= files.NoCopy
+	}
+	err := files.ChangeFlags(f, flags, 0)
 	if err != nil && !errors.Is(err, unix.ENOTTY) && !errors.Is(err, unix.EOPNOTSUPP) {
-		return fmt.Errorf("cannot mark %s as not to be dumped: %w", ImageName, err)
+		return fmt.Errorf("cannot set the flags of %s: %w", ImageName, err)
 	}
 	return nil
 }

@@ -8,15 +8,21 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sealroot/state/btrfs"
 	"sealroot/state/ext4"
 )
 
 // ErrNotEmpty: where the state partition would be there is something already.
 var ErrNotEmpty = errors.New("there is something already")
 
-// LeastPartition is the size in bytes from which on PID 1 adds a state partition:
-// the smallest volume, and what its file system and that around it need.
-const LeastPartition = 256 << 20
+// LeastPartition is the size in bytes from which on PID 1 adds a state partition with
+// that file system: the smallest volume, and what its file system and that around it need.
+func (f Filesystem) LeastPartition() int64 {
+	if f == Btrfs {
+		return 512 << 20 // a half of it is for both
+	}
+	return 256 << 20
+}
 
 // placesLooked is how many MiB of a place are looked at, each at its beginning:
 // there partitions of others began, when there were some.
@@ -96,6 +102,18 @@ func CheckUnmounted(r io.ReaderAt) error {
 	if unused, err := ext4.Unused(head); unused || err != nil {
 		return err
 	}
+	for _, at := range [...]int64{64 << 10, 64 << 20} { // and its first mirror
+		unused, err := btrfs.Unused(r, at)
+		switch {
+		case errors.Is(err, btrfs.ErrNotBtrfs):
+		case err != nil:
+			return fmt.Errorf("it cannot be read: %w", err)
+		case !unused:
+			return fmt.Errorf("%w: Btrfs", ErrNotEmpty)
+		case at < 64<<20:
+			return nil
+		}
+	}
 	for _, s := range signatures {
 		if s.in(r, 0, head) {
 			return fmt.Errorf("%w: %s", ErrNotEmpty, s.what)
@@ -112,7 +130,7 @@ func CheckUnmounted(r io.ReaderAt) error {
 // GrowOuter grows the mounted file system of the state partition, whose root is
 // dir, to size bytes. It is done when everything is on stable storage.
 func GrowOuter(dir *os.File, size int64) error {
-	if err := Ext4.grow(dir, size); err != nil {
+	if err := OuterFilesystem(dir).grow(dir, size/BlockSize*BlockSize); err != nil {
 		return fmt.Errorf("cannot grow the file system of the state partition: %w", err)
 	}
 	if err := unix.Syncfs(int(dir.Fd())); err != nil {

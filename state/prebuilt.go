@@ -105,7 +105,7 @@ func emptyPrebuilt(dir *os.File) error {
 		return fmt.Errorf("cannot sync %s: %w", ImageName, err)
 	}
 	// crash point: its header, and nothing in it
-	for _, name := range [...]string{EscrowName, layout.NewImage} {
+	for _, name := range [...]string{EscrowName, Placed(dir, layout.NewImage)} {
 		if err := unix.Unlinkat(int(dir.Fd()), name, 0); err != nil && !errors.Is(err, unix.ENOENT) {
 			return fmt.Errorf("cannot remove %s: %w", name, err)
 		}
@@ -116,14 +116,15 @@ func emptyPrebuilt(dir *os.File) error {
 // giveImage names a new volume that is on stable storage.
 func giveImage(f, dir *os.File, replace bool) error {
 	if !replace {
-		return give(f, dir, ImageName)
+		return give(f, dir, Placed(dir, ImageName))
 	}
-	if err := give(f, dir, layout.NewImage); err != nil {
+	fresh, name := Placed(dir, layout.NewImage), Placed(dir, ImageName)
+	if err := give(f, dir, fresh); err != nil {
 		return err
 	}
 	// crash point: both are there, and the prebuilt one has the name
-	if err := unix.Renameat(int(dir.Fd()), layout.NewImage, int(dir.Fd()), ImageName); err != nil {
-		return fmt.Errorf("cannot rename %s to %s: %w", layout.NewImage, ImageName, err)
+	if err := unix.Renameat(int(dir.Fd()), fresh, int(dir.Fd()), name); err != nil {
+		return fmt.Errorf("cannot rename %s to %s: %w", fresh, name, err)
 	}
 	return nil
 }

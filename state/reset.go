@@ -218,11 +218,11 @@ func destroy(f resetFile, size int64, by ResetBy, random io.Reader) error {
 // the old recovery key and encrypted.img itself. What else lies in dir stays.
 func FinishReset(dir *os.File) error {
 	// The file last: until it is gone it says that a reset was begun.
-	for _, name := range [...]string{layout.Provisioned, EscrowName, ImageName} {
+	for _, name := range [...]string{layout.Provisioned, EscrowName, Placed(dir, ImageName)} {
 		if err := unix.Unlinkat(int(dir.Fd()), name, 0); err != nil && !errors.Is(err, unix.ENOENT) {
 			return fmt.Errorf("cannot remove %s: %w", name, err)
 		}
-		if err := dir.Sync(); err != nil {
+		if err := unix.Syncfs(int(dir.Fd())); err != nil {
 			return fmt.Errorf("cannot sync the state partition: %w", err)
 		}
 	}

@@ -38,6 +38,21 @@ func TestCheckUnmounted(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	btrfs := func(t *testing.T, f *os.File) {
+		t.Helper()
+		if err := state.WriteFilesystem(f, state.Btrfs, rand.Reader); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mounted := func(t *testing.T, f *os.File) {
+		t.Helper()
+		dir := t.TempDir()
+		for _, words := range [][]string{{"mount", "-o", "loop,nodiscard", f.Name(), dir}, {"umount", dir}} {
+			if out, err := exec.Command(words[0], words[1:]...).CombinedOutput(); err != nil {
+				t.Fatalf("%s: %v\n%s", words, err, out)
+			}
+		}
+	}
 	noise := []byte(strings.Repeat("\xa5", 4096))
 	grow := func(t *testing.T, f *os.File) {
 		t.Helper()
@@ -62,6 +77,12 @@ func TestCheckUnmounted(t *testing.T) {
 		{"grown_then_damaged", []func(*testing.T, *os.File){ours, grow, write(4096, noise)}, false},
 		{"grown_without_superblock", []func(*testing.T, *os.File){ours, grow, write(1024, noise[:1024])}, false},
 		{"mkfs", []func(*testing.T, *os.File){tool("mkfs.ext4", "-q", "-F")}, false},
+		{"btrfs_template", []func(*testing.T, *os.File){btrfs}, true},
+		{"btrfs_template_over_the_other", []func(*testing.T, *os.File){ours, btrfs}, true},
+		{"btrfs_without_superblock", []func(*testing.T, *os.File){btrfs, write(64<<10, noise)}, true},
+		{"btrfs_mounted", []func(*testing.T, *os.File){btrfs, mounted}, false},
+		{"btrfs_mounted_without_superblock", []func(*testing.T, *os.File){btrfs, mounted, write(64<<10, noise)}, false},
+		{"mkfs_btrfs", []func(*testing.T, *os.File){tool("mkfs.btrfs", "-q", "-f")}, false},
 		{"swap", []func(*testing.T, *os.File){tool("mkswap")}, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

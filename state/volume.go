@@ -11,6 +11,7 @@ import (
 	"sealroot/state/balloon"
 	"sealroot/state/balloon/files"
 	"sealroot/state/ext4"
+	"sealroot/state/layout"
 	"sealroot/state/luks2"
 )
 
@@ -213,6 +214,11 @@ func (v *Volume) restore(dir *os.File, size int64) error {
 	v.Superblock = sb
 	want := balloon.Without([]balloon.Range{{Start: 0, End: end}}, v.givenBack)
 	v.Reserved = balloon.Total(want)
+	if copied, err := CopiedOnWrite(v.image, end); len(copied) > 0 || err != nil {
+		v.ReadOnly = fmt.Errorf("%d MiB of %s are not reserved, btrfs writes them elsewhere; delete snapshots of /state/%s, then sealroot state repair: %w",
+			balloon.Total(copied)>>20, ImageName, layout.ImageSubvolume, errors.Join(ErrCopied, err))
+		return nil
+	}
 	if err := v.reserve(want); err != nil || v.ReadOnly != nil {
 		return err
 	}
@@ -224,7 +230,8 @@ func (v *Volume) restore(dir *os.File, size int64) error {
 	if n, err := allocated(v.image); err != nil || n <= v.Reserved {
 		return err
 	}
-	return Release(v.image, end, size)
+	unit := Unit(v.image)
+	return Release(v.image, (end+unit-1)/unit*unit, size)
 }
 
 // keepOutside is what restoring a reservation leaves free on the state partition: this

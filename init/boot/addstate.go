@@ -39,8 +39,9 @@ func (b *boot) statePartition(ctx context.Context) (part blockdev.Partition, unf
 	if err := b.mayAdd(ctx); err != nil {
 		return part, false, err
 	}
+	kind := state.Filesystem(b.cfg.State.PartitionFilesystem)
 	if missing {
-		if err := b.disk.AddState(b.sys.Rand, state.LeastPartition, state.CheckPlace); err != nil {
+		if err := b.disk.AddState(b.sys.Rand, kind.LeastPartition(), state.CheckPlace); err != nil {
 			return part, false, err
 		}
 		if part, err = b.disk.Partition(gpt.LabelState); err != nil {
@@ -49,13 +50,13 @@ func (b *boot) statePartition(ctx context.Context) (part blockdev.Partition, unf
 		b.sys.Log.Info("state: added a partition of %d MiB behind the others", part.Size>>20)
 	}
 	if !missing {
-		if err := b.stillEmpty(part.Node); err != nil {
+		if err := b.stillEmpty(part.Node, kind); err != nil {
 			return part, false, err
 		}
 	}
 	dev, err := blockdev.Open(part.Node, true)
 	if err == nil {
-		err = errors.Join(state.WriteFilesystem(dev, state.Ext4, b.sys.Rand), dev.Close())
+		err = errors.Join(state.WriteFilesystem(dev, kind, b.sys.Rand), dev.Close())
 	}
 	if err != nil {
 		return part, false, fmt.Errorf("cannot make the file system of the state partition: %w", err)
@@ -66,13 +67,15 @@ func (b *boot) statePartition(ctx context.Context) (part blockdev.Partition, unf
 // stillEmpty refuses to write over an unfinished partition that holds a state: the
 // table's mark is a bit, which a tool may have set by mistake. What does not mount
 // must be as it was left before anything could mount it.
-func (b *boot) stillEmpty(node string) error {
+func (b *boot) stillEmpty(node string, kind state.Filesystem) error {
 	const place = runDir + "/" + unfinishedDir
 	if err := mkdirs(place); err != nil {
 		return err
 	}
-	fs := foreignFilesystem("ext4", node)
-	fs.Options = []string{"errors=continue"} // its journal is ours, and whole only with it
+	fs := foreignFilesystem(string(kind), node)
+	if kind == state.Ext4 {
+		fs.Options = []string{"errors=continue"} // its journal is ours, and whole only with it
+	}
 	if err := b.sys.Mounter.MountIn(fs, mount.Place{Root: runDir, Path: unfinishedDir}); err != nil {
 		b.sys.Log.Info("state: cannot look into the unfinished partition: %v", err)
 		dev, openErr := blockdev.Open(node, false)
@@ -100,7 +103,7 @@ func neverMounted(r io.ReaderAt, cause error) error {
 // holdsNoState returns an error where anything of a state lies in dir. None is made
 // there before the partition is marked as finished.
 func holdsNoState(dir *os.File) error {
-	for _, name := range []string{layout.Provisioned, layout.Image, layout.Volume} {
+	for _, name := range []string{layout.Provisioned, layout.Image, layout.ImageSubvolume, layout.Volume} {
 		there, err := state.Exists(dir, name)
 		if err != nil {
 			return fmt.Errorf("cannot look into the unfinished state partition: %w", err)

@@ -110,18 +110,29 @@ func (b *boot) runChecker(ctx context.Context, name, args string) (result child.
 const mendedText = "a power cut had torn the superblock of its file system; mended"
 
 // mendOuter repairs the superblock of the state partition where a power cut tore it:
-// the kernel would not mount it. What cannot be done, mounting it says.
-func (b *boot) mendOuter(node string) {
+// the kernel would not mount it. What cannot be done, mounting it says. It returns the type
+// that it is mounted as: a partition keeps its own, but whoever has the disk does not
+// choose what the kernel gets to read. btrfs is mounted where the configuration has it.
+func (b *boot) mendOuter(node string) state.Filesystem {
+	kind := state.Filesystem(b.cfg.State.PartitionFilesystem)
 	part, err := blockdev.Open(node, true)
 	if err != nil {
-		return
+		return kind
 	}
 	defer part.Close()
-	if mended, err := ext4.Mend(part, part.Size()); err != nil {
+	mend := state.Mend
+	if kind != state.Btrfs {
+		kind, mend = state.Ext4, ext4.Mend
+	}
+	if mended, err := mend(part, part.Size()); err != nil {
 		b.warn("the state partition: %v", err)
 	} else if mended {
 		b.warn("the state partition: %s", mendedText)
 	}
+	if sb, err := state.ReadSuperblock(part); err == nil && sb.Type != state.Btrfs {
+		kind = sb.Type
+	}
+	return kind
 }
 
 // checkOuter is checkFilesystem for the state partition.
@@ -135,7 +146,7 @@ func (b *boot) checkOuter(ctx context.Context, node string) error {
 	}
 	sb, err := state.ReadSuperblock(part)
 	part.Close()
-	if err != nil || sb.Type != state.Ext4 { // anybody may have put btrfs there: it is not mounted
+	if err != nil || sb.Type != state.Filesystem(b.cfg.State.PartitionFilesystem) && sb.Type != state.Ext4 {
 		return nil
 	}
 	return b.checkFilesystem(ctx, "the state partition", node, sb)

@@ -20,7 +20,7 @@ import (
 // Crash points: the private directory is made, then the mark "provisioned" set; in
 // between the next boot goes on with what is there.
 func (b *boot) openPlain(ctx context.Context) error {
-	if there, err := state.Exists(b.volume.outer, state.ImageName); err != nil || there {
+	if there, err := state.HasImage(b.volume.outer); err != nil || there {
 		return stateError(slots.StateDamaged, "state.unlock is plain, and there is an encrypted volume (%s); nothing was changed: %w", state.ImageName, errors.Join(err, errLocked))
 	}
 	why, err := b.provisioned(ctx)

@@ -82,11 +82,11 @@ func (b *boot) mountOuter(ctx context.Context) error {
 	if err != nil {
 		return stateError(slots.StateDamaged, "%w", err)
 	}
+	kind := b.mendOuter(part.Node)
 	fs := mount.Filesystem{
-		Type: "ext4", Source: part.Node, Options: []string{"errors=remount-ro"},
+		Type: string(kind), Source: part.Node, Options: kind.MountOptions(),
 		Attr: mount.NoSUID | mount.NoDev | mount.NoExec | mount.NoSymfollow,
 	}
-	b.mendOuter(part.Node)
 	if err := b.checkOuter(ctx, part.Node); errors.Is(err, errRestart) {
 		return err
 	} else if err != nil {

@@ -207,6 +207,9 @@ type State struct {
 	// unlocks by itself.
 	DegradedUnlock bool   `json:"degraded_unlock,omitempty"`
 	Filesystem     string `json:"filesystem,omitempty"` // ext4 (default) | btrfs
+	// PartitionFilesystem is that of the state partition itself, around the volume: ext4
+	// (default) or btrfs.
+	PartitionFilesystem string `json:"partition_filesystem,omitempty"`
 	// AutoResize is what the running system's service does to the volume: AutoResizeOff
 	// (default), AutoResizeGrow or AutoResizeBoth.
 	AutoResize string `json:"auto_resize,omitempty"`

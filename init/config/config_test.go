@@ -247,6 +247,10 @@ func TestValidateState(t *testing.T) {
 		{"fsck", func(c *Config) { c.State.Fsck = "auto" }, nil},
 		{"fsck_unknown", func(c *Config) { c.State.Fsck = "yes" }, []string{"state.fsck"}},
 		{"btrfs", func(c *Config) { c.State.Filesystem = "btrfs" }, nil},
+		{"other_partition_filesystem", func(c *Config) { c.State.PartitionFilesystem = "xfs" }, []string{"state.partition_filesystem"}},
+		{"partition_filesystem_changes_pcr_5", func(c *Config) {
+			c.State.PartitionFilesystem, c.State.TPM2.Policy, c.State.TPM2.PCRs = "btrfs", PolicyPCRs, []int{5}
+		}, []string{"state.partition_filesystem", "state.tpm2.pcrs[0]", "state.tpm2.tpm_without_measured_boot"}},
 		{"other_filesystem", func(c *Config) { c.State.Filesystem = "xfs" }, []string{"state.filesystem"}},
 		{"reset_by_presence", func(c *Config) { c.State.Reset = ResetPresence }, nil},
 		{"reset_never", func(c *Config) { c.State.Reset = ResetNever }, nil},

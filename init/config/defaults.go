@@ -57,6 +57,7 @@ func (c Config) WithDefaults() Config {
 	}
 	set(&c.State.Fsck, "no")
 	set(&c.State.Filesystem, "ext4")
+	set(&c.State.PartitionFilesystem, "ext4")
 	set(&c.State.AutoResize, AutoResizeOff)
 	set(&c.State.Reset, ResetAuthenticated)
 	if c.State.TPM2.Signed() {

@@ -41,6 +41,10 @@ func (v *validator) state(c *Config) {
 	v.degradedUnlock(c)
 	v.oneOf("state.fsck", s.Fsck, []string{FsckNo, FsckAuto}, nil)
 	v.oneOf("state.filesystem", s.Filesystem, []string{"ext4", "btrfs"}, nil)
+	v.oneOf("state.partition_filesystem", s.PartitionFilesystem, []string{"ext4", "btrfs"}, nil)
+	if s.PartitionFilesystem == "btrfs" && slices.Contains(s.TPM2.PCRs, 5) {
+		v.add("state.partition_filesystem", "leave 5 out of state.tpm2.pcrs, or use ext4", "btrfs, which the first boot makes, and that changes PCR 5")
+	}
 	v.oneOf("state.auto_resize", s.AutoResize, []string{AutoResizeOff, AutoResizeGrow, AutoResizeBoth}, nil)
 	if s.AutoResize != AutoResizeOff && (s.Plain() || s.Create == CreateNone) {
 		v.add("state.auto_resize", "leave it out", "set, but there is no volume to resize")

@@ -128,7 +128,7 @@ func (b *Builder) assemble(ctx context.Context, disk *os.File, parts []partition
 	if err := b.step("EFI system partition", func() error { return b.placeESP(ctx, disk, at[gpt.LabelESP], p.files, work) }); err != nil {
 		return err
 	}
-	if state, ok := at[gpt.LabelState]; ok {
+	if state, ok := at[gpt.LabelState]; ok && !p.unfinished {
 		if err := b.step("state partition", func() error { return b.placeState(ctx, disk, state, layersOf(p.sets)) }); err != nil {
 			return err
 		}

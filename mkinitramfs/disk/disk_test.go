@@ -125,7 +125,7 @@ func builder(t *testing.T) (*Builder, SlotInput) {
 		}
 		return path
 	}
-	for _, m := range []string{"reed_solomon", "dm_verity", "squashfs", "erofs", "overlay", "loop", "dm_crypt", "ext4", "vfat"} {
+	for _, m := range []string{"reed_solomon", "dm_verity", "squashfs", "erofs", "overlay", "loop", "dm_crypt", "ext4", "btrfs", "vfat"} {
 		needs := map[string]string{"dm_verity": " kernel/reed_solomon.ko"}[m]
 		dep += "kernel/" + m + ".ko:" + needs + "\n"
 		write("lib/modules/"+release+"/kernel/"+m+".ko", "module "+m)
@@ -385,6 +385,24 @@ func TestEmptySlotB(t *testing.T) {
 	}
 }
 
+// btrfs is left to the first boot: the partition is empty, and marked so.
+func TestStatePartitionOfBtrfs(t *testing.T) {
+	b, in := builder(t)
+	in.Config.State.PartitionFilesystem = "btrfs"
+	out := filepath.Join(t.TempDir(), "disk.img")
+	if err := b.Disk(t.Context(), Options{A: in, Output: out, Sizes: Sizes{State: 512 * mib}}); err != nil {
+		t.Fatal(err)
+	}
+	path, p := part(t, out, gpt.LabelState)
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !p.Unfinished() || int64(len(content)) != 512*mib || !allZero(content) {
+		t.Errorf("the state partition has attributes %v, %d bytes, or content", p.Attributes, len(content))
+	}
+}
+
 // sfdisk is the partition table as sfdisk reads it, in lower case.
 func sfdisk(t *testing.T, path string) string {
 	t.Helper()
@@ -428,6 +446,15 @@ func TestDiskRefuses(t *testing.T) {
 			o.Sizes.NoState, o.A.Config.State.Create, o.A.Config.State.Recovery = true, config.CreateNever, config.RecoveryNone
 		}},
 		{"no_state_and_its_table_sealed_to", func(_ *Builder, o *Options) { o.Sizes.NoState, o.A.Config.State.TPM2.PCRs = true, []int{5} }},
+		{"btrfs_that_nobody_makes", func(_ *Builder, o *Options) {
+			s := &o.A.Config.State
+			s.PartitionFilesystem, s.Create, s.Recovery = "btrfs", config.CreateNever, config.RecoveryNone
+		}},
+		{"btrfs_and_a_layer_in_it", func(_ *Builder, o *Options) {
+			o.A.Config.State.PartitionFilesystem = "btrfs"
+			o.A.Config.Layers = []config.Layer{{Name: "tools", From: config.LayerFromState, Hash: strings.Repeat("ab", 32)}}
+		}},
+		{"two_partition_filesystems", func(_ *Builder, o *Options) { withB(o, Good).State.PartitionFilesystem = "btrfs" }},
 		{"two_stores", func(_ *Builder, o *Options) { withB(o, Good).Boot.Store = config.StoreBLS }},
 		{"tree_at_two_places", func(_ *Builder, o *Options) { withB(o, Good).Root.Verity.TreeAtMiB = 100 }},
 		{"two_slots_of_which_one_is_fixed", func(_ *Builder, o *Options) {

@@ -10,6 +10,7 @@ import (
 
 	"sealroot/init/config"
 	"sealroot/slots"
+	"sealroot/slots/gpt"
 )
 
 // set is a slot that is filled.
@@ -25,13 +26,15 @@ type plan struct {
 	slots  []string // the slots that there are, filled or not
 	kept   kept
 	loader loader
-	files  map[string]content // all files on the ESP
-	needs  needs
+	// unfinished: the state partition gets no file system here.
+	unfinished bool
+	files      map[string]content // all files on the ESP
+	needs      needs
 }
 
 // check finds out what cannot work before anything is built.
 func (b *Builder) check(o Options) error {
-	if err := o.checkNoState(); err != nil {
+	if err := o.checkState(); err != nil {
 		return err
 	}
 	if err := b.checkInput(o.A, true); err != nil || o.B == nil {
@@ -76,10 +79,18 @@ func sameLayout(a, b config.Root) error {
 	return nil
 }
 
-// checkNoState refuses a disk without a state partition that no slot would add.
-func (o Options) checkNoState() error {
+// checkState refuses a disk without a state partition, or without a file system on it,
+// that no slot would make.
+func (o Options) checkState() error {
+	what := "leave out the state partition"
 	if !o.Sizes.NoState {
-		return nil
+		if !o.unfinishedState() {
+			return nil
+		}
+		what = "leave the file system of the state partition to the first boot, as btrfs is"
+	}
+	if o.B != nil && o.A.Config.WithDefaults().State.PartitionFilesystem != o.B.Config.WithDefaults().State.PartitionFilesystem {
+		return fmt.Errorf("cannot build a disk with one state.partition_filesystem in slot a and another in slot b: both mount it: %w", ErrOptions)
 	}
 	inputs := []SlotInput{o.A}
 	if o.B != nil {
@@ -88,14 +99,20 @@ func (o Options) checkNoState() error {
 	for _, in := range inputs {
 		switch s := in.Config.State; {
 		case s.Create != config.CreateFirstBoot && s.Create != config.CreateNone:
-			return fmt.Errorf("cannot leave out the state partition with state.create %s: only first-boot adds it at the first boot: %w", s.Create, ErrOptions)
+			return fmt.Errorf("cannot %s with state.create %s: only first-boot does it at the first boot: %w", what, s.Create, ErrOptions)
 		case len(in.Config.FromState()) > 0:
-			return fmt.Errorf("cannot leave out the state partition: layer %s comes from it; give --state-size, or make the layer from: encrypted: %w", in.Config.FromState()[0].Name, ErrOptions)
+			return fmt.Errorf("cannot %s: layer %s comes from it; give --state-size and ext4, or make the layer from: encrypted: %w", what, in.Config.FromState()[0].Name, ErrOptions)
 		case slices.Contains(s.TPM2.PCRs, 5):
-			return fmt.Errorf("cannot leave out the state partition with PCR 5 in state.tpm2.pcrs: adding it changes that: %w", ErrOptions)
+			return fmt.Errorf("cannot %s with PCR 5 in state.tpm2.pcrs: that changes it: %w", what, ErrOptions)
 		}
 	}
 	return nil
+}
+
+// unfinishedState tells whether the state partition is left to the first boot to make a
+// file system on, the one that PID 1 has: nothing makes btrfs inside a disk image.
+func (o Options) unfinishedState() bool {
+	return !o.Sizes.NoState && (o.A.Config.State.PartitionFilesystem == "btrfs" || o.B != nil && o.B.Config.State.PartitionFilesystem == "btrfs")
 }
 
 // checkInput is check for what one slot holds.
@@ -125,12 +142,15 @@ func (b *Builder) plan(ctx context.Context, o Options, work string) (plan, error
 	if boot.Store == config.StoreFixed {
 		list = list[:1]
 	}
-	var p plan
+	p := plan{unfinished: o.unfinishedState()}
 	for _, s := range list {
 		p.slots = append(p.slots, s.Name)
 	}
 	if p.kept, err = keep(boot, o.A.Config.Root.Naming(), list); err != nil {
 		return plan{}, err
+	}
+	if p.unfinished {
+		p.kept.attr[gpt.LabelState] = gpt.Unfinished
 	}
 	if p.sets, err = b.sets(ctx, o, work); err != nil {
 		return plan{}, err

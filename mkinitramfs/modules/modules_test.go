@@ -258,6 +258,16 @@ func TestFor(t *testing.T) {
 	if named["erofs"] != 1 || named["squashfs"] != 1 {
 		t.Errorf("erofs is wanted %d times for layers, squashfs %d times for the root; want once each", named["erofs"], named["squashfs"])
 	}
+	for _, tt := range []struct {
+		inside, around string
+		want           bool
+	}{{"", "", false}, {"btrfs", "", true}, {"ext4", "btrfs", true}, {"btrfs", "btrfs", true}} {
+		cfg.State.Filesystem, cfg.State.PartitionFilesystem = tt.inside, tt.around
+		wants, err := For(cfg)
+		if got := slices.Contains(wants, Want{"btrfs", kmod.GroupState, false}); err != nil || got != tt.want || !slices.Contains(wants, Want{"ext4", kmod.GroupState, false}) {
+			t.Errorf("filesystem %q in %q: btrfs is wanted: %v, %v", tt.inside, tt.around, got, err)
+		}
+	}
 	cfg.Modules.Sets = []string{"floppy"}
 	if _, err := For(cfg); !errors.Is(err, ErrUnknownSet) {
 		t.Errorf("For(floppy) = %v, want ErrUnknownSet", err)

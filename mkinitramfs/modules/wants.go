@@ -91,10 +91,10 @@ func stateWants(cfg config.Config) []Want {
 		{"aesni_intel", kmod.GroupDriver, true},
 		{"xts", kmod.GroupState, true},
 		{"dm_crypt", kmod.GroupState, false},
-		{"ext4", kmod.GroupState, false}, // the outer file system
+		{"ext4", kmod.GroupState, false}, // either file system may be there from before
 	}
-	if fs := cfg.State.Filesystem; fs != "ext4" {
-		wants = append(wants, Want{fs, kmod.GroupState, false})
+	if cfg.State.Filesystem == "btrfs" || cfg.State.PartitionFilesystem == "btrfs" {
+		wants = append(wants, Want{"btrfs", kmod.GroupState, false})
 	}
 	return wants
 }

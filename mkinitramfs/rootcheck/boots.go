@@ -197,7 +197,7 @@ func (v *verdict) fsck() {
 	if !v.t.has("usr/sbin/e2fsck") && !v.t.has("sbin/e2fsck") {
 		v.warn("usr/sbin/e2fsck", "install it (Debian: package e2fsprogs)", "missing: state.fsck: auto repairs nothing")
 	}
-	if v.w.Config.State.Filesystem == "btrfs" && !v.t.has("usr/bin/btrfs") && !v.t.has("usr/sbin/btrfs") && !v.t.has("sbin/btrfs") {
+	if s := v.w.Config.State; (s.Filesystem == "btrfs" || s.PartitionFilesystem == "btrfs") && !v.t.has("usr/bin/btrfs") && !v.t.has("usr/sbin/btrfs") && !v.t.has("sbin/btrfs") {
 		v.warn("usr/bin/btrfs", "install it (Debian: package btrfs-progs)", "missing: state.fsck: auto has a volume read-only whose superblock was mended")
 	}
 }

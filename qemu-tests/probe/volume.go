@@ -24,8 +24,7 @@ import (
 )
 
 const (
-	volumeRoot  = layout.State + "/" + layout.Volume
-	volumeImage = layout.State + "/" + layout.Image
+	volumeRoot = layout.State + "/" + layout.Volume
 	// promisedMost is the size of the largest promised file.
 	promisedMost = 256 << 10
 )
@@ -72,6 +71,15 @@ func changeVolume(w io.Writer, words []string) (known bool, err error) {
 		err = errors.Join(err, json.NewEncoder(w).Encode(told))
 	}
 	return true, err
+}
+
+// volumeImage is the path of encrypted.img, in a subvolume where there is one.
+func volumeImage() string {
+	path := filepath.Join(layout.State, layout.ImageSubvolume, layout.Image)
+	if _, err := os.Stat(path); err == nil {
+		return path
+	}
+	return filepath.Join(layout.State, layout.Image)
 }
 
 func withVolume[T any](do func(v *resize.Volume) (T, error)) (told T, err error) {
@@ -197,7 +205,7 @@ func held(v *resize.Volume) (resize.Sizes, error) {
 
 // holesAreHeld proves that what is not reserved is in balloons and in the record.
 func holesAreHeld(s resize.Sizes) error {
-	image, err := os.Open(volumeImage)
+	image, err := os.Open(volumeImage())
 	if err != nil {
 		return err
 	}
@@ -342,7 +350,7 @@ func stray(by string) func(v *resize.Volume) (resize.Sizes, error) {
 // copy of the file that skips zeros has no room for it. It tells how many bytes.
 func loseUnwritten() (lost int64, err error) {
 	unix.Sync()
-	f, err := os.OpenFile(volumeImage, os.O_RDWR, 0)
+	f, err := os.OpenFile(volumeImage(), os.O_RDWR, 0)
 	if err != nil {
 		return 0, err
 	}

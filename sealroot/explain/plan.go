@@ -76,9 +76,13 @@ func (e *Explanation) planState(c config.Config) {
 		e.planMemory("state.create is none: everything is in memory")
 		return
 	}
-	e.add(Mount{Where: layout.State, What: "partition " + `"state"`, Type: "ext4", Options: []string{"nosuid", "nodev", "noexec", "nosymfollow"},
+	e.add(Mount{Where: layout.State, What: "partition " + `"state"`, Type: c.State.PartitionFilesystem, Options: []string{"nosuid", "nodev", "noexec", "nosymfollow"},
 		Why: "the state partition of the boot disk; anybody may have written it, so nothing there runs or leads elsewhere"})
-	m := Mount{Where: volume, What: layout.State + "/" + layout.Image, Type: c.State.Filesystem, Options: []string{"nosuid", "nodev", "noexec"},
+	image := layout.State + "/" + layout.Image
+	if c.State.PartitionFilesystem == "btrfs" {
+		image = layout.State + "/" + layout.ImageSubvolume + "/" + layout.Image
+	}
+	m := Mount{Where: volume, What: image, Type: c.State.Filesystem, Options: []string{"nosuid", "nodev", "noexec"},
 		Why:       "the encrypted volume; state.unlock: " + strings.Join(c.State.Unlock, ", "),
 		DependsOn: "whether one of these opens it"}
 	if c.State.Plain() {

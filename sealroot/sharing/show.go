@@ -7,6 +7,7 @@ import (
 
 	"sealroot/sealroot/terminal"
 	"sealroot/state/balance"
+	"sealroot/state/layout"
 )
 
 // Sides are what partition and volume have, in bytes, for a person or a program.
@@ -20,6 +21,7 @@ type Sides struct {
 	GivenBack     int64  `json:"given_back_bytes"` // balloons: df of the volume counts them as used
 	Spare         int64  `json:"spare_bytes"`      // what the volume could give back now
 	Gap           int64  `json:"gap_bytes"`        // of the volume's file system, not reserved
+	Copied        int64  `json:"copied_bytes"`     // of encrypted.img, what btrfs outside does not write in place
 	AutoResize    string `json:"auto_resize"`      // off, grow or both
 	StatedRate    int64  `json:"stated_rate"`      // bytes per second
 	Decisions     []Past `json:"decisions"`        // the oldest first
@@ -80,6 +82,9 @@ func (s Sides) Write(to io.Writer, columns int, ascii bool) error {
 	}
 	if s.Gap > 0 {
 		fmt.Fprintf(&b, "NOT RESERVED %s of the volume: sealroot state repair\n", balance.Text(s.Gap))
+	}
+	if s.Copied > 0 {
+		fmt.Fprintf(&b, "NOT RESERVED %s of the volume: a snapshot was made of /state/%s; delete it, restart, sealroot state repair\n", balance.Text(s.Copied), layout.ImageSubvolume)
 	}
 	fmt.Fprintf(&b, "could give %s\n", balance.Text(s.Spare))
 	fmt.Fprintf(&b, "automatic  %s\n", s.automatic())

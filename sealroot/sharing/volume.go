@@ -70,7 +70,7 @@ func Look(s resize.Sizes, l balance.Limits, autoResize string, past []Past, d ba
 	return Sides{
 		Partition: s.OuterTotal, PartitionFree: s.OuterFree, KeepFree: keep, Reserved: s.Reserved,
 		Volume: s.InnerFree + s.InnerUsed, VolumeFree: s.InnerFree, GivenBack: s.GivenBack,
-		Spare: max(0, s.Reserved-s.MinReserved), Gap: s.OverCommitted,
+		Spare: max(0, s.Reserved-s.MinReserved), Gap: s.OverCommitted, Copied: s.Copied,
 		AutoResize: autoResize, StatedRate: l.StatedRate(s.OuterTotal), Decisions: append([]Past{}, past...), Now: Sentence(d, nil),
 	}
 }

@@ -21,6 +21,7 @@ const (
 	FlagUnknown   = 0x2
 	FlagDelalloc  = 0x4
 	FlagUnwritten = 0x800
+	FlagShared    = 0x2000
 )
 
 // BlockSize is that of the file systems which can give back: a block of theirs is

@@ -89,6 +89,26 @@ func Within(list []Range, start, end int64) []Range {
 	return Both(list, []Range{{start, end}})
 }
 
+// Whole returns the bytes of list that are in whole units, which are a power of two.
+func Whole(list []Range, unit int64) []Range {
+	var whole []Range
+	for _, r := range Join(list) {
+		if r.Start, r.End = (r.Start+unit-1)&^(unit-1), r.End&^(unit-1); r.Start < r.End {
+			whole = append(whole, r)
+		}
+	}
+	return whole
+}
+
+// Around returns all bytes of the units that list has something of.
+func Around(list []Range, unit int64) []Range {
+	var around []Range
+	for _, r := range Join(list) {
+		around = append(around, Range{r.Start &^ (unit - 1), (r.End + unit - 1) &^ (unit - 1)})
+	}
+	return Join(around)
+}
+
 // Shift returns list with by added to all positions.
 func Shift(list []Range, by int64) []Range {
 	moved := make([]Range, len(list))

@@ -71,6 +71,23 @@ func WriteTemplate(w io.WriterAt, random io.Reader) error {
 	return nil
 }
 
+// What the superblock of the template has of its transactions: a test holds them.
+const (
+	templateGeneration = 6
+	templateUsed       = 147456
+)
+
+// Unused looks for a superblock at a place of r, and tells whether it is the one that
+// WriteTemplate wrote: every mount for writing ends a transaction, which has a number.
+// Errors: ErrNotBtrfs, where there is none; any other is r's.
+func Unused(r io.ReaderAt, at int64) (bool, error) {
+	b, err := readAt(r, at)
+	if err == nil && string(b[sbMagic:][:len(magic)]) != magic {
+		err = ErrNotBtrfs
+	}
+	return err == nil && b.u64(sbGeneration) == templateGeneration && b.u64(sbTotalBytes) == TemplateBytes && b.u64(sbBytesUsed) == templateUsed, err
+}
+
 // unpack puts in what is repeated in a template.
 func unpack(t string) []byte {
 	b := make([]byte, int(t[0])|int(t[1])<<8)

@@ -9,6 +9,9 @@ const (
 	// Image the file beside it that holds the volume.
 	Volume = "encrypted"
 	Image  = "encrypted.img"
+	// ImageSubvolume has the file where the partition is btrfs: a subvolume, so that no
+	// snapshot of the rest has the file in it.
+	ImageSubvolume = ".encrypted"
 	// NewImage has the volume that is about to take the place of a prebuilt one.
 	NewImage = ".encrypted.img.new"
 	// Provisioned is the partition's mark that a volume was made here.

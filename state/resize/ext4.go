@@ -123,6 +123,9 @@ func (e *ext4FS) give(ctx context.Context, n int64, release func([]balloon.Range
 		if err != nil {
 			return err
 		}
+		if released == 0 {
+			return nil // a rest that the outer file system does not take back alone
+		}
 		n, given = n-released, given+b.Size
 	}
 	return nil

@@ -56,6 +56,7 @@ func open(p Places, find func(image *os.File) (crypt, error)) (_ *Volume, err er
 		return nil, fmt.Errorf("%w: %w", ErrNotOpen, err)
 	}
 	opened = append(opened, v.image)
+	v.unit = state.Unit(v.image)
 	c, err := find(v.image)
 	if err != nil {
 		return nil, err

@@ -16,14 +16,22 @@ import (
 // a stray resize2fs, or where the file was copied sparse. When the outer file system
 // has no room for that, what is free of it is held by balloons, for nobody to write
 // to. Where even that is not enough the inner one becomes read-only, if the kernel
-// lets it, and the error is ErrOverCommitted. Errors besides: ErrBusy.
+// lets it, and the error is ErrOverCommitted. What btrfs outside would write elsewhere
+// is written anew, while the volume is read-only. Errors besides: ErrBusy, ErrCopied.
 func (v *Volume) Repair(ctx context.Context) (Sizes, error) {
 	return v.locked(func() error {
 		m, err := v.measure(true)
-		if err == nil {
-			_, err = v.repair(ctx, m)
+		if err != nil {
+			return err
 		}
-		return err
+		var copied error
+		if m.Copied > 0 {
+			if copied = v.writeAnew(ctx, m); copied == nil {
+				m, copied = v.measure(true)
+			}
+		}
+		_, err = v.repair(ctx, m)
+		return errors.Join(copied, err)
 	})
 }
 
@@ -87,14 +95,11 @@ func (v *Volume) cover(list []balloon.Range) error {
 			return err
 		}
 	}
-	if err := v.image.Sync(); err != nil {
-		return fmt.Errorf("cannot sync %s: %w", state.ImageName, err)
-	}
-	return nil
+	return v.keep()
 }
 
 // MakeWritable makes a volume writable again that is read-only because it was
-// over-committed: after Repair. Errors: ErrBusy, ErrOverCommitted; any other where the
+// over-committed: after Repair. Errors: ErrBusy, ErrOverCommitted, ErrCopied; any other where the
 // file system is damaged.
 func (v *Volume) MakeWritable() (Sizes, error) {
 	return v.locked(func() error {
@@ -104,6 +109,9 @@ func (v *Volume) MakeWritable() (Sizes, error) {
 			return err
 		case m.OverCommitted > 0:
 			return fmt.Errorf("cannot make the volume writable, %d MiB are missing: %w", m.OverCommitted>>20, ErrOverCommitted)
+		}
+		if m.Copied > 0 {
+			return fmt.Errorf("cannot make the volume writable: %w", ErrCopied)
 		}
 		if err := v.in.sound(); err != nil {
 			return fmt.Errorf("cannot make the volume writable: %w", err)

@@ -33,6 +33,8 @@ var (
 	// ErrOverCommitted: the volume spans more than is reserved, and the outer file
 	// system has no room for the rest.
 	ErrOverCommitted = errors.New("the volume spans more than is reserved for it")
+	// ErrCopied: btrfs outside does not write the volume in place.
+	ErrCopied = state.ErrCopied
 	// ErrFragmented: what is free in the volume lies in too many pieces to be recorded.
 	ErrFragmented = errors.New("what is free in the volume lies in too many pieces")
 )
@@ -51,6 +53,10 @@ type Sizes struct {
 	GivenBack     int64 // of that: in balloons, held by nobody
 	Reserved      int64 // what the outer file system holds for the file, up to the end of the inner one
 	OverCommitted int64 // spanned, in no balloon, and not reserved: a stray resize2fs
+
+	// Copied is what the outer file system writes elsewhere, whatever is reserved: btrfs
+	// after a snapshot (state.CopiedOnWrite).
+	Copied int64
 
 	InnerFree, InnerUsed  int64 // of the inner file system; balloons are in neither
 	OuterFree, OuterTotal int64

@@ -47,18 +47,33 @@ func newVolume(t *testing.T, outside, inside int64) *Volume {
 
 func newVolumeOf(t *testing.T, kind state.Filesystem, outside, inside int64) *Volume {
 	t.Helper()
+	return newVolumeOn(t, state.Ext4, kind, outside, inside)
+}
+
+// newVolumeOn is one on an outer file system of that type.
+func newVolumeOn(t *testing.T, outer, kind state.Filesystem, outside, inside int64) *Volume {
+	t.Helper()
 	dir := t.TempDir()
 	disk, where := filepath.Join(dir, "disk"), filepath.Join(dir, "state")
 	if err := errors.Join(os.WriteFile(disk, nil, 0o600), os.Truncate(disk, outside), os.Mkdir(where, 0o700)); err != nil {
 		t.Fatal(err)
 	}
-	run(t, "mke2fs", "-q", "-t", "ext4", "-m", "0", disk)
-	run(t, "mount", "-o", "loop", disk, where)
+	place, outerJudge := where, []string{"e2fsck", "-fn", disk}
+	if outer == state.Btrfs {
+		place, outerJudge = filepath.Join(where, layout.ImageSubvolume), []string{"btrfs", "check", "--readonly", disk}
+		run(t, "mkfs.btrfs", "-q", "-K", "-m", "DUP", "-d", "single", disk)
+		run(t, "mount", "-o", "loop,"+strings.Join(outer.MountOptions(), ","), disk, where)
+		run(t, "btrfs", "subvolume", "create", place)
+		run(t, "chattr", "+C", place)
+	} else {
+		run(t, "mke2fs", "-q", "-t", "ext4", "-m", "0", disk)
+		run(t, "mount", "-o", "loop", disk, where)
+	}
 	t.Cleanup(func() {
 		run(t, "umount", where)
-		run(t, "e2fsck", "-fn", disk)
+		run(t, outerJudge[0], outerJudge[1:]...)
 	})
-	image := filepath.Join(where, state.ImageName)
+	image := filepath.Join(place, state.ImageName)
 	f, err := os.Create(image)
 	if err != nil {
 		t.Fatal(err)

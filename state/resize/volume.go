@@ -22,6 +22,7 @@ const keepOutside = 16 << 20
 type Volume struct {
 	dir    *os.File // root of the state partition
 	image  *os.File // encrypted.img
+	unit   int64    // in which the outer file system takes back: state.Unit
 	root   *os.File // root directory of the inner file system
 	in     inner
 	uuid   string // of the LUKS2 header
@@ -46,6 +47,7 @@ type measured struct {
 	Sizes
 	holes    []balloon.Range // not reserved, before the end of the inner file system
 	balloons []balloon.Range
+	copied   []balloon.Range
 }
 
 func (v *Volume) measure(durable bool) (m measured, err error) {
@@ -77,8 +79,12 @@ func (v *Volume) measure(durable bool) (m measured, err error) {
 		return m, err
 	}
 	m.balloons = balloon.Shift(given, v.begin)
+	if m.copied, err = state.CopiedOnWrite(v.image, end); err != nil {
+		return m, err
+	}
+	s.Copied = balloon.Total(m.copied)
 	s.InnerUsed -= balloon.Total(m.balloons)
-	m.Sizes = s.with(balloon.Total(balloon.Both(m.holes, m.balloons)), balloon.Total(m.holes), v.in.slack(s.InnerUsed), v.begin+v.device)
+	m.Sizes = s.with(balloon.Total(balloon.Both(m.holes, m.balloons)), balloon.Total(m.holes), v.in.slack(s.InnerUsed), v.keepOutside(s.OuterTotal), v.begin+v.device)
 	return m, nil
 }
 
@@ -96,14 +102,23 @@ func (v *Volume) holes(start, end int64) ([]balloon.Range, error) {
 	return balloon.Join(holes), nil
 }
 
+// keepOutside is what a resize leaves free outside, of total bytes. btrfs needs places for
+// metadata: each write to what was only reserved changes some.
+func (v *Volume) keepOutside(total int64) int64 {
+	if v.unit > balloon.BlockSize {
+		return max(4*keepOutside, total/64)
+	}
+	return keepOutside
+}
+
 // with adds what follows from the bytes in balloons that are not reserved, all that are
-// not, the slack, and the end of the device.
-func (s Sizes) with(given, holes, slack, end int64) Sizes {
+// not, the slack, what is kept free outside, and the end of the device.
+func (s Sizes) with(given, holes, slack, keep, end int64) Sizes {
 	s.GivenBack, s.OverCommitted = given, holes-given
 	s.Reserved = s.DataOffset + s.Spanned - holes
 	least := max(s.DataOffset, s.Reserved-max(0, s.InnerFree-s.OverCommitted-slack))
 	s.MinReserved = min(s.Reserved, (least+balloon.BlockSize-1)/balloon.BlockSize*balloon.BlockSize)
-	s.MaxReserved = max(s.Reserved, min(s.Reserved+s.OuterFree-keepOutside, s.Apparent, end))
+	s.MaxReserved = max(s.Reserved, min(s.Reserved+s.OuterFree-keep, s.Apparent, end))
 	return s
 }
 
@@ -254,8 +269,8 @@ func (v *Volume) reserve(list []balloon.Range) (int64, error) {
 			return 0, err
 		}
 	}
-	if err := v.image.Sync(); err != nil {
-		return 0, fmt.Errorf("cannot sync %s: %w", state.ImageName, err)
+	if err := v.keep(); err != nil {
+		return 0, err
 	}
 	return balloon.Total(holes), nil
 }
@@ -267,7 +282,8 @@ func (v *Volume) trim(had, to int64) error {
 	if err != nil || spanned != had {
 		return err
 	}
-	return state.Release(v.image, v.begin+spanned, to)
+	up := func(n int64) int64 { return (n + v.unit - 1) / v.unit * v.unit } // nothing beyond the end is used
+	return state.Release(v.image, up(v.begin+spanned), up(to))
 }
 
 // smaller gives n bytes back.
@@ -281,7 +297,10 @@ func (v *Volume) smaller(ctx context.Context, n int64) error {
 // reserved. Errors: ErrFragmented.
 func (v *Volume) release(list []balloon.Range) (int64, error) {
 	spanned, err := v.in.spanned(false)
-	if err != nil {
+	if err == nil {
+		list, err = v.whole(list, v.begin+spanned)
+	}
+	if err != nil || len(list) == 0 {
 		return 0, err
 	}
 	if inside := balloon.Within(list, 0, v.begin+spanned); len(inside) > 0 {
@@ -304,10 +323,49 @@ func (v *Volume) release(list []balloon.Range) (int64, error) {
 			return 0, err
 		}
 	}
-	if err := v.image.Sync(); err != nil {
-		return 0, fmt.Errorf("cannot sync %s: %w", state.ImageName, err)
+	if err := v.keep(); err != nil {
+		return 0, err
 	}
 	return balloon.Total(list), nil
+}
+
+// keep has on stable storage what of the image is reserved. btrfs has what was given back
+// free for others, and in statfs(2), only once a whole transaction has ended.
+func (v *Volume) keep() error {
+	err := v.image.Sync()
+	if err == nil && v.unit > balloon.BlockSize {
+		err = unix.Syncfs(int(v.image.Fd()))
+	}
+	if err != nil {
+		return fmt.Errorf("cannot sync %s: %w", state.ImageName, err)
+	}
+	return nil
+}
+
+// whole makes of ranges that nothing uses those that the outer file system takes back:
+// whole units, for which it counts what balloons hold beside the ranges, and what lies
+// beyond byte end. What is left over of a unit stays reserved. Errors: ErrTooSmall, where
+// it is not just a rest.
+func (v *Volume) whole(list []balloon.Range, end int64) ([]balloon.Range, error) {
+	if v.unit <= balloon.BlockSize || len(list) == 0 {
+		return list, nil
+	}
+	given, err := v.in.givenBack()
+	if err != nil {
+		return nil, err
+	}
+	around := balloon.Around(list, v.unit)
+	last := around[len(around)-1].End
+	free := balloon.Join(list, balloon.Shift(given, v.begin), []balloon.Range{{Start: end, End: max(end, last)}})
+	whole := balloon.Whole(balloon.Both(free, around), v.unit)
+	if len(whole) == 0 {
+		if balloon.Total(list) >= 2*v.unit {
+			err = fmt.Errorf("cannot give more back, what is free lies in pieces of less than %d MiB: %w", v.unit>>20, ErrTooSmall)
+		}
+		return nil, err
+	}
+	there, err := files.Reserved(v.image, whole[0].Start, whole[len(whole)-1].End)
+	return balloon.Both(whole, there), err
 }
 
 // lockWait is how long another resizer is waited for, which works in steps.

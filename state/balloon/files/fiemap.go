@@ -50,11 +50,22 @@ func Map(f *os.File, start, end int64) (list []balloon.Extent, err error) {
 
 // Reserved lists the bytes of a file from start to before end that its file system holds
 // blocks for, written to or not.
-func Reserved(f *os.File, start, end int64) (list []balloon.Range, err error) {
+func Reserved(f *os.File, start, end int64) ([]balloon.Range, error) {
+	return ranges(f, start, end, balloon.FlagUnknown|balloon.FlagDelalloc, 0)
+}
+
+// Shared lists the bytes of a file from start to before end that another file has, too:
+// who writes there needs new blocks.
+func Shared(f *os.File, start, end int64) ([]balloon.Range, error) {
+	return ranges(f, start, end, balloon.FlagShared, balloon.FlagShared)
+}
+
+// ranges lists the bytes of extents that have of these flags just those that are set.
+func ranges(f *os.File, start, end int64, flags, set uint32) (list []balloon.Range, err error) {
 	err = each(f, start, end, func(e balloon.Extent) error {
 		at, to := max(start, e.Logical), min(end, e.Logical+e.Length)
 		switch n := len(list); {
-		case e.Flags&(balloon.FlagUnknown|balloon.FlagDelalloc) != 0 || at >= to:
+		case e.Flags&flags != set || at >= to:
 		case n > 0 && list[n-1].End == at:
 			list[n-1].End = to
 		case n == maxExtents:

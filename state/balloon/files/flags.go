@@ -10,6 +10,9 @@ import (
 const (
 	Immutable = 0x10 // FS_IMMUTABLE_FL
 	NoDump    = 0x40 // FS_NODUMP_FL
+	// NoCopy is FS_NOCOW_FL: btrfs writes in place. It can be given to an empty file, and
+	// to a folder for those that are made in it.
+	NoCopy = 0x800000
 )
 
 // ChangeFlags sets some flags of a file and clears others.

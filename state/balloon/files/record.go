@@ -47,6 +47,7 @@ func OpenRecord(dir *os.File) (*os.File, error) {
 	if f, err = openRecord(dir, fresh, unix.O_CREAT|unix.O_EXCL); err != nil {
 		return nil, err
 	}
+	_ = ChangeFlags(f, NoCopy, 0) // of btrfs: a full one takes it then
 	if err = unix.Fallocate(int(f.Fd()), 0, 0, balloon.FileBytes); err == nil {
 		err = f.Sync()
 	}

@@ -1,0 +1,101 @@
+package qemutests
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"sealroot/qemu-tests/judge"
+	"sealroot/state/layout"
+)
+
+// With btrfs around it the volume is made by the first boot, whichever file system is in
+// it, grows and shrinks under a writer, and is written to on a full partition. A snapshot
+// of the rest does not matter; one of the volume has it read-only until it is repaired.
+func TestResizeOuterBtrfsExt4(t *testing.T)  { t.Parallel(); resizeOuterBtrfs(t, "ext4") }
+func TestResizeOuterBtrfsBtrfs(t *testing.T) { t.Parallel(); resizeOuterBtrfs(t, "btrfs") }
+
+func resizeOuterBtrfs(t *testing.T, inside string) {
+	const more = 64 << 20
+	r := &resizing{t: t, disk: Image{
+		Edit:  []string{"recovery: later", "recovery: later\n  partition_filesystem: btrfs\n  filesystem: " + inside},
+		Extra: hostPrograms(t, "/usr/bin/btrfs"),
+		Disk:  []string{"--state-size", "900M"},
+	}.Build(t), place: layout.ImageSubvolume}
+	r.vm = directMachine(t, r.disk).WithTPM().Boot()
+	vm := r.vm
+	if got := vm.UpIn("a"); got.State.Unlocked != "created" || got.Degraded {
+		t.Fatalf("first boot: %+v", got.State)
+	}
+	mounts := vm.Run("cat /proc/mounts")
+	for _, want := range []string{" /state btrfs rw,nosuid,nodev,noexec", ",subvolid=5,", " /state/encrypted " + inside + " "} {
+		if !strings.Contains(mounts, want) {
+			t.Errorf("no %q among the mounts:\n%s", want, mounts)
+		}
+	}
+	r.key = []byte(vm.recoveryKey())
+	vm.Run("promise " + withinVolume(keptDir) + " 20 1")
+	vm.Run("mkdir " + withinVolume(besideDir))
+	before := vm.Run("kmsg")
+	s := told[struct{ Grown, Shrunk, Refused, Files int }](vm, "volume-steps 16 7 %s %d", withinVolume(besideDir), besideKeep)
+	t.Logf("steps: %+v", s)
+	if s.Grown < 3 || s.Shrunk < 3 || s.Files < 5 {
+		t.Errorf("16 steps: %+v", s)
+	}
+
+	// Given back, and all of that taken by somebody else while the volume is written to.
+	vm.Run("sealroot state resize max")
+	most := r.sizes()
+	vm.TryRun("sealroot state resize min")
+	vm.Run("sealroot state resize +64M")
+	now := r.sizes()
+	if back := now.OuterFree - most.OuterFree; most.Reserved-now.Reserved < more || back < most.Reserved-now.Reserved-16<<20 {
+		t.Errorf("resized from %+v to %+v", most, now)
+	}
+	if f, problem := r.full(1); problem != "" || f.Left > 1<<20 || f.Inside < now.InnerFree/2 {
+		t.Errorf("on a full state partition: %+v of %+v: %s", f, now, problem)
+	}
+	r.whole("on a full state partition")
+	vm.Run("rm /state/filler")
+	vm.Run("sync")
+	if bad := kernelErrors(before, vm.Run("kmsg")); bad != "" {
+		t.Errorf("the kernel's log:\n%s", bad)
+	}
+
+	vm.Run("btrfs subvolume snapshot /state /state/.before")
+	r.boot("after a snapshot of the partition")
+	vm.Run("btrfs subvolume snapshot /state/" + layout.ImageSubvolume + " /state/.copy")
+	vm.Reboot()
+	got := vm.UpIn("a")
+	if warnings := strings.Join(got.Warnings, "\n"); got.State.Unlocked != "tpm2" || got.Degraded ||
+		!strings.Contains(warnings, "the encrypted volume is read-only") || !strings.Contains(warnings, "snapshot") {
+		t.Errorf("after a snapshot of the volume: %+v, degraded %v, warnings %q", got.State, got.Degraded, warnings)
+	}
+	if output, status := vm.TryRun("write " + withinVolume(".written") + " though it is read-only"); status == 0 {
+		t.Errorf("the volume is written to: %s", output)
+	}
+	r.whole("after a snapshot of the volume")
+	vm.Run("btrfs subvolume delete -c /state/.copy")
+	vm.Run("sealroot state repair")
+	if s := r.sizes(); s.Copied != 0 || s.ReadOnly || s.OverCommitted != 0 {
+		t.Errorf("repaired: %+v", s)
+	}
+	vm.Run("write " + withinVolume(".written") + " after the repair")
+	r.boot("after the repair")
+	vm.PowerOff()
+	if v := r.judgeOff(); v.Double != 0 && inside == "btrfs" || v.Reserved == 0 {
+		t.Errorf("the host judges %+v", v)
+	}
+}
+
+// judgeOff judges the disk of a machine that was switched off in order.
+func (r *resizing) judgeOff() judge.Verdict {
+	r.t.Helper()
+	path := r.disk.Extract(r.t, "state")
+	defer os.Remove(path)
+	v, err := r.judged(path)
+	if err != nil {
+		r.t.Error(err)
+	}
+	return v
+}

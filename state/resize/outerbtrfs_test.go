@@ -1,0 +1,244 @@
+package resize
+
+import (
+	"errors"
+	"fmt"
+	mathrand "math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"sealroot/state"
+	"sealroot/state/balloon"
+	"sealroot/state/balloon/files"
+	"sealroot/state/layout"
+)
+
+// With btrfs outside all goes as with ext4, in its units; and what is given back is free
+// there, by its own account.
+func TestOuterBtrfs(t *testing.T) {
+	for kind, sizes := range map[state.Filesystem][2]int64{state.Ext4: {768 << 20, 384 << 20}, state.Btrfs: {2 << 30, 1 << 30}} {
+		t.Run(string(kind), func(t *testing.T) {
+			v := newVolumeOn(t, state.Btrfs, kind, sizes[0], sizes[1])
+			sums := map[string][32]byte{}
+			for i := range 8 {
+				name := fmt.Sprint("file", i)
+				sums[name] = put(t, v, name, 5<<20+i*4099)
+			}
+			run(t, "sync", "-f", v.dir.Name())
+			first, err := v.Measure()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if first.Reserved != testBegin+sizes[1] || first.OverCommitted != 0 || first.GivenBack != 0 || first.Copied != 0 {
+				t.Errorf("Measure = %+v", first)
+			}
+			random := mathrand.New(mathrand.NewPCG(7, 7))
+			shrunk, refused := 0, 0
+			for i := range 16 {
+				m, err := v.Measure()
+				if err != nil {
+					t.Fatal(err)
+				}
+				from := min(m.MinReserved+64<<20, m.Reserved)
+				want := from + random.Int64N(max(first.Reserved-from, 0)+1)
+				got, err := v.Resize(t.Context(), want)
+				if errors.Is(err, ErrTooSmall) {
+					refused++ // its free space lies in pieces
+				} else if err != nil {
+					t.Fatalf("step %d to %d of %+v: %v", i, want, m, err)
+				} else if off := got.Reserved - want; off < -2*v.unit || off > 64*v.unit {
+					t.Errorf("step %d: %d reserved, want %d, %d off", i, got.Reserved, want, off)
+				}
+				if got.Reserved < m.Reserved {
+					shrunk++
+				}
+				// What is free outside is what is not reserved: no extent is held for a part.
+				if lost := got.OuterFree - first.OuterFree - (first.Reserved - got.Reserved); lost < -8<<20 || lost > 8<<20 {
+					t.Errorf("step %d: %d MiB free outside, %d reserved, first %d and %d", i, got.OuterFree>>20, got.Reserved>>20, first.OuterFree>>20, first.Reserved>>20)
+				}
+				backed(t, v)
+				name := fmt.Sprint("file", random.IntN(8))
+				sums[name] = put(t, v, name, 1<<20+random.IntN(8<<20))
+			}
+			if shrunk < 3 || refused > 5 {
+				t.Errorf("%d of 16 steps made it smaller, %d were refused", shrunk, refused)
+			}
+			check(t, v, sums)
+
+			if _, err := v.Resize(t.Context(), first.Reserved-128<<20); err != nil && !errors.Is(err, ErrTooSmall) {
+				t.Fatal(err)
+			}
+			m, err := v.Measure()
+			if err != nil {
+				t.Fatal(err)
+			}
+			remove := fillOuter(t, v)
+			for i := range 4 {
+				name := fmt.Sprint("full", i)
+				sums[name] = put(t, v, name, 6<<20)
+			}
+			if _, err := v.Resize(t.Context(), m.Reserved+64<<20); !errors.Is(err, ErrNoRoom) {
+				t.Errorf("growing on a full file system: %v, want %v", err, ErrNoRoom)
+			}
+			if got, err := v.Resize(t.Context(), m.Reserved-32<<20); err != nil || got.Reserved > m.Reserved-16<<20 {
+				t.Errorf("shrinking on a full file system: %+v, %v", got, err)
+			}
+			remove()
+			if got, err := v.Resize(t.Context(), first.Reserved); err != nil || got.Reserved < first.Reserved-1<<20 || got.GivenBack != 0 {
+				t.Errorf("all taken back: %+v, %v", got, err)
+			}
+			backed(t, v)
+			check(t, v, sums)
+		})
+	}
+}
+
+// freeOf is what btrfs has once its transaction has ended.
+func freeOf(t *testing.T, dir string) int64 {
+	t.Helper()
+	run(t, "sync", "-f", dir)
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		t.Fatal(err)
+	}
+	return int64(fs.Bavail) * fs.Bsize
+}
+
+// The control of TestOuterBtrfs: what is reserved in one piece does not come back in parts.
+func TestBtrfsKeepsWholeExtents(t *testing.T) {
+	v := newVolumeOn(t, state.Btrfs, state.Ext4, 1<<30, 128<<20)
+	const at, n = 256 << 20, 64 << 20
+	for _, tt := range []struct {
+		name    string
+		reserve func() error
+		back    int64
+	}{
+		{"in_units", func() error { return state.Reserve(v.image, at, n) }, n / 2},
+		{"in_one_piece", func() error { return unix.Fallocate(int(v.image.Fd()), unix.FALLOC_FL_KEEP_SIZE, at, n) }, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if err := tt.reserve(); err != nil {
+				t.Fatal(err)
+			}
+			before := freeOf(t, v.dir.Name())
+			if err := state.Release(v.image, at, at+n/2); err != nil {
+				t.Fatal(err)
+			}
+			if got := freeOf(t, v.dir.Name()) - before; got < tt.back-1<<20 || got > tt.back+1<<20 {
+				t.Errorf("%d bytes came back, want %d", got, tt.back)
+			}
+			if err := state.Release(v.image, at, at+n); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+// After a snapshot nothing is written in place, not even when the snapshot is gone. It is
+// noticed, and made good while the volume is read-only.
+func TestSnapshot(t *testing.T) {
+	v := newVolumeOn(t, state.Btrfs, state.Ext4, 768<<20, 128<<20)
+	sums := map[string][32]byte{}
+	for i := range 8 {
+		name := fmt.Sprint("file", i)
+		sums[name] = put(t, v, name, 5<<20+i*4099)
+	}
+	first, err := v.Measure()
+	if err != nil {
+		t.Fatal(err)
+	}
+	snapshot := filepath.Join(v.dir.Name(), "snapshot")
+	expect := func(when string, copied bool) {
+		t.Helper()
+		s, err := v.Measure()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if copied && s.Copied < first.Reserved*9/10 || !copied && s.Copied != 0 {
+			t.Errorf("%s: %d of %d bytes are copied, want all: %v", when, s.Copied, s.Reserved, copied)
+		}
+	}
+	// Of what lies beside it, nothing.
+	run(t, "btrfs", "subvolume", "snapshot", v.dir.Name(), snapshot)
+	expect("after a snapshot of the partition", false)
+	if entries, err := os.ReadDir(filepath.Join(snapshot, layout.ImageSubvolume)); err != nil || len(entries) != 0 {
+		t.Errorf("the snapshot of the partition has %v of the volume: %v", entries, err)
+	}
+	run(t, "btrfs", "subvolume", "delete", snapshot)
+	run(t, "btrfs", "subvolume", "snapshot", filepath.Join(v.dir.Name(), layout.ImageSubvolume), snapshot)
+	expect("after a snapshot", true)
+	run(t, "btrfs", "subvolume", "delete", "--commit-after", snapshot)
+	run(t, "btrfs", "subvolume", "sync", v.dir.Name())
+	expect("after the snapshot is gone", true)
+	// That it is true: overwriting takes room, which there may be none of.
+	remove := fillOuter(t, v)
+	block := make([]byte, 4096)
+	if _, err = v.image.ReadAt(block, 0); err == nil {
+		_, err = v.image.WriteAt(block, 0)
+		err = errors.Join(err, v.image.Sync())
+	}
+	if !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("control: written over what a snapshot had, on a full file system: %v, want %v", err, unix.ENOSPC)
+	}
+	remove()
+
+	if _, err := v.Repair(t.Context()); !errors.Is(err, ErrCopied) {
+		t.Errorf("repaired while it is writable: %v, want %v", err, ErrCopied)
+	}
+	run(t, "mount", "-o", "remount,ro", v.root.Name())
+	if _, err := v.MakeWritable(); !errors.Is(err, ErrCopied) {
+		t.Errorf("made writable: %v, want %v", err, ErrCopied)
+	}
+	s, err := v.Repair(t.Context())
+	if err != nil || s.Copied != 0 || s.OverCommitted != 0 || s.Reserved != first.Reserved {
+		t.Errorf("repaired: %+v, %v", s, err)
+	}
+	if s, err = v.MakeWritable(); err != nil || s.ReadOnly {
+		t.Errorf("made writable: %+v, %v", s, err)
+	}
+	if free := freeOf(t, v.dir.Name()); free < first.OuterFree-32<<20 {
+		t.Errorf("repaired: %d MiB free outside, %d before", free>>20, first.OuterFree>>20)
+	}
+	remove = fillOuter(t, v)
+	for i := range 8 {
+		name := fmt.Sprint("file", i)
+		sums[name] = put(t, v, name, 6<<20)
+	}
+	remove()
+	check(t, v, sums)
+
+	// A second file with the same extents.
+	clone := filepath.Join(v.dir.Name(), "clone")
+	run(t, "touch", clone)
+	run(t, "chattr", "+C", clone)
+	run(t, "cp", "--reflink=always", filepath.Join(v.dir.Name(), layout.ImageSubvolume, state.ImageName), clone)
+	expect("with a clone", true)
+	if err := os.Remove(clone); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "sync", "-f", v.dir.Name())
+	expect("after the clone is gone", false)
+}
+
+// A file without the attribute is never written in place.
+func TestCopiedWithoutAttribute(t *testing.T) {
+	v := newVolumeOn(t, state.Btrfs, state.Ext4, 1<<30, 128<<20)
+	f, err := os.Create(filepath.Join(v.dir.Name(), "other"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := errors.Join(f.Truncate(1<<20), state.Reserve(f, 0, 1<<20)); err != nil {
+		t.Fatal(err)
+	}
+	list, err := state.CopiedOnWrite(f, 1<<20)
+	if err != nil || balloon.Total(list) != 1<<20 {
+		t.Errorf("CopiedOnWrite = %v, %v, want all of it", list, err)
+	}
+	if flags, err := unix.IoctlGetUint32(int(v.image.Fd()), unix.FS_IOC_GETFLAGS); err != nil || flags&files.NoCopy == 0 {
+		t.Errorf("flags of the volume %#x, %v", flags, err)
+	}
+}
