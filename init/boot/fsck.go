@@ -113,18 +113,18 @@ const mendedText = "a power cut had torn the superblock of its file system; mend
 // the kernel would not mount it. What cannot be done, mounting it says. It returns the type
 // that it is mounted as: a partition keeps its own, but whoever has the disk does not
 // choose what the kernel gets to read. btrfs is mounted where the configuration has it.
-func (b *boot) mendOuter(node string) state.Filesystem {
-	kind := state.Filesystem(b.cfg.State.PartitionFilesystem)
+func (b *boot) mendOuter(node string) (kind state.Filesystem, mended bool) {
+	kind = state.Filesystem(b.cfg.State.PartitionFilesystem)
 	part, err := blockdev.Open(node, true)
 	if err != nil {
-		return kind
+		return kind, false
 	}
 	defer part.Close()
 	mend := state.Mend
 	if kind != state.Btrfs {
 		kind, mend = state.Ext4, ext4.Mend
 	}
-	if mended, err := mend(part, part.Size()); err != nil {
+	if mended, err = mend(part, part.Size()); err != nil {
 		b.warn("the state partition: %v", err)
 	} else if mended {
 		b.warn("the state partition: %s", mendedText)
@@ -132,11 +132,11 @@ func (b *boot) mendOuter(node string) state.Filesystem {
 	if sb, err := state.ReadSuperblock(part); err == nil && sb.Type != state.Btrfs {
 		kind = sb.Type
 	}
-	return kind
+	return kind, mended
 }
 
 // checkOuter is checkFilesystem for the state partition.
-func (b *boot) checkOuter(ctx context.Context, node string) error {
+func (b *boot) checkOuter(ctx context.Context, node string, mended bool) error {
 	if b.cfg.State.Fsck != config.FsckAuto {
 		return nil
 	}
@@ -148,6 +148,9 @@ func (b *boot) checkOuter(ctx context.Context, node string) error {
 	part.Close()
 	if err != nil || sb.Type != state.Filesystem(b.cfg.State.PartitionFilesystem) && sb.Type != state.Ext4 {
 		return nil
+	}
+	if mended && sb.Type == state.Btrfs {
+		sb.Errors = true // as of the volume, state.Volume
 	}
 	return b.checkFilesystem(ctx, "the state partition", node, sb)
 }

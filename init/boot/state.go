@@ -82,12 +82,12 @@ func (b *boot) mountOuter(ctx context.Context) error {
 	if err != nil {
 		return stateError(slots.StateDamaged, "%w", err)
 	}
-	kind := b.mendOuter(part.Node)
+	kind, mended := b.mendOuter(part.Node)
 	fs := mount.Filesystem{
 		Type: string(kind), Source: part.Node, Options: kind.MountOptions(),
 		Attr: mount.NoSUID | mount.NoDev | mount.NoExec | mount.NoSymfollow,
 	}
-	if err := b.checkOuter(ctx, part.Node); errors.Is(err, errRestart) {
+	if err := b.checkOuter(ctx, part.Node, mended); errors.Is(err, errRestart) {
 		return err
 	} else if err != nil {
 		return b.showDamaged(fs, err)

@@ -96,7 +96,13 @@ func whyVolume(r report.Report) string {
 	default:
 		return whyMemory(r) + ": everything is in memory"
 	}
-	why := "the encrypted volume of " + layout.State + "/" + layout.Image + ", " + how
+	image := layout.Image
+	for _, m := range r.Mounts {
+		if m.Where == layout.State && m.Type == "btrfs" {
+			image = layout.ImageSubvolume + "/" + image
+		}
+	}
+	why := "the encrypted volume of " + layout.State + "/" + image + ", " + how
 	if r.Degraded {
 		why += ", and not to be written in this boot"
 	}
