@@ -4,6 +4,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"sealroot/qemu-tests/judge"
 	"sealroot/state/layout"
@@ -37,21 +38,27 @@ func resizeOuterBtrfs(t *testing.T, inside string) {
 	vm.Run("promise " + withinVolume(keptDir) + " 20 1")
 	vm.Run("mkdir " + withinVolume(besideDir))
 	before := vm.Run("kmsg")
-	s := told[struct{ Grown, Shrunk, Refused, Files int }](vm, "volume-steps 16 7 %s %d", withinVolume(besideDir), besideKeep)
+	s := told[struct{ Grown, Shrunk, Refused, Files int }](vm, "volume-steps 10 7 %s %d", withinVolume(besideDir), besideKeep)
 	t.Logf("steps: %+v", s)
-	if s.Grown < 3 || s.Shrunk < 3 || s.Files < 5 {
-		t.Errorf("16 steps: %+v", s)
+	if s.Grown < 2 || s.Shrunk < 2 || s.Files < 5 {
+		t.Errorf("10 steps: %+v", s)
 	}
 
+	began := time.Now()
+	phase := func(name string) {
+		t.Logf("%s: %s", name, time.Since(began).Round(time.Second))
+		began = time.Now()
+	}
 	// Given back, and all of that taken by somebody else while the volume is written to.
 	vm.Run("sealroot state resize max")
 	most := r.sizes()
 	vm.TryRun("sealroot state resize min")
-	vm.Run("sealroot state resize +64M")
+	vm.Run("sealroot state resize +16M")
 	now := r.sizes()
 	if back := now.OuterFree - most.OuterFree; most.Reserved-now.Reserved < more || back < most.Reserved-now.Reserved-16<<20 {
 		t.Errorf("resized from %+v to %+v", most, now)
 	}
+	phase("resized")
 	if f, problem := r.full(1); problem != "" || f.Left > 1<<20 || f.Inside < now.InnerFree/2 {
 		t.Errorf("on a full state partition: %+v of %+v: %s", f, now, problem)
 	}
@@ -62,6 +69,7 @@ func resizeOuterBtrfs(t *testing.T, inside string) {
 		t.Errorf("the kernel's log:\n%s", bad)
 	}
 
+	phase("filled")
 	vm.Run("btrfs subvolume snapshot /state /state/.before")
 	r.boot("after a snapshot of the partition")
 	vm.Run("btrfs subvolume snapshot /state/" + layout.ImageSubvolume + " /state/.copy")
@@ -76,13 +84,16 @@ func resizeOuterBtrfs(t *testing.T, inside string) {
 	}
 	r.whole("after a snapshot of the volume")
 	vm.Run("btrfs subvolume delete -c /state/.copy")
+	phase("snapshots")
 	vm.Run("sealroot state repair")
+	phase("repaired")
 	if s := r.sizes(); s.Copied != 0 || s.ReadOnly || s.OverCommitted != 0 {
 		t.Errorf("repaired: %+v", s)
 	}
 	vm.Run("write " + withinVolume(".written") + " after the repair")
 	r.boot("after the repair")
 	vm.PowerOff()
+	phase("ended")
 	if v := r.judgeOff(); v.Double != 0 && inside == "btrfs" || v.Reserved == 0 {
 		t.Errorf("the host judges %+v", v)
 	}

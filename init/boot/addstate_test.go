@@ -45,7 +45,7 @@ func TestMayAddState(t *testing.T) {
 // The mark "unfinished" is one bit of the table: a partition with a state in it is not
 // made anew by it.
 func TestUnfinishedHoldsNoState(t *testing.T) {
-	for name, empty := range map[string]bool{"": true, "lost+found": true, layout.Provisioned: false, layout.Image: false, layout.Volume: false} {
+	for name, empty := range map[string]bool{"": true, "lost+found": true, layout.Provisioned: false, layout.Image: false, layout.ImageSubvolume: false, layout.Volume: false} {
 		dir := openTestDir(t)
 		if err := os.MkdirAll(filepath.Join(dir.Name(), name), 0o700); err != nil {
 			t.Fatal(err)

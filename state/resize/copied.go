@@ -73,9 +73,11 @@ func (v *Volume) anew(ctx context.Context, r balloon.Range, unwritten bool) erro
 			// crash point: a hole where nothing is; the next boot reserves it
 			err = errors.Join(state.Release(v.image, part.Start, part.End), state.Reserve(v.image, part.Start, part.Bytes()))
 		} else if _, err = v.image.ReadAt(buf[:part.Bytes()], part.Start); err == nil {
-			_, err = v.image.WriteAt(buf[:part.Bytes()], part.Start)
+			if _, err = v.image.WriteAt(buf[:part.Bytes()], part.Start); err == nil {
+				err = v.image.Sync() // or what is written next gets into the same extent
+			}
 		}
-		if err = errors.Join(err, v.image.Sync()); err != nil {
+		if err != nil {
 			return fmt.Errorf("cannot write %s anew: %w", state.ImageName, err)
 		}
 		r.Start = next
