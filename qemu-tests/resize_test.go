@@ -52,6 +52,8 @@ type resizing struct {
 	disk *Disk
 	vm   *VM
 	key  []byte // the recovery key
+	// outer and inner are the types of the file systems, as judge.Case has them.
+	outer, inner judge.Filesystem
 	// place is the directory of encrypted.img on the state partition: "" is its root.
 	place string
 }
@@ -139,7 +141,7 @@ func (r *resizing) judge(when string) judge.Verdict {
 // judged has a state partition judged.
 func (r *resizing) judged(state string) (judge.Verdict, error) {
 	return judge.Case{
-		State: state, Place: r.place, Dir: r.t.TempDir(), Balloons: layout.Balloons, Record: layout.GivenBack,
+		State: state, Outer: r.outer, Inner: r.inner, Place: r.place, Dir: r.t.TempDir(), Balloons: layout.Balloons, Record: layout.GivenBack,
 		Unlock: func(h *luks2.Header) ([]byte, error) {
 			key, _, err := h.Authorize(r.key, luks2.NewBudget(nil))
 			return key, err

@@ -13,23 +13,23 @@ import (
 // With btrfs around it the volume is made by the first boot, whichever file system is in
 // it, grows and shrinks under a writer, and is written to on a full partition. A snapshot
 // of the rest does not matter; one of the volume has it read-only until it is repaired.
-func TestResizeOuterBtrfsExt4(t *testing.T)  { t.Parallel(); resizeOuterBtrfs(t, "ext4") }
-func TestResizeOuterBtrfsBtrfs(t *testing.T) { t.Parallel(); resizeOuterBtrfs(t, "btrfs") }
+func TestResizeOuterBtrfsExt4(t *testing.T)  { t.Parallel(); resizeOuterBtrfs(t, judge.Ext4) }
+func TestResizeOuterBtrfsBtrfs(t *testing.T) { t.Parallel(); resizeOuterBtrfs(t, judge.Btrfs) }
 
-func resizeOuterBtrfs(t *testing.T, inside string) {
+func resizeOuterBtrfs(t *testing.T, inside judge.Filesystem) {
 	const more = 64 << 20
 	r := &resizing{t: t, disk: Image{
-		Edit:  []string{"recovery: later", "recovery: later\n  partition_filesystem: btrfs\n  filesystem: " + inside},
+		Edit:  []string{"recovery: later", "recovery: later\n  partition_filesystem: btrfs\n  filesystem: " + string(inside)},
 		Extra: hostPrograms(t, "/usr/bin/btrfs"),
 		Disk:  []string{"--state-size", "900M"},
-	}.Build(t), place: layout.ImageSubvolume}
+	}.Build(t), outer: judge.Btrfs, inner: inside, place: layout.ImageSubvolume}
 	r.vm = directMachine(t, r.disk).WithTPM().Boot()
 	vm := r.vm
 	if got := vm.UpIn("a"); got.State.Unlocked != "created" || got.Degraded {
 		t.Fatalf("first boot: %+v", got.State)
 	}
 	mounts := vm.Run("cat /proc/mounts")
-	for _, want := range []string{" /state btrfs rw,nosuid,nodev,noexec", ",subvolid=5,", " /state/encrypted " + inside + " "} {
+	for _, want := range []string{" /state btrfs rw,nosuid,nodev,noexec", ",subvolid=5,", " /state/encrypted " + string(inside) + " "} {
 		if !strings.Contains(mounts, want) {
 			t.Errorf("no %q among the mounts:\n%s", want, mounts)
 		}
@@ -94,7 +94,7 @@ func resizeOuterBtrfs(t *testing.T, inside string) {
 	r.boot("after the repair")
 	vm.PowerOff()
 	phase("ended")
-	if v := r.judgeOff(); v.Double != 0 && inside == "btrfs" || v.Reserved == 0 {
+	if v := r.judgeOff(); v.Double != 0 && inside == judge.Btrfs || v.Reserved == 0 {
 		t.Errorf("the host judges %+v", v)
 	}
 }

@@ -157,7 +157,7 @@ func punchEnd(v *resize.Volume) error {
 	if s, err = v.Resize(context.Background(), s.Reserved+2*wrongBytes); err != nil {
 		return err
 	}
-	image, err := os.OpenFile(volumeImage, os.O_RDWR, 0)
+	image, err := os.OpenFile(volumeImage(), os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
