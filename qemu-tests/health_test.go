@@ -85,7 +85,7 @@ func TestHealth(t *testing.T) {
 		"usr/lib/sealroot/checks.d/10-network":  "#!/bin/sh\ntest \"$(cat /proc/sys/kernel/hostname)\" = sealroot\n",
 	}}.Build(t)
 	other := Image{Config: "uki", B: &SlotB{}}.Build(t)
-	vm := NewMachine(t, BIOS, disk).WithTPM().WithDisk(other.Path).Boot()
+	vm := NewMachine(t, BIOS, disk).WithTPM().WithDisk(other.Path).Hold().Boot()
 
 	// Slot b comes up on trial; the second check fails, and the machine restarts.
 	// (What is waited for are lines of PID 1: the kernel writes each of them as a
@@ -114,7 +114,7 @@ func TestHealth(t *testing.T) {
 	vm.Run("touch /var/lib/mended && sealroot try b")
 	vm.Run("mkdir -p /etc/systemd/system/sealroot-deadline.timer.d && " +
 		`printf '[Timer]\nOnBootSec=\nOnBootSec=1s\n' >/etc/systemd/system/sealroot-deadline.timer.d/zz-hurry.conf; sync`)
-	vm.Reboot()
+	vm = vm.offAndOn()
 	vm.Expect(`slot b: starting /sbin/init`, bootTime)
 	vm.Expect(`slot a: starting /sbin/init`, 2*bootTime)
 	vm.WaitReady(bootTime)
@@ -130,7 +130,7 @@ func TestHealth(t *testing.T) {
 
 	// Slot b is tried without hurry: the checks pass, and it is kept.
 	vm.Run("rm /etc/systemd/system/sealroot-deadline.timer.d/zz-hurry.conf && sealroot try b && sync")
-	vm.Reboot()
+	vm = vm.offAndOn()
 	vm.Expect(`slot b: starting /sbin/init`, bootTime)
 	vm.WaitReady(bootTime)
 	checkSystemd(t, vm)

@@ -32,7 +32,8 @@ func TestRootServices(t *testing.T) {
 	image := Image{Root: Services, Commit: true, Extra: servicesOf("1"), Disk: []string{"--root-size", "160M"}}
 	next := image.next(t)
 	next.Root, next.Extra = ServicesNext, servicesOf("2")
-	vm := NewMachine(t, BIOS, image.Build(t)).WithTPM().withParts(t, readFile(t, next.Parts(t))).Boot()
+	m := NewMachine(t, BIOS, image.Build(t)).WithTPM().withParts(t, readFile(t, next.Parts(t))).Hold()
+	vm := m.Boot()
 	up := func(slot string) {
 		t.Helper()
 		vm.Expect(`slot `+slot+`: starting /sbin/init`, bootTime)
@@ -59,7 +60,7 @@ echo 'server { listen 8082; return 200 "changed here\n"; }' >/etc/nginx/conf.d/b
 systemctl reload nginx
 sealroot install /dev/vdb`)
 	want("inactive", "1")
-	vm.Reboot()
+	vm = vm.offAndOn()
 	up("b")
 	want("active", "2")
 	// The unit has committed the slot. Its daemon has a user, with another number than
@@ -82,7 +83,7 @@ sealroot install /dev/vdb`)
 	}
 	vm.Run("su postgres -c \"psql -qc \\\"update kept set word = 'a row of 2'; update kept set word = 'a row'\\\"\"")
 	vm.Run("sealroot rollback")
-	vm.Reboot()
+	vm = vm.offAndOn()
 	up("a")
 	want("inactive", "1")
 	vm.PowerOff()
