@@ -91,7 +91,7 @@ var allowed = map[string][]string{
 	"init":        {"init/boot", "mount"},
 	"mkinitramfs": {"init/config", "init/cmdline", "slots", "verity", "state/tpm/pcrsig", "state/tpm/predict", "state/escrow", "state/layout", "mount/kmod"},
 	"sealroot":    {"mkinitramfs/built", "mkinitramfs/tools", "init/report", "init/config", "init/cmdline", "slots", "verity", "mount", "state"},
-	"qemu-tests":  {"init/report", "mount/dm", "slots", "state/balloon", "state/btrfs", "state/ext4", "state/layout", "state/luks2", "state/resize", "state/tpm", "verity"},
+	"qemu-tests":  {"init/report", "mount/dm", "slots", "state", "state/balloon", "state/btrfs", "state/ext4", "state/layout", "state/luks2", "state/resize", "state/tpm", "verity"},
 }
 
 func TestImportDirections(t *testing.T) {
