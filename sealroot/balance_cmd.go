@@ -15,8 +15,10 @@ import (
 
 	"sealroot/init/config"
 	"sealroot/sealroot/sharing"
+	"sealroot/state"
 	"sealroot/state/balance"
 	"sealroot/state/layout"
+	"sealroot/state/luks2"
 	"sealroot/state/resize"
 )
 
@@ -51,7 +53,7 @@ func balanceState(c *command) action {
 				return err
 			}
 		}
-		v, err := c.env.Volume()
+		v, err := c.env.Volume(state.DeviceSize(cfg.State.Device), c.manageVolumeKey)
 		if err != nil {
 			return refusedResize(err)
 		}
@@ -65,6 +67,14 @@ func balanceState(c *command) action {
 		}
 		return c.watchState(ctx, s)
 	}
+}
+
+// manageVolumeKey is the volume key where nobody can be asked: with state.device classic.
+func (c *command) manageVolumeKey(h *luks2.Header) ([]byte, error) {
+	if key := c.allowByManageKey(h); key != nil {
+		return key, nil
+	}
+	return nil, fmt.Errorf("no manage key opens the volume: %w", errNoAuthority)
 }
 
 // withoutHugePages starts the program anew without transparent huge pages: one for each
@@ -126,8 +136,9 @@ func (c *command) watchState(ctx context.Context, s *sharing.Service) error {
 
 // space is what partition and volume have, nil where no volume is open, and what
 // stands in the way of telling.
-func (c *command) space(auto string) (*sharing.Sides, error) {
-	v, err := c.env.Volume()
+func (c *command) space(s config.State) (*sharing.Sides, error) {
+	auto := s.AutoResize
+	v, err := c.env.Volume(state.DeviceSize(s.Device), nil)
 	if errors.Is(err, resize.ErrNotOpen) {
 		return nil, nil
 	}
@@ -173,10 +184,12 @@ func utf8Locale(getenv func(string) string) bool {
 	return false
 }
 
-func openVolume(state string) (Resizer, error) {
-	v, err := resize.Open(resize.Places{State: state, Lock: layout.ResizeLock})
-	if err != nil {
-		return nil, fmt.Errorf("cannot open the volume: %w", err)
+func openVolume(where string) func(state.DeviceSize, resize.Key) (Resizer, error) {
+	return func(device state.DeviceSize, key resize.Key) (Resizer, error) {
+		v, err := resize.Open(resize.Places{State: where, Lock: layout.ResizeLock, Device: device, Key: key})
+		if err != nil {
+			return nil, fmt.Errorf("cannot open the volume: %w", err)
+		}
+		return v, nil
 	}
-	return v, nil
 }

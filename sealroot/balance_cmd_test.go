@@ -11,12 +11,13 @@ import (
 
 	"sealroot/init/report"
 	"sealroot/sealroot/sharing"
+	"sealroot/state"
 	"sealroot/state/balance"
 	"sealroot/state/resize"
 )
 
 // noVolume is Env.Volume of a boot without one.
-func noVolume() (Resizer, error) { return nil, resize.ErrNotOpen }
+func noVolume(state.DeviceSize, resize.Key) (Resizer, error) { return nil, resize.ErrNotOpen }
 
 // shortVolume is one whose file system is short of free space.
 type shortVolume struct {
@@ -41,7 +42,7 @@ func (r *shortVolume) Close() error { r.closed = true; return nil }
 func shortOfSpace() *shortVolume {
 	const gib = 1 << 30
 	return &shortVolume{sizes: resize.Sizes{
-		Apparent: 16 * gib, DataOffset: 16 << 20, Spanned: 4 * gib, Reserved: 4*gib + 16<<20, InnerFree: 100 << 20, InnerUsed: 3 * gib,
+		Apparent: 16 * gib, Device: 16 * gib, DataOffset: 16 << 20, Spanned: 4 * gib, Reserved: 4*gib + 16<<20, InnerFree: 100 << 20, InnerUsed: 3 * gib,
 		OuterFree: 10 * gib, OuterTotal: 15 * gib, MinReserved: 4 * gib, MaxReserved: 13 * gib,
 	}}
 }
@@ -55,7 +56,7 @@ func balanced(t *testing.T, auto, limits string, v *shortVolume, args ...string)
 		env.Config, env.Limits, env.Decisions = filepath.Join(dir, "config.json"), filepath.Join(dir, "state.yaml"), filepath.Join(dir, "balance.json")
 		env.Volume = noVolume
 		if v != nil {
-			env.Volume = func() (Resizer, error) { return v, nil }
+			env.Volume = func(state.DeviceSize, resize.Key) (Resizer, error) { return v, nil }
 		}
 		for path, text := range map[string]string{env.Config: `{"state":{"auto_resize":"` + auto + `"}}`, env.Limits: limits} {
 			if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
@@ -130,7 +131,7 @@ func TestStatusOfSpace(t *testing.T) {
 	s := newSealed(t)
 	s.boot("A", false)
 	s.env.Decisions = filepath.Join(t.TempDir(), "balance.json")
-	s.env.Volume = func() (Resizer, error) { return shortOfSpace(), nil }
+	s.env.Volume = func(state.DeviceSize, resize.Key) (Resizer, error) { return shortOfSpace(), nil }
 	sharing.OpenDecisions(s.env.Decisions).Add(balance.Decision{Action: balance.Grow, Size: 3 << 30, Reason: "why"}, nil, time.Unix(1e9, 0))
 	d := s.status() // which holds it to the schema
 	if d.Space == nil || d.Space.Reserved != 4<<30+16<<20 || len(d.Space.Decisions) != 1 || !strings.Contains(d.Space.Now, "the volume grows to") {

@@ -28,7 +28,7 @@ import (
 )
 
 // errNoAuthority: nothing was given that opens the volume, and nobody can be asked.
-var errNoAuthority = errors.New("a change of the keyslots needs a key that opens the volume: " +
+var errNoAuthority = errors.New("this needs a key that opens the volume: " +
 	"--recovery-key-file, --passphrase-file, a terminal to ask at, or state.manage_key")
 
 // authority are the options that say with which key keyslots are changed.
@@ -41,6 +41,9 @@ func authorityOptions(c *command, passphrase string) authority {
 		c.flags.String(passphrase, "", "file with a passphrase that allows this, - for standard input"),
 	}
 }
+
+// given tells whether one was named, and nobody has to be asked.
+func (a authority) given() bool { return *a.recovery != "" || *a.passphrase != "" }
 
 // errChanged: somebody changed the header while a person was asked.
 var errChanged = errors.New("the header of the volume was changed meanwhile; run the command again")

@@ -35,6 +35,7 @@ import (
 	"sealroot/state"
 	"sealroot/state/enrol"
 	"sealroot/state/luks2"
+	"sealroot/state/resize"
 	"sealroot/state/tpm"
 )
 
@@ -111,10 +112,11 @@ type Env struct {
 	PCRKeys  string   // folder of the keys before it that still count
 	Meminfo  string   // how much memory there is
 	// Limits is the file with the limits of the volume's size, Decisions the one with
-	// what was decided last, and Volume opens the volume to resize it.
+	// what was decided last, and Volume opens the volume to resize it, whose devices are
+	// of that size; key may be nil.
 	Limits    string
 	Decisions string
-	Volume    func() (Resizer, error)
+	Volume    func(device state.DeviceSize, key resize.Key) (Resizer, error)
 	// Devices and Mounter open the volume of a degraded boot.
 	Devices state.Devices
 	Mounter mount.Mounter
@@ -155,7 +157,7 @@ func main() {
 		Meminfo:   "/proc/meminfo",
 		Limits:    sharing.LimitsFile,
 		Decisions: sharing.DecisionsFile,
-		Volume:    func() (Resizer, error) { return openVolume(boots.State) },
+		Volume:    openVolume(boots.State),
 		Devices:   state.KernelDevices{DM: dm.New()},
 		Mounter:   mount.Kernel{},
 		OpenTPM:   func(ctx context.Context) (*tpm.TPM, error) { return tpm.Open(ctx, "/dev") },

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,7 +11,9 @@ import (
 
 	"sealroot/init/report"
 	"sealroot/sealroot/bootset"
+	"sealroot/state"
 	"sealroot/state/balance"
+	"sealroot/state/luks2"
 	"sealroot/state/resize"
 )
 
@@ -35,53 +38,104 @@ func sizesOf(s resize.Sizes) resizedSizes {
 	return resizedSizes{s.Reserved, s.OverCommitted, s.GivenBack, s.InnerFree, s.OuterFree, s.MinReserved, s.MaxReserved, s.ReadOnly}
 }
 
-// resizeState gives the volume another share of the state partition.
+// resizeState gives the volume another share of the state partition. With state.device
+// classic that may take a key of the volume, for its devices change.
 func resizeState(c *command) action {
+	a := authorityOptions(c, "passphrase-file")
 	return func(ctx context.Context, words []string) error {
-		return c.changeSizes(ctx, func(v resize.Resizer, s resize.Sizes) (resize.Sizes, error) {
-			want, err := wantedSize(words[0], s)
+		v, err := c.openToResize(nil)
+		if err != nil {
+			return err
+		}
+		defer func() { v.Close() }()
+		before, err := v.Measure()
+		if err != nil {
+			return err
+		}
+		want, err := wantedSize(words[0], before)
+		if err != nil {
+			return err
+		}
+		if before.Classic && (before.NeedsKey(want) || a.given()) {
+			key, err := c.resizeKey(ctx, a)
 			if err != nil {
-				return s, err
+				return err
 			}
-			return v.Resize(ctx, want)
-		})
+			defer clear(key)
+			other, err := c.openToResize(func(*luks2.Header) ([]byte, error) { return bytes.Clone(key), nil })
+			if err != nil {
+				return err
+			}
+			v, err = other, v.Close()
+			if err != nil {
+				return err
+			}
+		}
+		after, err := v.Resize(ctx, want)
+		return c.tellResized(before, after, err)
 	}
+}
+
+// resizeKey is the volume key, by what allows other commands to change keyslots.
+func (c *command) resizeKey(ctx context.Context, a authority) ([]byte, error) {
+	im, err := c.readHeader(ctx)
+	if err != nil {
+		return nil, err
+	}
+	key, err := c.allow(ctx, a, im.Header)
+	if err != nil {
+		return nil, fmt.Errorf("cannot resize the volume: with state.device classic its devices change, which takes its key: %w", err)
+	}
+	return key, nil
 }
 
 // repairState reserves what the volume spans, the way out of a read-only one.
 func repairState(c *command) action {
 	return func(ctx context.Context, _ []string) error {
-		return c.changeSizes(ctx, func(v resize.Resizer, _ resize.Sizes) (resize.Sizes, error) {
-			s, err := v.Repair(ctx)
-			if err != nil || !s.ReadOnly {
-				return s, err
-			}
-			r, err := c.booted()
-			if err == nil && r.Degraded && r.State.UUID != "" {
-				err = fmt.Errorf("cannot make the volume writable: this boot has found it damaged, %s says why: %w", report.Degraded, bootset.ErrRefused)
-			}
-			if err != nil {
-				return s, err
-			}
-			return v.MakeWritable()
-		})
+		v, err := c.openToResize(nil)
+		if err != nil {
+			return err
+		}
+		defer v.Close()
+		before, err := v.Measure()
+		if err != nil {
+			return err
+		}
+		after, err := c.repairVolume(ctx, v)
+		return c.tellResized(before, after, err)
 	}
 }
 
-func (c *command) changeSizes(ctx context.Context, change func(resize.Resizer, resize.Sizes) (resize.Sizes, error)) error {
+func (c *command) repairVolume(ctx context.Context, v resize.Resizer) (resize.Sizes, error) {
+	s, err := v.Repair(ctx)
+	if err != nil || !s.ReadOnly {
+		return s, err
+	}
+	r, err := c.booted()
+	if err == nil && r.Degraded && r.State.UUID != "" {
+		err = fmt.Errorf("cannot make the volume writable: this boot has found it damaged, %s says why: %w", report.Degraded, bootset.ErrRefused)
+	}
+	if err != nil {
+		return s, err
+	}
+	return v.MakeWritable()
+}
+
+// openToResize opens the volume of this boot; key may be nil.
+func (c *command) openToResize(key resize.Key) (Resizer, error) {
 	if _, err := c.booted(); err != nil {
-		return err
+		return nil, err
 	}
-	v, err := c.env.Volume()
+	cfg, err := c.env.configuration()
 	if err != nil {
-		return refusedResize(err)
+		return nil, err
 	}
-	defer v.Close()
-	before, err := v.Measure()
-	if err != nil {
-		return err
-	}
-	after, err := change(v, before)
+	v, err := c.env.Volume(state.DeviceSize(cfg.State.Device), key)
+	return v, refusedResize(err)
+}
+
+// tellResized tells what came of it, also where it went wrong.
+func (c *command) tellResized(before, after resize.Sizes, err error) error {
 	if after.Spanned != 0 {
 		c.result.Data = resized{sizesOf(before), sizesOf(after)}
 		c.say("%s", sizesText(before, after))
@@ -91,7 +145,7 @@ func (c *command) changeSizes(ctx context.Context, change func(resize.Resizer, r
 
 // refusedResize gives errors that are no failure the exit status of what is refused.
 func refusedResize(err error) error {
-	for _, refused := range []error{resize.ErrNotOpen, resize.ErrTooSmall, resize.ErrTooLarge, resize.ErrNoRoom, resize.ErrReadOnly, resize.ErrBusy, resize.ErrFragmented, resize.ErrCopied} {
+	for _, refused := range []error{resize.ErrNotOpen, resize.ErrTooSmall, resize.ErrTooLarge, resize.ErrNoRoom, resize.ErrReadOnly, resize.ErrBusy, resize.ErrFragmented, resize.ErrCopied, resize.ErrNoKey, resize.ErrWrongKey} {
 		if errors.Is(err, refused) && !errors.Is(err, bootset.ErrRefused) {
 			return fmt.Errorf("%w: %w", err, bootset.ErrRefused)
 		}

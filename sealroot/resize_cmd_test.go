@@ -1,9 +1,15 @@
 package main
 
 import (
+	"bytes"
+	"context"
 	"errors"
+	"strings"
 	"testing"
 
+	"sealroot/init/config"
+	"sealroot/state"
+	"sealroot/state/luks2"
 	"sealroot/state/resize"
 )
 
@@ -31,12 +37,77 @@ func TestSizesText(t *testing.T) {
 	if got := sizesText(before, after); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
-	for _, err := range []error{resize.ErrNoRoom, resize.ErrTooSmall, resize.ErrNotOpen, resize.ErrBusy, resize.ErrFragmented} {
+	for _, err := range []error{resize.ErrNoRoom, resize.ErrTooSmall, resize.ErrNotOpen, resize.ErrBusy, resize.ErrFragmented, resize.ErrNoKey, resize.ErrWrongKey} {
 		if code := exitCode(refusedResize(err)); code != exitRefused {
 			t.Errorf("%v: exit status %d, want %d", err, code, exitRefused)
 		}
 	}
 	if code := exitCode(refusedResize(resize.ErrOverCommitted)); code != exitFailed {
 		t.Errorf("over-committed: exit status %d, want %d", code, exitFailed)
+	}
+}
+
+// askingVolume is one that asks for its key where it needs one.
+type askingVolume struct {
+	shortVolume
+	t    *testing.T
+	h    *luks2.Header
+	key  resize.Key
+	want []byte
+}
+
+func (v *askingVolume) Resize(ctx context.Context, reserved int64) (resize.Sizes, error) {
+	if v.sizes.NeedsKey(reserved) || v.key != nil {
+		if v.key == nil {
+			return v.sizes, resize.ErrNoKey
+		}
+		if key, err := v.key(v.h); err != nil || !bytes.Equal(key, v.want) {
+			v.t.Errorf("the key is %x, %v", key, err)
+		}
+	}
+	return v.shortVolume.Resize(ctx, reserved)
+}
+
+// With state.device classic the command asks for a key where the devices change, by the
+// rules of those that change keyslots, and for none elsewhere.
+func TestResizeWithAKey(t *testing.T) {
+	s := newSealed(t)
+	s.config.State.Device = config.DeviceClassic
+	s.boot("A", false)
+	v := &askingVolume{shortVolume: *shortOfSpace(), t: t, h: s.header(), want: s.key}
+	v.sizes.Classic, v.sizes.Filesystem = true, "ext4"
+	given := false
+	s.env.Volume = func(device state.DeviceSize, key resize.Key) (Resizer, error) {
+		if device != state.Classic {
+			t.Errorf("opened as %q", device)
+		}
+		v.key, given = key, key != nil
+		return v, nil
+	}
+	recovery, other := s.file(string(s.recovery)), s.file("cccccccc-cccccccc-cccccccc-cccccccc-cccccccc-cccccccc-cccccccc-cccccccc")
+	for _, tt := range []struct {
+		args []string
+		code int
+		text string // in what it says
+		key  bool
+	}{
+		{[]string{"max"}, exitRefused, "takes its key: this needs a key that opens the volume: --recovery-key-file", false},
+		{[]string{"--recovery-key-file", other, "max"}, exitRefused, "", false},
+		{[]string{"--recovery-key-file", recovery, "max"}, exitOK, "", true},
+		{[]string{"min"}, exitOK, "", false},
+		{[]string{"--recovery-key-file", recovery, "min"}, exitOK, "", true},
+	} {
+		v.asked, given = nil, false
+		code, out, errs := s.run(append([]string{"state", "resize"}, tt.args...)...)
+		if code != tt.code || given != tt.key || (len(v.asked) == 1) != (code == exitOK) || !strings.Contains(errs, tt.text) {
+			t.Errorf("%q: exit status %d, a key %v, asked for %v: %s%s", tt.args, code, given, v.asked, out, errs)
+		}
+	}
+	// The manage key is taken without being named.
+	s.config.State.ManageKey = true
+	s.ok("state", "rekey", "--recovery-key-file", recovery)
+	v.h, v.asked = s.header(), nil
+	if code, _, errs := s.run("state", "resize", "max"); code != exitOK || len(v.asked) != 1 || !given {
+		t.Errorf("with a manage key: exit status %d, %s, asked for %v", code, errs, v.asked)
 	}
 }

@@ -48,7 +48,7 @@ func stateStatus(c *command) action {
 		look, done := c.lookAtTPM(ctx, r, cfg)
 		defer done()
 		d := look.Describe(ctx, f)
-		if d.Space, err = c.space(cfg.State.AutoResize); err != nil {
+		if d.Space, err = c.space(cfg.State); err != nil {
 			d.Problems = append(d.Problems, err.Error())
 		}
 		if c.json {

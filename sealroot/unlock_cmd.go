@@ -76,7 +76,7 @@ func unlockState(c *command) action {
 		}
 		defer dir.Close()
 		u := unlocked{Mounted: c.env.volume(), NextBoot: nextAsks}
-		v, err := state.Open(dir, c.env.Devices, func(l *state.LockedVolume) ([]byte, error) {
+		v, err := state.Open(dir, c.env.Devices, state.DeviceSize(cfg.State.Device), func(l *state.LockedVolume) ([]byte, error) {
 			if !sameHeader(im.Header, l.Header) {
 				return nil, fmt.Errorf("cannot unlock the state: %w: %w", errChanged, bootset.ErrRefused)
 			}

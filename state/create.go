@@ -19,6 +19,8 @@ type CreateParams struct {
 	Rand  io.Reader
 	// Filesystem is the type of the volume's file system.
 	Filesystem Filesystem
+	// Device says how large the file is beside what is reserved.
+	Device DeviceSize
 	// Enroll adds the keyslots and tokens by which the volume can be opened
 	// again; a volume without any keyslot is refused.
 	Enroll func(h *luks2.Header, volumeKey []byte) (*luks2.Header, error)
@@ -86,7 +88,7 @@ func (v *Volume) create(dir *os.File, devs Devices, sizes Sizes, p CreateParams)
 	if err := flag(v.image); err != nil {
 		return err
 	}
-	if err := v.image.Truncate(sizes.Apparent); err != nil {
+	if err := v.image.Truncate(p.Device.apparent(sizes.Reserved)); err != nil {
 		return fmt.Errorf("cannot size %s: %w", ImageName, err)
 	}
 	if err := Reserve(v.image, 0, sizes.Reserved); err != nil {

@@ -60,7 +60,7 @@ func TestHeaderExchangedAfterItWasRead(t *testing.T) {
 		}
 		defer dir.Close()
 		r, read := &recorder{}, (*luks2.Header)(nil)
-		_, err = Open(dir, r, func(l *LockedVolume) ([]byte, error) {
+		_, err = Open(dir, r, Oversized, func(l *LockedVolume) ([]byte, error) {
 			h := l.Header
 			read = h
 			f, err := os.OpenFile(path, os.O_RDWR, 0)

@@ -84,7 +84,7 @@ func TestOpenVolumeLeavesTheHeaderToOthers(t *testing.T) {
 	}
 	defer d.Close()
 	var inUse error
-	v, err := Open(d, k, func(l *LockedVolume) ([]byte, error) {
+	v, err := Open(d, k, Oversized, func(l *LockedVolume) ([]byte, error) {
 		// Control: while it is being opened nobody else may change it.
 		ctx, cancel := context.WithTimeout(context.Background(), 120*time.Millisecond)
 		defer cancel()

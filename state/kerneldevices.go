@@ -50,18 +50,38 @@ func (k KernelDevices) Loop(img *os.File) (Device, error) {
 // Crypt maps a device; the key passes through the thread's keyring.
 func (k KernelDevices) Crypt(name string, t luks2.CryptTarget, on Device, volumeKey []byte) (Device, error) {
 	var made dm.Device
-	description := "sealroot:" + t.UUID
+	description := keyPrefix + t.UUID
 	err := keyring.With(description, volumeKey, func() (err error) {
-		made, err = k.DM.Crypt(name, luksDMUUID(t.UUID, name), dm.CryptTarget{
-			Device: on.Number(), OffsetBytes: t.OffsetBytes, LengthBytes: t.LengthBytes,
-			SectorSize: uint32(t.SectorSize), Encryption: t.Encryption, KeyBytes: t.KeySize,
-		}, description)
+		made, err = k.DM.Crypt(name, luksDMUUID(t.UUID, name), dmTarget(t, on.Number()), description)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
 	return openNode(made.Path, func() error { return k.DM.Remove(name) })
+}
+
+// Recrypt lets a device that Crypt made over the one of that number ("major:minor"), and
+// that may be in use, have the length of t. When it fails it has the length that it had.
+// The key has to be the same; it passes in the same way.
+func (k KernelDevices) Recrypt(name string, t luks2.CryptTarget, number string, volumeKey []byte) error {
+	description := keyPrefix + t.UUID
+	return keyring.With(description, volumeKey, func() error {
+		return k.DM.Recrypt(name, dmTarget(t, number), description)
+	})
+}
+
+// FollowFile lets the loop device of that path be as large as its file is now.
+func (KernelDevices) FollowFile(path string) error { return loop.FollowFile(path) }
+
+// keyPrefix and the volume's UUID name the key in the kernel's keyring.
+const keyPrefix = "sealroot:"
+
+func dmTarget(t luks2.CryptTarget, number string) dm.CryptTarget {
+	return dm.CryptTarget{
+		Device: number, OffsetBytes: t.OffsetBytes, LengthBytes: t.LengthBytes,
+		SectorSize: uint32(t.SectorSize), Encryption: t.Encryption, KeyBytes: t.KeySize,
+	}
 }
 
 // luksDMUUID is the device-mapper UUID that cryptsetup gives a LUKS2 volume, so

@@ -12,7 +12,7 @@ import "fmt"
 // size bounds what a stray resize2fs could claim.
 type Sizes struct {
 	Reserved int64 // allocated: header, keyslots and the whole inner file system
-	Apparent int64 // st_size of the file
+	Apparent int64 // st_size of the file, where it is Oversized
 }
 
 const (

@@ -65,6 +65,16 @@ func (v *Volume) Device() string { return v.crypt.Path() }
 // Close removes the devices and closes the file. The file system must have
 // been unmounted before. Errors: ErrMapped.
 func (v *Volume) Close() error {
+	err := v.detach()
+	if v.image != nil {
+		err = errors.Join(err, v.image.Close())
+	}
+	v.image = nil
+	return err
+}
+
+// detach removes the devices. Errors: ErrMapped.
+func (v *Volume) detach() error {
 	var errs []error
 	if v.crypt != nil {
 		if err := v.crypt.Remove(); err != nil {
@@ -74,10 +84,7 @@ func (v *Volume) Close() error {
 	if v.loop != nil {
 		errs = append(errs, v.loop.Remove())
 	}
-	if v.image != nil {
-		errs = append(errs, v.image.Close())
-	}
-	v.crypt, v.loop, v.image = nil, nil, nil
+	v.crypt, v.loop = nil, nil
 	return errors.Join(errs...)
 }
 
@@ -129,21 +136,22 @@ func (l *LockedVolume) Rewrite(h *luks2.Header, rand io.Reader) error {
 
 // Open opens encrypted.img in dir. The inner file system is inspected through
 // the mapped device before anything mounts it, and the reservation it needs is
-// restored if a copy of the file lost it. Errors: ErrNoImage, ErrNotImage,
-// ErrInUse, ErrDamaged, ErrMapped, those of luks2.Read and of unlock.
-func Open(dir *os.File, devs Devices, unlock Unlock) (*Volume, error) {
+// restored if a copy of the file lost it. File and devices get the size that size asks
+// for, whatever they had. Errors: ErrNoImage, ErrNotImage, ErrInUse, ErrDamaged,
+// ErrMapped, those of luks2.Read and of unlock.
+func Open(dir *os.File, devs Devices, size DeviceSize, unlock Unlock) (*Volume, error) {
 	image, err := OpenImage(dir)
 	if err != nil {
 		return nil, err
 	}
 	v := &Volume{image: image}
-	if err := v.open(dir, devs, unlock); err != nil {
+	if err := v.open(dir, devs, size, unlock); err != nil {
 		return nil, errors.Join(err, v.Close())
 	}
 	return v, nil
 }
 
-func (v *Volume) open(dir *os.File, devs Devices, unlock Unlock) error {
+func (v *Volume) open(dir *os.File, devs Devices, device DeviceSize, unlock Unlock) error {
 	info, err := v.image.Stat()
 	if err != nil {
 		return fmt.Errorf("cannot inspect %s: %w", ImageName, err)
@@ -158,12 +166,21 @@ func (v *Volume) open(dir *os.File, devs Devices, unlock Unlock) error {
 	}
 	defer clear(key)
 	v.Header = locked.Header
-	size := v.stepUp(dir, info.Size())
+	size := info.Size()
+	if device != Classic {
+		size = v.stepUp(dir, size)
+	}
 	if err := v.attach(devs, key); err != nil {
 		return err
 	}
 	if err := v.restore(dir, size); err != nil {
 		return err
+	}
+	sb := v.Superblock
+	if end := device.end(size, int64(v.Header.DataOffset())+sb.Bytes, !sb.NeedsRecovery && !v.Mended); end < size {
+		if err := v.cut(devs, key, end); err != nil {
+			return err
+		}
 	}
 	return unlockImage(v.image)
 }

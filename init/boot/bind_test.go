@@ -103,7 +103,7 @@ func (s *sealed) boot(p *person) *boot {
 // open opens the volume as openVolume does.
 func (s *sealed) open(b *boot) error {
 	s.t.Helper()
-	v, err := state.Open(s.outer, b.sys.Devices, func(l *state.LockedVolume) ([]byte, error) {
+	v, err := state.Open(s.outer, b.sys.Devices, state.Oversized, func(l *state.LockedVolume) ([]byte, error) {
 		b.binding.volume = l
 		return b.unlock(s.t.Context(), l.Header)
 	})

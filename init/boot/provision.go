@@ -57,6 +57,7 @@ func (b *boot) firstBoot(ctx context.Context, prebuilt *state.Prebuilt) error {
 		Label:      b.cfg.Name,
 		Rand:       b.randomness(ctx),
 		Filesystem: filesystem,
+		Device:     state.DeviceSize(b.cfg.State.Device),
 		Replaces:   prebuilt,
 		Enroll: func(h *luks2.Header, key []byte) (*luks2.Header, error) {
 			h, err := b.enrollTPM(ctx, h, key)

@@ -74,7 +74,7 @@ func TestResetFromOutside(t *testing.T) {
 				return
 			}
 			// The volume is whole: it opens as ever, without the word.
-			v, err := state.Open(b.volume.outer, &fakeDevices{t: t}, func(l *state.LockedVolume) ([]byte, error) {
+			v, err := state.Open(b.volume.outer, &fakeDevices{t: t}, state.Oversized, func(l *state.LockedVolume) ([]byte, error) {
 				return l.Header.Unlock(1, []byte("open sesame"))
 			})
 			if err != nil {

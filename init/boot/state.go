@@ -122,7 +122,7 @@ func (b *boot) openVolume(ctx context.Context) error {
 		return err
 	}
 	var prebuilt *state.Prebuilt
-	v, err := state.Open(b.volume.outer, b.sys.Devices, func(l *state.LockedVolume) ([]byte, error) {
+	v, err := state.Open(b.volume.outer, b.sys.Devices, state.DeviceSize(b.cfg.State.Device), func(l *state.LockedVolume) ([]byte, error) {
 		if prebuilt = state.PrebuiltOf(l.Header); prebuilt != nil {
 			return nil, b.leavePrebuilt(ctx, l.Header)
 		}

@@ -215,8 +215,10 @@ type State struct {
 	AutoResize string `json:"auto_resize,omitempty"`
 	// Reset says who may ask for a factory reset: ResetAuthenticated (default),
 	// ResetPresence or ResetNever.
-	Reset  string `json:"reset,omitempty"`
-	Device string `json:"device,omitempty"` // oversized | classic
+	Reset string `json:"reset,omitempty"`
+	// Device is how large the file and the devices of the volume are: DeviceOversized
+	// (default) or DeviceClassic.
+	Device string `json:"device,omitempty"`
 }
 
 // The values of State.Reset.
@@ -228,7 +230,7 @@ const (
 	ResetNever         = "never"
 )
 
-// What may stand in State.Unlock, State.Create, State.Recovery, State.Fsck, State.AutoResize and State.OnFailure.
+// What may stand in State.Unlock, State.Create, State.Recovery, State.Fsck, State.AutoResize, State.Device and State.OnFailure.
 const (
 	UnlockTPM2        = "tpm2"
 	UnlockRecoveryKey = "recovery-key"
@@ -252,6 +254,9 @@ const (
 	AutoResizeOff  = "off"
 	AutoResizeGrow = "grow" // it takes free space of the state partition, and keeps it
 	AutoResizeBoth = "both" // it gives back, too
+
+	DeviceOversized = "oversized" // larger than what is reserved
+	DeviceClassic   = "classic"   // exactly as large as the file system
 
 	FailurePrompt   = "prompt"
 	FailureDegraded = "degraded"

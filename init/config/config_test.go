@@ -267,7 +267,19 @@ func TestValidateState(t *testing.T) {
 		{"auto_resize_of_a_plain_state", func(c *Config) {
 			c.State = State{Create: CreateFirstBoot, Unlock: []string{UnlockPlain}, Recovery: RecoveryNone, AutoResize: AutoResizeGrow}
 		}, []string{"state.auto_resize"}},
-		{"device_by_name", func(c *Config) { c.State.Device = "classic" }, []string{"state.device"}},
+		{"device_oversized", func(c *Config) { c.State.Device = DeviceOversized }, nil},
+		{"device_classic", func(c *Config) { c.State.Device = DeviceClassic }, nil},
+		{"device_unknown", func(c *Config) { c.State.Device = "exact" }, []string{"state.device"}},
+		{"device_without_a_volume", func(c *Config) {
+			c.State = State{Create: CreateNone, Recovery: RecoveryNone, Device: DeviceClassic}
+		}, []string{"state.device"}},
+		{"device_of_a_plain_state", func(c *Config) {
+			c.State = State{Create: CreateFirstBoot, Unlock: []string{UnlockPlain}, Recovery: RecoveryNone, Device: DeviceClassic}
+		}, []string{"state.device"}},
+		{"device_resized_without_a_key", func(c *Config) { c.State.Device, c.State.AutoResize = DeviceClassic, AutoResizeGrow }, []string{"state.auto_resize"}},
+		{"device_resized_by_the_manage_key", func(c *Config) {
+			c.State.Device, c.State.AutoResize, c.State.ManageKey = DeviceClassic, AutoResizeBoth, true
+		}, nil},
 	})
 }
 

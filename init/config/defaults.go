@@ -59,6 +59,7 @@ func (c Config) WithDefaults() Config {
 	set(&c.State.Filesystem, "ext4")
 	set(&c.State.PartitionFilesystem, "ext4")
 	set(&c.State.AutoResize, AutoResizeOff)
+	set(&c.State.Device, DeviceOversized)
 	set(&c.State.Reset, ResetAuthenticated)
 	if c.State.TPM2.Signed() {
 		set(&c.State.TPM2.PublicKey, "pcr.pub")

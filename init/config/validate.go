@@ -50,13 +50,6 @@ func (v *validator) oneOf(path, got string, supported, planned []string) {
 	}
 }
 
-// notYet refuses a key that only a later version honours.
-func (v *validator) notYet(path string, isSet bool, remedy string) {
-	if isSet {
-		v.add(path, remedy, "not supported by this version")
-	}
-}
-
 // list checks that each entry is one of known and stands there once.
 func (v *validator) list(path string, got, known []string) {
 	for i, s := range got {

@@ -53,8 +53,20 @@ func (v *validator) state(c *Config) {
 	if s.Reset == ResetPresence && (s.Plain() || s.Create != CreateFirstBoot) {
 		v.add("state.reset", "leave it out", "physical-presence, but without state.create first-boot and encryption there is no reset")
 	}
-	v.notYet("state.device", s.Device != "", "leave it out")
+	v.device(s)
 	v.oneOf("etc", string(c.Etc), []string{string(EtcOverlay), string(EtcVolatile), string(EtcReadOnly)}, nil)
+}
+
+func (v *validator) device(s State) {
+	v.oneOf("state.device", s.Device, []string{DeviceOversized, DeviceClassic}, nil)
+	switch {
+	case s.Device != DeviceClassic:
+	case s.Plain() || s.Create == CreateNone:
+		v.add("state.device", "leave it out", "classic, but there is no volume")
+	case s.AutoResize != AutoResizeOff && !s.ManageKey:
+		v.add("state.auto_resize", "set state.manage_key: true, or leave one of them out",
+			"set, but with state.device classic each resize takes a key of the volume, and the service has none")
+	}
 }
 
 // degradedUnlock refuses the key where no voucher would ever be made.

@@ -92,6 +92,40 @@ func (c Control) Crypt(name, uuid string, t CryptTarget, keyDescription string) 
 	return d, nil
 }
 
+// Recrypt exchanges the table of a device that Crypt made for one of another length. It
+// may be in use: there is no moment in which this program could end and leave it
+// suspended, for the kernel exchanges the tables in one call. The key is given as to
+// Crypt, and has to be the same. When it fails the device has the table that it had.
+func (c Control) Recrypt(name string, t CryptTarget, keyDescription string) error {
+	table, err := t.table(keyDescription)
+	if err == nil {
+		err = c.exchange(name, table)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot resize crypt device %s: %w", name, err)
+	}
+	return nil
+}
+
+// exchange tries again where a signal has ended the kernel's wait for requests that are
+// under way; an older one says EINVAL then, and has dropped the table.
+func (c Control) exchange(name string, table devmapper.Table) (err error) {
+	const tries = 8
+	for range tries {
+		if err = c.kernel.Load(name, 0, table); err != nil {
+			break
+		}
+		if err = c.kernel.Swap(name); !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EINVAL) {
+			break
+		}
+	}
+	if err == nil {
+		return nil
+	}
+	// Without the new table nothing but a device that was left suspended is resumed.
+	return errors.Join(err, c.kernel.Clear(name), c.kernel.Resume(name))
+}
+
 // create makes the device and loads the first of the tables that the kernel
 // takes, and says which; a device that cannot be used is removed again.
 func (c Control) create(name, uuid string, flags uint32, tables ...devmapper.Table) (d Device, used int, err error) {

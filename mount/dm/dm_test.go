@@ -23,6 +23,7 @@ type fake struct {
 	busy  int              // how often Remove says EBUSY first
 	// unknown are options of verity that this kernel does not have.
 	unknown []string
+	swaps   []error // what Swap says, in turn
 }
 
 func (f *fake) step(op, format string, args ...any) error {
@@ -43,6 +44,14 @@ func (f *fake) Load(name string, flags uint32, table devmapper.Table) error {
 	return f.step("load", "%s %d", name, flags)
 }
 func (f *fake) Resume(name string) error { return f.step("resume", "%s", name) }
+func (f *fake) Swap(name string) error {
+	err := f.step("swap", "%s", name)
+	if len(f.swaps) > 0 {
+		err, f.swaps = f.swaps[0], f.swaps[1:]
+	}
+	return err
+}
+func (f *fake) Clear(name string) error { return f.step("clear", "%s", name) }
 func (f *fake) Remove(name string) error {
 	if f.busy > 0 {
 		f.busy--
@@ -243,6 +252,41 @@ func TestCrypt(t *testing.T) {
 	}
 	if !reflect.DeepEqual(f.table, want) {
 		t.Errorf("table\ngot:  %+v\nwant: %+v", f.table, want)
+	}
+}
+
+// The table of a device in use is loaded first and then exchanged in one call; whatever
+// goes wrong, the device is not left suspended, and no table waits for the next resume.
+func TestRecrypt(t *testing.T) {
+	const load, swap, clear, resume = "load x 0", "swap x", "clear x", "resume x"
+	for name, tt := range map[string]struct {
+		fail  map[string]error
+		swaps []error
+		want  []string
+		err   error
+	}{
+		"done":        {want: []string{load, swap}},
+		"interrupted": {swaps: []error{unix.EINTR, unix.EINVAL, nil}, want: []string{load, swap, load, swap, load, swap}},
+		"no_load":     {fail: map[string]error{"load": unix.EINVAL}, want: []string{load, clear, resume}, err: unix.EINVAL},
+		"no_swap":     {swaps: []error{unix.ENOMEM}, want: []string{load, swap, clear, resume}, err: unix.ENOMEM},
+		"for_ever": {fail: map[string]error{"swap": unix.EINTR}, err: unix.EINTR,
+			want: append(slices.Repeat([]string{load, swap}, 8), clear, resume)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := &fake{fail: tt.fail, swaps: tt.swaps}
+			c, _ := control(t, f, false)
+			err := c.Recrypt("x", goodCrypt(), "sealroot:1234")
+			if !errors.Is(err, tt.err) || (err == nil) != (tt.err == nil) || !slices.Equal(f.steps, tt.want) {
+				t.Errorf("got %v after %q, want %v after %q", err, f.steps, tt.err, tt.want)
+			}
+		})
+	}
+	f := &fake{}
+	c, _ := control(t, f, false)
+	bad := goodCrypt()
+	bad.LengthBytes = 5
+	if err := c.Recrypt("x", bad, "sealroot:1234"); !errors.Is(err, ErrTarget) || len(f.steps) != 0 {
+		t.Errorf("got %v after %q, want %v and no step", err, f.steps, ErrTarget)
 	}
 }
 

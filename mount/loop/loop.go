@@ -66,6 +66,19 @@ func (d Device) Detach() error {
 	return errors.Join(losetup.New(d.number, os.O_RDONLY).Detach(), d.Release())
 }
 
+// FollowFile lets a loop device be as large as its file is now. It may be in use.
+func FollowFile(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("cannot resize a loop device: %w", err)
+	}
+	defer f.Close()
+	if err := unix.IoctlSetInt(int(f.Fd()), unix.LOOP_SET_CAPACITY, 0); err != nil {
+		return fmt.Errorf("cannot resize %s: LOOP_SET_CAPACITY: %w", path, err)
+	}
+	return nil
+}
+
 // attempts bounds the retries when others take the free device first.
 const attempts = 16
 

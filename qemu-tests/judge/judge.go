@@ -67,6 +67,7 @@ type Verdict struct {
 	Beyond   int64 // reserved beyond it: a grow or shrink was cut
 	Balloons int64 // held unwritten
 	Double   int64 // held by balloons and still reserved
+	File     int64 // of encrypted.img from where the inner file system begins
 }
 
 // Judge judges a case. Errors: ErrUnbacked, ErrUnrecorded, ErrDamaged, those of Files,
@@ -89,6 +90,11 @@ func (c Case) Judge() (v Verdict, err error) {
 	if err != nil {
 		return v, err
 	}
+	info, err := os.Stat(plain)
+	if err != nil {
+		return v, err
+	}
+	v.File = info.Size()
 	var held []extent
 	err = c.Inner.mounted(plain, filepath.Join(c.Dir, "inner"), func(root string) error {
 		if held, err = balloons(filepath.Join(root, c.Balloons)); err != nil {

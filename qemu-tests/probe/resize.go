@@ -1,19 +1,24 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"sealroot/init/report"
 	"sealroot/qemu-tests/promises"
 	"sealroot/state/layout"
+	"sealroot/state/luks2"
 	"sealroot/state/resize"
 )
 
@@ -66,7 +71,35 @@ func resizeLoop(w io.Writer, words []string) error {
 }
 
 func openVolume() (*resize.Volume, error) {
-	return resize.Open(resize.Places{State: layout.State, Lock: layout.ResizeLock})
+	var c struct {
+		State struct{ Device string }
+	}
+	text, err := os.ReadFile(report.Config)
+	if err == nil {
+		err = json.Unmarshal(text, &c)
+	}
+	if err != nil {
+		return nil, err
+	}
+	p := resize.Places{State: layout.State, Lock: layout.ResizeLock}
+	if c.State.Device == "classic" {
+		p.Device, p.Key = "classic", byManageKey
+	}
+	return resize.Open(p)
+}
+
+// byManageKey opens the volume with the manage key that is kept in it.
+func byManageKey(h *luks2.Header) ([]byte, error) {
+	manage, err := os.ReadFile(filepath.Join(volumeRoot, layout.ManageKey))
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range h.Keyslots() {
+		if key, err := h.Unlock(k.ID, bytes.TrimSuffix(manage, []byte("\n"))); err == nil {
+			return key, nil
+		}
+	}
+	return nil, luks2.ErrPassphrase
 }
 
 // resizeAtRandom resizes until ctx ends, or so often, and counts what was done.

@@ -150,3 +150,15 @@ func TestPlanAgreesWithBoot(t *testing.T) {
 		}
 	}
 }
+
+// Devices that end with the volume are told.
+func TestPlanOfClassicDevices(t *testing.T) {
+	c := kiosk()
+	for device, want := range map[string]bool{config.DeviceOversized: false, config.DeviceClassic: true} {
+		c.State.Device = device
+		told := slices.ContainsFunc(Plan("a", c).Mounts, func(m Mount) bool { return strings.Contains(m.Why, "state.device: classic") })
+		if told != want {
+			t.Errorf("%s: told %v, want %v", device, told, want)
+		}
+	}
+}

@@ -83,7 +83,7 @@ func (e *Explanation) planState(c config.Config) {
 		image = layout.State + "/" + layout.ImageSubvolume + "/" + layout.Image
 	}
 	m := Mount{Where: volume, What: image, Type: c.State.Filesystem, Options: []string{"nosuid", "nodev", "noexec"},
-		Why:       "the encrypted volume; state.unlock: " + strings.Join(c.State.Unlock, ", "),
+		Why:       "the encrypted volume; state.unlock: " + strings.Join(c.State.Unlock, ", ") + deviceText(c.State),
 		DependsOn: "whether one of these opens it"}
 	if c.State.Plain() {
 		m.What, m.Type, m.DependsOn = volume, "bind", ""
@@ -97,6 +97,14 @@ func (e *Explanation) planState(c config.Config) {
 	if slices.Contains(c.State.OnFailure, config.FailureDegraded) {
 		e.note("in a degraded boot a file system in memory is mounted at %s, and all changes are lost with the next restart", volume)
 	}
+}
+
+// deviceText says so where the devices are no larger than the volume.
+func deviceText(s config.State) string {
+	if s.Device == config.DeviceClassic {
+		return "; its devices end where it ends (state.device: classic)"
+	}
+	return ""
 }
 
 func (e *Explanation) planMemory(why string) {

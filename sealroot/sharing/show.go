@@ -22,6 +22,9 @@ type Sides struct {
 	Spare         int64  `json:"spare_bytes"`      // what the volume could give back now
 	Gap           int64  `json:"gap_bytes"`        // of the volume's file system, not reserved
 	Copied        int64  `json:"copied_bytes"`     // of encrypted.img, what btrfs outside does not write in place
+	Spanned       int64  `json:"spanned_bytes"`    // of the device, by that file system
+	Device        string `json:"device"`           // oversized or classic
+	DeviceBytes   int64  `json:"device_bytes"`     // of the decrypted device
 	AutoResize    string `json:"auto_resize"`      // off, grow or both
 	StatedRate    int64  `json:"stated_rate"`      // bytes per second
 	Decisions     []Past `json:"decisions"`        // the oldest first
@@ -87,6 +90,9 @@ func (s Sides) Write(to io.Writer, columns int, ascii bool) error {
 		fmt.Fprintf(&b, "NOT RESERVED %s of the volume: a snapshot was made of /state/%s; delete it, restart, sealroot state repair\n", balance.Text(s.Copied), layout.ImageSubvolume)
 	}
 	fmt.Fprintf(&b, "could give %s\n", balance.Text(s.Spare))
+	if s.Device == "classic" {
+		fmt.Fprintf(&b, "devices    %s\n", s.devices())
+	}
 	fmt.Fprintf(&b, "automatic  %s\n", s.automatic())
 	for _, p := range s.Decisions {
 		text := fmt.Sprintf("%s %s", p.Action, balance.Text(p.Bytes))
@@ -101,6 +107,13 @@ func (s Sides) Write(to io.Writer, columns int, ascii bool) error {
 	}
 	_, err := io.WriteString(to, b.String())
 	return err
+}
+
+func (s Sides) devices() string {
+	if more := s.DeviceBytes - s.Spanned; more > 0 {
+		return fmt.Sprintf("%s larger than the volume's file system until a resize with a key, or the next boot", balance.Text(more))
+	}
+	return "as large as the volume's file system (state.device: classic); another size takes a key"
 }
 
 func (s Sides) automatic() string {

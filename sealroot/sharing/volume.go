@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	"sealroot/state"
 	"sealroot/state/balance"
 	"sealroot/state/resize"
 )
@@ -30,9 +31,13 @@ func (r Resized) Measure() (balance.Sizes, error) {
 // Terms are sizes as package balance has them.
 func Terms(s resize.Sizes) balance.Sizes {
 	inner := s.InnerFree + s.InnerUsed
+	device := inner + s.GivenBack + max(0, s.Apparent-s.DataOffset-s.Spanned)
+	if s.Classic { // it is made larger with the volume
+		device = 0
+	}
 	return balance.Sizes{
 		Outer: s.OuterTotal, OuterFree: s.OuterFree, Inner: inner, InnerFree: s.InnerFree, Gap: s.OverCommitted, ReadOnly: s.ReadOnly,
-		Device: inner + s.GivenBack + max(0, s.Apparent-s.DataOffset-s.Spanned),
+		Device: device,
 		Slack:  max(0, s.InnerFree-max(0, s.Reserved-s.MinReserved)),
 	}
 }
@@ -67,7 +72,12 @@ func Look(s resize.Sizes, l balance.Limits, autoResize string, past []Past, d ba
 	if keep == 0 {
 		keep = balance.KeepFreeOf(s.OuterTotal)
 	}
+	device := string(state.Oversized)
+	if s.Classic {
+		device = string(state.Classic)
+	}
 	return Sides{
+		Device: device, DeviceBytes: s.Device - s.DataOffset, Spanned: s.Spanned,
 		Partition: s.OuterTotal, PartitionFree: s.OuterFree, KeepFree: keep, Reserved: s.Reserved,
 		Volume: s.InnerFree + s.InnerUsed, VolumeFree: s.InnerFree, GivenBack: s.GivenBack,
 		Spare: max(0, s.Reserved-s.MinReserved), Gap: s.OverCommitted, Copied: s.Copied,

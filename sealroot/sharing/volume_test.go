@@ -56,6 +56,11 @@ func TestResized(t *testing.T) {
 	if got, err := v.Measure(); err != nil || got != want {
 		t.Errorf("Measure() = %+v, %v, want %+v", got, err, want)
 	}
+	r.sizes.Classic = true // its devices bound nothing
+	if got, err := v.Measure(); err != nil || got.Device != 0 {
+		t.Errorf("Measure() of a classic one = %+v, %v", got, err)
+	}
+	r.sizes.Classic = false
 	if err := v.Resize(context.Background(), 6*gib); err != nil || r.reserved != 7*gib+16<<20 {
 		t.Errorf("Resize: %v, %d reserved, want 1 GiB less", err, r.reserved)
 	}

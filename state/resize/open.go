@@ -10,7 +10,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"sealroot/mount/blockdev"
 	"sealroot/mount/dm"
 	"sealroot/state"
 	"sealroot/state/balloon"
@@ -23,14 +22,18 @@ import (
 type Places struct {
 	State string // the mounted state partition: layout.State
 	Lock  string // a file that resizers lock: layout.ResizeLock
+	// Device is state.device of this boot's configuration. Key finds the volume key where
+	// state.Classic needs it; nil: such resizes are ErrNoKey.
+	Device state.DeviceSize
+	Key    Key
 }
 
 // crypt is the decrypted device as the kernel has it.
 type crypt struct {
 	path   string // e.g. /dev/dm-1
+	loop   string // what it is over: major:minor
 	number uint64 // as st_dev has it
-	size   int64
-	begin  int64 // of the image, where it begins
+	begin  int64  // of the image, where it begins
 	uuid   string
 }
 
@@ -39,7 +42,7 @@ type crypt struct {
 func Open(p Places) (*Volume, error) { return open(p, findCrypt) }
 
 func open(p Places, find func(image *os.File) (crypt, error)) (_ *Volume, err error) {
-	v := &Volume{lock: p.Lock}
+	v := &Volume{lock: p.Lock, classic: p.Device == state.Classic, key: p.Key}
 	var opened []*os.File
 	defer func() {
 		if err != nil {
@@ -61,7 +64,8 @@ func open(p Places, find func(image *os.File) (crypt, error)) (_ *Volume, err er
 	if err != nil {
 		return nil, err
 	}
-	v.uuid, v.begin, v.device = c.uuid, c.begin, c.size
+	v.uuid, v.begin = c.uuid, c.begin
+	v.devices = kernelDevices{c, state.KernelDevices{DM: dm.New()}}
 	if v.root, err = os.Open(filepath.Join(p.State, state.MountDir)); err != nil {
 		return nil, fmt.Errorf("cannot open the volume: %w: %w", ErrNotOpen, err)
 	}
@@ -110,11 +114,6 @@ func findCrypt(image *os.File) (c crypt, err error) {
 	if c.path, err = deviceNamed(state.DeviceName); err != nil {
 		return c, err
 	}
-	d, err := blockdev.Open(c.path, false)
-	if err != nil {
-		return c, err
-	}
-	defer d.Close()
 	var st unix.Stat_t
 	if err := unix.Stat(c.path, &st); err != nil {
 		return c, err
@@ -130,7 +129,7 @@ func findCrypt(image *os.File) (c crypt, err error) {
 	if int64(h.DataOffset()) != begin {
 		return c, fmt.Errorf("cannot resize the volume: its device begins at byte %d, by the header of %s at %d: %w", begin, state.ImageName, h.DataOffset(), ErrNotOpen)
 	}
-	c.number, c.size, c.begin, c.uuid = st.Rdev, d.Size(), begin, h.UUID()
+	c.number, c.loop, c.begin, c.uuid = st.Rdev, loop, begin, h.UUID()
 	return c, nil
 }
 
@@ -152,11 +151,11 @@ func parseTable(table []dm.Status) (device string, begin int64, err error) {
 // isLoopOf tells whether a block device, as "major:minor", is a loop device that shows
 // the whole image.
 func isLoopOf(number string, image *os.File) error {
-	name, err := os.Readlink(filepath.Join("/sys/dev/block", number))
+	path, err := nodeOf(number)
 	if err != nil {
-		return fmt.Errorf("cannot find device %s: %w", number, err)
+		return err
 	}
-	f, err := os.Open(filepath.Join("/dev", filepath.Base(name)))
+	f, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("cannot open the volume's loop device: %w", err)
 	}
@@ -173,6 +172,15 @@ func isLoopOf(number string, image *os.File) error {
 		return fmt.Errorf("cannot resize the volume: %s is not what is open: %w", state.ImageName, ErrNotOpen)
 	}
 	return nil
+}
+
+// nodeOf is the node of a block device that is named as "major:minor".
+func nodeOf(number string) (string, error) {
+	name, err := os.Readlink(filepath.Join("/sys/dev/block", number))
+	if err != nil {
+		return "", fmt.Errorf("cannot find device %s: %w", number, err)
+	}
+	return filepath.Join("/dev", filepath.Base(name)), nil
 }
 
 // deviceNamed is the node of a device-mapper device.

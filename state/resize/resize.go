@@ -35,6 +35,10 @@ var (
 	ErrOverCommitted = errors.New("the volume spans more than is reserved for it")
 	// ErrCopied: btrfs outside does not write the volume in place.
 	ErrCopied = state.ErrCopied
+	// ErrNoKey: the devices would have to change, for which the volume key is needed.
+	ErrNoKey = errors.New("state.device is classic, and this needs a key of the volume")
+	// ErrWrongKey: the key is not that of the volume that is open.
+	ErrWrongKey = errors.New("that is not the key of the volume that is open")
 	// ErrFragmented: what is free in the volume lies in too many pieces to be recorded.
 	ErrFragmented = errors.New("what is free in the volume lies in too many pieces")
 )
@@ -61,12 +65,31 @@ type Sizes struct {
 	InnerFree, InnerUsed  int64 // of the inner file system; balloons are in neither
 	OuterFree, OuterTotal int64
 
+	Device  int64 // of the image, where the decrypted device ends
+	Classic bool  // state.device: file and devices end where the inner file system ends
+
 	// Bounds of Resize at this moment.
 	MinReserved, MaxReserved int64
 	// ReadOnly: the inner file system is mounted so.
 	ReadOnly bool
 	// Filesystem is the inner one's type: ext4 or btrfs.
 	Filesystem string
+}
+
+// NeedsKey tells whether Resize to reserved bytes changes the devices, for which it needs
+// a key.
+func (s Sizes) NeedsKey(reserved int64) bool {
+	switch reserved {
+	case Smallest:
+		reserved = s.MinReserved
+	case Largest:
+		reserved = s.MaxReserved
+	}
+	more := reserved - s.Reserved
+	if s.Filesystem == string(state.Ext4) { // it takes back what it gave, and gives back, within its size
+		return s.Classic && more > s.GivenBack
+	}
+	return s.Classic && more != 0
 }
 
 // Resizer is what Volume does, for those that are tested without one.

@@ -104,7 +104,7 @@ func newVolumeOn(t *testing.T, outer, kind state.Filesystem, outside, inside int
 	v, err := open(Places{State: where, Lock: filepath.Join(dir, "lock")}, func(*os.File) (crypt, error) {
 		var st unix.Stat_t
 		err := unix.Stat(device, &st)
-		return crypt{path: device, number: st.Rdev, size: 4<<30 - testBegin, begin: testBegin, uuid: testUUID}, err
+		return crypt{path: device, number: st.Rdev, begin: testBegin, uuid: testUUID}, err
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	"sealroot/state"
 	"sealroot/state/balloon"
 	"sealroot/state/balloon/files"
+	"sealroot/state/luks2"
 )
 
 // keepOutside stays free in the outer file system, in bytes: it needs some blocks for
@@ -20,15 +22,18 @@ const keepOutside = 16 << 20
 
 // Volume is the encrypted volume of the running machine, for who resizes it.
 type Volume struct {
-	dir    *os.File // root of the state partition
-	image  *os.File // encrypted.img
-	unit   int64    // in which the outer file system takes back: state.Unit
-	root   *os.File // root directory of the inner file system
-	in     inner
-	uuid   string // of the LUKS2 header
-	begin  int64  // where the inner file system begins in the image
-	device int64  // size of the decrypted device
-	lock   string
+	dir   *os.File // root of the state partition
+	image *os.File // encrypted.img
+	unit  int64    // in which the outer file system takes back: state.Unit
+	root  *os.File // root directory of the inner file system
+	in    inner
+	uuid  string // of the LUKS2 header
+	begin int64  // where the inner file system begins in the image
+	lock  string
+
+	classic bool // its devices end where the inner file system ends
+	key     Key
+	devices devices
 }
 
 // Close closes the files; the volume stays as it is.
@@ -60,10 +65,15 @@ func (v *Volume) measure(durable bool) (m measured, err error) {
 		return m, fmt.Errorf("cannot measure the state: %w", err)
 	}
 	s := Sizes{
-		Apparent: info.Size(), DataOffset: v.begin, Filesystem: v.in.name(),
+		Apparent: info.Size(), DataOffset: v.begin, Filesystem: v.in.name(), Classic: v.classic,
 		ReadOnly:  in.Flags&unix.ST_RDONLY != 0,
 		OuterFree: int64(outer.Bavail) * outer.Bsize, OuterTotal: int64(outer.Blocks) * outer.Bsize,
 	}
+	device, err := v.devices.size()
+	if err != nil {
+		return m, err
+	}
+	s.Device = v.begin + device
 	if s.Spanned, err = v.in.spanned(durable); err != nil {
 		return m, err
 	}
@@ -84,7 +94,7 @@ func (v *Volume) measure(durable bool) (m measured, err error) {
 	}
 	s.Copied = balloon.Total(m.copied)
 	s.InnerUsed -= balloon.Total(m.balloons)
-	m.Sizes = s.with(balloon.Total(balloon.Both(m.holes, m.balloons)), balloon.Total(m.holes), v.in.slack(s.InnerUsed), v.keepOutside(s.OuterTotal), v.begin+v.device)
+	m.Sizes = s.with(balloon.Total(balloon.Both(m.holes, m.balloons)), balloon.Total(m.holes), v.in.slack(s.InnerUsed), v.keepOutside(s.OuterTotal))
 	return m, nil
 }
 
@@ -112,14 +122,22 @@ func (v *Volume) keepOutside(total int64) int64 {
 }
 
 // with adds what follows from the bytes in balloons that are not reserved, all that are
-// not, the slack, what is kept free outside, and the end of the device.
-func (s Sizes) with(given, holes, slack, keep, end int64) Sizes {
+// not, the slack, and what is kept free outside.
+func (s Sizes) with(given, holes, slack, keep int64) Sizes {
 	s.GivenBack, s.OverCommitted = given, holes-given
 	s.Reserved = s.DataOffset + s.Spanned - holes
 	least := max(s.DataOffset, s.Reserved-max(0, s.InnerFree-s.OverCommitted-slack))
 	s.MinReserved = min(s.Reserved, (least+balloon.BlockSize-1)/balloon.BlockSize*balloon.BlockSize)
-	s.MaxReserved = max(s.Reserved, min(s.Reserved+s.OuterFree-keep, s.Apparent, end))
+	s.MaxReserved = max(s.Reserved, min(s.Reserved+s.OuterFree-keep, s.end()))
 	return s
+}
+
+// end is the byte of the image that no resize gets beyond: classic devices are made larger.
+func (s Sizes) end() int64 {
+	if s.Classic {
+		return math.MaxInt64
+	}
+	return min(s.Apparent, s.Device)
 }
 
 // Resize brings what is reserved for the volume to reserved bytes, in either
@@ -165,7 +183,10 @@ func (v *Volume) resize(ctx context.Context, reserved int64) (err error) {
 	if m, err = v.repair(ctx, m); err != nil {
 		return err
 	}
-	want, err := m.bounded(reserved, v.begin+v.device)
+	want, err := m.bounded(reserved)
+	if err == nil && m.NeedsKey(want) { // before anything is changed
+		err = v.withKey(func(*luks2.Header, []byte) error { return nil })
+	}
 	if err != nil {
 		return err
 	}
@@ -174,6 +195,10 @@ func (v *Volume) resize(ctx context.Context, reserved int64) (err error) {
 		if m, merr := v.measure(false); merr == nil {
 			_, terr := v.tidy(m)
 			err = errors.Join(err, terr)
+			if m.Classic && m.Device > v.begin+m.Spanned {
+				_, ferr := v.fitIfAllowed()
+				err = errors.Join(err, ferr)
+			}
 		}
 	}()
 	// More than once only where less was given back than was held for it.
@@ -198,9 +223,9 @@ func (v *Volume) resize(ctx context.Context, reserved int64) (err error) {
 	return nil
 }
 
-// bounded is the size that is asked for, in whole blocks, where devices end at byte end.
-func (m measured) bounded(reserved, end int64) (want int64, err error) {
-	end = min(m.Apparent, end)
+// bounded is the size that is asked for, in whole blocks.
+func (m measured) bounded(reserved int64) (want int64, err error) {
+	end := m.end()
 	want = reserved / balloon.BlockSize * balloon.BlockSize
 	switch {
 	case reserved == Smallest:
@@ -240,6 +265,11 @@ func (v *Volume) larger(ctx context.Context, m measured, n int64) error {
 		return err
 	}
 	// crash point: reserved, and of no use; the next boot after a clean one gives it back
+	if v.classic {
+		if err := v.lengthen(end + n); err != nil {
+			return errors.Join(err, v.trim(m.Spanned, end+n))
+		}
+	}
 	err = v.in.grow(m.Spanned + n)
 	if err != nil && !errors.Is(err, unix.EBUSY) {
 		return errors.Join(err, v.trim(m.Spanned, end+n))
@@ -282,6 +312,11 @@ func (v *Volume) trim(had, to int64) error {
 	if err != nil || spanned != had {
 		return err
 	}
+	if v.classic {
+		if done, err := v.fitIfAllowed(); done || err != nil {
+			return err
+		}
+	}
 	up := func(n int64) int64 { return (n + v.unit - 1) / v.unit * v.unit } // nothing beyond the end is used
 	return state.Release(v.image, up(v.begin+spanned), up(to))
 }
@@ -316,6 +351,12 @@ func (v *Volume) release(list []balloon.Range) (int64, error) {
 			return 0, err
 		}
 		list = balloon.Without(list, rest)
+	}
+	if v.classic && v.in.shrinks() {
+		if err := v.fit(); err != nil {
+			return 0, err
+		}
+		return balloon.Total(list), nil
 	}
 	// crash point: recorded, and still reserved
 	for _, r := range list {

@@ -1,0 +1,142 @@
+package qemutests
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"sealroot/state/resize"
+)
+
+// With state.device classic the file, its loop device and its crypt device end where the
+// file system ends: made so by the first boot, in use under a writer, by the command with
+// a key and never with another one, and by the boot after a power cut.
+func TestResizeClassic(t *testing.T) {
+	t.Parallel()
+	for i, kind := range []string{"ext4", "btrfs"} {
+		r := &resized{t: t, found: map[string]int{}, disk: Image{
+			Edit: []string{"recovery: later", "recovery: later\n  device: classic\n  manage_key: true\n  filesystem: " + kind},
+			Disk: []string{"--state-size", "2G"},
+		}.Build(t)}
+		r.machine = NewMachine(t, DirectKernel, r.disk).WithTPM()
+		r.machine.LoadSlot("a")
+		r.state, r.mark = r.disk.Part(t, "state"), r.disk.Part(t, markPart)
+		r.classic(kind)
+		r.kill(2, uint64(i)+3)
+		r.classicLast(kind)
+	}
+}
+
+// classic is the first boot.
+func (r *resized) classic(kind string) {
+	t, vm := r.t, r.machine.Boot()
+	t.Helper()
+	vm.UpIn("a")
+	key := vm.recoveryKey()
+	r.key = []byte(key)
+	first := ends(vm)
+	if first.Filesystem != kind || !first.Classic || first.Apparent != first.Device || first.Apparent-first.DataOffset-first.Spanned > 16<<20 {
+		t.Errorf("%s, first boot: %+v", kind, first)
+	}
+	vm.Run("mkdir " + promisedDir)
+	vm.Run("mkdir /var/lib/written")
+	before := vm.Run("kmsg")
+	said := vm.Run("resize-under-writer 8 /var/lib/written")
+	t.Log(kind, strings.TrimSpace(said))
+	var files, larger, smaller int
+	if _, err := fmt.Sscanf(said, "%d files, larger %d times, smaller %d times", &files, &larger, &smaller); err != nil || files < 10 || larger < 2 || smaller < 2 {
+		t.Errorf("%s, grown and shrunk: %q, %v", kind, said, err)
+	}
+	exactly(vm, kind+" under a writer")
+	vm.Run("verify /var/lib/written")
+	for _, size := range []string{"max", "900M"} { // by the manage key
+		vm.Run("sealroot state resize " + size)
+		exactly(vm, kind+" resized to "+size)
+	}
+	// A key of another volume has the right form and opens nothing.
+	other := strings.Map(func(c rune) rune {
+		if c == 'c' {
+			return 'b'
+		}
+		return c
+	}, key)
+	vm.Run("write /run/other " + other)
+	was := ends(vm)
+	more := fmt.Sprint("+", was.GivenBack+64<<20) // ext4 takes back what it gave without a key
+	if out, status := vm.TryRun("sealroot state resize --recovery-key-file /run/other " + more); status != 3 {
+		t.Errorf("%s with another key: exit status %d, %s", kind, status, out)
+	}
+	if now := exactly(vm, kind+" after another key"); now.Reserved != was.Reserved {
+		t.Errorf("%s with another key: %+v, before it %+v", kind, now, was)
+	}
+	vm.Run("write /run/own " + key)
+	vm.Run("sealroot state resize --recovery-key-file /run/own " + more)
+	if now := exactly(vm, kind+" with the recovery key"); now.Reserved < was.Reserved+60<<20 {
+		t.Errorf("%s with the recovery key: %+v, before it %+v", kind, now, was)
+	}
+	if out := vm.Run("sealroot state status"); !strings.Contains(out, "state.device: classic") {
+		t.Errorf("state status says nothing of the devices:\n%s", out)
+	}
+	if bad := kernelErrors(before, vm.Run("kmsg")); bad != "" {
+		t.Errorf("the kernel's log of %s:\n%s", kind, bad)
+	}
+	vm.PowerOff()
+}
+
+// classicLast is the boot after the power cuts, and one after an end in order.
+func (r *resized) classicLast(kind string) {
+	t, vm := r.t, r.machine.Boot()
+	t.Helper()
+	r.up(kind+" after power cuts", vm.UpIn("a"))
+	vm.Run("verify /var/lib/written")
+	if kind == "ext4" { // its journal may know of another size than its superblock
+		vm.Run("sealroot state resize +" + fmt.Sprint(ends(vm).GivenBack+32<<20))
+	}
+	exactly(vm, kind+" after power cuts")
+	vm.Run("write /run/own " + string(r.key))
+	vm.Run("sealroot state remove --recovery-key-file /run/own manage")
+	if out, status := vm.TryRun("sealroot state resize max"); status != 3 || !strings.Contains(out, "--recovery-key-file") {
+		t.Errorf("%s without a key: exit status %d, %s", kind, status, out)
+	}
+	now := exactly(vm, kind+" without a key")
+	vm.PowerOff()
+	part := r.disk.Extract(t, "state")
+	v, err := r.judge(part, r.disk.Read(t, markPart, 0, sectorSize))
+	if err != nil || v.File != now.Spanned || v.Spanned != now.Spanned || v.Btrfs != (kind == "btrfs") {
+		t.Errorf("%s, off: %+v, %v; before it %+v", kind, v, err, now)
+	}
+	dir := t.TempDir()
+	tool(t, "mount", "-o", "loop,ro,noload", part, dir)
+	defer tool(t, "umount", dir)
+	image := filepath.Join(dir, "encrypted.img")
+	if dump := tool(t, "cryptsetup", "luksDump", image); !strings.Contains(dump, "aes-xts-plain64") {
+		t.Errorf("cryptsetup reads\n%s", dump)
+	}
+	if info, err := os.Stat(image); err != nil || info.Size() != now.Apparent {
+		t.Errorf("%s, off: encrypted.img %+v, %v", kind, info, err)
+	}
+}
+
+// ends are the sizes; the loop device is as long as the file.
+func ends(vm *VM) resize.Sizes {
+	vm.t.Helper()
+	s := told[resize.Sizes](vm, "volume-sizes")
+	sectors, err := strconv.ParseInt(strings.TrimSpace(vm.Run("cat /sys/block/loop0/size")), 10, 64)
+	if err != nil || sectors*512 != s.Apparent {
+		vm.t.Errorf("the loop device has %d sectors, %v; the file %+v", sectors, err, s)
+	}
+	return s
+}
+
+// exactly wants file and devices to end where the file system does.
+func exactly(vm *VM, when string) resize.Sizes {
+	vm.t.Helper()
+	s := ends(vm)
+	if end := s.DataOffset + s.Spanned; s.Apparent != end || s.Device != end || s.OverCommitted != 0 || s.ReadOnly {
+		vm.t.Errorf("%s: %+v, want all to end at %d", when, s, end)
+	}
+	return s
+}
