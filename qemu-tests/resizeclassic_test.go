@@ -7,7 +7,9 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
+	"sealroot/qemu-tests/judge"
 	"sealroot/state/resize"
 )
 
@@ -16,46 +18,45 @@ import (
 // a key and never with another one, and by the boot after a power cut.
 func TestResizeClassic(t *testing.T) {
 	t.Parallel()
-	for i, kind := range []string{"ext4", "btrfs"} {
-		r := &resized{t: t, found: map[string]int{}, disk: Image{
-			Edit: []string{"recovery: later", "recovery: later\n  device: classic\n  manage_key: true\n  filesystem: " + kind},
-			Disk: []string{"--state-size", "2G"},
-		}.Build(t)}
-		r.machine = NewMachine(t, DirectKernel, r.disk).WithTPM()
-		r.machine.LoadSlot("a")
-		r.state, r.mark = r.disk.Part(t, "state"), r.disk.Part(t, markPart)
-		r.classic(kind)
-		r.kill(2, uint64(i)+3)
-		r.classicLast(kind)
+	for i, kind := range []judge.Filesystem{judge.Ext4, judge.Btrfs} {
+		t.Run(string(kind), func(t *testing.T) { resizeClassic(t, kind, uint64(i)+3) })
 	}
 }
 
+func resizeClassic(t *testing.T, kind judge.Filesystem, seed uint64) {
+	t.Helper()
+	r := &resized{t: t, disk: Image{
+		Edit: []string{"recovery: later", "recovery: later\n  device: classic\n  manage_key: true\n  filesystem: " + string(kind)},
+		Disk: []string{"--state-size", "2G"},
+	}.Build(t)}
+	r.machine = NewMachine(t, DirectKernel, r.disk).WithTPM()
+	r.machine.LoadSlot("a")
+	r.mark = r.disk.Part(t, markPart)
+	r.machine.place = waitForRoom(t) // for all its boots
+	defer func() {
+		r.machine.place.Close()
+		r.machine.place = nil
+	}()
+	r.classic(kind)
+	vm := r.machine.Boot()
+	r.up("second boot", vm.UpIn("a"))
+	r.cut(vm, r.loop(600, 1e6, seed), 4*time.Second)
+	r.good("cut", r.disk)
+	r.classicLast(kind)
+}
+
 // classic is the first boot.
-func (r *resized) classic(kind string) {
+func (r *resized) classic(kind judge.Filesystem) {
 	t, vm := r.t, r.machine.Boot()
 	t.Helper()
 	vm.UpIn("a")
 	key := vm.recoveryKey()
-	r.key = []byte(key)
+	r.jury = newJury(t, kind, []byte(key))
 	first := ends(vm)
-	if first.Filesystem != kind || !first.Classic || first.Apparent != first.Device || first.Apparent-first.DataOffset-first.Spanned > 16<<20 {
+	if first.Filesystem != string(kind) || !first.Classic || first.Apparent != first.Device || first.Apparent-first.DataOffset-first.Spanned > 16<<20 {
 		t.Errorf("%s, first boot: %+v", kind, first)
 	}
-	vm.Run("mkdir " + promisedDir)
-	vm.Run("mkdir /var/lib/written")
 	before := vm.Run("kmsg")
-	said := vm.Run("resize-under-writer 8 /var/lib/written")
-	t.Log(kind, strings.TrimSpace(said))
-	var files, larger, smaller int
-	if _, err := fmt.Sscanf(said, "%d files, larger %d times, smaller %d times", &files, &larger, &smaller); err != nil || files < 10 || larger < 2 || smaller < 2 {
-		t.Errorf("%s, grown and shrunk: %q, %v", kind, said, err)
-	}
-	exactly(vm, kind+" under a writer")
-	vm.Run("verify /var/lib/written")
-	for _, size := range []string{"max", "900M"} { // by the manage key
-		vm.Run("sealroot state resize " + size)
-		exactly(vm, kind+" resized to "+size)
-	}
 	// A key of another volume has the right form and opens nothing.
 	other := strings.Map(func(c rune) rune {
 		if c == 'c' {
@@ -64,18 +65,30 @@ func (r *resized) classic(kind string) {
 		return c
 	}, key)
 	vm.Run("write /run/other " + other)
-	was := ends(vm)
-	more := fmt.Sprint("+", was.GivenBack+64<<20) // ext4 takes back what it gave without a key
-	if out, status := vm.TryRun("sealroot state resize --recovery-key-file /run/other " + more); status != 3 {
+	vm.Run("write /run/own " + key)
+	if out, status := vm.TryRun("sealroot state resize --recovery-key-file /run/other +64M"); status != 3 {
 		t.Errorf("%s with another key: exit status %d, %s", kind, status, out)
 	}
-	if now := exactly(vm, kind+" after another key"); now.Reserved != was.Reserved {
-		t.Errorf("%s with another key: %+v, before it %+v", kind, now, was)
+	if now := ends(vm); now.Spanned != first.Spanned || now.Device != first.Device {
+		t.Errorf("%s with another key: %+v, before it %+v", kind, now, first)
 	}
-	vm.Run("write /run/own " + key)
-	vm.Run("sealroot state resize --recovery-key-file /run/own " + more)
-	if now := exactly(vm, kind+" with the recovery key"); now.Reserved < was.Reserved+60<<20 {
-		t.Errorf("%s with the recovery key: %+v, before it %+v", kind, now, was)
+	vm.Run("sealroot state resize --recovery-key-file /run/own +64M")
+	if now := exactly(vm, "with the recovery key"); now.Reserved < first.Reserved+50<<20 {
+		t.Errorf("%s with the recovery key: %+v, before it %+v", kind, now, first)
+	}
+	vm.Run("mkdir " + promisedDir)
+	vm.Run("mkdir /var/lib/written")
+	said := vm.Run("resize-under-writer 6 /var/lib/written")
+	t.Log(kind, strings.TrimSpace(said))
+	var files, larger, smaller int
+	if _, err := fmt.Sscanf(said, "%d files, larger %d times, smaller %d times", &files, &larger, &smaller); err != nil || files < 10 || larger < 2 || smaller < 2 {
+		t.Errorf("%s, grown and shrunk: %q, %v", kind, said, err)
+	}
+	exactly(vm, "under a writer")
+	vm.Run("verify /var/lib/written")
+	for _, size := range []string{"max", "900M"} { // by the manage key
+		vm.Run("sealroot state resize " + size)
+		exactly(vm, "resized to "+size)
 	}
 	if out := vm.Run("sealroot state status"); !strings.Contains(out, "state.device: classic") {
 		t.Errorf("state status says nothing of the devices:\n%s", out)
@@ -86,26 +99,27 @@ func (r *resized) classic(kind string) {
 	vm.PowerOff()
 }
 
-// classicLast is the boot after the power cuts, and one after an end in order.
-func (r *resized) classicLast(kind string) {
+// classicLast is the boot after the power cut.
+func (r *resized) classicLast(kind judge.Filesystem) {
 	t, vm := r.t, r.machine.Boot()
 	t.Helper()
-	r.up(kind+" after power cuts", vm.UpIn("a"))
+	r.up("after a power cut", vm.UpIn("a"))
 	vm.Run("verify /var/lib/written")
-	if kind == "ext4" { // its journal may know of another size than its superblock
-		vm.Run("sealroot state resize +" + fmt.Sprint(ends(vm).GivenBack+32<<20))
+	vm.Run("write /run/own " + string(r.jury.key))
+	if kind == judge.Ext4 { // its journal may know of another size than its superblock
+		vm.Run("sealroot state resize --recovery-key-file /run/own min")
 	}
-	exactly(vm, kind+" after power cuts")
-	vm.Run("write /run/own " + string(r.key))
+	exactly(vm, "after a power cut")
 	vm.Run("sealroot state remove --recovery-key-file /run/own manage")
-	if out, status := vm.TryRun("sealroot state resize max"); status != 3 || !strings.Contains(out, "--recovery-key-file") {
+	if out, status := vm.TryRun("sealroot state resize +3G"); status != 3 || !strings.Contains(out, "--recovery-key-file") {
 		t.Errorf("%s without a key: exit status %d, %s", kind, status, out)
 	}
-	now := exactly(vm, kind+" without a key")
+	now := exactly(vm, "without a key")
 	vm.PowerOff()
 	part := r.disk.Extract(t, "state")
-	v, err := r.judge(part, r.disk.Read(t, markPart, 0, sectorSize))
-	if err != nil || v.File != now.Spanned || v.Spanned != now.Spanned || v.Btrfs != (kind == "btrfs") {
+	r.jury.rest()
+	v, err := r.jury.judge(part, r.disk.Read(t, markPart, 0, sectorSize))
+	if err != nil || v.File != now.Spanned || v.Spanned != now.Spanned {
 		t.Errorf("%s, off: %+v, %v; before it %+v", kind, v, err, now)
 	}
 	dir := t.TempDir()
