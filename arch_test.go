@@ -48,6 +48,7 @@ func list(t *testing.T, patterns ...string) []pkg {
 var allowed = map[string][]string{
 	// pure formats and pure decisions
 	"goldentest":          {},
+	"tooltest":            {},
 	"slots":               {},
 	"slots/guid":          {},
 	"slots/gpt":           {"slots", "slots/guid"},

@@ -47,14 +47,13 @@ type Case struct {
 	// Outer and Inner are the types of the file systems, Ext4 when empty. Copies of one
 	// btrfs are judged one at a time: the kernel knows it by its UUID.
 	Outer, Inner Filesystem
-	// Place is the folder of encrypted.img and the record on the partition, its root when
-	// empty.
+	// Place is the folder of encrypted.img on the partition, its root when empty.
 	Place string
 	// Unlock finds the volume key.
 	Unlock func(h *luks2.Header) ([]byte, error)
 	// Balloons is the folder of balloons in the volume; without it there are none, as in btrfs.
 	Balloons string
-	// Record is the file beside encrypted.img with what was given back.
+	// Record is the file in the partition's root with what was given back.
 	Record string
 	// Files judges the mounted volume's content.
 	Files func(root string) error
@@ -166,7 +165,7 @@ func (c Case) open(plain string) (reserved, recorded set, err error) {
 		}
 		defer clear(key)
 		offset := int64(h.DataOffset())
-		file, err := os.ReadFile(filepath.Join(root, c.Place, c.Record))
+		file, err := os.ReadFile(filepath.Join(root, c.Record))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

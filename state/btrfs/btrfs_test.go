@@ -14,17 +14,9 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-)
 
-// run runs another project's tool, which is the judge.
-func run(t *testing.T, name string, args ...string) string {
-	t.Helper()
-	out, err := exec.Command(name, args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
-	}
-	return string(out)
-}
+	"sealroot/tooltest"
+)
 
 func seeded(seed byte) *rand.ChaCha8 { return rand.NewChaCha8([32]byte{seed}) }
 
@@ -53,18 +45,18 @@ func newImage(t *testing.T, size int64, seed byte) *os.File {
 func mounted(t *testing.T, image string) (dir string, umount func()) {
 	t.Helper()
 	dir = t.TempDir()
-	run(t, "mount", "-o", "loop,nodiscard", image, dir)
-	umount = sync.OnceFunc(func() { run(t, "umount", dir) })
+	tooltest.Run(t, "mount", "-o", "loop,nodiscard", image, dir)
+	umount = sync.OnceFunc(func() { tooltest.Run(t, "umount", dir) })
 	t.Cleanup(umount)
 	return dir, umount
 }
 
 func TestTemplateIsWhatMkfsMakes(t *testing.T) {
-	if version := run(t, "mkfs.btrfs", "--version"); !strings.Contains(version, "v6.2") {
+	if version := tooltest.Run(t, "mkfs.btrfs", "--version"); !strings.Contains(version, "v6.2") {
 		t.Fatalf("mkfs.btrfs is not 6.2 of Debian 12, on which the template was made: %s", version)
 	}
 	again := filepath.Join(t.TempDir(), "template.bin")
-	run(t, "go", "run", "./gentemplate", "-o", again)
+	tooltest.Run(t, "go", "run", "./gentemplate", "-o", again)
 	got, err := os.ReadFile(again)
 	if err != nil {
 		t.Fatal(err)
@@ -76,7 +68,7 @@ func TestTemplateIsWhatMkfsMakes(t *testing.T) {
 
 func TestWriteTemplateOverNoise(t *testing.T) {
 	f := newImage(t, TemplateBytes, 1)
-	run(t, "btrfs", "check", "--readonly", f.Name())
+	tooltest.Run(t, "btrfs", "check", "--readonly", f.Name())
 	s, err := ReadSuperblock(f)
 	if err != nil {
 		t.Fatal(err)
@@ -84,7 +76,7 @@ func TestWriteTemplateOverNoise(t *testing.T) {
 	if s.Bytes != TemplateBytes || s.Errors || s.Allocated < 50<<20 || s.Allocated > TemplateBytes {
 		t.Errorf("ReadSuperblock = %+v", s)
 	}
-	dump := run(t, "btrfs", "inspect-internal", "dump-super", "-a", f.Name())
+	dump := tooltest.Run(t, "btrfs", "inspect-internal", "dump-super", "-a", f.Name())
 	if n := strings.Count(dump, "[match]"); strings.Contains(dump, "DON'T MATCH") || n != 6 { // checksum, magic and device, twice
 		t.Errorf("dump-super is satisfied in %d places, want 6:\n%s", n, dump)
 	}
@@ -164,7 +156,7 @@ func TestResizeMounted(t *testing.T) {
 	if err := f.Truncate(small); err != nil {
 		t.Fatal(err)
 	}
-	run(t, "btrfs", "check", "--readonly", f.Name())
+	tooltest.Run(t, "btrfs", "check", "--readonly", f.Name())
 }
 
 // The smallest volume has 16 MiB for its header, and so much: the kernel takes no less.
@@ -185,7 +177,7 @@ func TestResizeToLeast(t *testing.T) {
 	}
 	d.Close()
 	umount()
-	run(t, "btrfs", "check", "--readonly", f.Name())
+	tooltest.Run(t, "btrfs", "check", "--readonly", f.Name())
 }
 
 type failing struct{ after int }

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"sealroot/tooltest"
 )
 
 func blockOf(t *testing.T, f *os.File, at int64) block {
@@ -55,7 +57,7 @@ func between(t *testing.T) (f *os.File, oldPrimary, oldMirror []byte) {
 // usable proves a mended file system: its program checks it, the kernel mounts it.
 func usable(t *testing.T, f *os.File) {
 	t.Helper()
-	run(t, "btrfs", "check", "--readonly", f.Name())
+	tooltest.Run(t, "btrfs", "check", "--readonly", f.Name())
 	dir, umount := mounted(t, f.Name())
 	if text, err := os.ReadFile(filepath.Join(dir, "file")); err != nil || string(text) != "kept" {
 		t.Errorf("the file reads %q, %v", text, err)

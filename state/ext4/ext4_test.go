@@ -12,22 +12,14 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"sealroot/tooltest"
 )
 
 var (
 	testUUID = [16]byte{0x0e, 0x1f, 2, 3, 4, 5, 0x46, 7, 0x88, 9, 10, 11, 12, 13, 14, 15}
 	testSeed = [16]byte{0xa0, 0xa1, 0xa2, 0xa3, 0xa4, 0xa5, 0x46, 0xa7, 0x88, 0xa9, 0xaa, 0xab, 0xac, 0xad, 0xae, 0xaf}
 )
-
-// run runs another project's tool, which is the judge.
-func run(t *testing.T, name string, args ...string) string {
-	t.Helper()
-	out, err := exec.Command(name, args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
-	}
-	return string(out)
-}
 
 // newImage is a file of size bytes, full of noise as a new dm-crypt device is.
 func newImage(t *testing.T, size int64) *os.File {
@@ -47,12 +39,12 @@ func newImage(t *testing.T, size int64) *os.File {
 }
 
 func TestTemplateIsWhatMke2fsMakes(t *testing.T) {
-	version := run(t, "mke2fs", "-V")
+	version := tooltest.Run(t, "mke2fs", "-V")
 	if !strings.Contains(version, "1.47.0") {
 		t.Fatalf("mke2fs is not 1.47.0 of Debian 12, on which the template was made: %s", version)
 	}
 	again := filepath.Join(t.TempDir(), "template.bin")
-	run(t, "go", "run", "./gentemplate", "-o", again)
+	tooltest.Run(t, "go", "run", "./gentemplate", "-o", again)
 	got, err := os.ReadFile(again)
 	if err != nil {
 		t.Fatal(err)
@@ -70,8 +62,8 @@ func TestWriteTemplateOverNoise(t *testing.T) {
 	if err := WriteTemplate(f, testUUID, testSeed); err != nil {
 		t.Fatal(err)
 	}
-	run(t, "e2fsck", "-fn", f.Name())
-	head := run(t, "dumpe2fs", "-h", f.Name())
+	tooltest.Run(t, "e2fsck", "-fn", f.Name())
+	head := tooltest.Run(t, "dumpe2fs", "-h", f.Name())
 	for _, want := range []string{
 		"0e1f0203-0405-4607-8809-0a0b0c0d0e0f",
 		"a0a1a2a3-a4a5-46a7-88a9-aaabacadaeaf",
@@ -107,8 +99,8 @@ func TestTemplateGrowsOffline(t *testing.T) {
 	if err := WriteTemplate(f, testUUID, testSeed); err != nil {
 		t.Fatal(err)
 	}
-	run(t, "resize2fs", f.Name(), "2G")
-	run(t, "e2fsck", "-fn", f.Name())
+	tooltest.Run(t, "resize2fs", f.Name(), "2G")
+	tooltest.Run(t, "e2fsck", "-fn", f.Name())
 	s, err := ReadSuperblock(f)
 	if err != nil || s.Bytes() != 2<<30 {
 		t.Errorf("ReadSuperblock = %+v, %v, want 2 GiB", s, err)
@@ -119,8 +111,8 @@ func TestTemplateGrowsOffline(t *testing.T) {
 func mounted(t *testing.T, image string) (dir string, umount func()) {
 	t.Helper()
 	dir = t.TempDir()
-	run(t, "mount", "-o", "loop,nodiscard", image, dir)
-	umount = sync.OnceFunc(func() { run(t, "umount", dir) })
+	tooltest.Run(t, "mount", "-o", "loop,nodiscard", image, dir)
+	umount = sync.OnceFunc(func() { tooltest.Run(t, "umount", dir) })
 	t.Cleanup(umount)
 	return dir, umount
 }
@@ -159,12 +151,12 @@ func TestResizeMounted(t *testing.T) {
 	}
 	d.Close()
 	umount()
-	run(t, "e2fsck", "-fn", f.Name())
+	tooltest.Run(t, "e2fsck", "-fn", f.Name())
 	s, err := ReadSuperblock(f)
 	if err != nil || s.Bytes() != 20<<30 {
 		t.Errorf("ReadSuperblock = %+v, %v, want 20 GiB", s, err)
 	}
-	if head := run(t, "dumpe2fs", "-h", f.Name()); !strings.Contains(head, "Inodes per group:         8192\n") {
+	if head := tooltest.Run(t, "dumpe2fs", "-h", f.Name()); !strings.Contains(head, "Inodes per group:         8192\n") {
 		t.Errorf("want 8192 inodes per group (one for 16 KiB):\n%s", head)
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"sealroot/tooltest"
 )
 
 func superblockOf(t *testing.T, f *os.File) []byte {
@@ -54,8 +56,8 @@ func TestMend(t *testing.T) {
 	if got := superblockOf(t, f); !bytes.Equal(got, whole) {
 		t.Error("the mended superblock is not the one that the kernel wrote")
 	}
-	run(t, "e2fsck", "-fn", f.Name())
-	if text := run(t, "debugfs", "-R", "cat /file", f.Name()); !strings.Contains(text, "kept") {
+	tooltest.Run(t, "e2fsck", "-fn", f.Name())
+	if text := tooltest.Run(t, "debugfs", "-R", "cat /file", f.Name()); !strings.Contains(text, "kept") {
 		t.Errorf("the file reads %q", text)
 	}
 	if mended, err := Mend(f, TemplateBytes); mended || err != nil {
@@ -103,7 +105,7 @@ func TestMendLeavesDamage(t *testing.T) {
 func TestMendOfMke2fs(t *testing.T) {
 	for blockSize, want := range map[string]bool{"4096": true, "1024": false} {
 		f := newImage(t, 1<<30)
-		run(t, "mke2fs", "-q", "-t", "ext4", "-F", "-b", blockSize, f.Name())
+		tooltest.Run(t, "mke2fs", "-q", "-t", "ext4", "-F", "-b", blockSize, f.Name())
 		if _, err := f.WriteAt([]byte{1, 2, 3, 4}, superblockOffset+sbChecksum); err != nil {
 			t.Fatal(err)
 		}
@@ -111,7 +113,7 @@ func TestMendOfMke2fs(t *testing.T) {
 			t.Errorf("blocks of %s bytes: Mend = %v, %v, want %v", blockSize, mended, err, want)
 		}
 		if want {
-			run(t, "e2fsck", "-fn", f.Name())
+			tooltest.Run(t, "e2fsck", "-fn", f.Name())
 		}
 	}
 }

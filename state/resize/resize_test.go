@@ -8,7 +8,6 @@ import (
 	"fmt"
 	mathrand "math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -21,6 +20,7 @@ import (
 	"sealroot/state/balloon"
 	"sealroot/state/balloon/files"
 	"sealroot/state/layout"
+	"sealroot/tooltest"
 )
 
 const (
@@ -28,13 +28,10 @@ const (
 	testUUID  = "0e1f0203-0405-4607-8809-0a0b0c0d0e0f"
 )
 
+// run is tooltest.Run without the last newline.
 func run(t *testing.T, name string, args ...string) string {
 	t.Helper()
-	out, err := exec.Command(name, args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
-	}
-	return strings.TrimSpace(string(out))
+	return strings.TrimSpace(tooltest.Run(t, name, args...))
 }
 
 // newVolume is an ext4 file system of inside bytes in encrypted.img, on an ext4 file
