@@ -2,6 +2,7 @@ package qemutests
 
 import (
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -16,32 +17,62 @@ func etcOf(b, c, daemon string) map[string]string {
 	}
 }
 
+// writableParts are directories that are writable over what the image has.
+const writableParts = `etc: overlay
+binds:
+  extra:
+    - {from: encrypted/opt, to: /opt, options: [nodev], seed: overlay}
+    - {from: encrypted/spool, to: /srv/spool, seed: tmpfiles}
+overlays:
+  - {path: /var/lib/pkg, upper: per-slot}
+  - {path: /var/lib/shared, upper: encrypted}
+`
+
 // In the first boot of another version /etc is merged: what only the machine changed
 // is the machine's, what only the image changed the image's, what both changed the
 // machine's, and listed; accounts of both are there. Going back brings what the old
-// version had, and the changes since.
+// version had, and the changes since. Directories that are writable over what the image
+// has show the running image's under the changes, or under those of their slot.
 func TestRootEtcMerge(t *testing.T) {
 	t.Parallel()
-	image := Image{Extra: etcOf("b1", "c1", "one")}
+	files := func(version string, of map[string]string) map[string]string {
+		for _, name := range []string{"opt/image", "srv/spool/image", "var/lib/pkg/image", "var/lib/pkg/db", "var/lib/shared/image"} {
+			of[name] = version + "\n"
+		}
+		return of
+	}
+	image := Image{Edit: []string{"etc: overlay\n", writableParts}, Extra: files("1", etcOf("b1", "c1", "one"))}
 	next := image.next(t)
-	next.Extra = etcOf("b2", "c2", "two")
+	next.Extra = files("2", etcOf("b2", "c2", "two"))
 	next.Extra["etc/new"] = "new in 2\n"
 	vm := NewMachine(t, BIOS, image.Build(t)).WithTPM().withParts(t, readFile(t, next.Parts(t))).Boot()
 	has := func(want map[string]string) {
 		t.Helper()
 		for name, text := range want {
-			got, status := vm.TryRun("cat /etc/" + name) // without the last newline
+			if !strings.HasPrefix(name, "/") {
+				name = "/etc/" + name
+			}
+			got, status := vm.TryRun("cat " + name) // without the last newline
 			if gone := text == ""; gone != (status != 0) || !gone && got != text {
-				t.Errorf("/etc/%s: status %d, %q, want %q", name, status, got, text)
+				t.Errorf("%s: status %d, %q, want %q", name, status, got, text)
 			}
 		}
 	}
 	if r := vm.UpIn("a"); len(unexpected(r)) > 0 {
 		t.Errorf("the first boot warns: %q", r.Warnings)
 	}
+	has(map[string]string{"/opt/image": "1", "/srv/spool/image": "", "/var/lib/pkg/image": "1", "/var/lib/pkg/db": "1", "/var/lib/shared/image": "1"})
+	where := []string{"/opt overlay rw", "/srv/spool ext4 rw", "/var ext4 rw", "/var/lib/pkg overlay rw", "/var/lib/shared overlay rw"}
+	if got := mounts(vm.Run("cat /proc/1/mountinfo")); !containsAll(got, where) || strings.Contains(strings.Join(got, " "), "/overlays") {
+		t.Errorf("mounts\n%q, want among them\n%q", got, where)
+	}
+	if text := vm.Run("sealroot explain"); !strings.Contains(text, "changes go to /state/encrypted/opt") || !strings.Contains(text, "only this slot with this image") {
+		t.Errorf("sealroot explain:\n%s", text)
+	}
 	for _, command := range []string{
 		"write /etc/a a of the machine", "write /etc/c c of the machine",
 		"append /etc/passwd human:x:1000:1000::/home/user:/bin/sh", "append /etc/group human:x:1000:", "append /etc/shadow human:secret:1::::::",
+		"write /opt/machine of the machine", "write /srv/spool/machine of the machine", "write /var/lib/pkg/db by a", "write /var/lib/shared/machine of the machine",
 		"sealroot install /dev/vdb",
 	} {
 		vm.Run(command)
@@ -78,6 +109,11 @@ func TestRootEtcMerge(t *testing.T) {
 	if got := vm.Run("cat " + result.Data.Conflicts[0].ImageHas); got != "c2" {
 		t.Errorf("%s: %q, want the image's c", result.Data.Conflicts[0].ImageHas, got)
 	}
+	has(map[string]string{
+		"/opt/image": "2", "/opt/machine": "of the machine", "/srv/spool/image": "", "/srv/spool/machine": "of the machine",
+		"/var/lib/pkg/image": "2", "/var/lib/pkg/db": "2", "/var/lib/shared/image": "2", "/var/lib/shared/machine": "of the machine",
+	})
+	vm.Run("write /var/lib/pkg/db by b")
 	vm.Run("sealroot commit")
 	vm.Run("write /etc/later written under 2")
 	vm.Run("append /etc/passwd second:x:1001:1001::/:/bin/sh")
@@ -86,7 +122,12 @@ func TestRootEtcMerge(t *testing.T) {
 	vm.UpIn("a")
 	has(map[string]string{
 		"a": "a of the machine", "b": "b1", "c": "c of the machine", "new": "", "later": "written under 2",
+		"/opt/image": "1", "/opt/machine": "of the machine", "/var/lib/pkg/image": "1", "/var/lib/pkg/db": "by a",
 		"passwd": "root:x:0:0::/root:/bin/sh\nhuman:x:1000:1000::/home/user:/bin/sh\nsecond:x:1001:1001::/:/bin/sh\none:x:998:998::/:/bin/false",
 	})
 	vm.PowerOff()
+}
+
+func containsAll(list, want []string) bool {
+	return !slices.ContainsFunc(want, func(w string) bool { return !slices.Contains(list, w) })
 }

@@ -7,6 +7,7 @@ import (
 
 	"sealroot/init/config"
 	"sealroot/init/report"
+	"sealroot/sealroot/uppers"
 	"sealroot/slots"
 	"sealroot/slots/manifest"
 	"sealroot/state/layout"
@@ -81,6 +82,20 @@ func (c *command) neededLayers(t target, m layerKeeper) ([]string, error) {
 		}
 	}
 	return files, nil
+}
+
+// dropUppers removes the upper layers that the slot which runs had with other images.
+func (c *command) dropUppers(r report.Report) {
+	if r.Degraded || r.Slot.Name == "" || r.Root.RootHash == "" {
+		return
+	}
+	n, err := uppers.Collect(c.env.volume(), r.Slot.Name, r.Root.RootHash)
+	if n > 0 {
+		c.say("slot %s: %s of other images it had removed", r.Slot.Name, count(n, "upper layer", "upper layers"))
+	}
+	if err != nil {
+		c.say("%v", err)
+	}
 }
 
 func layerFiles(cfg config.Config) []string {

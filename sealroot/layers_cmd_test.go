@@ -90,3 +90,41 @@ func TestCommitRemovesLayers(t *testing.T) {
 		})
 	}
 }
+
+// A commit, and each boot's record, remove what the slot had for other images.
+func TestUppersOfOtherImagesGo(t *testing.T) {
+	hash, other := strings.Repeat("1", 64), strings.Repeat("2", 64)
+	for _, tt := range []struct {
+		name, args string
+		change     func(*report.Report)
+		goes       bool
+	}{
+		{"commit", "commit", nil, true},
+		{"record", "record", nil, true},
+		{"degraded", "record", func(r *report.Report) { r.Degraded = true }, false},
+		{"nobody_says_which_image", "record", func(r *report.Report) { r.Root.RootHash = "" }, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := world{list: pair(), report: running(func(r *report.Report) { r.Root.RootHash = hash })}
+			if tt.change != nil {
+				tt.change(w.report)
+			}
+			w.before = func(env Env) {
+				for _, of := range []string{hash, other} {
+					if err := os.MkdirAll(filepath.Join(env.volume(), layout.SlotUpper("opt", "b", of), "upper"), 0o755); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			code, out, errs, o := w.outcome(t, tt.args)
+			if code != 0 || strings.Contains(out, "slot b: 1 upper layer of other images") != tt.goes {
+				t.Errorf("exit status %d, %s%s", code, out, errs)
+			}
+			for of, want := range map[string]bool{hash: true, other: !tt.goes} {
+				if _, err := os.Stat(filepath.Join(o.env.volume(), layout.SlotUpper("opt", "b", of))); (err == nil) != want {
+					t.Errorf("that of image %.4s…: %v, want it there: %v", of, err, want)
+				}
+			}
+		})
+	}
+}

@@ -56,7 +56,7 @@ func (b *boot) writable(ctx context.Context) error {
 		return err
 	}
 	extra := b.seedExtra(volume)
-	b.overlays(volume)
+	waiting := b.overlays(volume)
 	if err := b.bindAll(volume, encryptedDir, nil); err != nil {
 		return err
 	}
@@ -65,6 +65,7 @@ func (b *boot) writable(ctx context.Context) error {
 			return err
 		}
 	}
+	b.uncover(waiting)
 	b.bindExtra(extra)
 	return nil
 }
@@ -99,12 +100,13 @@ func (b *boot) seedAll(volume *os.File) error {
 // image's passwords and services would stand before the owner's data, and whoever
 // fills the state partition could bring that about.
 func etcLayers(image mount.Place, mode config.EtcMode, readOnly bool) mount.Overlay {
-	return writable{
+	w := writable{
 		image:  image,
 		upper:  mount.Place{Root: encryptedDir, Path: "etc"},
 		work:   mount.Place{Root: encryptedDir, Path: layout.EtcWork},
 		memory: runDir + "/etc", attr: mount.NoSUID | mount.NoDev,
-	}.overlay(mode == config.EtcVolatile, readOnly)
+	}
+	return w.overlay(mode == config.EtcVolatile, readOnly)
 }
 
 // etc mounts /etc as the configuration says.
@@ -240,15 +242,21 @@ func (b *boot) bind(from mount.Place, to string, attr mount.Attr) error {
 }
 
 // seedExtra fills those sources of explicit binds that the configuration wants
-// filled, before anything hides what the image has. It returns the binds that can be
-// made: one without its content would hide the image's.
+// filled, and mounts the overlays among them aside, before anything hides what the
+// image has. It returns the binds that can be made: one without its content would hide
+// the image's.
 func (b *boot) seedExtra(volume *os.File) (list []config.ExtraBind) {
 	for _, e := range b.cfg.Binds.Extra {
-		if e.Seed == config.SeedOnce && !b.volume.readOnly() {
-			if err := b.seedFrom(volume, e); err != nil {
-				b.warn("%s is not bound: cannot fill %s: %v", e.To, e.From, err)
-				continue
-			}
+		var err error
+		switch {
+		case e.Seed == config.SeedOverlay:
+			err = b.overlayBind(volume, e)
+		case e.Seed != "" && e.Seed != config.SeedNone && !b.volume.readOnly():
+			err = b.seedFrom(volume, e)
+		}
+		if err != nil {
+			b.warn("%s is not bound: cannot fill %s: %v", e.To, e.From, err)
+			continue
 		}
 		list = append(list, e)
 	}
@@ -263,7 +271,11 @@ func (b *boot) seedFrom(volume *os.File, e config.ExtraBind) error {
 	if err == nil { // else src is nil: the image has nothing there
 		defer src.Close()
 	}
-	_, _, err = seed.Into(volume, strings.TrimPrefix(e.From, state.MountDir+"/"), src)
+	name := strings.TrimPrefix(e.From, state.MountDir+"/")
+	if e.Seed == config.SeedTmpfiles {
+		return seed.Empty(volume, name, src)
+	}
+	_, _, err = seed.Into(volume, name, src)
 	return err
 }
 
@@ -282,6 +294,9 @@ func (b *boot) bindOne(e config.ExtraBind) error {
 	attr, err := mount.ParseAttr(e.Options)
 	if err != nil {
 		return err
+	}
+	if e.Seed == config.SeedOverlay {
+		return b.moveOverlay(e.To, attr)
 	}
 	root, from := stateDir, e.From
 	if inside, ok := strings.CutPrefix(e.From, state.MountDir+"/"); ok {

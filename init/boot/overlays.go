@@ -10,6 +10,7 @@ import (
 	"sealroot/init/config"
 	"sealroot/init/report"
 	"sealroot/mount"
+	"sealroot/state"
 	"sealroot/state/binds"
 	"sealroot/state/layout"
 	"sealroot/state/seed"
@@ -21,11 +22,13 @@ type writable struct {
 	upper, work mount.Place // on the encrypted volume
 	memory      string      // directory in memory with upper and work
 	attr        mount.Attr
+	inMemory    bool // by the configuration
+	aside       bool // it is mounted aside first
 }
 
 // overlay decides which of them are used. With a volume that is read-only the
 // owner's changes stay in force, as a lower layer.
-func (w writable) overlay(inMemory, readOnly bool) mount.Overlay {
+func (w *writable) overlay(inMemory, readOnly bool) mount.Overlay {
 	o := mount.Overlay{Lower: []mount.Place{w.image}, Attr: w.attr}
 	if !inMemory && !readOnly {
 		o.Upper, o.Work = w.upper, w.work
@@ -39,31 +42,86 @@ func (w writable) overlay(inMemory, readOnly bool) mount.Overlay {
 }
 
 // overlays makes the directories writable that the configuration names. One that
-// cannot be made so is reported and left as the image has it.
-func (b *boot) overlays(volume *os.File) {
+// cannot be made so is reported and left as the image has it. What lies below /var is
+// mounted aside, and returned: there the image's content is seen only until the
+// volume's is bound over it.
+func (b *boot) overlays(volume *os.File) (waiting []string) {
 	for _, o := range b.cfg.Overlays {
-		if err := b.overlay(volume, o); err != nil {
+		w := overlayPlaces(o.Path)
+		if o.Upper == config.UpperPerSlot {
+			w.in(layout.SlotUpper(binds.Escape(o.Path), b.report.Slot.Name, b.report.Root.RootHash))
+		}
+		w.aside, w.inMemory = strings.HasPrefix(o.Path, "/var/"), o.Upper == config.UpperMemory
+		if err := b.overlay(volume, o.Path, w); err != nil {
 			b.warn("cannot make %s writable: %v", o.Path, err)
+		} else if w.aside {
+			waiting = append(waiting, o.Path)
+		}
+	}
+	return waiting
+}
+
+// uncover moves overlays that were mounted aside to their places.
+func (b *boot) uncover(waiting []string) {
+	for _, path := range waiting {
+		if err := b.moveOverlay(path, bindAttr(path)); err != nil {
+			b.warn("cannot make %s writable: %v", path, err)
 		}
 	}
 }
 
-func (b *boot) overlay(volume *os.File, c config.Overlay) error {
-	if err := mkdirIn(newRoot, c.Path, 0o755); err != nil && !errors.Is(err, unix.EROFS) {
+// overlayBind mounts aside what a bind with seed: overlay is to show.
+func (b *boot) overlayBind(volume *os.File, e config.ExtraBind) (err error) {
+	w := overlayPlaces(e.To)
+	from := strings.TrimPrefix(e.From, state.MountDir+"/")
+	w.upper.Path, w.work.Path = from, w.work.Path+"-"+from
+	if w.attr, err = mount.ParseAttr(e.Options); err != nil {
 		return err
 	}
-	w := overlayPlaces(c.Path)
-	image, dir, err := b.content(c.Path)
+	w.aside = true
+	return b.overlay(volume, e.To, w)
+}
+
+// aside is where, in the initramfs, an overlay is mounted until its place is there.
+func aside(path string) mount.Place {
+	return mount.Place{Root: "/", Path: "/overlays/" + binds.Escape(path)}
+}
+
+// moveOverlay moves an overlay that was mounted aside to its place.
+func (b *boot) moveOverlay(path string, attr mount.Attr) error {
+	from := aside(path)
+	err := mkdirIn(newRoot, path, 0o755)
+	if err == nil || errors.Is(err, unix.EROFS) {
+		err = b.sys.Mounter.Move(from, mount.Place{Root: newRoot, Path: path})
+	}
+	if err != nil {
+		return errors.Join(err, b.sys.Mounter.Unmount(from.Path))
+	}
+	b.noteOverlay(path, attr)
+	return nil
+}
+
+func (b *boot) noteOverlay(path string, attr mount.Attr) {
+	b.noteMount(report.Mount{What: "overlay", Where: path, Type: "overlay", Options: attr.Names()})
+}
+
+// overlay mounts an overlay over what the image has at path, and makes the layers that
+// are missing.
+func (b *boot) overlay(volume *os.File, path string, w *writable) error {
+	if err := mkdirIn(newRoot, path, 0o755); err != nil && !errors.Is(err, unix.EROFS) {
+		return err
+	}
+	image, dir, err := b.content(path)
 	if err != nil {
 		return err
 	}
 	dir.Close()
 	w.image = image
-	inMemory, readOnly := c.Upper == config.UpperMemory, b.volume.readOnly()
+	readOnly := b.volume.readOnly()
 	if readOnly && !isDirIn(w.upper) {
-		inMemory = true // nothing was ever changed
+		w.inMemory = true // nothing was ever changed
 	}
-	o := w.overlay(inMemory, readOnly)
+	o := w.overlay(w.inMemory, readOnly)
 	if o.Upper.Root == w.memory {
 		err = mkdirs(w.memory)
 	} else if err = unix.Mkdirat(int(volume.Fd()), layout.Private, 0o700); errors.Is(err, unix.EEXIST) {
@@ -73,17 +131,24 @@ func (b *boot) overlay(volume *os.File, c config.Overlay) error {
 		err = makeUpper(o)
 	}
 	if errors.Is(err, unix.ENOTSUP) { // memory holds no user attributes before Linux 6.6
-		b.warn("%s is not in all as the image has it: %v", c.Path, err)
+		b.warn("%s is not in all as the image has it: %v", path, err)
 		err = makeWork(o)
-	}
-	if err == nil {
-		err = b.sys.Mounter.Overlay(o, mount.Place{Root: newRoot, Path: c.Path})
 	}
 	if err != nil {
 		return err
 	}
-	b.noteMount(report.Mount{What: "overlay", Where: c.Path, Type: "overlay", Options: o.Attr.Names()})
-	return nil
+	at := mount.Place{Root: newRoot, Path: path}
+	if w.aside {
+		at = aside(path)
+		err = mkdirs(at.Path)
+	}
+	if err == nil {
+		err = b.sys.Mounter.Overlay(o, at)
+	}
+	if err == nil && !w.aside {
+		b.noteOverlay(path, w.attr)
+	}
+	return err
 }
 
 // makeUpper makes the upper layer, once: its root is what the overlay shows as the
@@ -116,15 +181,17 @@ func makeUpper(o mount.Overlay) error {
 func makeWork(o mount.Overlay) error { return mkdirIn(o.Work.Root, o.Work.Path, 0o700) }
 
 // overlayPlaces are those for a directory of the root, without the image's.
-func overlayPlaces(path string) writable {
+func overlayPlaces(path string) *writable {
 	name := binds.Escape(path)
-	dir := layout.Overlays + "/" + name
-	return writable{
-		upper:  mount.Place{Root: encryptedDir, Path: dir + "/upper"},
-		work:   mount.Place{Root: encryptedDir, Path: dir + "/work"},
-		memory: runDir + "/overlays/" + name,
-		attr:   bindAttr(path),
-	}
+	w := &writable{memory: runDir + "/overlays/" + name, attr: bindAttr(path)}
+	w.in(layout.Overlays + "/" + name)
+	return w
+}
+
+// in has upper and work directory in a directory of the volume.
+func (w *writable) in(dir string) {
+	w.upper = mount.Place{Root: encryptedDir, Path: dir + "/upper"}
+	w.work = mount.Place{Root: encryptedDir, Path: dir + "/work"}
 }
 
 // content is where the image has a directory of the root, and opens it. Of a /usr it

@@ -348,27 +348,32 @@ type ExtraBind struct {
 	From    string   `json:"from"`              // below /state, without leading slash: encrypted/db
 	To      string   `json:"to"`                // in the root: /var/lib/db
 	Options []string `json:"options,omitempty"` // nosuid, nodev, noexec, nosymfollow, ro, noatime
-	// Seed says what From is filled with when it is made: SeedNone (default) or
-	// SeedOnce, the content that the image has at To.
+	// Seed says what From begins with: SeedNone (default), SeedOnce, SeedTmpfiles or
+	// SeedOverlay.
 	Seed string `json:"seed,omitempty"`
 }
 
 // The values of ExtraBind.Seed.
 const (
-	SeedNone = "none"
-	SeedOnce = "once"
+	SeedNone     = "none"
+	SeedOnce     = "once"     // a copy of what the image has at To, when it is made
+	SeedTmpfiles = "tmpfiles" // empty, as the image's directory is; the root's tmpfiles.d fills it
+	// SeedOverlay has From over what the image has at To, each image its own: From is
+	// the upper directory of an overlay.
+	SeedOverlay = "overlay"
 )
 
 // Overlay is a directory of the image that is made writable: what the image has there
 // stays visible, also that of a later image.
 type Overlay struct {
-	Path  string `json:"path"`  // such as /opt; not below /etc, /home or /var
-	Upper string `json:"upper"` // where changes go: UpperEncrypted, UpperMemory
+	Path  string `json:"path"`  // such as /opt; not in /etc or /home, nor /var itself
+	Upper string `json:"upper"` // where changes go: UpperEncrypted, UpperPerSlot, UpperMemory
 }
 
 // The values of Overlay.Upper.
 const (
 	UpperEncrypted = "encrypted" // on the volume, for all slots
+	UpperPerSlot   = "per-slot"  // on the volume, for one slot and the image in it
 	UpperMemory    = "memory"    // gone with the next restart
 )
 

@@ -373,6 +373,15 @@ func TestValidateBinds(t *testing.T) {
 		}, []string{"binds.extra[1].to"}},
 		{"seeded", func(c *Config) { c.Binds.Extra = []ExtraBind{{From: "encrypted/db", To: "/srv/db", Seed: SeedOnce}} }, nil},
 		{"seed_none", func(c *Config) { c.Binds.Extra = []ExtraBind{{From: "encrypted/a/b", To: "/srv/db", Seed: SeedNone}} }, nil},
+		{"seed_tmpfiles", func(c *Config) {
+			c.Binds.Extra = []ExtraBind{{From: "encrypted/db", To: "/srv/db", Seed: SeedTmpfiles}}
+		}, nil},
+		{"seed_overlay", func(c *Config) {
+			c.Binds.Extra = []ExtraBind{{From: "encrypted/opt", To: "/opt", Seed: SeedOverlay}, {From: "encrypted/dpkg", To: "/var/lib/dpkg", Seed: SeedOverlay}}
+		}, nil},
+		{"seed_overlay_of_usr", func(c *Config) {
+			c.Binds.Extra = []ExtraBind{{From: "encrypted/a", To: "/usr/lib", Seed: SeedOverlay}, {From: "encrypted/b", To: "/etc/ssh", Seed: SeedOverlay}}
+		}, []string{"binds.extra[0].seed", "binds.extra[1].seed"}},
 		{"seed_unknown", func(c *Config) { c.Binds.Extra = []ExtraBind{{From: "encrypted/db", To: "/srv/db", Seed: "always"}} },
 			[]string{"binds.extra[0].seed"}},
 		{"seed_deeper", func(c *Config) { c.Binds.Extra = []ExtraBind{{From: "encrypted/a/b", To: "/srv/db", Seed: SeedOnce}} },
@@ -405,8 +414,9 @@ func TestValidateOverlays(t *testing.T) {
 	rows := []row{
 		{"several", over("/opt", "/usr/local", "/srv/www"), nil},
 		{"memory", func(c *Config) { c.Overlays = []Overlay{{"/opt", UpperMemory}} }, nil},
+		{"per_slot", func(c *Config) { c.Overlays = []Overlay{{"/var/lib/dpkg", UpperPerSlot}} }, nil},
 		{"upper_missing", func(c *Config) { c.Overlays = []Overlay{{Path: "/opt"}} }, []string{"overlays[0].upper"}},
-		{"upper_unknown", func(c *Config) { c.Overlays = []Overlay{{"/opt", "per-slot"}} }, []string{"overlays[0].upper"}},
+		{"upper_unknown", func(c *Config) { c.Overlays = []Overlay{{"/opt", "per-image"}} }, []string{"overlays[0].upper"}},
 		{"twice", over("/opt", "/opt"), []string{"overlays[1].path"}},
 		{"one_in_another", over("/opt/a", "/opt"), []string{"overlays[1].path"}},
 		{"names_that_only_begin_alike", over("/opt", "/opt2"), nil},
@@ -418,9 +428,21 @@ func TestValidateOverlays(t *testing.T) {
 			over("/opt")(c)
 			c.State = State{Create: CreateNone}
 		}, []string{"overlays[0].upper"}},
+		{"per_slot_and_no_volume", func(c *Config) {
+			c.Overlays = []Overlay{{"/opt", UpperPerSlot}}
+			c.State = State{Create: CreateNone}
+		}, []string{"overlays[0].upper"}},
+		{"in_a_bind", func(c *Config) {
+			over("/srv/www")(c)
+			c.Binds.Extra = []ExtraBind{{From: "encrypted/srv", To: "/srv"}}
+		}, []string{"overlays[0].path"}},
+		{"over_a_bind", func(c *Config) {
+			over("/srv")(c)
+			c.Binds.Extra = []ExtraBind{{From: "encrypted/www", To: "/srv/www"}}
+		}, nil},
 	}
 	for _, path := range []string{"/", "", "opt", "/opt/", "/opt/../etc", "/usr", "/usr/bin", "/bin", "/lib/x", "/proc", "/sys/fs", "/dev", "/run/x",
-		"/state", "/state/encrypted", "/etc", "/etc/ssh", "/home", "/home/a", "/var", "/var/lib/dpkg", "/sysroot"} {
+		"/state", "/state/encrypted", "/etc", "/etc/ssh", "/home", "/home/a", "/var", "/sysroot"} {
 		rows = append(rows, row{"refused_" + strings.ReplaceAll(path, "/", "_"), over(path), []string{"overlays[0].path"}})
 	}
 	check(t, goodUKI, rows)

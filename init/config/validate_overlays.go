@@ -17,13 +17,13 @@ func (v *validator) overlays(c *Config) {
 		if slices.ContainsFunc(paths, func(p string) bool { return overlap(p, o.Path) }) {
 			v.add(at+".path", "leave one of them out", "%.80q is given twice, or lies in or over another one", o.Path)
 		}
-		if slices.ContainsFunc(c.Binds.Extra, func(b ExtraBind) bool { return b.To == o.Path }) {
+		if slices.ContainsFunc(c.Binds.Extra, func(b ExtraBind) bool { return within(o.Path, b.To) }) {
 			v.add(at+".path", "leave it out here or there", "binds.extra hides %.80q", o.Path)
 		}
 		paths = append(paths, o.Path)
-		v.oneOf(at+".upper", o.Upper, []string{UpperEncrypted, UpperMemory}, nil)
-		if o.Upper == UpperEncrypted && c.State.Create == CreateNone {
-			v.add(at+".upper", "use memory", "encrypted, but state.create is none: there is no volume")
+		v.oneOf(at+".upper", o.Upper, []string{UpperEncrypted, UpperPerSlot, UpperMemory}, nil)
+		if (o.Upper == UpperEncrypted || o.Upper == UpperPerSlot) && c.State.Create == CreateNone {
+			v.add(at+".upper", "use memory", "%s, but state.create is none: there is no volume", o.Upper)
 		}
 	}
 }
@@ -32,12 +32,12 @@ func (v *validator) overlays(c *Config) {
 // may be one.
 func noOverlay(path string) string {
 	in := func(dirs ...string) bool {
-		return slices.ContainsFunc(dirs, func(dir string) bool { return path == dir || strings.HasPrefix(path, dir+"/") })
+		return slices.ContainsFunc(dirs, func(dir string) bool { return within(path, dir) })
 	}
 	switch {
 	case in("/etc"):
 		return "use the key etc"
-	case in("/home", "/var"):
+	case in("/home"), path == "/var":
 		return "leave it out: it is writable, from the encrypted volume"
 	case !isTarget(path):
 		return "give a directory of the image such as /opt"
@@ -50,6 +50,7 @@ func noOverlay(path string) string {
 }
 
 // overlap says that one path is the other, or in it.
-func overlap(a, b string) bool {
-	return a == b || strings.HasPrefix(a, b+"/") || strings.HasPrefix(b, a+"/")
-}
+func overlap(a, b string) bool { return within(a, b) || within(b, a) }
+
+// within says that a path is a directory, or in it.
+func within(path, dir string) bool { return path == dir || strings.HasPrefix(path, dir+"/") }

@@ -266,7 +266,10 @@ func (v *validator) extraBind(at string, b ExtraBind, unencrypted []string) {
 		v.add(at+".to", "give a directory of the root such as /var/lib/db", "%.80q cannot be bound over", b.To)
 	}
 	if b.Seed != "" && b.Seed != SeedNone {
-		v.oneOf(at+".seed", b.Seed, []string{SeedOnce, SeedNone}, nil)
+		v.oneOf(at+".seed", b.Seed, []string{SeedOnce, SeedTmpfiles, SeedOverlay, SeedNone}, nil)
+		if remedy := noOverlay(b.To); b.Seed == SeedOverlay && remedy != "" {
+			v.add(at+".seed", remedy, "%.80q cannot be an overlay", b.To)
+		}
 		if name, ok := strings.CutPrefix(b.From, "encrypted/"); !ok || strings.Contains(name, "/") {
 			v.add(at+".seed", "let from be encrypted/NAME", "%.80q is not directly in the encrypted volume", b.From)
 		}
@@ -276,7 +279,7 @@ func (v *validator) extraBind(at string, b ExtraBind, unencrypted []string) {
 
 func mayBeUnencrypted(target string) bool {
 	return isTarget(target) && slices.ContainsFunc(unencryptedBelow(), func(dir string) bool {
-		return target == dir || strings.HasPrefix(target, dir+"/")
+		return within(target, dir)
 	})
 }
 

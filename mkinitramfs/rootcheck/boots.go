@@ -62,13 +62,56 @@ func (v *verdict) binds() {
 	targets := slices.Clone(c.Binds.Unencrypted)
 	for _, b := range c.Binds.Extra {
 		targets = append(targets, b.To)
+		switch b.Seed {
+		case config.SeedOverlay:
+			v.lower(b.To)
+		case config.SeedTmpfiles:
+			v.tmpfiles(b.To)
+		}
 	}
 	for _, o := range c.Overlays {
 		targets = append(targets, o.Path)
+		v.lower(o.Path)
 	}
 	for _, to := range targets {
 		v.bind(strings.TrimPrefix(to, "/"))
 	}
+}
+
+// lower: an overlay is over something, also where directories can be made at boot.
+func (v *verdict) lower(to string) {
+	name := strings.TrimPrefix(to, "/")
+	if v.writable(topOf(to)) && !v.w.Config.Root.Usr() && !v.t.has(name) {
+		v.warn(name, "mkdir it in the root", "the configuration makes an overlay of it, and the root has nothing there")
+	}
+}
+
+// tmpfiles: what begins empty is filled by somebody.
+func (v *verdict) tmpfiles(to string) {
+	for _, pattern := range []string{"usr/lib/tmpfiles.d/*.conf", "etc/tmpfiles.d/*.conf"} {
+		for _, name := range v.t.glob(pattern) {
+			if tmpfilesMakes(v.t.files[name].Text, to) {
+				return
+			}
+		}
+	}
+	v.warn(strings.TrimPrefix(to, "/"), "add a line to a file of /usr/lib/tmpfiles.d, or use seed: once",
+		"its seed is tmpfiles, and no line of tmpfiles.d makes anything there: it stays empty")
+}
+
+// tmpfilesMakes tells whether a line of a tmpfiles.d file (tmpfiles.d(5)) is about a
+// directory or something in it.
+func tmpfilesMakes(text []byte, dir string) bool {
+	for line := range strings.Lines(string(text)) {
+		words := strings.Fields(line)
+		if len(words) < 2 || strings.HasPrefix(words[0], "#") {
+			continue
+		}
+		if at := path.Clean(strings.Trim(words[1], `"`)); at == dir || strings.HasPrefix(at, dir+"/") {
+			return true
+		}
+	}
+	return false
 }
 
 func (v *verdict) bind(to string) {

@@ -32,7 +32,8 @@ func isText(name string) bool {
 		"etc/iscsi/initiatorname.iscsi", "var/lib/dbus/machine-id":
 		return true
 	}
-	return false
+	dir, base := path.Split(name)
+	return (dir == "usr/lib/tmpfiles.d/" || dir == "etc/tmpfiles.d/") && strings.HasSuffix(base, ".conf")
 }
 
 // note adds a finding about the way the root is packed.

@@ -71,6 +71,9 @@ func TestJudge(t *testing.T) {
 	extra := func(to string) func(*config.Config) {
 		return func(c *config.Config) { c.Binds.Extra = []config.ExtraBind{{From: "encrypted/x", To: to}} }
 	}
+	seeded := func(to, seed string) func(*config.Config) {
+		return func(c *config.Config) { extra(to)(c); c.Binds.Extra[0].Seed = seed }
+	}
 	usr := func(c *config.Config) { c.Root.Source = config.SourceUsrVerity }
 	built := func(w Want) Want { w.Built = true; return w }
 	any := kiosk(nil)
@@ -113,6 +116,16 @@ func TestJudge(t *testing.T) {
 		{"bind_target_there", kiosk(extra("/srv/data")), files{"srv/data": dir()}, "", ""},
 		{"bind_target_made_at_boot", kiosk(extra("/var/lib/db")), nil, "", ""},
 		{"bind_target_in_etc", kiosk(extra("/etc/db")), nil, "", ""},
+		{"overlay_over_nothing", kiosk(func(c *config.Config) {
+			c.Overlays = []config.Overlay{{Path: "/var/lib/pkg", Upper: config.UpperPerSlot}}
+		}), nil, "warning /var/lib/pkg (binds)", "nothing there"},
+		{"overlay_below_var", kiosk(func(c *config.Config) {
+			c.Overlays = []config.Overlay{{Path: "/var/lib/dbus", Upper: config.UpperPerSlot}}
+		}), nil, "", ""},
+		{"seed_overlay_over_nothing", kiosk(seeded("/var/lib/pkg", config.SeedOverlay)), nil, "warning /var/lib/pkg (binds)", "nothing there"},
+		{"seed_tmpfiles", kiosk(seeded("/var/lib/pkg", config.SeedTmpfiles)), files{"usr/lib/tmpfiles.d/pkg.conf": text("# it\nd /var/lib/pkg/db 0700 - - -\n")}, "", ""},
+		{"seed_tmpfiles_of_etc", kiosk(seeded("/var/lib/pkg", config.SeedTmpfiles)), files{"etc/tmpfiles.d/pkg.conf": text("z \"/var/lib/pkg\" 0700 - - -\n")}, "", ""},
+		{"seed_tmpfiles_that_nobody_makes", kiosk(seeded("/var/lib/pkg", config.SeedTmpfiles)), files{"usr/lib/tmpfiles.d/pkg.conf": text("d /var/lib/pkg2\n#d /var/lib/pkg\n")}, "warning /var/lib/pkg (binds)", "stays empty"},
 		{"bind_target_in_read_only_etc", kiosk(func(c *config.Config) { extra("/etc/db")(c); c.Etc = config.EtcReadOnly }), nil, "warning /etc/db (binds)", "missing"},
 		{"bind_target_over_a_link", kiosk(extra("/var/run/x")), nil, "warning /var/run/x (binds)", "follows none"},
 		{"bind_target_is_a_file", kiosk(extra("/usr/bin/sealroot")), nil, "warning /usr/bin/sealroot (binds)", "a file"},

@@ -26,9 +26,11 @@ func kiosk() config.Config {
 			Extra: []config.ExtraBind{
 				{From: "encrypted/db", To: "/var/lib/db", Options: []string{"nosuid", "noexec"}, Seed: config.SeedOnce},
 				{From: "pool/x", To: "/srv/pool", Options: []string{"ro"}},
+				{From: "encrypted/tools", To: "/usr/local", Options: []string{"nodev"}, Seed: config.SeedOverlay},
+				{From: "encrypted/spool", To: "/srv/spool", Seed: config.SeedTmpfiles},
 			},
 		},
-		Overlays: []config.Overlay{{Path: "/opt", Upper: config.UpperEncrypted}, {Path: "/mnt", Upper: config.UpperMemory}},
+		Overlays: []config.Overlay{{Path: "/opt", Upper: config.UpperEncrypted}, {Path: "/mnt", Upper: config.UpperMemory}, {Path: "/var/lib/dpkg", Upper: config.UpperPerSlot}},
 	}
 	return c.WithDefaults()
 }
@@ -73,6 +75,9 @@ func booted(change func(*report.Report)) report.Report {
 			{What: "/state/encrypted/var", Where: "/var", Type: "bind", Options: []string{"nodev"}},
 			{What: "/state/srv", Where: "/srv", Type: "bind", Options: []string{"nosuid", "nodev", "noexec", "nosymfollow"}},
 			{What: "/state/encrypted/db", Where: "/var/lib/db", Type: "bind", Options: []string{"nosuid", "noexec"}},
+			{What: "overlay", Where: "/var/lib/dpkg", Type: "overlay", Options: []string{"nosuid", "nodev"}},
+			{What: "overlay", Where: "/usr/local", Type: "overlay", Options: []string{"nodev"}},
+			{What: "/state/encrypted/spool", Where: "/srv/spool", Type: "bind"},
 		},
 		Warnings: []string{"state: directory \"..\x1b[31m\" is not bound: no"},
 	}

@@ -34,8 +34,9 @@ func Plan(slot string, c config.Config) Explanation {
 	e.planRoot(slot, c)
 	e.planState(c)
 	e.planEtc(c)
-	e.planWritable(c)
+	e.planOverlays(c, false)
 	e.planByName(c)
+	e.planOverlays(c, true)
 	e.planExtra(c)
 	return e
 }
@@ -125,8 +126,12 @@ func (e *Explanation) planEtc(c config.Config) {
 	e.add(m)
 }
 
-func (e *Explanation) planWritable(c config.Config) {
+// planOverlays plans those that lie below /var, or the others.
+func (e *Explanation) planOverlays(c config.Config, inVar bool) {
 	for _, o := range c.Overlays {
+		if strings.HasPrefix(o.Path, "/var/") != inVar {
+			continue
+		}
 		e.add(Mount{Where: o.Path, What: "overlay", Type: "overlay", Options: boundFlags(o.Path), Why: whyOverlay(o.Path, c, false)})
 	}
 }
@@ -154,6 +159,10 @@ func (e *Explanation) planExtra(c config.Config) {
 					options = append(options, o)
 				}
 			}
+		}
+		if b.Seed == config.SeedOverlay {
+			e.add(Mount{Where: b.To, What: "overlay", Type: "overlay", Options: options, Why: whyOverlay(b.To, c, false)})
+			continue
 		}
 		e.add(Mount{Where: b.To, What: layout.State + "/" + b.From, Type: "bind", Options: options, Why: whyBind(b.From, b.To, c)})
 	}

@@ -132,14 +132,26 @@ func whyEtc(mode config.EtcMode, inMemory bool) string {
 }
 
 func whyOverlay(where string, c config.Config, inMemory bool) string {
+	changes := func(to string) string {
+		if inMemory {
+			return ": the image's content, changes are in memory"
+		}
+		return ": the image's content, changes go to " + to
+	}
 	for _, o := range c.Overlays {
 		if o.Path != where {
 			continue
 		}
-		if o.Upper == config.UpperMemory || inMemory {
-			return "overlays names it: the image's content, changes are in memory"
+		inMemory = inMemory || o.Upper == config.UpperMemory
+		if o.Upper == config.UpperPerSlot {
+			return "overlays names it" + changes("the encrypted volume, and only this slot with this image has them")
 		}
-		return "overlays names it: the image's content, changes go to the encrypted volume"
+		return "overlays names it" + changes("the encrypted volume")
+	}
+	for _, b := range c.Binds.Extra {
+		if b.To == where && b.Seed == config.SeedOverlay {
+			return "binds.extra names it" + changes(layout.State+"/"+b.From)
+		}
 	}
 	return "PID 1 has mounted it"
 }
@@ -150,8 +162,11 @@ func whyBind(from, to string, c config.Config) string {
 		if b.From != from || b.To != to {
 			continue
 		}
-		if b.Seed == config.SeedOnce {
+		switch b.Seed {
+		case config.SeedOnce:
 			return "binds.extra names it; filled from the image when it was made"
+		case config.SeedTmpfiles:
+			return "binds.extra names it; made empty, systemd-tmpfiles fills it at each boot"
 		}
 		return "binds.extra names it"
 	}

@@ -55,6 +55,12 @@ const (
 	EtcKept = Private + "/etc"
 )
 
+// SlotUpper is where an overlay, by its escaped path, has upper and work directory of
+// one slot for the image with this root hash, in lower-case hex.
+func SlotUpper(overlay, slot, rootHash string) string {
+	return Overlays + "/" + overlay + "/" + slot + "-" + rootHash
+}
+
 // Etc is the upper layer of /etc, and EtcOwner its extended attribute that names the
 // image which it was merged for, and the number of the merge.
 const (

@@ -47,7 +47,17 @@ type Stats struct {
 // Extended attributes of symlinks and device nodes are reached through
 // /proc/self/fd, so /proc must be mounted.
 func Into(volume *os.File, name string, src *os.File) (created bool, stats Stats, err error) {
-	s := seeder{checkpoint: func(string) error { return nil }}
+	return (&seeder{}).seed(volume, name, src)
+}
+
+// Empty does the same without the content of src.
+func Empty(volume *os.File, name string, src *os.File) error {
+	_, _, err := (&seeder{empty: true}).seed(volume, name, src)
+	return err
+}
+
+func (s *seeder) seed(volume *os.File, name string, src *os.File) (created bool, stats Stats, err error) {
+	s.checkpoint = func(string) error { return nil }
 	created, err = s.into(volume, name, src)
 	if err != nil {
 		return false, Stats{}, fmt.Errorf("cannot seed %s: %w", name, err)
@@ -55,9 +65,10 @@ func Into(volume *os.File, name string, src *os.File) (created bool, stats Stats
 	return created, s.stats, nil
 }
 
-// seeder is one call of Into.
+// seeder is one call of Into or Empty.
 type seeder struct {
 	stats Stats
+	empty bool             // the directory gets no content
 	links map[inode]string // first copy of a file with several names, below root
 	root  int              // the directory that is built
 	// checkpoint is asked before every step that changes the volume; a test
@@ -111,6 +122,9 @@ func (s *seeder) build(private int, tmp string, src *os.File) error {
 	st, err := fstat(int(src.Fd()))
 	if err != nil {
 		return err
+	}
+	if s.empty {
+		return fdAttributes(int(src.Fd()), root, "", st)
 	}
 	// A descriptor of our own: reading a directory moves its offset.
 	dir, err := unix.Openat(int(src.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -309,5 +310,40 @@ func TestHardlinksLeaveOtherCopiesAlone(t *testing.T) {
 	}
 	if st, _ := os.Stat(filepath.Join(src, "a-hard")); time.Since(st.ModTime()) < time.Hour {
 		t.Error("the source was touched")
+	}
+}
+
+// A directory that somebody else fills is like the image's, without what is in it, and is
+// made once.
+func TestEmpty(t *testing.T) {
+	src, volume := makeSource(t), t.TempDir()
+	must(t, os.Chown(src, 7, 8))
+	must(t, os.Chmod(src, 0o750|os.ModeSetgid))
+	must(t, unix.Setxattr(src, "trusted.note", []byte("x"), 0))
+	dst := filepath.Join(volume, "spool")
+	for range 2 {
+		must(t, Empty(open(t, volume), "spool", open(t, src)))
+		info, err := os.Stat(dst)
+		must(t, err)
+		st := info.Sys().(*syscall.Stat_t)
+		value := make([]byte, 8)
+		n, _ := unix.Getxattr(dst, "trusted.note", value)
+		if info.Mode() != fs.ModeDir|fs.ModeSetgid|0o750 || st.Uid != 7 || st.Gid != 8 || string(value[:max(n, 0)]) != "x" {
+			t.Errorf("%v %d:%d %q, want as its source", info.Mode(), st.Uid, st.Gid, value)
+		}
+	}
+	entries, err := os.ReadDir(dst)
+	if err != nil || len(entries) > 0 {
+		t.Errorf("it holds %v, %v", entries, err)
+	}
+	must(t, os.WriteFile(filepath.Join(dst, "file"), nil, 0o644))
+	must(t, os.Chmod(dst, 0o700))
+	must(t, Empty(open(t, volume), "spool", open(t, src)))
+	if info, err := os.Stat(dst); err != nil || info.Mode() != fs.ModeDir|0o700 {
+		t.Errorf("what is there was changed: %v, %v", info.Mode(), err)
+	}
+	must(t, Empty(open(t, volume), "new", nil))
+	if info, err := os.Stat(filepath.Join(volume, "new")); err != nil || info.Mode() != fs.ModeDir|0o755 {
+		t.Errorf("of nothing: %v, %v", info.Mode(), err)
 	}
 }
