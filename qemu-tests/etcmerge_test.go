@@ -32,7 +32,8 @@ overlays:
 // is the machine's, what only the image changed the image's, what both changed the
 // machine's, and listed; accounts of both are there. Going back brings what the old
 // version had, and the changes since. Directories that are writable over what the image
-// has show the running image's under the changes, or under those of their slot.
+// has show the running image's under the changes, or under those of their slot. The
+// images' hooks decide about the commit, and are told of the way back, once.
 func TestRootEtcMerge(t *testing.T) {
 	t.Parallel()
 	files := func(version string, of map[string]string) map[string]string {
@@ -45,6 +46,8 @@ func TestRootEtcMerge(t *testing.T) {
 	next := image.next(t)
 	next.Extra = files("2", etcOf("b2", "c2", "two"))
 	next.Extra["etc/new"] = "new in 2\n"
+	next.Extra["usr/lib/sealroot/hooks/pre-commit.d/10-ready"] = "#!/sbin/init\nappend /var/lib/hooks asked\ncat /var/lib/ready\n"
+	image.Extra["usr/lib/sealroot/hooks/post-rollback.d/10-back"] = "#!/sbin/init\nappend /var/lib/hooks back\n"
 	vm := NewMachine(t, BIOS, image.Build(t)).WithTPM().withParts(t, readFile(t, next.Parts(t))).Boot()
 	has := func(want map[string]string) {
 		t.Helper()
@@ -73,7 +76,7 @@ func TestRootEtcMerge(t *testing.T) {
 		"write /etc/a a of the machine", "write /etc/c c of the machine",
 		"append /etc/passwd human:x:1000:1000::/home/user:/bin/sh", "append /etc/group human:x:1000:", "append /etc/shadow human:secret:1::::::",
 		"write /opt/machine of the machine", "write /srv/spool/machine of the machine", "write /var/lib/pkg/db by a", "write /var/lib/shared/machine of the machine",
-		"sealroot install /dev/vdb",
+		"write /var/lib/hooks begin", "sealroot post-rollback", "sealroot install /dev/vdb",
 	} {
 		vm.Run(command)
 	}
@@ -114,6 +117,14 @@ func TestRootEtcMerge(t *testing.T) {
 		"/var/lib/pkg/image": "2", "/var/lib/pkg/db": "2", "/var/lib/shared/image": "2", "/var/lib/shared/machine": "of the machine",
 	})
 	vm.Run("write /var/lib/pkg/db by b")
+	vm.Run("sealroot post-rollback")
+	if text, status := vm.TryRun("sealroot commit"); status != 3 || !strings.Contains(text, "slot b is not committed: pre-commit hook failed: 10-ready: exit status 1: open /var/lib/ready") {
+		t.Errorf("a commit that the image's hook refuses ends with %d: %s", status, text)
+	}
+	if text := vm.Run("sealroot status"); !strings.Contains(text, "slot b is on trial") {
+		t.Errorf("after a refused commit:\n%s", text)
+	}
+	vm.Run("write /var/lib/ready yes")
 	vm.Run("sealroot commit")
 	vm.Run("write /etc/later written under 2")
 	vm.Run("append /etc/passwd second:x:1001:1001::/:/bin/sh")
@@ -123,8 +134,13 @@ func TestRootEtcMerge(t *testing.T) {
 	has(map[string]string{
 		"a": "a of the machine", "b": "b1", "c": "c of the machine", "new": "", "later": "written under 2",
 		"/opt/image": "1", "/opt/machine": "of the machine", "/var/lib/pkg/image": "1", "/var/lib/pkg/db": "by a",
-		"passwd": "root:x:0:0::/root:/bin/sh\nhuman:x:1000:1000::/home/user:/bin/sh\nsecond:x:1001:1001::/:/bin/sh\none:x:998:998::/:/bin/false",
+		"/var/lib/hooks": "begin\nasked\nasked",
+		"passwd":         "root:x:0:0::/root:/bin/sh\nhuman:x:1000:1000::/home/user:/bin/sh\nsecond:x:1001:1001::/:/bin/sh\none:x:998:998::/:/bin/false",
 	})
+	for range 2 {
+		vm.Run("sealroot post-rollback")
+		has(map[string]string{"/var/lib/hooks": "begin\nasked\nasked\nback"})
+	}
 	vm.PowerOff()
 }
 

@@ -26,17 +26,18 @@ type checked struct {
 
 type checkFlags struct {
 	commit, lower, stay *bool
-	limit               *time.Duration
+	limit, hookTime     *time.Duration
 	failed              *string
 }
 
 func check(c *command) action {
 	f := checkFlags{
-		commit: c.flags.Bool("commit", false, "keep the slot when all checks are good"),
-		lower:  c.flags.Bool("lower", false, "a failed check makes a committed slot the last choice"),
-		stay:   c.flags.Bool("no-reboot", false, "do not restart when a slot on trial failed"),
-		limit:  c.flags.Duration("timeout", checkTime, "how long each check may take"),
-		failed: c.flags.String("failed", "", "run no check: the one of this name has failed"),
+		commit:   c.flags.Bool("commit", false, "keep the slot when all checks are good"),
+		lower:    c.flags.Bool("lower", false, "a failed check makes a committed slot the last choice"),
+		stay:     c.flags.Bool("no-reboot", false, "do not restart when a slot on trial failed"),
+		limit:    c.flags.Duration("timeout", checkTime, "how long each check may take"),
+		hookTime: c.hookTime(),
+		failed:   c.flags.String("failed", "", "run no check: the one of this name has failed"),
 	}
 	return func(ctx context.Context, _ []string) error {
 		if _, err := c.booted(); err != nil {
@@ -48,6 +49,9 @@ func check(c *command) action {
 			return c.failed(ctx, failure, f)
 		}
 		if err != nil || !*f.commit {
+			return err
+		}
+		if err := c.preCommit(ctx, *f.hookTime); err != nil {
 			return err
 		}
 		t, err := c.changing(ctx, diskFlags{new(string), new(string)})

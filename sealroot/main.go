@@ -22,6 +22,7 @@ import (
 	"sealroot/sealroot/bootset"
 	"sealroot/sealroot/etc"
 	"sealroot/sealroot/exit"
+	"sealroot/sealroot/hooks"
 	"sealroot/sealroot/install"
 	"sealroot/sealroot/machine"
 	"sealroot/sealroot/prebuilt"
@@ -105,6 +106,7 @@ type Env struct {
 	Trial    string   // file that is there when this boot is on trial
 	Eager    string   // file that names the device of the root when all of it is to be read
 	Checks   []string // folders of health checks, the one that wins first
+	Hooks    string   // folder of the image's hooks
 	TPM      string   // the TPM in sysfs
 	Config   string   // path of the configuration of this boot
 	PCRKey   string   // path of its PCR policy key
@@ -149,6 +151,7 @@ func main() {
 		Trial:     report.Trial,
 		Eager:     report.EagerCheck,
 		Checks:    []string{"/etc/sealroot/checks.d", "/usr/lib/sealroot/checks.d"},
+		Hooks:     hooks.Dir,
 		TPM:       "/sys/class/tpm/tpm0",
 		Config:    report.Config,
 		PCRKey:    report.PCRPublicKey,

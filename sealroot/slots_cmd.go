@@ -125,6 +125,7 @@ func (t target) named(words []string, next bool) (string, error) {
 
 func commit(c *command) action {
 	d := c.diskFlags()
+	limit := c.hookTime()
 	burn := c.flags.Bool("burn", false, "raise the rollback floor although another slot will not boot any more then")
 	return func(ctx context.Context, words []string) error {
 		if *burn && d.offline() {
@@ -132,6 +133,11 @@ func commit(c *command) action {
 		}
 		if len(words) > 0 && !d.offline() {
 			return fmt.Errorf("%w: only the slot that runs can be committed; a slot is named with --disk", errUsage)
+		}
+		if !d.offline() {
+			if err := c.preCommit(ctx, *limit); err != nil {
+				return err
+			}
 		}
 		t, err := c.changing(ctx, d)
 		if err != nil {

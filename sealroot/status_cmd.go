@@ -9,6 +9,7 @@ import (
 
 	"sealroot/init/report"
 	"sealroot/sealroot/boots"
+	"sealroot/sealroot/hooks"
 	"sealroot/sealroot/recovery"
 	"sealroot/sealroot/rollbackfloor"
 	statuspkg "sealroot/sealroot/status"
@@ -39,6 +40,7 @@ func (c *command) status(d diskFlags, pcrs bool) error {
 		}
 		in.KeyKept, in.KeyErr = recovery.Waiting(c.env.Key)
 		in.Boots, in.BootsErr = boots.List(c.env.State)
+		in.Ran, in.RanErr = hooks.Last(c.env.volume())
 		if r.Floor != nil {
 			in.FloorAsked, in.FloorErr = rollbackfloor.Asked(c.env.volume())
 		}

@@ -89,7 +89,7 @@ func TestUnitsThatAreWrong(t *testing.T) {
 func TestUnitsAreEnabled(t *testing.T) {
 	root := installed(t, "/bin/true")
 	args := []string{"--root=" + root, "enable",
-		"sealroot-commit.service", "sealroot-check.service", "sealroot-record.service", "sealroot-deadline.timer", "sealroot-replicate.service", "sealroot-exit.service", "sealroot-state.service",
+		"sealroot-commit.service", "sealroot-check.service", "sealroot-record.service", "sealroot-deadline.timer", "sealroot-replicate.service", "sealroot-exit.service", "sealroot-state.service", "sealroot-post-rollback.service",
 		"sealroot-degraded.target"}
 	if out, err := exec.Command("systemctl", args...).CombinedOutput(); err != nil {
 		t.Fatalf("systemctl enable: %v\n%s", err, out)
@@ -106,7 +106,7 @@ func TestUnitsAreEnabled(t *testing.T) {
 		return strings.Join(found, "\n")
 	}
 	want, got := links("etc/systemd/system"), links("usr/lib/systemd/system")
-	if strings.Count(want, "\n") != 7 || got != want {
+	if strings.Count(want, "\n") != 8 || got != want {
 		t.Errorf("units/install enables\n%s\nwant\n%s", got, want)
 	}
 }

@@ -264,6 +264,7 @@ func unitsOfSealroot() []unit {
 		{"sealroot-exit.service", "sysinit.target.wants", "file systems below the root may stay mounted when the machine ends"},
 		{"sealroot-state.service", "sysinit.target.wants", "space that another program lets the volume's file system take stays unreserved until the next boot, and state.auto_resize does nothing"},
 		{"sealroot-replicate.service", "multi-user.target.wants", "boot.replicate does nothing"},
+		{"sealroot-post-rollback.service", "basic.target.wants", "its hooks for a rollback never run"},
 	}
 }
 
@@ -276,6 +277,8 @@ func (v *verdict) needed(u unit) bool {
 		return !v.w.Config.State.Plain() && v.w.Config.State.Create != config.CreateNone
 	case "sealroot-replicate.service":
 		return len(v.w.Config.Boot.Replicate) > 0
+	case "sealroot-post-rollback.service":
+		return v.t.isDir("usr/lib/sealroot/hooks/post-rollback.d")
 	case "sealroot-degraded.target":
 		return slices.Contains(v.w.Config.State.OnFailure, config.FailureDegraded)
 	}

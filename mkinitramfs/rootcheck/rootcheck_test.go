@@ -185,6 +185,8 @@ func TestJudge(t *testing.T) {
 		{"unit_of_what_is_configured", kiosk(func(c *config.Config) { c.Boot.Replicate = []string{"commit"} }), files{"usr/lib/systemd/system/sealroot-replicate.service": gone}, "warning /usr/lib/systemd/system/sealroot-replicate.service (units)", "replicate"},
 		{"unit_of_the_volume", kiosk(nil), files{"usr/lib/systemd/system/sealroot-state.service": gone}, "warning /usr/lib/systemd/system/sealroot-state.service (units)", "auto_resize"},
 		{"unit_of_no_volume", kiosk(func(c *config.Config) { c.State.Create = config.CreateNone }), files{"usr/lib/systemd/system/sealroot-state.service": gone}, "", ""},
+		{"unit_of_hooks", kiosk(nil), files{"usr/lib/systemd/system/sealroot-post-rollback.service": gone, "usr/lib/sealroot/hooks/post-rollback.d/10-db": program()}, "warning /usr/lib/systemd/system/sealroot-post-rollback.service (units)", "never run"},
+		{"unit_of_no_hooks", kiosk(nil), files{"usr/lib/systemd/system/sealroot-post-rollback.service": gone}, "", ""},
 		{"units_of_a_fixed_store", kiosk(func(c *config.Config) { c.Boot.Store = config.StoreFixed }), files{"usr/lib/systemd/system/sealroot-commit.service": gone}, "", ""},
 
 		{"resolv_conf_leads_nowhere", kiosk(nil), files{"etc/resolv.conf": link("../var/lib/x/resolv.conf")}, "warning /etc/resolv.conf (resolv-conf)", "not in the root"},

@@ -150,6 +150,16 @@ type Runner struct {
 	Say func(check, line string)
 	// Log is told what is run; it may be nil.
 	Log func(format string, args ...any)
+	// Env is what a check finds besides the environment of this process; nil for
+	// SEALROOT_CHECK with its name.
+	Env func(check string) []string
+}
+
+func (r Runner) env(name string) []string {
+	if r.Env != nil {
+		return r.Env(name)
+	}
+	return []string{"SEALROOT_CHECK=" + name}
 }
 
 // Run runs checks until one fails; that is a *Failure. When ctx ends, its error
@@ -178,7 +188,7 @@ func (r Runner) one(ctx context.Context, c Check) (last string, err error) {
 	defer cancel()
 	cmd := exec.CommandContext(limited, c.Path)
 	cmd.Dir = "/"
-	cmd.Env = append(os.Environ(), "SEALROOT_CHECK="+c.Name)
+	cmd.Env = append(os.Environ(), r.env(c.Name)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = grace

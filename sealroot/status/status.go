@@ -11,6 +11,7 @@ import (
 
 	"sealroot/init/report"
 	"sealroot/sealroot/boots"
+	"sealroot/sealroot/hooks"
 	"sealroot/sealroot/terminal"
 	"sealroot/slots"
 	"sealroot/slots/bootlog"
@@ -55,6 +56,8 @@ type Input struct {
 	// FloorAsked is the rollback floor that was asked for.
 	FloorAsked int
 	FloorErr   error
+	Ran        hooks.Ran // the system that ran last, which is this one once its unit has run
+	RanErr     error
 	PCRs       *PCRs // nil: nobody asked
 }
 
@@ -96,10 +99,18 @@ type Status struct {
 	Recovery     Recovery        `json:"recovery,omitempty"`
 	Floor        *Floor          `json:"rollback_floor,omitempty"` // with trust.rollback_floor
 	PCRs         []PCR           `json:"pcrs,omitempty"`           // with --pcrs
+	HooksFailed  *HooksFailed    `json:"hooks_failed,omitempty"`   // after a rollback
 	Problems     []string        `json:"problems"`                 // what could not be read
 	ToDo         []string        `json:"to_do"`
 
 	report *report.Report // nil when there is none
+}
+
+// HooksFailed are the image's hooks that failed in its first boot after a rollback.
+type HooksFailed struct {
+	FromSlot    string   `json:"from_slot"`
+	FromVersion string   `json:"from_version"`
+	Failed      []string `json:"failed"` // name, what happened, last line of the output
 }
 
 // New puts together what was read. It never fails: what is missing is among
@@ -114,6 +125,7 @@ func New(in Input) Status {
 	s.readBoots(in)
 	s.readRecovery(in)
 	s.readFloor(in)
+	s.readHooks(in)
 	s.readPCRs(in.PCRs)
 	s.readToDo()
 	return s
@@ -204,6 +216,20 @@ func (s *Status) readRecovery(in Input) {
 	}
 }
 
+func (s *Status) readHooks(in Input) {
+	if in.RanErr != nil {
+		s.problem("no word of hooks: %v", in.RanErr)
+	}
+	if len(in.Ran.Failed) == 0 || s.report == nil || in.Ran.RootHash != s.report.Root.RootHash || in.Ran.Slot != s.report.Slot.Name {
+		return
+	}
+	f := HooksFailed{FromSlot: printable(in.Ran.From.Slot), FromVersion: printable(in.Ran.From.Version)}
+	for _, text := range in.Ran.Failed {
+		f.Failed = append(f.Failed, printable(text))
+	}
+	s.HooksFailed = &f
+}
+
 // readToDo lists what a person should do, the most urgent first.
 func (s *Status) readToDo() {
 	if s.report == nil {
@@ -215,6 +241,10 @@ func (s *Status) readToDo() {
 	}
 	if s.report.Slot.Reason == string(slots.BecauseLastResort) {
 		todo("no slot is bootable: install an image into the other slot")
+	}
+	if f := s.HooksFailed; f != nil {
+		todo(fmt.Sprintf("after the rollback from slot %s (%s) hooks of this image failed: %s; put right what they say, then sealroot post-rollback --again",
+			f.FromSlot, f.FromVersion, strings.Join(f.Failed, "; ")))
 	}
 	switch s.Recovery {
 	case RecoveryWaiting:

@@ -16,6 +16,7 @@ import (
 	"sealroot/goldentest"
 	"sealroot/init/report"
 	"sealroot/sealroot/boots"
+	"sealroot/sealroot/hooks"
 	"sealroot/sealroot/schematest"
 	"sealroot/slots"
 	"sealroot/slots/bootlog"
@@ -186,6 +187,13 @@ func situations() map[string]Input {
 		Versions: map[string]string{"a": "1"}, VersionsErr: errors.New("cannot tell the version of slot b: no manifest"),
 		Log: bootlog.Record{Armed: "b", Reports: []json.RawMessage{reportOf(9, func(r *report.Report) { r.Ended = "device missing" })}},
 	}
+	add("hooks_failed", Input{Slots: slotsOf(good, other), Ran: hooks.Ran{
+		System: hooks.System{Slot: "a", RootHash: strings.Repeat("4f", 32), Version: "2026.11.1"},
+		From:   hooks.System{Slot: "b", RootHash: strings.Repeat("5e", 32), Version: "2026.12.1"},
+		Failed: []string{"05-x: exit status 1: broken\x1b[31m", "20-db: time limit of 2m0s"},
+	}}, nil)
+	add("hooks_failed_of_another_image", Input{Slots: slotsOf(good, other), Ran: hooks.Ran{System: hooks.System{Slot: "a", RootHash: "5e"}, Failed: []string{"x"}}}, nil)
+	add("hooks_unknown", Input{Slots: slotsOf(good, other), RanErr: hooks.ErrRecord}, nil)
 	add("disk_unreadable", Input{SlotsErr: errDisk, LogErr: errDisk, KeyErr: fs.ErrPermission}, nil)
 	add("newer_report", Input{Slots: slotsOf(good, other)}, func(r *report.Report) { r.Schema = 2 })
 	all["not_sealroot"] = Input{ReportErr: errors.New("/run/sealroot/boot.json is missing"), Slots: slotsOf(good, other)}

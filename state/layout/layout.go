@@ -42,6 +42,8 @@ const (
 	RollbackFloor = Private + "/rollback-floor"
 	// ResetRequest asks for a factory reset at the next boot.
 	ResetRequest = Private + "/reset-request"
+	// LastRan is the system that ran last, for the hooks of an image.
+	LastRan = Private + "/last-ran"
 	// Balloons has the files that hold what the volume has given back.
 	Balloons = Private + "/balloons"
 	// Removed begins the names of folders with what a reset that keeps /home takes away.

@@ -1,0 +1,141 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"sealroot/init/report"
+	"sealroot/sealroot/hooks"
+	"sealroot/slots"
+)
+
+// A hook that fails keeps the slot from being committed, which stays on trial; what is
+// committed already is not asked about again.
+func TestPreCommit(t *testing.T) {
+	for _, tt := range []struct {
+		name, args string
+		list       []slots.Slot
+		hooks      map[string]string
+		code       int
+		out        string
+		state      slots.State // of slot b
+	}{
+		{"none", "commit", pair(), nil, 0, "slot b: committed", slots.Committed},
+		{"good", "commit", pair(), map[string]string{"10-a": `echo "from $SEALROOT_FROM_VERSION"`}, 0, "10-a: from 2026.1\nsealroot: slot b: committed", slots.Committed},
+		{"fails", "commit", pair(), map[string]string{"10-a": "", "20-b": "echo not yet; exit 7"}, exitRefused,
+			"slot b is not committed: pre-commit hook failed: 20-b: exit status 7: not yet", slots.Trial},
+		{"takes_too_long", "commit --hook-timeout 200ms", pair(), map[string]string{"10-a": "sleep 60"}, exitRefused, "10-a: time limit of 200ms", slots.Trial},
+		{"fails_after_checks", "check --commit", pair(), map[string]string{"10-a": "exit 1"}, exitRefused, "slot b is not committed", slots.Trial},
+		{"committed_already", "commit", goodPair(), map[string]string{"10-a": "exit 1"}, 0, "slot b: is committed", slots.Committed},
+		{"checks_alone", "check", pair(), map[string]string{"10-a": "exit 1"}, 0, "all good", slots.Trial},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := world{list: tt.list, report: running(func(r *report.Report) { r.Root.RootHash, r.Root.ImageVersion = "2", "2026.2" })}
+			w.before = func(env Env) {
+				makeHooks(t, env, hooks.PreCommit, tt.hooks)
+				ran := hooks.Ran{System: hooks.System{Slot: "b", RootHash: "2", Version: "2026.2"}, From: hooks.System{Slot: "a", RootHash: "1", Version: "2026.1"}}
+				keep(t, env, ran)
+			}
+			code, out, errs, o := w.outcome(t, strings.Fields(tt.args)...)
+			if code != tt.code || !strings.Contains(out+errs, tt.out) {
+				t.Errorf("exit status %d, %s%s; want %d, %q", code, out, errs, tt.code, tt.out)
+			}
+			if s, _ := slots.Find(o.list, "b"); s.State() != tt.state {
+				t.Errorf("got %s, want it %s", s, tt.state)
+			}
+		})
+	}
+}
+
+func makeHooks(t *testing.T, env Env, event hooks.Event, all map[string]string) {
+	t.Helper()
+	dir := filepath.Join(env.Hooks, string(event)+".d")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, body := range all {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+body+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func keep(t *testing.T, env Env, ran hooks.Ran) {
+	t.Helper()
+	if err := os.MkdirAll(env.volume(), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if ran.RootHash == "" {
+		return
+	}
+	if err := ran.Keep(env.volume()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The hooks of an image run once when it is back, all of them; what fails is kept, told
+// by status, and can be run again.
+func TestPostRollback(t *testing.T) {
+	a, b := hooks.System{Slot: "a", RootHash: "1", Version: "2026.1"}, hooks.System{Slot: "b", RootHash: "2", Version: "2026.2"}
+	const ran = "10-a: from b 2026.2"
+	good := map[string]string{"10-a": `echo "from $SEALROOT_FROM_SLOT $SEALROOT_FROM_VERSION"`}
+	bad := map[string]string{"10-a": good["10-a"], "05-x": "echo broken; exit 1"}
+	const failed = "05-x: exit status 1: broken"
+	for _, tt := range []struct {
+		name   string
+		last   hooks.Ran
+		change func(*report.Report)
+		hooks  map[string]string
+		args   string
+		code   int
+		runs   bool
+		want   hooks.Ran
+	}{
+		{name: "first_boot", hooks: good, want: hooks.Ran{System: a}},
+		{name: "next_boot", last: hooks.Ran{System: a, From: b}, hooks: good, want: hooks.Ran{System: a, From: b}},
+		{name: "rolled_back", last: hooks.Ran{System: b, From: a}, hooks: good, runs: true, want: hooks.Ran{System: a, From: b}},
+		{name: "on_trial", last: hooks.Ran{System: b}, change: func(r *report.Report) { r.Slot.Trial = true }, hooks: good, want: hooks.Ran{System: a, From: b}},
+		{name: "degraded", last: hooks.Ran{System: b}, change: func(r *report.Report) { r.Degraded = true }, hooks: good, want: hooks.Ran{System: b}},
+		{name: "one_fails", last: hooks.Ran{System: b}, hooks: bad, code: exitBad, runs: true, want: hooks.Ran{System: a, From: b, Failed: []string{failed}}},
+		{name: "failed_before", last: hooks.Ran{System: a, From: b, Failed: []string{failed}}, hooks: good, want: hooks.Ran{System: a, From: b, Failed: []string{failed}}},
+		{name: "again", last: hooks.Ran{System: a, From: b, Failed: []string{failed}}, hooks: good, args: " --again", runs: true, want: hooks.Ran{System: a, From: b}},
+		{name: "again_and_none_failed", last: hooks.Ran{System: a, From: b}, hooks: good, args: " --again", want: hooks.Ran{System: a, From: b}},
+		{name: "no_hooks", last: hooks.Ran{System: b}, want: hooks.Ran{System: a, From: b}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := world{list: pair(), report: running(func(r *report.Report) {
+				r.Slot = report.Slot{Name: "a", Reason: "fallback"}
+				r.Root.RootHash, r.Root.ImageVersion = a.RootHash, a.Version
+				if tt.change != nil {
+					tt.change(r)
+				}
+			})}
+			w.before = func(env Env) {
+				makeHooks(t, env, hooks.PostRollback, tt.hooks)
+				keep(t, env, tt.last)
+			}
+			code, out, errs, o := w.outcome(t, strings.Fields("post-rollback"+tt.args)...)
+			if code != tt.code || strings.Contains(out, ran) != tt.runs || (code != 0) != strings.Contains(errs, failed) {
+				t.Errorf("exit status %d, %s%s; want %d, hooks run: %v", code, out, errs, tt.code, tt.runs)
+			}
+			if got, err := hooks.Last(o.env.volume()); err != nil || !reflect.DeepEqual(got, tt.want) {
+				t.Errorf("kept %+v, %v, want %+v", got, err, tt.want)
+			}
+		})
+	}
+	// A record that says nothing is made anew.
+	w := world{list: pair(), report: running(func(r *report.Report) { r.Slot.Trial, r.Root.RootHash = false, "2" })}
+	w.before = func(env Env) {
+		keep(t, env, hooks.Ran{System: a})
+		if err := os.WriteFile(filepath.Join(env.volume(), ".sealroot/last-ran"), []byte("{"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	code, out, errs, o := w.outcome(t, "post-rollback")
+	if got, err := hooks.Last(o.env.volume()); code != 0 || !strings.Contains(out, hooks.ErrRecord.Error()) || err != nil || got.RootHash != "2" {
+		t.Errorf("exit status %d, %s%s, kept %+v, %v", code, out, errs, got, err)
+	}
+}
