@@ -49,6 +49,7 @@ func TestRootEtcMerge(t *testing.T) {
 	next.Extra["usr/lib/sealroot/hooks/pre-commit.d/10-ready"] = "#!/sbin/init\nappend /var/lib/hooks asked\ncat /var/lib/ready\n"
 	image.Extra["usr/lib/sealroot/hooks/post-rollback.d/10-back"] = "#!/sbin/init\nappend /var/lib/hooks back\n"
 	vm := NewMachine(t, BIOS, image.Build(t)).WithTPM().withParts(t, readFile(t, next.Parts(t))).Boot()
+	const uppers = "/state/encrypted/.sealroot/overlays/var-lib-pkg" // one for each slot and image
 	has := func(want map[string]string) {
 		t.Helper()
 		for name, text := range want {
@@ -76,9 +77,12 @@ func TestRootEtcMerge(t *testing.T) {
 		"write /etc/a a of the machine", "write /etc/c c of the machine",
 		"append /etc/passwd human:x:1000:1000::/home/user:/bin/sh", "append /etc/group human:x:1000:", "append /etc/shadow human:secret:1::::::",
 		"write /opt/machine of the machine", "write /srv/spool/machine of the machine", "write /var/lib/pkg/db by a", "write /var/lib/shared/machine of the machine",
-		"write /var/lib/hooks begin", "sealroot post-rollback", "sealroot install /dev/vdb",
+		"write /var/lib/hooks begin", "sealroot post-rollback", "mkdir " + uppers + "/b-00ff", "sealroot install /dev/vdb",
 	} {
 		vm.Run(command)
+	}
+	if got := vm.Run("ls " + uppers); strings.Contains(got, "b-00ff") || !strings.Contains(got, "/a-") {
+		t.Errorf("upper layers after install:\n%s", got)
 	}
 	vm.Reboot()
 	r := vm.UpIn("b")

@@ -24,14 +24,25 @@ su postgres -c "psql -Atc 'select word from kept'"
 for port in 8080 8081 8082; do perl -MIO::Socket::INET -e '$s = IO::Socket::INET->new("127.0.0.1:".shift) or exit 1; print $s "GET / HTTP/1.0\r\n\r\n"; @l = <$s>; print $l[-1]' $port; done
 cat /home/alice/kept; stat -c %U /home/alice/kept; id -un 1000; id -un 103; getent shadow bob | cut -d: -f2`
 
+// hooksOf are an image's hooks, which leave word of what they found: the database runs
+// before a commit, and no service does when the image is back.
+func hooksOf(extra map[string]string) map[string]string {
+	const note = `>>/var/lib/hooks; echo "$SEALROOT_EVENT $SEALROOT_FROM_SLOT $SEALROOT_FROM_VERSION $SEALROOT_SLOT $SEALROOT_VERSION" >>/var/lib/hooks` + "\n"
+	extra["usr/lib/sealroot/hooks/pre-commit.d/10-note"] = "#!/bin/sh\nsystemctl is-active postgresql@15-main " + note
+	extra["usr/lib/sealroot/hooks/post-rollback.d/10-note"] = "#!/bin/sh\nsystemctl is-active postgresql@15-main " + note
+	return extra
+}
+
 // A Debian machine with a web server, a database and people is updated to an image
 // with one more daemon, whose system user has a number that the machine gave away; then
-// it goes back. All runs each time, and what people made is there.
+// it goes back. All runs each time, and what people made is there. What dpkg knows is
+// what the running image has, and the images' hooks are run in their time.
 func TestRootServices(t *testing.T) {
 	t.Parallel()
-	image := Image{Root: Services, Commit: true, Extra: servicesOf("1"), Disk: []string{"--root-size", "160M"}}
+	image := Image{Root: Services, Commit: true, Extra: hooksOf(servicesOf("1")), Disk: []string{"--root-size", "160M"},
+		Edit: []string{"etc: overlay\n", "etc: overlay\noverlays: [{path: /var/lib/dpkg, upper: per-slot}]\n"}}
 	next := image.next(t)
-	next.Root, next.Extra = ServicesNext, servicesOf("2")
+	next.Root, next.Extra = ServicesNext, hooksOf(servicesOf("2"))
 	m := NewMachine(t, BIOS, image.Build(t)).WithTPM().withParts(t, readFile(t, next.Parts(t))).Hold()
 	vm := m.Boot()
 	up := func(slot string) {
@@ -46,6 +57,9 @@ func TestRootServices(t *testing.T) {
 		want := strings.Join([]string{"active", "active", memcached, "a row", "the machine's", "version " + page, "changed here", "a file", "alice", "alice", "collector", "secret"}, "\n")
 		if got != want {
 			t.Errorf("the services say\n%s\nwant\n%s", got, want)
+		}
+		if _, status := vm.TryRun("dpkg -s memcached"); (status == 0) != (memcached == "active") {
+			t.Errorf("dpkg -s memcached ends with %d, and it is %s", status, memcached)
 		}
 	}
 
@@ -86,5 +100,8 @@ sealroot install /dev/vdb`)
 	vm = vm.offAndOn()
 	up("a")
 	want("inactive", "1")
+	if got, want := vm.Run("cat /var/lib/hooks"), "active\npre-commit a 2026.11.1 b 2.next\ninactive\npost-rollback b 2.next a 2026.11.1"; got != want {
+		t.Errorf("the hooks say\n%s\nwant\n%s", got, want)
+	}
 	vm.PowerOff()
 }

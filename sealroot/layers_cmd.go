@@ -84,14 +84,15 @@ func (c *command) neededLayers(t target, m layerKeeper) ([]string, error) {
 	return files, nil
 }
 
-// dropUppers removes the upper layers that the slot which runs had with other images.
-func (c *command) dropUppers(r report.Report) {
-	if r.Degraded || r.Slot.Name == "" || r.Root.RootHash == "" {
+// dropUppers removes the upper layers that a slot had with other images than this one,
+// in the boot that the report is of.
+func (c *command) dropUppers(r report.Report, slot, rootHash string) {
+	if r.Degraded || slot == "" || rootHash == "" {
 		return
 	}
-	n, err := uppers.Collect(c.env.volume(), r.Slot.Name, r.Root.RootHash)
+	n, err := uppers.Collect(c.env.volume(), slot, rootHash)
 	if n > 0 {
-		c.say("slot %s: %s of other images it had removed", r.Slot.Name, count(n, "upper layer", "upper layers"))
+		c.say("slot %s: %s of other images it had removed", slot, count(n, "upper layer", "upper layers"))
 	}
 	if err != nil {
 		c.say("%v", err)

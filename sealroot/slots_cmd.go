@@ -164,7 +164,7 @@ func (c *command) commit(ctx context.Context, t target, burn bool) error {
 	}
 	if t.report.Slot.Name != "" { // not with --disk
 		c.etcCommitted() // a power cut before it is made good by the next boot's record
-		c.dropUppers(t.report)
+		c.dropUppers(t.report, t.report.Slot.Name, t.report.Root.RootHash)
 	}
 	if t.report.Schema != 0 { // else it is another machine's disk
 		c.dropUnused(ctx, t)
