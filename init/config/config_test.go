@@ -382,6 +382,15 @@ func TestValidateBinds(t *testing.T) {
 		{"seed_overlay_of_usr", func(c *Config) {
 			c.Binds.Extra = []ExtraBind{{From: "encrypted/a", To: "/usr/lib", Seed: SeedOverlay}, {From: "encrypted/b", To: "/etc/ssh", Seed: SeedOverlay}}
 		}, []string{"binds.extra[0].seed", "binds.extra[1].seed"}},
+		{"seed_overlay_of_etc", func(c *Config) {
+			c.Binds.Extra = []ExtraBind{{From: "encrypted/etc", To: "/opt", Seed: SeedOverlay}}
+		}, []string{"binds.extra[0].from"}},
+		{"seed_overlay_twice", func(c *Config) {
+			c.Binds.Extra = []ExtraBind{{From: "encrypted/a", To: "/opt", Seed: SeedOverlay}, {From: "encrypted/a", To: "/srv", Seed: SeedOverlay}}
+		}, []string{"binds.extra[1].from"}},
+		{"seed_overlay_and_what_is_in_it", func(c *Config) {
+			c.Binds.Extra = []ExtraBind{{From: "encrypted/a/b", To: "/srv"}, {From: "encrypted/a", To: "/opt", Seed: SeedOverlay}}
+		}, []string{"binds.extra[1].from"}},
 		{"seed_unknown", func(c *Config) { c.Binds.Extra = []ExtraBind{{From: "encrypted/db", To: "/srv/db", Seed: "always"}} },
 			[]string{"binds.extra[0].seed"}},
 		{"seed_deeper", func(c *Config) { c.Binds.Extra = []ExtraBind{{From: "encrypted/a/b", To: "/srv/db", Seed: SeedOnce}} },

@@ -250,8 +250,22 @@ func (v *validator) binds(c *Config) {
 		if slices.Contains(targets, b.To) {
 			v.add(at+".to", "", "%.80q is given twice", b.To)
 		}
+		if upperUsed(b, c.Binds.Extra[:i]) {
+			v.add(at+".from", "give the overlay a directory of its own", "%.80q has another use", b.From)
+		}
 		targets = append(targets, b.To)
 	}
+}
+
+// upperUsed says that the upper directory of an overlay is something else too: it
+// must change through the overlay only.
+func upperUsed(b ExtraBind, before []ExtraBind) bool {
+	if b.Seed == SeedOverlay && slices.Contains([]string{"encrypted/etc", "encrypted/home", "encrypted/var"}, b.From) {
+		return true
+	}
+	return slices.ContainsFunc(before, func(o ExtraBind) bool {
+		return (b.Seed == SeedOverlay || o.Seed == SeedOverlay) && overlap(o.From, b.From)
+	})
 }
 
 func (v *validator) extraBind(at string, b ExtraBind, unencrypted []string) {
