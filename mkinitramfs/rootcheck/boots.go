@@ -303,6 +303,23 @@ func (v *verdict) units() {
 	}
 }
 
+// hooks: one that is not run costs nothing until it would have been needed.
+func (v *verdict) hooks() {
+	for _, name := range v.t.glob("usr/lib/sealroot/hooks/*.d/*") {
+		_, f, err := v.t.file(name)
+		switch {
+		case err != nil || !f.Mode.IsRegular():
+			v.warn(name, "make it an executable file", "%s: no hook, it is not run", v.t.kind(name))
+		case f.Mode.Perm()&0o111 == 0:
+			v.warn(name, "chmod 0755 it", "it is not executable, and not run")
+		case f.UID != 0 || f.Mode.Perm()&0o022 != 0:
+			v.warn(name, "chown root it, and chmod 0755", "others than root may change it: it counts as one that failed")
+		case strings.Contains(path.Base(name), "."):
+			v.warn(name, "name it with letters, digits, _ and -", "its name has other signs, and it is not run")
+		}
+	}
+}
+
 // enabled tells whether systemd starts a unit, as by has it; "" for any target.
 func (v *verdict) enabled(name, by string) bool {
 	if link := v.t.files["etc/systemd/system/"+name]; link.Link == "/dev/null" {

@@ -72,6 +72,7 @@ func rules() []rule {
 		{"fstab", "mounts that work against PID 1, or wait for a disk", (*verdict).fstab},
 		{"size", "content that every machine copies", (*verdict).size},
 		{"units", "the command sealroot and its units", (*verdict).units},
+		{"hooks", "the image's hooks for commit and rollback", (*verdict).hooks},
 		{"resolv-conf", "/etc/resolv.conf", (*verdict).resolvConf},
 		{"mtab", "/etc/mtab", (*verdict).mtab},
 		{"tmp", "a writable /tmp", (*verdict).tmp},

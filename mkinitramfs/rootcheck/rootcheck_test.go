@@ -186,6 +186,12 @@ func TestJudge(t *testing.T) {
 		{"unit_of_the_volume", kiosk(nil), files{"usr/lib/systemd/system/sealroot-state.service": gone}, "warning /usr/lib/systemd/system/sealroot-state.service (units)", "auto_resize"},
 		{"unit_of_no_volume", kiosk(func(c *config.Config) { c.State.Create = config.CreateNone }), files{"usr/lib/systemd/system/sealroot-state.service": gone}, "", ""},
 		{"unit_of_hooks", kiosk(nil), files{"usr/lib/systemd/system/sealroot-post-rollback.service": gone, "usr/lib/sealroot/hooks/post-rollback.d/10-db": program()}, "warning /usr/lib/systemd/system/sealroot-post-rollback.service (units)", "never run"},
+		{"hook", kiosk(nil), files{"usr/lib/sealroot/hooks/pre-commit.d/10-db": program(), "usr/lib/sealroot/hooks/pre-commit.d/20-x": link("10-db")}, "", ""},
+		{"hook_not_executable", kiosk(nil), files{"usr/lib/sealroot/hooks/pre-commit.d/10-db": text("#!/bin/sh")}, "warning /usr/lib/sealroot/hooks/pre-commit.d/10-db (hooks)", "not executable"},
+		{"hook_for_everybody", kiosk(nil), files{"usr/lib/sealroot/hooks/pre-commit.d/10-db": {Mode: 0o775, Size: 1}}, "warning /usr/lib/sealroot/hooks/pre-commit.d/10-db (hooks)", "others than root"},
+		{"hook_of_a_user", kiosk(nil), files{"usr/lib/sealroot/hooks/pre-commit.d/10-db": {Mode: 0o755, UID: 5, Size: 1}}, "warning /usr/lib/sealroot/hooks/pre-commit.d/10-db (hooks)", "others than root"},
+		{"hook_of_another_name", kiosk(nil), files{"usr/lib/sealroot/hooks/pre-commit.d/10-db.sh": program()}, "warning /usr/lib/sealroot/hooks/pre-commit.d/10-db.sh (hooks)", "other signs"},
+		{"hook_leads_nowhere", kiosk(nil), files{"usr/lib/sealroot/hooks/pre-commit.d/10-db": link("gone")}, "warning /usr/lib/sealroot/hooks/pre-commit.d/10-db (hooks)", "a link to"},
 		{"unit_of_no_hooks", kiosk(nil), files{"usr/lib/systemd/system/sealroot-post-rollback.service": gone}, "", ""},
 		{"units_of_a_fixed_store", kiosk(func(c *config.Config) { c.Boot.Store = config.StoreFixed }), files{"usr/lib/systemd/system/sealroot-commit.service": gone}, "", ""},
 
