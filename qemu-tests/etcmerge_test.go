@@ -70,7 +70,7 @@ func TestRootEtcMerge(t *testing.T) {
 	if got := mounts(vm.Run("cat /proc/1/mountinfo")); !containsAll(got, where) || strings.Contains(strings.Join(got, " "), "/overlays") {
 		t.Errorf("mounts\n%q, want among them\n%q", got, where)
 	}
-	if text := vm.Run("sealroot explain"); !strings.Contains(text, "changes go to /state/encrypted/opt") || !strings.Contains(text, "only this slot with this image") {
+	if text := vm.Run("sealroot explain"); !strings.Contains(text, "changes go to the encrypted volume, by the name encrypted/opt") || !strings.Contains(text, "only this slot with this image") {
 		t.Errorf("sealroot explain:\n%s", text)
 	}
 	for _, command := range []string{

@@ -170,7 +170,7 @@ func installImage(c *command) action {
 			return errors.Join(err, copyErr)
 		}
 		if err == nil || errors.Is(err, bootset.ErrUnarmed) {
-			c.dropUppers(j.report, done.Slot, done.RootHash)
+			c.dropWritten(j.report, done.Slot)
 		}
 		if errors.Is(err, bootset.ErrUnarmed) {
 			return err // it says that it is installed
@@ -271,7 +271,7 @@ func (j *job) copy(ctx context.Context, c *command, options install.CopyOptions)
 		c.say("slot %s: is a copy of slot %s already", done.To, done.From)
 	default:
 		c.say("slot %s: is a verified copy of slot %s now, and committed", done.To, done.From)
-		c.dropUppers(j.report, done.To, done.RootHash)
+		c.dropWritten(j.report, done.To)
 	}
 	return done, err
 }

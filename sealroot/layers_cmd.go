@@ -84,15 +84,29 @@ func (c *command) neededLayers(t target, m layerKeeper) ([]string, error) {
 	return files, nil
 }
 
+// dropWritten removes the upper layers that a slot has which was just written: also those
+// of the same image, for it begins anew.
+func (c *command) dropWritten(r report.Report, slot string) {
+	if slot != r.Slot.Name {
+		c.collectUppers(r, slot, "")
+	}
+}
+
 // dropUppers removes the upper layers that a slot had with other images than this one,
 // in the boot that the report is of.
 func (c *command) dropUppers(r report.Report, slot, rootHash string) {
-	if r.Degraded || slot == "" || rootHash == "" {
+	if rootHash != "" {
+		c.collectUppers(r, slot, rootHash)
+	}
+}
+
+func (c *command) collectUppers(r report.Report, slot, rootHash string) {
+	if r.Degraded || slot == "" {
 		return
 	}
 	n, err := uppers.Collect(c.env.volume(), slot, rootHash)
 	if n > 0 {
-		c.say("slot %s: %s of other images it had removed", slot, count(n, "upper layer", "upper layers"))
+		c.say("slot %s: %s removed that no image uses now", slot, count(n, "upper layer", "upper layers"))
 	}
 	if err != nil {
 		c.say("%v", err)

@@ -117,7 +117,7 @@ func TestUppersOfOtherImagesGo(t *testing.T) {
 				}
 			}
 			code, out, errs, o := w.outcome(t, tt.args)
-			if code != 0 || strings.Contains(out, "slot b: 1 upper layer of other images") != tt.goes {
+			if code != 0 || strings.Contains(out, "slot b: 1 upper layer removed that no image uses now") != tt.goes {
 				t.Errorf("exit status %d, %s%s", code, out, errs)
 			}
 			for of, want := range map[string]bool{hash: true, other: !tt.goes} {

@@ -41,7 +41,6 @@ func record(c *command) action {
 		if r.Slot.Name != "" && !r.Slot.Trial {
 			c.etcCommitted() // the commit may have been another system's (--disk)
 		}
-		c.dropUppers(r, r.Slot.Name, r.Root.RootHash)
 		m, err := c.env.Open(Where{Report: r, Write: true})
 		if err != nil {
 			// A log that cannot be read does not keep this report from being kept.
@@ -53,6 +52,7 @@ func record(c *command) action {
 			return err
 		}
 		c.say("kept the report of this boot, and %d of earlier ones", earlier)
+		c.dropUppers(r, r.Slot.Name, r.Root.RootHash) // last, for it may take longer than the unit has
 		return nil
 	}
 }

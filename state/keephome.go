@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sealroot/state/layout"
+	"sealroot/state/seed"
 )
 
 // A factory reset that keeps /home leaves the volume as it is, key and keyslots too,
@@ -107,16 +108,17 @@ func stays(path string) bool {
 
 // RemoveAside removes what SetAside has moved, also in a boot before this one.
 func RemoveAside(root *os.File) error {
-	private, err := openBelow(int(root.Fd()), layout.Private)
+	fd, err := unix.Openat(int(root.Fd()), layout.Private, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	} else if err != nil {
-		return err
+		return &os.PathError{Op: "open", Path: layout.Private, Err: err}
 	}
-	defer unix.Close(private)
+	private := os.NewFile(uintptr(fd), layout.Private)
+	defer private.Close()
 	folders, err := asideFolders(root)
 	for _, name := range folders {
-		err = errors.Join(err, removeFlat(private, name))
+		err = errors.Join(err, seed.Remove(private, name))
 	}
 	return err
 }

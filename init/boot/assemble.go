@@ -57,15 +57,14 @@ func (b *boot) writable(ctx context.Context) error {
 	}
 	extra := b.seedExtra(volume)
 	waiting := b.overlays(volume)
-	if err := b.bindAll(volume, encryptedDir, nil); err != nil {
+	if err := b.bindAll(volume, encryptedDir, nil, waiting); err != nil {
 		return err
 	}
 	if len(b.cfg.Binds.Unencrypted) > 0 && b.volume.outer != nil {
-		if err := b.bindAll(b.volume.outer, stateDir, b.cfg.Binds.Unencrypted); err != nil {
+		if err := b.bindAll(b.volume.outer, stateDir, b.cfg.Binds.Unencrypted, nil); err != nil {
 			return err
 		}
 	}
-	b.uncover(waiting)
 	b.bindExtra(extra)
 	return nil
 }
@@ -160,8 +159,9 @@ func mkdirs(paths ...string) error {
 const maxUnencrypted = 500
 
 // bindAll binds the directories of one side by their names. allow nil means the
-// encrypted side, where every name counts; else only the targets listed.
-func (b *boot) bindAll(side *os.File, sideRoot string, allow []string) error {
+// encrypted side, where every name counts; else only the targets listed. waiting are
+// overlays that are mounted aside, for places in /var.
+func (b *boot) bindAll(side *os.File, sideRoot string, allow, waiting []string) error {
 	limit := -1
 	if allow != nil {
 		limit = maxUnencrypted
@@ -185,6 +185,10 @@ func (b *boot) bindAll(side *os.File, sideRoot string, allow []string) error {
 		if d.Upper {
 			continue
 		}
+		if strings.HasPrefix(d.To, "/var/") {
+			b.uncover(waiting)
+			waiting = nil
+		}
 		attr := bindAttr(d.To)
 		if allow != nil {
 			attr = unencryptedAttr(d.To)
@@ -198,6 +202,7 @@ func (b *boot) bindAll(side *os.File, sideRoot string, allow []string) error {
 			b.warn("%v", err)
 		}
 	}
+	b.uncover(waiting)
 	return nil
 }
 

@@ -61,7 +61,8 @@ func (b *boot) overlays(volume *os.File) (waiting []string) {
 	return waiting
 }
 
-// uncover moves overlays that were mounted aside to their places.
+// uncover moves overlays that were mounted aside to their places: as soon as /var is
+// there, so that what is bound by name in one of them, or over it, is seen.
 func (b *boot) uncover(waiting []string) {
 	for _, path := range waiting {
 		if err := b.moveOverlay(path, bindAttr(path)); err != nil {
@@ -70,11 +71,13 @@ func (b *boot) uncover(waiting []string) {
 	}
 }
 
-// overlayBind mounts aside what a bind with seed: overlay is to show.
+// overlayBind mounts aside what a bind with seed: overlay is to show. Its layers are
+// where no image binds them by name: one that comes back, and knows nothing of the
+// overlay, would have the changes alone in place of its own content.
 func (b *boot) overlayBind(volume *os.File, e config.ExtraBind) (err error) {
 	w := overlayPlaces(e.To)
 	from := strings.TrimPrefix(e.From, state.MountDir+"/")
-	w.upper.Path, w.work.Path = from, w.work.Path+"-"+from
+	w.in(layout.BindUpper(binds.Escape(e.To), from))
 	if w.attr, err = mount.ParseAttr(e.Options); err != nil {
 		return err
 	}

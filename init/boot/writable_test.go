@@ -172,8 +172,8 @@ func TestWritableParts(t *testing.T) {
 		}
 		m.write(change)
 		m.off()
-		if text, err := os.ReadFile("/volume/opt/changed"); string(text) != "by a" {
-			t.Errorf("the upper layer of /opt is not where the configuration says: %q, %v", text, err)
+		if text, err := os.ReadFile("/volume/.sealroot/overlays/opt/extra/opt/upper/changed"); string(text) != "by a" {
+			t.Errorf("the upper layer of /opt: %q, %v", text, err)
 		}
 		if text, err := os.ReadFile("/volume/var/lib/pkg/changed"); string(text) != "1" {
 			t.Errorf("below the overlay /var has %q, %v, want what it was seeded with", text, err)
@@ -218,6 +218,55 @@ func TestWritableParts(t *testing.T) {
 		if got := m.mounts(); strings.Contains(got, "/pkg") || strings.Contains(got, "/overlays/") || strings.Contains(got, "/run") {
 			t.Errorf("over a link: mounts\n%s", got)
 		}
+		m.off()
+	})
+}
+
+// A trial whose image makes more directories writable, and that fails: the image that
+// comes back has its own content where it always had it.
+func TestWritablePartsOfAFailedTrial(t *testing.T) {
+	inOwnRoot(t, func(t *testing.T) {
+		m := aMachine{t: t}
+		m.image("1", map[string]string{"opt/image": "1", "opt/second": "1", "srv/spool/image": "1"})
+		m.image("2", map[string]string{"opt/image": "2", "opt/second": "2", "srv/spool/image": "2"})
+		overlay := config.Binds{Extra: []config.ExtraBind{
+			{From: "encrypted/opt", To: "/opt", Seed: config.SeedOverlay}, {From: "encrypted/srv-spool", To: "/srv/spool", Seed: config.SeedOverlay},
+		}}
+		once := config.Binds{Extra: []config.ExtraBind{{From: "encrypted/opt", To: "/opt", Seed: config.SeedOnce}}}
+		boot := func(slot, image string, binds config.Binds, want map[string]string) {
+			t.Helper()
+			m.cfg.Binds = binds
+			if got := m.boot(slot, image, false); len(got) > 0 {
+				t.Errorf("image %s warns %q", image, got)
+			}
+			m.has(want)
+		}
+		boot("b", "2", overlay, map[string]string{"opt/image": "2", "opt/second": "2", "srv/spool/image": "2"})
+		m.write(map[string]string{"opt/image": "changed"})
+		m.off()
+		boot("a", "1", config.Binds{}, map[string]string{"opt/image": "1", "opt/second": "1", "srv/spool/image": "1"})
+		m.off()
+		boot("b", "2", overlay, map[string]string{"opt/image": "changed", "opt/second": "2"})
+		m.off()
+		boot("a", "1", once, map[string]string{"opt/image": "1", "opt/second": "1"}) // begun by what it has, not by the changes
+		m.off()
+	})
+}
+
+// What the volume has by a name in an overlay below /var is seen.
+func TestBindsByNameOverOverlays(t *testing.T) {
+	inOwnRoot(t, func(t *testing.T) {
+		m := aMachine{t: t}
+		m.cfg.Overlays = []config.Overlay{{Path: "/var/lib/pkg", Upper: config.UpperEncrypted}}
+		m.image("1", map[string]string{"var/lib/pkg/image": "1", "var/lib/pkg/cache/image": "1", "var/lib/other/image": "1"})
+		for dir, text := range map[string]string{"var-lib-pkg-cache": "in it", "var-lib-other": "beside it"} {
+			m.step(os.MkdirAll(filepath.Join("/volume", dir), 0o755))
+			m.step(os.WriteFile(filepath.Join("/volume", dir, "own"), []byte(text), 0o644))
+		}
+		if got := m.boot("a", "1", false); len(got) > 0 {
+			t.Errorf("warns %q", got)
+		}
+		m.has(map[string]string{"var/lib/pkg/image": "1", "var/lib/pkg/cache/own": "in it", "var/lib/pkg/cache/image": "", "var/lib/other/own": "beside it"})
 		m.off()
 	})
 }

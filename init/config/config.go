@@ -358,8 +358,8 @@ const (
 	SeedNone     = "none"
 	SeedOnce     = "once"     // a copy of what the image has at To, when it is made
 	SeedTmpfiles = "tmpfiles" // empty, as the image's directory is; the root's tmpfiles.d fills it
-	// SeedOverlay has From over what the image has at To, each image its own: From is
-	// the upper directory of an overlay.
+	// SeedOverlay has changes over what the image has at To, each image its own: From is
+	// a name for them, and no directory that a bind shows.
 	SeedOverlay = "overlay"
 )
 

@@ -376,6 +376,12 @@ func TestValidateBinds(t *testing.T) {
 		{"seed_tmpfiles", func(c *Config) {
 			c.Binds.Extra = []ExtraBind{{From: "encrypted/db", To: "/srv/db", Seed: SeedTmpfiles}}
 		}, nil},
+		{"seed_tmpfiles_that_hides_its_place", func(c *Config) {
+			c.Binds.Extra = []ExtraBind{{From: "encrypted/opt", To: "/opt", Seed: SeedTmpfiles}, {From: "encrypted/data", To: "/data/db", Seed: SeedTmpfiles}}
+		}, []string{"binds.extra[0].from", "binds.extra[1].from"}},
+		{"seed_tmpfiles_that_hides_another", func(c *Config) {
+			c.Binds.Extra = []ExtraBind{{From: "encrypted/usr-lib", To: "/srv/db", Seed: SeedTmpfiles}}
+		}, []string{"binds.extra[0].from"}},
 		{"seed_overlay", func(c *Config) {
 			c.Binds.Extra = []ExtraBind{{From: "encrypted/opt", To: "/opt", Seed: SeedOverlay}, {From: "encrypted/dpkg", To: "/var/lib/dpkg", Seed: SeedOverlay}}
 		}, nil},
@@ -449,6 +455,14 @@ func TestValidateOverlays(t *testing.T) {
 			over("/srv")(c)
 			c.Binds.Extra = []ExtraBind{{From: "encrypted/www", To: "/srv/www"}}
 		}, nil},
+		{"over_an_unencrypted_place", func(c *Config) {
+			over("/var/log")(c)
+			c.Binds.Unencrypted = []string{"/var/log/app"}
+		}, []string{"overlays[0].path"}},
+		{"in_an_unencrypted_place", func(c *Config) {
+			over("/var/log/app")(c)
+			c.Binds.Unencrypted = []string{"/var/log"}
+		}, []string{"overlays[0].path"}},
 	}
 	for _, path := range []string{"/", "", "opt", "/opt/", "/opt/../etc", "/usr", "/usr/bin", "/bin", "/lib/x", "/proc", "/sys/fs", "/dev", "/run/x",
 		"/state", "/state/encrypted", "/etc", "/etc/ssh", "/home", "/home/a", "/var", "/sysroot"} {

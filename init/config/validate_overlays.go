@@ -20,6 +20,9 @@ func (v *validator) overlays(c *Config) {
 		if slices.ContainsFunc(c.Binds.Extra, func(b ExtraBind) bool { return within(o.Path, b.To) }) {
 			v.add(at+".path", "leave it out here or there", "binds.extra hides %.80q", o.Path)
 		}
+		if within(o.Path, "/var") && slices.ContainsFunc(c.Binds.Unencrypted, func(to string) bool { return overlap(to, o.Path) }) {
+			v.add(at+".path", "leave it out here or there", "binds.unencrypted has a place in or over %.80q", o.Path)
+		}
 		paths = append(paths, o.Path)
 		v.oneOf(at+".upper", o.Upper, []string{UpperEncrypted, UpperPerSlot, UpperMemory}, nil)
 		if (o.Upper == UpperEncrypted || o.Upper == UpperPerSlot) && c.State.Create == CreateNone {

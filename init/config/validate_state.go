@@ -251,20 +251,31 @@ func (v *validator) binds(c *Config) {
 			v.add(at+".to", "", "%.80q is given twice", b.To)
 		}
 		if upperUsed(b, c.Binds.Extra[:i]) {
-			v.add(at+".from", "give the overlay a directory of its own", "%.80q has another use", b.From)
+			v.add(at+".from", "give the overlay a name of its own", "%.80q has another use", b.From)
 		}
 		targets = append(targets, b.To)
 	}
 }
 
-// upperUsed says that the upper directory of an overlay is something else too: it
-// must change through the overlay only.
+// upperUsed says that the name of an overlay's changes is that of something else too.
 func upperUsed(b ExtraBind, before []ExtraBind) bool {
 	if b.Seed == SeedOverlay && slices.Contains([]string{"encrypted/etc", "encrypted/home", "encrypted/var"}, b.From) {
 		return true
 	}
 	return slices.ContainsFunc(before, func(o ExtraBind) bool {
 		return (b.Seed == SeedOverlay || o.Seed == SeedOverlay) && overlap(o.From, b.From)
+	})
+}
+
+// hidesByName says that a directory of the volume has the name of a place where images
+// have something: those without this bind, to which a failed trial comes back, bind it
+// there by its name.
+func hidesByName(b ExtraBind) bool {
+	list, _ := binds.Names([]string{strings.TrimPrefix(b.From, layout.Volume+"/")})
+	return slices.ContainsFunc(list, func(named binds.Bind) bool {
+		return overlap(named.To, b.To) || slices.ContainsFunc(
+			[]string{"/bin", "/boot", "/etc", "/home", "/lib", "/lib64", "/media", "/mnt", "/opt", "/root", "/sbin", "/srv", "/tmp", "/usr", "/var"},
+			func(dir string) bool { return within(named.To, dir) })
 	})
 }
 
@@ -283,6 +294,9 @@ func (v *validator) extraBind(at string, b ExtraBind, unencrypted []string) {
 		v.oneOf(at+".seed", b.Seed, []string{SeedOnce, SeedTmpfiles, SeedOverlay, SeedNone}, nil)
 		if remedy := noOverlay(b.To); b.Seed == SeedOverlay && remedy != "" {
 			v.add(at+".seed", remedy, "%.80q cannot be an overlay", b.To)
+		}
+		if b.Seed == SeedTmpfiles && hidesByName(b) {
+			v.add(at+".from", "give it a name that is no place, such as encrypted/db.d", "an image that knows nothing of this bind would have %.80q, empty, over what it has at the place of that name", b.From)
 		}
 		if name, ok := strings.CutPrefix(b.From, "encrypted/"); !ok || strings.Contains(name, "/") {
 			v.add(at+".seed", "let from be encrypted/NAME", "%.80q is not directly in the encrypted volume", b.From)

@@ -23,6 +23,8 @@ const (
 	// condition: the slot that runs is on trial; another one should have run.
 	Trial    = Dir + "/trial"
 	FellBack = Dir + "/fell-back"
+	// Refused says why the last commit of this boot was refused.
+	Refused = Dir + "/refused"
 	// Degraded says why the state is not open for writing.
 	Degraded = Dir + "/degraded"
 	// Voucher is for root, to tell the next boot which volume is this machine's.

@@ -150,7 +150,7 @@ func whyOverlay(where string, c config.Config, inMemory bool) string {
 	}
 	for _, b := range c.Binds.Extra {
 		if b.To == where && b.Seed == config.SeedOverlay {
-			return "binds.extra names it" + changes(layout.State+"/"+b.From)
+			return "binds.extra names it" + changes("the encrypted volume, by the name "+b.From)
 		}
 	}
 	return "PID 1 has mounted it"

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -24,7 +25,11 @@ const maxNames = 1000
 
 // Collect removes from the volume (mounted at this path) what a slot's overlays keep
 // for other images than the one with this root hash, which the slot has now: nobody
-// can boot those from it any more. It returns how many it removed, also with an error.
+// can boot those from it any more. An empty hash is for all of them. It returns how many
+// it removed, also with an error.
+//
+// They are renamed into a folder first, sync, and removed there: a power cut leaves
+// whole ones, or what no image uses and the next call removes.
 func Collect(volume, slot, rootHash string) (removed int, err error) {
 	root, err := mount.OpenRoot(volume)
 	if err == nil {
@@ -45,38 +50,57 @@ func collect(volume *os.File, slot, rootHash string) (removed int, err error) {
 	if err != nil {
 		return 0, err
 	}
+	var unused []string
 	var errs []error
 	for _, overlay := range overlays {
-		n, err := collectOne(volume, overlay, slot, rootHash)
-		removed += n
+		at := path.Join(layout.Overlays, overlay)
+		list, err := names(volume, at)
 		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) && !errors.Is(err, mount.ErrUnsafePath) {
 			errs = append(errs, err) // nil, or what no overlay can be in either
 		}
+		for _, name := range list {
+			if isUnused(name, slot, rootHash) {
+				unused = append(unused, path.Join(at, name))
+			}
+		}
 	}
-	return removed, errors.Join(errs...)
+	if len(unused) > 0 {
+		removed, err = moveAside(volume, unused)
+		errs = append(errs, err)
+	}
+	// crash point: all that the folder has
+	private, err := openDir(volume, layout.Private)
+	if err == nil {
+		err = seed.Remove(private, path.Base(layout.OverlaysRemoved))
+		private.Close()
+	}
+	return removed, errors.Join(append(errs, err)...)
 }
 
-func collectOne(volume *os.File, overlay, slot, rootHash string) (removed int, err error) {
-	at := path.Join(layout.Overlays, overlay)
-	list, err := names(volume, at)
+// moveAside moves directories of the volume into the folder of those that go, durably.
+func moveAside(volume *os.File, list []string) (moved int, err error) {
+	root := int(volume.Fd())
+	if err := unix.Mkdirat(root, layout.OverlaysRemoved, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
+		return 0, fmt.Errorf("cannot make %s: %w", layout.OverlaysRemoved, err)
+	}
+	aside, err := openDir(volume, layout.OverlaysRemoved)
 	if err != nil {
 		return 0, err
 	}
-	dir, err := mount.OpenBeneath(volume, at, unix.O_RDONLY|unix.O_DIRECTORY, mount.Strict)
-	if err != nil {
-		return 0, err
-	}
-	defer dir.Close()
-	for _, name := range list {
-		if !isUnused(name, slot, rootHash) {
-			continue
+	defer aside.Close()
+	n := 0
+	for _, from := range list {
+		var err error = unix.EEXIST // what an interrupted call has left
+		for errors.Is(err, unix.EEXIST) {
+			n++
+			err = unix.Renameat2(root, from, root, layout.OverlaysRemoved+"/"+strconv.Itoa(n), unix.RENAME_NOREPLACE)
 		}
-		if err := seed.Remove(dir, name); err != nil {
-			return removed, err
+		if err != nil {
+			return moved, fmt.Errorf("cannot move %s aside: %w", from, err)
 		}
-		removed++
+		moved++
 	}
-	return removed, nil
+	return moved, unix.Syncfs(int(aside.Fd()))
 }
 
 // isUnused tells whether a directory has the name that layout.SlotUpper gives one of
@@ -86,8 +110,12 @@ func isUnused(name, slot, rootHash string) bool {
 	return ok && hash != "" && strings.Trim(hash, "0123456789abcdef") == "" && hash != rootHash
 }
 
+func openDir(volume *os.File, at string) (*os.File, error) {
+	return mount.OpenBeneath(volume, at, unix.O_RDONLY|unix.O_DIRECTORY, mount.Strict)
+}
+
 func names(volume *os.File, at string) ([]string, error) {
-	dir, err := mount.OpenBeneath(volume, at, unix.O_RDONLY|unix.O_DIRECTORY, mount.Strict)
+	dir, err := openDir(volume, at)
 	if err != nil {
 		return nil, err
 	}

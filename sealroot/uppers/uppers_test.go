@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"sealroot/state/layout"
 )
 
@@ -65,8 +67,54 @@ func TestCollect(t *testing.T) {
 			t.Errorf("%s: removed %d, %v", empty, removed, err)
 		}
 	}
-	// what cannot be removed is told of
 	if _, err := Collect("/proc/self/mem", "a", one); err == nil || os.IsNotExist(err) || strings.Contains(err.Error(), fs.ErrNotExist.Error()) {
 		t.Errorf("no volume: %v", err)
+	}
+}
+
+// A removal that fails half-way is told of, and nobody finds the rest of a layer at its
+// place; the next call removes it, for whatever slot. A depth that keeps no file open for
+// each level is no hindrance, and no hash is for all of the slot.
+func TestCollectGoesOn(t *testing.T) {
+	volume, one, two := t.TempDir(), strings.Repeat("1a", 32), strings.Repeat("2b", 32)
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	upper := filepath.Join(volume, layout.SlotUpper("opt", "a", two), "upper")
+	busy := filepath.Join(upper, "busy")
+	must(os.MkdirAll(busy, 0o755))
+	must(os.WriteFile(filepath.Join(upper, "file"), nil, 0o644))
+	must(os.MkdirAll(filepath.Join(volume, layout.SlotUpper("srv", "a", two), "upper"), 0o755))
+	must(os.MkdirAll(filepath.Join(volume, layout.SlotUpper("opt", "b", one), strings.Repeat("d/", 1000)), 0o755))
+	removed := filepath.Join(volume, layout.OverlaysRemoved)
+	unmount := func() {
+		mounts, err := os.ReadFile("/proc/self/mountinfo")
+		must(err)
+		for l := range strings.Lines(string(mounts)) {
+			if f := strings.Fields(l); strings.HasPrefix(f[4], volume) {
+				must(unix.Unmount(f[4], 0))
+			}
+		}
+	}
+	must(unix.Mount("busy", busy, "tmpfs", 0, ""))
+	defer unmount()
+	if n, err := Collect(volume, "a", one); n != 2 || err == nil {
+		t.Errorf("removed %d, %v, want 2 out of the way, and an error", n, err)
+	}
+	if _, err := os.Lstat(upper); !os.IsNotExist(err) {
+		t.Errorf("the rest of a layer is in its place: %v", err)
+	}
+	unmount()
+	must(os.MkdirAll(filepath.Join(removed, "1"), 0o755)) // a name that is taken
+	if n, err := Collect(volume, "b", ""); n != 1 || err != nil {
+		t.Errorf("later, for another slot: removed %d, %v, want 1", n, err)
+	}
+	for _, name := range []string{removed, filepath.Join(volume, layout.SlotUpper("opt", "b", one))} {
+		if _, err := os.Lstat(name); !os.IsNotExist(err) {
+			t.Errorf("%s is still there: %v", name, err)
+		}
 	}
 }

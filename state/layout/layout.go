@@ -53,6 +53,11 @@ const (
 	// Overlays has upper and work directory of each other overlay, by the escaped path
 	// that it is for.
 	Overlays = Private + "/overlays"
+	// OverlaysRemoved has upper and work directories that nobody needs any more, on
+	// their way out.
+	OverlaysRemoved = Private + "/overlays-removed"
+	// NextRan is what becomes LastRan when the hooks of an image have run.
+	NextRan = Private + "/next-ran"
 	// EtcKept has what the merge of /etc goes by, for each image.
 	EtcKept = Private + "/etc"
 )
@@ -62,6 +67,10 @@ const (
 func SlotUpper(overlay, slot, rootHash string) string {
 	return Overlays + "/" + overlay + "/" + slot + "-" + rootHash
 }
+
+// BindUpper is where a bind with seed: overlay, by the escaped path that it is for, has
+// upper and work directory. No name of SlotUpper is alike.
+func BindUpper(overlay, from string) string { return Overlays + "/" + overlay + "/extra/" + from }
 
 // Etc is the upper layer of /etc, and EtcOwner its extended attribute that names the
 // image which it was merged for, and the number of the merge.

@@ -39,12 +39,10 @@ func Attributes(from, to *os.File) error {
 	return fdAttributes(int(from.Fd()), int(to.Fd()), from.Name(), st)
 }
 
-// Remove removes name in dir, and all that it holds; a missing one is no error.
+// Remove removes name in dir, and all that it holds, however deep; a missing one is no
+// error. What an interrupted call leaves another one removes.
 func Remove(dir *os.File, name string) error {
-	if err := removeAll(int(dir.Fd()), name, 0); err != nil {
-		return fmt.Errorf("cannot remove %w", err)
-	}
-	return nil
+	return removeAll(int(dir.Fd()), name)
 }
 
 // MakeDir makes a directory that nobody else can enter, and opens it.

@@ -96,7 +96,7 @@ func (s *seeder) into(volume *os.File, name string, src *os.File) (bool, error) 
 	if err := s.checkpoint("clean"); err != nil {
 		return false, err
 	}
-	if err := removeAll(private, tmp, 0); err != nil {
+	if err := removeAll(private, tmp); err != nil {
 		return false, fmt.Errorf("cannot remove interrupted copy: %w", err)
 	}
 	if err := s.build(private, tmp, src); err != nil {
@@ -224,33 +224,4 @@ func names(dir int) ([]string, error) {
 	}
 	slices.Sort(list)
 	return list, nil
-}
-
-// removeAll removes name and everything below it; a missing one is no error.
-func removeAll(dir int, name string, depth int) error {
-	err := unix.Unlinkat(dir, name, 0)
-	if err == nil || errors.Is(err, unix.ENOENT) {
-		return nil
-	}
-	if !errors.Is(err, unix.EISDIR) {
-		return fmt.Errorf("%q: %w", name, err)
-	}
-	if depth > maxDepth {
-		return fmt.Errorf("%q: %w", name, ErrTooDeep)
-	}
-	fd, err := openDir(dir, name)
-	if err != nil {
-		return fmt.Errorf("%q: %w", name, err)
-	}
-	defer unix.Close(fd)
-	list, err := names(fd)
-	if err != nil {
-		return fmt.Errorf("%q: %w", name, err)
-	}
-	for _, n := range list {
-		if err := removeAll(fd, n, depth+1); err != nil {
-			return err
-		}
-	}
-	return unix.Unlinkat(dir, name, unix.AT_REMOVEDIR)
 }

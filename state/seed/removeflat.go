@@ -1,4 +1,4 @@
-package state
+package seed
 
 import (
 	"errors"
@@ -9,6 +9,18 @@ import (
 
 	"golang.org/x/sys/unix"
 )
+
+// removeAll removes name and everything below it; a missing one is no error.
+func removeAll(dir int, name string) error {
+	err := unix.Unlinkat(dir, name, 0)
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	if !errors.Is(err, unix.EISDIR) {
+		return nameError("unlink", name, err)
+	}
+	return removeFlat(dir, name)
+}
 
 // removeFlat removes a directory of dir with all below it, however deep somebody has
 // made that: a directory is renamed to the top before its parent goes, so that two
