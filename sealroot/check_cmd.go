@@ -193,6 +193,9 @@ func deadline(c *command) action {
 		if n := r.CommitDeadlineSeconds; n > 0 {
 			l.Detail = fmt.Sprintf("within %s of the boot", time.Duration(n)*time.Second)
 		}
+		if why, err := os.ReadFile(c.env.Refused); err == nil {
+			l.Detail = line(strings.TrimPrefix(l.Detail+": "+string(why), ": "))
+		}
 		return c.giveUp(ctx, t, list, l, true)
 	}
 }

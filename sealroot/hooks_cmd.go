@@ -32,33 +32,86 @@ func (c *command) hookRunner(limit time.Duration) hooks.Runner {
 	}
 }
 
-// preCommit runs the image's hooks before its slot is committed, and not again when it
-// is. It holds no lock: a hook may ask sealroot, and a trial may come to its end
-// meanwhile. Errors: bootset.ErrRefused when a hook fails.
+// oneAtATime keeps other hooks out while some run, by a lock of its own: a hook may ask
+// sealroot, and a trial may come to its end meanwhile. Errors: bootset.ErrRefused for
+// what a hook asks for.
+func (c *command) oneAtATime(ctx context.Context) (unlock func(), err error) {
+	if hook := os.Getenv("SEALROOT_HOOK"); hook != "" {
+		return nil, fmt.Errorf("hook %s cannot have hooks run: %w", line(hook), bootset.ErrRefused)
+	}
+	return lock(ctx, c.env.Lock+".hooks")
+}
+
+// preCommit runs the image's hooks before its slot is committed, and not where it is, or
+// cannot be: the commit says why. Errors: bootset.ErrRefused when a hook fails.
 func (c *command) preCommit(ctx context.Context, limit time.Duration) error {
 	r, err := c.booted()
 	if err != nil {
 		return err
 	}
-	committed, err := c.isCommitted(r)
-	if err != nil || committed {
+	unlock, err := c.oneAtATime(ctx)
+	if err != nil {
 		return err
 	}
-	change := hooks.Change{Event: hooks.PreCommit, To: systemOf(r)}
-	if last, err := hooks.Last(c.env.volume()); err != nil {
+	defer unlock()
+	due, err := c.commitDue(r)
+	if err != nil || !due {
+		return err
+	}
+	last, err := hooks.Last(c.env.volume())
+	if err != nil {
 		c.say("%v", err)
-	} else if last.System == change.To {
+	}
+	change := hooks.Change{Event: hooks.PreCommit, From: last.System, To: systemOf(r)}
+	if last.System == change.To {
 		change.From = last.From
 	}
 	err = c.hookRunner(limit).Until(ctx, change)
-	if errors.Is(err, hooks.ErrFailed) {
+	if err == nil && last.System != change.To && c.remembers(r) {
+		err = c.noteCommitted(change)
+	}
+	if errors.Is(err, hooks.ErrFailed) || errors.Is(err, errUnnoted) {
 		c.result.Slot = r.Slot.Name
+		c.keepRefusal(err)
 		return fmt.Errorf("slot %s is not committed: %w: %w", r.Slot.Name, err, bootset.ErrRefused)
 	}
 	return err
 }
 
-func (c *command) isCommitted(r report.Report) (bool, error) {
+var errUnnoted = errors.New("the next boot would pass for a rollback")
+
+// noteCommitted notes a system that sealroot-post-rollback.service has not. An image
+// without hooks is committed also when that cannot be.
+func (c *command) noteCommitted(change hooks.Change) error {
+	err := hooks.Ran{System: change.To, From: change.From}.Keep(c.env.volume())
+	if err == nil {
+		return nil
+	}
+	if _, none := os.Stat(c.env.Hooks); errors.Is(none, fs.ErrNotExist) {
+		c.say("%v", err)
+		return nil
+	}
+	return fmt.Errorf("%w: %w", errUnnoted, err)
+}
+
+// keepRefusal keeps why there was no commit, for the time limit of the trial.
+func (c *command) keepRefusal(why error) {
+	if err := os.WriteFile(c.env.Refused, []byte(line(why.Error())), 0o600); err != nil {
+		c.say("nobody will know why there was no commit: %v", err)
+	}
+}
+
+// remembers says that a boot has a volume which tells what ran before.
+func (c *command) remembers(r report.Report) bool {
+	_, err := os.Stat(c.env.volume())
+	return !r.Degraded && r.Root.RootHash != "" && !errors.Is(err, fs.ErrNotExist)
+}
+
+// commitDue tells whether the slot that runs is to be committed, and can be.
+func (c *command) commitDue(r report.Report) (bool, error) {
+	if r.Degraded {
+		return false, nil
+	}
 	m, err := c.env.Open(Where{Report: r})
 	if err != nil {
 		return false, err
@@ -67,13 +120,14 @@ func (c *command) isCommitted(r report.Report) (bool, error) {
 	if err := errors.Join(err, m.Close()); err != nil {
 		return false, fmt.Errorf("cannot read the slots: %w", err)
 	}
-	s, _ := slots.Find(list, r.Slot.Name)
-	return s.Successful, nil
+	s, ok := slots.Find(list, r.Slot.Name)
+	bad := r.Slot.Trial && s.State() == slots.Unbootable // in this boot
+	return ok && !s.Successful && !bad, nil
 }
 
 // systemOf is the system that a report is of.
 func systemOf(r report.Report) hooks.System {
-	return hooks.System{Slot: r.Slot.Name, RootHash: r.Root.RootHash, Version: r.Root.ImageVersion}
+	return hooks.System{Slot: r.Slot.Name, RootHash: r.Root.RootHash, Version: hooks.PlainVersion(r.Root.ImageVersion)}
 }
 
 // postRollback notes which system runs and, when that came back after another one, has
@@ -86,8 +140,13 @@ func postRollback(c *command) action {
 		if err != nil {
 			return err
 		}
+		unlock, err := c.oneAtATime(ctx)
+		if err != nil {
+			return err
+		}
+		defer unlock()
 		now := systemOf(r)
-		if _, err := os.Stat(c.env.volume()); r.Degraded || now.RootHash == "" || errors.Is(err, fs.ErrNotExist) {
+		if !c.remembers(r) {
 			c.say("this boot has no volume that remembers which system ran last")
 			return nil
 		}
@@ -109,12 +168,25 @@ func postRollback(c *command) action {
 			return hooks.Ran{System: now, From: from}.Keep(c.env.volume())
 		}
 		c.result.Slot = now.Slot
+		// Hooks that ran twice would put back an old copy over what was written since.
+		ran := hooks.Ran{System: now, From: from}
+		if err := ran.Prepare(c.env.volume()); err != nil {
+			return fmt.Errorf("no hook is run: %w", err)
+		}
 		failed, err := c.hookRunner(*limit).All(ctx, hooks.Change{Event: hooks.PostRollback, From: from, To: now})
 		if err != nil {
 			return err
 		}
+		// crash point: hooks that have run, and run again
 		c.say("slot %s runs after a rollback from slot %s", now.Slot, from.Slot)
-		if err := (hooks.Ran{System: now, From: from, Failed: failed}).Keep(c.env.volume()); err != nil {
+		if len(failed) > 0 {
+			ran.Failed = failed
+			err = ran.Keep(c.env.volume())
+		}
+		if len(failed) == 0 || err != nil {
+			err = errors.Join(err, hooks.Settle(c.env.volume()))
+		}
+		if err != nil {
 			return err
 		}
 		if len(failed) > 0 {

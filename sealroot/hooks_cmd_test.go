@@ -139,3 +139,131 @@ func TestPostRollback(t *testing.T) {
 		t.Errorf("exit status %d, %s%s, kept %+v, %v", code, out, errs, got, err)
 	}
 }
+
+// A commit is of a system that is noted as the one which ran last: else its next boot
+// would pass for a rollback. Hooks do not run where it cannot be, nor from a hook.
+func TestPreCommitNotes(t *testing.T) {
+	a, b := hooks.System{Slot: "a", RootHash: "1", Version: "2026.1"}, hooks.System{Slot: "b", RootHash: "2", Version: "2026.2"}
+	good := map[string]string{"10-a": `echo "asked, from $SEALROOT_FROM_VERSION"`}
+	for _, tt := range []struct {
+		name   string
+		list   []slots.Slot
+		change func(*report.Report)
+		hooks  map[string]string
+		stuck  bool // nothing can be noted
+		inHook bool
+		code   int
+		runs   bool
+		want   hooks.Ran
+	}{
+		{name: "not_noted", hooks: good, runs: true, want: hooks.Ran{System: b, From: a}},
+		{name: "cannot_be_noted", hooks: good, stuck: true, runs: true, code: exitRefused, want: hooks.Ran{System: a}},
+		{name: "cannot_be_noted_and_no_hooks", stuck: true, want: hooks.Ran{System: a}},
+		{name: "degraded", hooks: good, change: func(r *report.Report) { r.Degraded = true }, code: exitRefused, want: hooks.Ran{System: a}},
+		{name: "marked_bad", list: []slots.Slot{{Name: "a", Priority: 1, Successful: true}, {Name: "b"}}, hooks: good, code: exitRefused, want: hooks.Ran{System: a}},
+		{name: "from_a_hook", hooks: good, inHook: true, code: exitRefused, want: hooks.Ran{System: a}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := world{list: tt.list, report: running(func(r *report.Report) {
+				r.Root.RootHash, r.Root.ImageVersion = b.RootHash, b.Version
+				if tt.change != nil {
+					tt.change(r)
+				}
+			})}
+			if w.list == nil {
+				w.list = pair()
+			}
+			if tt.inHook {
+				t.Setenv("SEALROOT_HOOK", "10-a")
+			}
+			w.before = func(env Env) {
+				if tt.hooks != nil {
+					makeHooks(t, env, hooks.PreCommit, tt.hooks)
+				}
+				keep(t, env, hooks.Ran{System: a})
+				if tt.stuck {
+					stick(t, env)
+				}
+			}
+			code, out, errs, o := w.outcome(t, "commit")
+			if code != tt.code || strings.Contains(out, "asked, from 2026.1") != tt.runs {
+				t.Errorf("exit status %d, %s%s; want %d, hooks run: %v", code, out, errs, tt.code, tt.runs)
+			}
+			if s, _ := slots.Find(o.list, "b"); s.Successful != (code == 0) {
+				t.Errorf("got %s with exit status %d", s, code)
+			}
+			if got, err := hooks.Last(o.env.volume()); err != nil || !reflect.DeepEqual(got, tt.want) {
+				t.Errorf("kept %+v, %v, want %+v", got, err, tt.want)
+			}
+			why, _ := os.ReadFile(o.env.Refused)
+			if want := tt.name == "cannot_be_noted"; strings.Contains(string(why), errUnnoted.Error()) != want {
+				t.Errorf("kept of the refusal: %q, want it: %v", why, want)
+			}
+		})
+	}
+}
+
+// stick keeps notes from being written where they are written first.
+func stick(t *testing.T, env Env) {
+	t.Helper()
+	for _, name := range []string{"last-ran.new", "next-ran.new"} {
+		if err := os.MkdirAll(filepath.Join(env.volume(), ".sealroot", name, "x"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Hooks that cannot be noted are not run, for they would run again; those that have run
+// are noted also when they have filled the volume.
+func TestPostRollbackNotes(t *testing.T) {
+	a, b := hooks.System{Slot: "a", RootHash: "1", Version: "2026.1"}, hooks.System{Slot: "b", RootHash: "2", Version: "2026.2"}
+	for _, tt := range []struct {
+		name   string
+		before bool // nothing can be noted, before the hooks or after
+		status string
+		code   int
+		runs   bool
+		want   hooks.Ran
+	}{
+		{"before", true, "0", exitFailed, false, hooks.Ran{System: b, From: a}},
+		{"after", false, "0", 0, true, hooks.Ran{System: a, From: b}},
+		{"after_and_one_fails", false, "1", exitFailed, true, hooks.Ran{System: a, From: b}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := world{list: pair(), report: running(func(r *report.Report) {
+				r.Slot = report.Slot{Name: "a", Reason: "fallback"}
+				r.Root.RootHash, r.Root.ImageVersion = a.RootHash, a.Version
+			})}
+			w.before = func(env Env) {
+				body := "echo back; mkdir -p " + filepath.Join(env.volume(), ".sealroot/last-ran.new/x") + "; exit " + tt.status
+				makeHooks(t, env, hooks.PostRollback, map[string]string{"10-a": body})
+				keep(t, env, hooks.Ran{System: b, From: a})
+				if tt.before {
+					stick(t, env)
+				}
+			}
+			code, out, errs, o := w.outcome(t, "post-rollback")
+			if code != tt.code || strings.Contains(out, "10-a: back") != tt.runs {
+				t.Errorf("exit status %d, %s%s; want %d, hooks run: %v", code, out, errs, tt.code, tt.runs)
+			}
+			if got, err := hooks.Last(o.env.volume()); err != nil || !reflect.DeepEqual(got, tt.want) {
+				t.Errorf("kept %+v, %v, want %+v", got, err, tt.want)
+			}
+		})
+	}
+}
+
+// The time limit of a trial tells why there was no commit.
+func TestDeadlineTellsOfARefusal(t *testing.T) {
+	w := world{list: pair(), trial: true, report: running(func(r *report.Report) { r.CommitDeadlineSeconds = 300 })}
+	w.before = func(env Env) {
+		if err := os.WriteFile(env.Refused, []byte("pre-commit hook failed: 10-a: exit status 1"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, out, errs, o := w.outcome(t, "deadline")
+	const want = "within 5m0s of the boot: pre-commit hook failed: 10-a: exit status 1"
+	if got := o.log.SlotFailures()["b"].Detail; got != want {
+		t.Errorf("kept %q, want %q\n%s%s", got, want, out, errs)
+	}
+}

@@ -104,6 +104,7 @@ type Env struct {
 	Lock     string   // file that commands which write lock
 	State    string   // where the state partition is mounted
 	Trial    string   // file that is there when this boot is on trial
+	Refused  string   // file that says why a commit was refused
 	Eager    string   // file that names the device of the root when all of it is to be read
 	Checks   []string // folders of health checks, the one that wins first
 	Hooks    string   // folder of the image's hooks
@@ -149,6 +150,7 @@ func main() {
 		Lock:      report.Lock,
 		State:     boots.State,
 		Trial:     report.Trial,
+		Refused:   report.Refused,
 		Eager:     report.EagerCheck,
 		Checks:    []string{"/etc/sealroot/checks.d", "/usr/lib/sealroot/checks.d"},
 		Hooks:     hooks.Dir,

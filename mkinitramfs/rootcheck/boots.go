@@ -84,10 +84,25 @@ func (v *verdict) lower(to string) {
 	if v.writable(topOf(to)) && !v.w.Config.Root.Usr() && !v.t.has(name) {
 		v.warn(name, "mkdir it in the root", "the configuration makes an overlay of it, and the root has nothing there")
 	}
+	v.owners(name, false)
+}
+
+// owners: users of an image get their numbers when it is built, and on the machine one
+// of them may be somebody else's. The merge of /etc changes that by name in /var; below
+// an overlay the image stays as it is.
+func (v *verdict) owners(to string, itself bool) {
+	const dynamic = 100 // below are numbers that distributions give for good
+	for _, name := range v.t.order {
+		if uid := v.t.files[name].UID; uid >= dynamic && (name == to || !itself && strings.HasPrefix(name, to+"/")) {
+			v.warn(name, "give it to root there, or have tmpfiles.d give it to the user by name", "it belongs to user %d of the image, who may be another one on a machine", uid)
+			return
+		}
+	}
 }
 
 // tmpfiles: what begins empty is filled by somebody.
 func (v *verdict) tmpfiles(to string) {
+	v.owners(strings.TrimPrefix(to, "/"), true)
 	for _, pattern := range []string{"usr/lib/tmpfiles.d/*.conf", "etc/tmpfiles.d/*.conf"} {
 		for _, name := range v.t.glob(pattern) {
 			if tmpfilesMakes(v.t.files[name].Text, to) {
@@ -99,15 +114,16 @@ func (v *verdict) tmpfiles(to string) {
 		"its seed is tmpfiles, and no line of tmpfiles.d makes anything there: it stays empty")
 }
 
-// tmpfilesMakes tells whether a line of a tmpfiles.d file (tmpfiles.d(5)) is about a
+// tmpfilesMakes tells whether a line of a tmpfiles.d file (tmpfiles.d(5)) makes a
 // directory or something in it.
 func tmpfilesMakes(text []byte, dir string) bool {
+	specifiers := strings.NewReplacer("%%", "%", "%S", "/var/lib", "%C", "/var/cache", "%L", "/var/log", "%V", "/var/tmp", "%h", "/root")
 	for line := range strings.Lines(string(text)) {
 		words := strings.Fields(line)
-		if len(words) < 2 || strings.HasPrefix(words[0], "#") {
+		if len(words) < 2 || !strings.ContainsRune("fFwdDvqQpLcbC", rune(words[0][0])) {
 			continue
 		}
-		if at := path.Clean(strings.Trim(words[1], `"`)); at == dir || strings.HasPrefix(at, dir+"/") {
+		if at := path.Clean(specifiers.Replace(strings.Trim(words[1], `"`))); at == dir || strings.HasPrefix(at, dir+"/") {
 			return true
 		}
 	}

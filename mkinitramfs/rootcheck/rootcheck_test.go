@@ -123,9 +123,17 @@ func TestJudge(t *testing.T) {
 			c.Overlays = []config.Overlay{{Path: "/var/lib/dbus", Upper: config.UpperPerSlot}}
 		}), nil, "", ""},
 		{"seed_overlay_over_nothing", kiosk(seeded("/var/lib/pkg", config.SeedOverlay)), nil, "warning /var/lib/pkg (binds)", "nothing there"},
+		{"overlay_over_a_user's", kiosk(func(c *config.Config) {
+			c.Overlays = []config.Overlay{{Path: "/var/lib/pkg", Upper: config.UpperPerSlot}}
+		}), files{"var/lib/pkg": dir(), "var/lib/pkg/db": {Mode: fs.ModeDir | 0o700, UID: 103}}, "warning /var/lib/pkg/db (binds)", "user 103"},
+		{"overlay_over_a_fixed_user's", kiosk(func(c *config.Config) {
+			c.Overlays = []config.Overlay{{Path: "/var/lib/pkg", Upper: config.UpperPerSlot}}
+		}), files{"var/lib/pkg": dir(), "var/lib/pkg/db": {Mode: fs.ModeDir | 0o700, UID: 13}}, "", ""},
+		{"seed_tmpfiles_like_a_user's", kiosk(seeded("/var/lib/pkg", config.SeedTmpfiles)), files{"var/lib/pkg": {Mode: fs.ModeDir | 0o700, UID: 103},
+			"usr/lib/tmpfiles.d/pkg.conf": text("d /var/lib/pkg/db\n")}, "warning /var/lib/pkg (binds)", "user 103"},
 		{"seed_tmpfiles", kiosk(seeded("/var/lib/pkg", config.SeedTmpfiles)), files{"usr/lib/tmpfiles.d/pkg.conf": text("# it\nd /var/lib/pkg/db 0700 - - -\n")}, "", ""},
-		{"seed_tmpfiles_of_etc", kiosk(seeded("/var/lib/pkg", config.SeedTmpfiles)), files{"etc/tmpfiles.d/pkg.conf": text("z \"/var/lib/pkg\" 0700 - - -\n")}, "", ""},
-		{"seed_tmpfiles_that_nobody_makes", kiosk(seeded("/var/lib/pkg", config.SeedTmpfiles)), files{"usr/lib/tmpfiles.d/pkg.conf": text("d /var/lib/pkg2\n#d /var/lib/pkg\n")}, "warning /var/lib/pkg (binds)", "stays empty"},
+		{"seed_tmpfiles_of_etc", kiosk(seeded("/var/lib/pkg", config.SeedTmpfiles)), files{"etc/tmpfiles.d/pkg.conf": text("d \"%S/pkg\" 0700 - - -\n")}, "", ""},
+		{"seed_tmpfiles_that_nobody_makes", kiosk(seeded("/var/lib/pkg", config.SeedTmpfiles)), files{"usr/lib/tmpfiles.d/pkg.conf": text("d /var/lib/pkg2\n#d /var/lib/pkg\nz /var/lib/pkg\nr /var/lib/pkg/x\n")}, "warning /var/lib/pkg (binds)", "stays empty"},
 		{"bind_target_in_read_only_etc", kiosk(func(c *config.Config) { extra("/etc/db")(c); c.Etc = config.EtcReadOnly }), nil, "warning /etc/db (binds)", "missing"},
 		{"bind_target_over_a_link", kiosk(extra("/var/run/x")), nil, "warning /var/run/x (binds)", "follows none"},
 		{"bind_target_is_a_file", kiosk(extra("/usr/bin/sealroot")), nil, "warning /usr/bin/sealroot (binds)", "a file"},

@@ -131,9 +131,14 @@ func (r Runner) run(ctx context.Context, c Change, first bool) (failed []failure
 	return failed, nil
 }
 
-// safe tells whether nobody but root may change a hook, or put another one in its place.
+// safe tells whether nobody but root may change a hook, or put another one in its place,
+// also where it is a link.
 func safe(dir, path string) error {
-	for _, name := range []string{dir, path} {
+	target, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{dir, target, filepath.Dir(target)} {
 		info, err := os.Stat(name)
 		if err != nil {
 			return err

@@ -64,6 +64,12 @@ func TestRun(t *testing.T) {
 			must(t, os.MkdirAll(dir, 0o755))
 			must(t, os.Symlink(hook(t, t.TempDir(), "x", "echo one", 0o757), filepath.Join(dir, "10-a")))
 		}, until: "others than root may write", is: []error{ErrFailed, ErrUnsafe}},
+		{name: "a_link_leads_to_a_folder_for_everybody", change: func(t *testing.T, dir string) {
+			must(t, os.MkdirAll(dir, 0o755))
+			open := t.TempDir()
+			must(t, os.Symlink(hook(t, open, "x", "echo one", 0o755), filepath.Join(dir, "10-a")))
+			must(t, os.Chmod(open, 0o777))
+		}, until: "others than root may write", is: []error{ErrFailed, ErrUnsafe}},
 		{name: "a_link_leads_to_a_good_one", change: func(t *testing.T, dir string) {
 			must(t, os.MkdirAll(dir, 0o755))
 			must(t, os.Symlink(hook(t, t.TempDir(), "x", "echo one", 0o755), filepath.Join(dir, "10-a")))
@@ -165,7 +171,19 @@ func TestRecord(t *testing.T) {
 		t.Errorf("with too much in it: %+v, %v", r, err)
 	}
 	path := filepath.Join(volume, layout.LastRan)
-	for _, bad := range []string{"", "{", "{}", `{"slot":"a"}`, `[]`} {
+	much := want
+	much.From.Version = strings.Repeat("x", maxRan)
+	for name, bad := range map[string]Ran{"too long": much, "a way out": {System: System{"a", "1", "../x"}}, "no root hash": {System: System{Slot: "a"}}} {
+		if err := errors.Join(bad.Keep(volume), bad.Prepare(volume)); !errors.Is(err, ErrRecord) {
+			t.Errorf("%s: %v, want ErrRecord", name, err)
+		}
+	}
+	for version, want := range map[string]string{"2026.1~rc1+2": "2026.1~rc1+2", "1/../2 b\n": "1_.._2_b_", "..": "_", "": ""} {
+		if got := PlainVersion(version); got != want || !(System{Version: got}).plain() {
+			t.Errorf("%q is told as %q, want %q", version, got, want)
+		}
+	}
+	for _, bad := range []string{"", "{", "{}", `{"slot":"a"}`, `[]`, `{"slot":"a/b","root_hash":"1"}`, `{"slot":"a","root_hash":"1","from":{"version":".."}}`, `{"slot":"a\n","root_hash":"1"}`} {
 		must(t, os.WriteFile(path, []byte(bad), 0o600))
 		if r, err := Last(volume); !errors.Is(err, ErrRecord) || r.RootHash != "" {
 			t.Errorf("%q: %+v, %v, want ErrRecord", bad, r, err)

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -55,20 +56,68 @@ func parseRan(text []byte) (Ran, error) {
 	if r.RootHash == "" {
 		return Ran{}, fmt.Errorf("cannot read which system ran last: %w: no root hash", ErrRecord)
 	}
+	if !r.System.plain() || !r.From.plain() {
+		return Ran{}, fmt.Errorf("cannot read which system ran last: %w: slot, root hash or version is none", ErrRecord)
+	}
 	return r, nil
 }
 
-// Keep notes what runs, durably: a power cut leaves the note of before or this one.
-func (r Ran) Keep(volume string) error {
+// plain says that a system can be told to a hook, which makes paths of what it is told.
+func (s System) plain() bool {
+	return isWord(s.Slot, 64) && isWord(s.RootHash, 128) && isWord(s.Version, 128)
+}
+
+func isWord(s string, most int) bool {
+	return len(s) <= most && !strings.ContainsFunc(s, notPlain) && s != "." && s != ".."
+}
+
+func notPlain(r rune) bool {
+	return !strings.ContainsRune("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-+~^:", r)
+}
+
+// PlainVersion is the version of an image as hooks are told it: what could be no part
+// of a file's name is _ there.
+func PlainVersion(version string) string {
+	version = strings.Map(func(r rune) rune {
+		if notPlain(r) {
+			return '_'
+		}
+		return r
+	}, version)
+	if version = version[:min(len(version), 128)]; version == "." || version == ".." {
+		return "_"
+	}
+	return version
+}
+
+// Keep notes what runs, durably: a power cut leaves the note of before or this one. Errors:
+// ErrRecord for a system that no record can tell of.
+func (r Ran) Keep(volume string) error { return r.write(filepath.Join(volume, layout.LastRan)) }
+
+// Prepare writes the note beside the one that counts, so that Settle needs no room on
+// the volume. Errors: ErrRecord.
+func (r Ran) Prepare(volume string) error { return r.write(filepath.Join(volume, layout.NextRan)) }
+
+// Settle makes the prepared note the one that counts, durably.
+func Settle(volume string) error {
+	if err := durable.Rename(filepath.Join(volume, layout.NextRan), filepath.Join(volume, layout.LastRan)); err != nil {
+		return fmt.Errorf("cannot note which system runs: %w", err)
+	}
+	return nil
+}
+
+func (r Ran) write(path string) error {
 	text, err := json.Marshal(r)
-	if err != nil {
-		return err
-	}
-	if len(text) > maxRan { // what the hooks have said
+	if err == nil && len(text) > maxRan { // what the hooks have said
 		r.Failed = []string{"more hooks than can be listed here"}
-		return r.Keep(volume)
+		text, err = json.Marshal(r)
 	}
-	path := filepath.Join(volume, layout.LastRan)
+	if err == nil {
+		_, err = parseRan(text)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot note which system runs: %w", err)
+	}
 	if err := os.Mkdir(filepath.Dir(path), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
