@@ -72,6 +72,7 @@ var allowed = map[string][]string{
 	"state/layout":        {},
 	"state/escrow":        {},
 	"state/balance":       {},
+	"state/layerlist":     {"init/config", "state/layout", "verity"},
 	"state/etcmerge":      {},
 	"state/balloon":       {},
 	"state/balloon/files": {"state/balloon", "state/layout"},
@@ -91,7 +92,7 @@ var allowed = map[string][]string{
 	// programs
 	"init":        {"init/boot", "mount"},
 	"mkinitramfs": {"init/config", "init/cmdline", "slots", "verity", "state/tpm/pcrsig", "state/tpm/predict", "state/escrow", "state/layout", "mount/kmod"},
-	"sealroot":    {"mkinitramfs/built", "mkinitramfs/tools", "init/report", "init/config", "init/cmdline", "slots", "verity", "mount", "state"},
+	"sealroot":    {"mkinitramfs/built", "mkinitramfs/layer", "mkinitramfs/tools", "init/report", "init/config", "init/cmdline", "slots", "verity", "mount", "state"},
 	"qemu-tests":  {"init/report", "mount/dm", "slots", "state", "state/balloon", "state/btrfs", "state/ext4", "state/layout", "state/luks2", "state/resize", "state/tpm", "verity"},
 }
 
@@ -151,7 +152,7 @@ func TestInitLinksNothingItDoesNotNeed(t *testing.T) {
 func TestPurePackagesMakeNoSystemCalls(t *testing.T) {
 	for _, p := range list(t, "./slots", "./slots/gpt", "./slots/grubenv", "./slots/efi", "./slots/bootlog", "./slots/guid",
 		"./slots/esp", "./slots/statetext", "./slots/bls", "./slots/manifest",
-		"./publickey", "./verity", "./verity/signature", "./verity/osrelease", "./init/config", "./init/cmdline", "./init/report", "./slots/fixed", "./state/binds", "./state/layout", "./state/floor", "./state/balance", "./state/reset", "./state/escrow", "./state/etcmerge", "./state/balloon", "./state/tpm/pcrsig", "./state/tpm/predict") {
+		"./publickey", "./verity", "./verity/signature", "./verity/osrelease", "./init/config", "./init/cmdline", "./init/report", "./slots/fixed", "./state/binds", "./state/layout", "./state/floor", "./state/balance", "./state/reset", "./state/layerlist", "./state/escrow", "./state/etcmerge", "./state/balloon", "./state/tpm/pcrsig", "./state/tpm/predict") {
 		for _, i := range p.Imports {
 			if i == "golang.org/x/sys/unix" || i == "syscall" {
 				t.Errorf("%s imports %s", p.ImportPath, i)

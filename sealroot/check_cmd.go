@@ -138,6 +138,8 @@ func (c *command) failed(ctx context.Context, failure *checks.Failure, f checkFl
 	l := bootset.Leave{Slot: slot, Reason: slots.HealthCheck, Detail: line(failure.Detail())}
 	now, _ := slots.Find(list, slot)
 	switch {
+	case c.layersOnTrial(t.report):
+		return errors.Join(bad, c.giveUpLayers(ctx, t, slots.Failure{Slot: slot, Reason: l.Reason, Detail: l.Detail}, !*f.stay))
 	case !now.Successful:
 		return errors.Join(bad, c.giveUp(ctx, t, list, l, !*f.stay))
 	case *f.lower:
@@ -170,7 +172,7 @@ func deadline(c *command) action {
 		if err != nil {
 			return err
 		}
-		if _, err := os.Lstat(c.env.Trial); err != nil {
+		if !present(c.env.Trial) && !present(c.env.LayersTrial) {
 			c.say("slot %s is not on trial in this boot", r.Slot.Name)
 			return nil
 		}
@@ -185,10 +187,6 @@ func deadline(c *command) action {
 		}
 		c.result.Slot = r.Slot.Name
 		c.after(list)
-		if now, ok := slots.Find(list, r.Slot.Name); ok && now.Successful {
-			c.say("slot %s was committed in time", r.Slot.Name)
-			return nil
-		}
 		l := bootset.Leave{Slot: r.Slot.Name, Reason: slots.NoCommit}
 		if n := r.CommitDeadlineSeconds; n > 0 {
 			l.Detail = fmt.Sprintf("within %s of the boot", time.Duration(n)*time.Second)
@@ -196,6 +194,18 @@ func deadline(c *command) action {
 		if why, err := os.ReadFile(c.env.Refused); err == nil {
 			l.Detail = line(strings.TrimPrefix(l.Detail+": "+string(why), ": "))
 		}
+		if c.layersOnTrial(r) {
+			return c.giveUpLayers(ctx, t, slots.Failure{Slot: l.Slot, Reason: l.Reason, Detail: l.Detail}, true)
+		}
+		if now, ok := slots.Find(list, r.Slot.Name); ok && now.Successful {
+			c.say("slot %s was committed in time", r.Slot.Name)
+			return nil
+		}
 		return c.giveUp(ctx, t, list, l, true)
 	}
+}
+
+func present(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }

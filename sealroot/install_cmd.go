@@ -145,6 +145,7 @@ func installImage(c *command) action {
 		var next update
 		defer next.close()
 		options.Accept = func(slot string, m manifest.Manifest) error {
+			c.tellLayers(j.report, m)
 			err := next.decide(ctx, c, j.opened, j.report, a, slot, m)
 			if !errors.Is(err, bootset.ErrRefused) {
 				return err

@@ -7,6 +7,7 @@ import (
 
 	"sealroot/init/config"
 	"sealroot/init/report"
+	"sealroot/sealroot/layers"
 	"sealroot/sealroot/uppers"
 	"sealroot/slots"
 	"sealroot/slots/manifest"
@@ -53,7 +54,7 @@ func (c *command) dropLayers(t target) {
 	}
 }
 
-// neededLayers are those of the configuration that runs, and those that the signed
+// neededLayers are those of the configuration that runs, those that were added, and those that the signed
 // manifest of each other slot names. An unbootable one may have none; with one it can
 // be tried again, and be the last resort, until an install replaces it.
 func (c *command) neededLayers(t target, m layerKeeper) ([]string, error) {
@@ -61,7 +62,7 @@ func (c *command) neededLayers(t target, m layerKeeper) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	files := layerFiles(cfg)
+	files, images := layerFiles(cfg), []string{t.report.Root.RootHash}
 	list, err := t.Store.Load()
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the slots: %w", err)
@@ -77,11 +78,16 @@ func (c *command) neededLayers(t target, m layerKeeper) ([]string, error) {
 		if err != nil {
 			return nil, fmt.Errorf("nobody says which slot %s needs: %w", s.Name, err)
 		}
+		images = append(images, hex.EncodeToString(mf.RootHash))
 		for _, l := range mf.Layers {
 			files = append(files, layout.LayerImage(l.Name, hex.EncodeToString(l.RootHash)))
 		}
 	}
-	return files, nil
+	if err := layers.Forget(c.env.volume(), images); err != nil {
+		return nil, fmt.Errorf("cannot forget the layers of images that are gone: %w", err)
+	}
+	added, err := c.addedFiles(images)
+	return append(files, added...), err
 }
 
 // dropWritten removes the upper layers that a slot has which was just written: also those

@@ -24,6 +24,7 @@ import (
 	"sealroot/sealroot/exit"
 	"sealroot/sealroot/hooks"
 	"sealroot/sealroot/install"
+	"sealroot/sealroot/layers"
 	"sealroot/sealroot/machine"
 	"sealroot/sealroot/prebuilt"
 	"sealroot/sealroot/recovery"
@@ -97,23 +98,30 @@ type Where struct {
 type Env struct {
 	UID      int
 	Stdin    io.Reader
-	Terminal bool     // a person sits at standard input and output
-	Report   string   // path of boot.json
-	Key      string   // path of the kept recovery key
-	Escrow   string   // folder with the certificates of the escrow
-	Lock     string   // file that commands which write lock
-	State    string   // where the state partition is mounted
-	Trial    string   // file that is there when this boot is on trial
-	Refused  string   // file that says why a commit was refused
-	Eager    string   // file that names the device of the root when all of it is to be read
-	Checks   []string // folders of health checks, the one that wins first
-	Hooks    string   // folder of the image's hooks
-	TPM      string   // the TPM in sysfs
-	Config   string   // path of the configuration of this boot
-	PCRKey   string   // path of its PCR policy key
-	Voucher  string   // path of what a degraded boot leaves for state unlock
-	PCRKeys  string   // folder of the keys before it that still count
-	Meminfo  string   // how much memory there is
+	Terminal bool   // a person sits at standard input and output
+	Report   string // path of boot.json
+	Key      string // path of the kept recovery key
+	Escrow   string // folder with the certificates of the escrow
+	Lock     string // file that commands which write lock
+	State    string // where the state partition is mounted
+	Trial    string // file that is there when this boot is on trial
+	// LayersTrial is Trial for layers on a slot that is not.
+	LayersTrial string
+	Refused     string   // file that says why a commit was refused
+	Eager       string   // file that names the device of the root when all of it is to be read
+	Checks      []string // folders of health checks, the one that wins first
+	Hooks       string   // folder of the image's hooks
+	TPM         string   // the TPM in sysfs
+	Config      string   // path of the configuration of this boot
+	PCRKey      string   // path of its PCR policy key
+	// LayerCerts is the folder of the certificates for layers that are added, and
+	// ShowLayer makes the tree of such a one visible. Root is the root directory.
+	LayerCerts string
+	ShowLayer  layers.Mounter
+	Root       string
+	Voucher    string // path of what a degraded boot leaves for state unlock
+	PCRKeys    string // folder of the keys before it that still count
+	Meminfo    string // how much memory there is
 	// Limits is the file with the limits of the volume's size, Decisions the one with
 	// what was decided last, and Volume opens the volume to resize it, whose devices are
 	// of that size; key may be nil.
@@ -141,35 +149,38 @@ func main() {
 	// A signal must not end a command between two writes.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := Main(ctx, os.Args[1:], os.Stdout, os.Stderr, Env{
-		UID:       os.Geteuid(),
-		Stdin:     os.Stdin,
-		Terminal:  isTerminal(os.Stdin) && isTerminal(os.Stdout),
-		Report:    report.Path,
-		Key:       recovery.File,
-		Escrow:    report.EscrowCertificates,
-		Lock:      report.Lock,
-		State:     boots.State,
-		Trial:     report.Trial,
-		Refused:   report.Refused,
-		Eager:     report.EagerCheck,
-		Checks:    []string{"/etc/sealroot/checks.d", "/usr/lib/sealroot/checks.d"},
-		Hooks:     hooks.Dir,
-		TPM:       "/sys/class/tpm/tpm0",
-		Config:    report.Config,
-		PCRKey:    report.PCRPublicKey,
-		Voucher:   report.Voucher,
-		PCRKeys:   report.PCRPreviousKeys,
-		Meminfo:   "/proc/meminfo",
-		Limits:    sharing.LimitsFile,
-		Decisions: sharing.DecisionsFile,
-		Volume:    openVolume(boots.State),
-		Devices:   state.KernelDevices{DM: dm.New()},
-		Mounter:   mount.Kernel{},
-		OpenTPM:   func(ctx context.Context) (*tpm.TPM, error) { return tpm.Open(ctx, "/dev") },
-		TTY:       terminal,
-		Version:   version,
-		Open:      open,
-		Reboot:    restart,
+		UID:      os.Geteuid(),
+		Stdin:    os.Stdin,
+		Terminal: isTerminal(os.Stdin) && isTerminal(os.Stdout),
+		Report:   report.Path,
+		Key:      recovery.File,
+		Escrow:   report.EscrowCertificates,
+		Lock:     report.Lock,
+		State:    boots.State,
+		Trial:    report.Trial, LayersTrial: report.LayersTrial,
+		Refused:    report.Refused,
+		Eager:      report.EagerCheck,
+		Checks:     []string{"/etc/sealroot/checks.d", "/usr/lib/sealroot/checks.d"},
+		Hooks:      hooks.Dir,
+		TPM:        "/sys/class/tpm/tpm0",
+		Config:     report.Config,
+		PCRKey:     report.PCRPublicKey,
+		LayerCerts: report.LayerCertificates,
+		ShowLayer:  layers.Show,
+		Root:       "/",
+		Voucher:    report.Voucher,
+		PCRKeys:    report.PCRPreviousKeys,
+		Meminfo:    "/proc/meminfo",
+		Limits:     sharing.LimitsFile,
+		Decisions:  sharing.DecisionsFile,
+		Volume:     openVolume(boots.State),
+		Devices:    state.KernelDevices{DM: dm.New()},
+		Mounter:    mount.Kernel{},
+		OpenTPM:    func(ctx context.Context) (*tpm.TPM, error) { return tpm.Open(ctx, "/dev") },
+		TTY:        terminal,
+		Version:    version,
+		Open:       open,
+		Reboot:     restart,
 	})
 	stop()
 	os.Exit(code)

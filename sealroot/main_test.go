@@ -26,17 +26,25 @@ type fake struct {
 	err    error // of every access
 	noSlot error // why a slot holds no image
 	saves  int
-	log    bootlog.Record
-	closed bool
-	loaded string // slot whose kernel runs
+	// saveErr: the slots can be read and not written.
+	saveErr error
+	log     bootlog.Record
+	closed  bool
+	loaded  string // slot whose kernel runs
 	// loadedErr: it cannot be found out
 	loadedErr error
 	level     rollbackfloor.Level // of every other slot
 	trust     string              // folder that Level was told to go by
 }
 
-func (f *fake) Load() ([]slots.Slot, error)     { return f.list, f.err }
-func (f *fake) Save(s []slots.Slot) error       { f.saves++; f.list = s; return nil }
+func (f *fake) Load() ([]slots.Slot, error) { return f.list, f.err }
+func (f *fake) Save(s []slots.Slot) error {
+	if f.saveErr == nil {
+		f.saves++
+		f.list = s
+	}
+	return f.saveErr
+}
 func (f *fake) Slots() ([]slots.Slot, error)    { return f.list, f.err }
 func (f *fake) Record() (bootlog.Record, error) { return f.log, f.err }
 func (f *fake) Kept() (store, loader string)    { return "gpt", "grub" }

@@ -159,10 +159,15 @@ func commit(c *command) action {
 
 // commit keeps the slot that runs, and then raises the rollback floor.
 func (c *command) commit(ctx context.Context, t target, burn bool) error {
-	if err := c.keep(t); err != nil {
+	ours := t.report.Slot.Name != "" // not with --disk
+	var layersErr error
+	if ours { // at first: a power cut costs another boot of a slot on trial, and no layers
+		layersErr = c.layersCommitted(t.report)
+	}
+	if err := errors.Join(c.keep(t), layersErr); err != nil {
 		return err
 	}
-	if t.report.Slot.Name != "" { // not with --disk
+	if ours {
 		c.etcCommitted() // a power cut before it is made good by the next boot's record
 		c.dropUppers(t.report, t.report.Slot.Name, t.report.Root.RootHash)
 	}

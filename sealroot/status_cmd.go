@@ -41,6 +41,7 @@ func (c *command) status(d diskFlags, pcrs bool) error {
 		in.KeyKept, in.KeyErr = recovery.Waiting(c.env.Key)
 		in.Boots, in.BootsErr = boots.List(c.env.State)
 		in.Ran, in.RanErr = hooks.Last(c.env.volume())
+		in.LayersToDo = c.layerTodo(r)
 		if r.Floor != nil {
 			in.FloorAsked, in.FloorErr = rollbackfloor.Asked(c.env.volume())
 		}

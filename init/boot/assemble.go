@@ -27,7 +27,7 @@ var alwaysBound = [...]string{"home", "var"}
 
 // assemble puts the layers over the verified root, and the writable parts over them.
 func (b *boot) assemble(ctx context.Context) error {
-	if err := b.stackLayers(); err != nil {
+	if err := b.stackLayers(ctx); err != nil {
 		return err
 	}
 	return b.writable(ctx)

@@ -57,6 +57,7 @@ type boot struct {
 	rootRelease   osrelease.Release // of the root that runs
 	imageDevNo    string            // of the device that the image is on
 	layered       bool              // the root is an overlay
+	layersTried   bool              // what the machine changed about the layers is on trial
 	volume        openedState
 	resetAgreed   bool      // at the console, to a reset that needs a key too
 	guard         *watchman // nil: no watchdog

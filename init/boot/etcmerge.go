@@ -36,12 +36,13 @@ var (
 // users write into /etc. If that fails the layer stays as it was, as it always did
 // before there was a merge, and the next boot tries again.
 func (b *boot) mergeEtc(ctx context.Context, volume *os.File, image mount.Place) {
-	id := b.report.Root.RootHash // which says the layers too: the root's os-release names them
+	id := b.etcIdentity()
 	if b.report.Degraded || b.cfg.State.Create == config.CreateNone || etcOwner(volume, id) {
 		return
 	}
 	// What a missing layer has in /etc would pass for gone, and be back with the layer.
-	if slices.ContainsFunc(b.report.Layers, func(l report.Layer) bool { return l.LeftOut != "" }) {
+	// What the machine itself added or turned off does not come back by waiting.
+	if slices.ContainsFunc(b.report.Layers, func(l report.Layer) bool { return l.LeftOut != "" && l.LeftOut != report.LayerOff && l.Source == "" }) {
 		b.warn("/etc is merged when no layer is left out")
 		return
 	}
@@ -52,6 +53,19 @@ func (b *boot) mergeEtc(ctx context.Context, volume *os.File, image mount.Place)
 	if err != nil {
 		b.warn("/etc is not merged with that of this image, what the machine changed hides the image's: %v", err)
 	}
+}
+
+// etcIdentity names what the image's /etc comes from: the root hash, which says the
+// configuration's layers too, for the root's os-release names them; and the list by which
+// the machine changed them, if it did.
+func (b *boot) etcIdentity() string {
+	id := b.report.Root.RootHash
+	if n := len(b.report.LayerList); n < len(id) && slices.ContainsFunc(b.report.Layers, func(l report.Layer) bool {
+		return l.LeftOut == report.LayerOff || l.Source != "" && l.LeftOut == ""
+	}) {
+		id = id[:len(id)-n] + b.report.LayerList
+	}
+	return id
 }
 
 // etcOwner tells whether the upper layer of /etc was merged for an image.
@@ -75,7 +89,7 @@ func (b *boot) runMerge(ctx context.Context, id string, image mount.Place) error
 	defer cancel()
 	argv := []string{mergeProgram, "etc-merge", "--image", id,
 		"--from", image.Root[len(newRoot):] + "/" + image.Path, "--volume", encryptedDir[len(newRoot):]}
-	if b.report.Slot.Trial {
+	if b.report.Slot.Trial || b.layersTried {
 		argv = append(argv, "--trial")
 	}
 	result, err := b.sys.RunProgram(ctx, newRoot, argv...)

@@ -54,26 +54,31 @@ func (b *boot) leaveTrust() error {
 		return err
 	}
 	for _, name := range b.cfg.State.Escrow {
-		text, err := readBounded(filepath.Join(config.EscrowDir, name), 1<<20)
-		if err == nil {
-			err = writeFile(filepath.Join(report.EscrowCertificates, name), text)
-		}
-		if err != nil {
+		if err := leave(filepath.Join(config.EscrowDir, name), report.EscrowCertificates); err != nil {
 			return err
 		}
 	}
-	for _, role := range b.cfg.RootRoles() {
+	return errors.Join(b.leaveRoles(b.cfg.RootRoles(), report.RootCertificates), b.leaveRoles(b.cfg.LayerRoles(), report.LayerCertificates))
+}
+
+func (b *boot) leaveRoles(roles []config.Role, dir string) error {
+	for _, role := range roles {
 		for _, name := range b.cfg.Trust.Certificates(role) {
-			text, err := readBounded(filepath.Join(config.CertificatesDir, string(role), name), 1<<20)
-			if err == nil {
-				err = writeFile(filepath.Join(report.RootCertificates, name), text)
-			}
-			if err != nil {
+			if err := leave(filepath.Join(config.CertificatesDir, string(role), name), dir); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// leave copies a small file into a folder.
+func leave(file, dir string) error {
+	text, err := readBounded(file, 1<<20)
+	if err != nil {
+		return err
+	}
+	return writeFile(filepath.Join(dir, filepath.Base(file)), text)
 }
 
 // leaveMarks tells the real system that it is on trial, and for how long, or
@@ -93,11 +98,14 @@ func (b *boot) leaveMarks() error {
 			return err
 		}
 	}
+	mark := report.Trial
 	if !b.report.Slot.Trial {
-		return nil
+		if mark = report.LayersTrial; !b.layersTried {
+			return nil
+		}
 	}
 	for _, m := range b.report.Mounts {
-		if b.cfg.Boot.EagerCheck && m.Where == b.image() && m.Type == b.cfg.Root.Filesystem {
+		if mark == report.Trial && b.cfg.Boot.EagerCheck && m.Where == b.image() && m.Type == b.cfg.Root.Filesystem {
 			if err := writeFile(report.EagerCheck, []byte(m.What+"\n")); err != nil {
 				return err
 			}
@@ -105,7 +113,7 @@ func (b *boot) leaveMarks() error {
 	}
 	deadline := time.Duration(b.cfg.Boot.CommitDeadline)
 	b.report.CommitDeadlineSeconds = int(deadline / time.Second)
-	if err := writeFile(report.Trial, []byte(b.report.Slot.Name+"\n")); err != nil {
+	if err := writeFile(mark, []byte(b.report.Slot.Name+"\n")); err != nil {
 		return err
 	}
 	var now unix.Timespec

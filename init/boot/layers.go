@@ -1,9 +1,11 @@
 package boot
 
 import (
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -25,7 +27,8 @@ import (
 
 // Layers are trees over the verified root. Which ones, and which content each has, is
 // the configuration's word: it names the root hash of every image, and is itself part
-// of what the boot path vouches for. So each slot has the layers it was made with.
+// of what the boot path vouches for. So each slot has the layers it was made with. Over
+// them come those that the running system added, see addedlayers.go.
 
 // In the initramfs: where layers are mounted until the overlay has them, and where the
 // overlay is until it takes the root's place.
@@ -37,13 +40,19 @@ const (
 // errLayer: what is there is no layer for this root and kernel.
 var errLayer = errors.New("not a layer for this root")
 
+// errUnsigned: an image that was added has no signature.
+var errUnsigned = errors.New("nobody has signed it")
+
 // stackLayers puts the layers over the root, and the overlay in its place. One that
 // cannot be used is left out or stops the boot, as configured.
-func (b *boot) stackLayers() error {
+func (b *boot) stackLayers(ctx context.Context) error {
 	var lower []mount.Place // the topmost first
-	for i, l := range b.cfg.Layers {
-		note := report.Layer{Name: l.Name, RootHash: l.Hash}
-		place, err := b.openLayer(i, l)
+	for i, l := range b.layersOfBoot() {
+		note := &b.report.Layers[i]
+		if note.LeftOut != "" {
+			continue
+		}
+		place, err := b.openLayer(ctx, i, l)
 		if err == nil {
 			note.Version, err = b.fits(l, place)
 		}
@@ -62,7 +71,6 @@ func (b *boot) stackLayers() error {
 		} else {
 			lower = append([]mount.Place{place}, lower...)
 		}
-		b.report.Layers = append(b.report.Layers, note)
 	}
 	if len(lower) == 0 {
 		return nil
@@ -75,7 +83,7 @@ func (b *boot) stackLayers() error {
 }
 
 // openLayer makes a layer's tree visible and returns where.
-func (b *boot) openLayer(i int, l config.Layer) (mount.Place, error) {
+func (b *boot) openLayer(ctx context.Context, i int, l config.Layer) (mount.Place, error) {
 	if l.From == config.LayerFromVolume {
 		place := mount.Place{Root: encryptedDir, Path: layout.LayerDir(l.Name)}
 		volume, err := openDir(place.Root)
@@ -89,7 +97,7 @@ func (b *boot) openLayer(i int, l config.Layer) (mount.Place, error) {
 		}
 		return place, dir.Close()
 	}
-	device, err := b.openLayerImage(l)
+	device, err := b.openLayerImage(ctx, i, l)
 	if err != nil {
 		return mount.Place{}, err
 	}
@@ -129,7 +137,7 @@ func layerDir(i int) string { return filepath.Join(layersDir, strconv.Itoa(i)) }
 func layerName(l config.Layer) string { return "sealroot-layer-" + l.Name }
 
 // openLayerImage opens the data of a layer's image behind its hash tree.
-func (b *boot) openLayerImage(l config.Layer) (dm.Device, error) {
+func (b *boot) openLayerImage(ctx context.Context, i int, l config.Layer) (dm.Device, error) {
 	if b.volume.outer == nil {
 		return dm.Device{}, errors.New("there is no state partition")
 	}
@@ -150,7 +158,14 @@ func (b *boot) openLayerImage(l config.Layer) (dm.Device, error) {
 	if err != nil {
 		return dm.Device{}, err
 	}
-	data, tree, _, err := table.Image()
+	data, tree, sig, err := table.Image()
+	if err == nil && b.report.Layers[i].Source != "" {
+		err = errUnsigned
+		if sig != nil {
+			err = b.vouch(ctx, l, io.NewSectionReader(f, table.Offset(*sig), table.Size(*sig)))
+		}
+		b.report.Layers[i].Measured = err == nil && b.tpm.dev != nil
+	}
 	if err != nil {
 		return dm.Device{}, err
 	}

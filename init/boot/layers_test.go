@@ -54,6 +54,12 @@ func put(t *testing.T, path string, content []byte) {
 // layerImage puts the image of a layer with this file system on the state partition.
 func layerImage(t *testing.T, name string, data []byte) config.Layer {
 	t.Helper()
+	return layerImageBy(t, name, data, func([]byte) []byte { return []byte("{}") })
+}
+
+// layerImageBy is the same with a signature partition.
+func layerImageBy(t *testing.T, name string, data []byte, signed func(hash []byte) []byte) config.Layer {
+	t.Helper()
 	params, err := verity.NewParams(int64(len(data)), []byte("salt"), [16]byte{1})
 	if err != nil {
 		t.Fatal(err)
@@ -69,7 +75,7 @@ func layerImage(t *testing.T, name string, data []byte) config.Layer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = layer.Pack(f, layer.Parts{Data: bytes.NewReader(data), Tree: bytes.NewReader(tree), DataSize: int64(len(data)), TreeSize: int64(len(tree)), RootHash: hash, Signature: []byte("{}")})
+	err = layer.Pack(f, layer.Parts{Data: bytes.NewReader(data), Tree: bytes.NewReader(tree), DataSize: int64(len(data)), TreeSize: int64(len(tree)), RootHash: hash, Signature: signed(hash)})
 	if err := errors.Join(err, f.Close()); err != nil {
 		t.Fatal(err)
 	}
@@ -147,7 +153,7 @@ umount /layers/2
 func TestStackLayers(t *testing.T) {
 	inRoot(t, "in_order", func(t *testing.T) {
 		b, m, _ := layeredBoot(t)
-		if err := b.stackLayers(); err != nil {
+		if err := b.stackLayers(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		if got := m.Trace(); got != layersTrace {
@@ -160,14 +166,14 @@ func TestStackLayers(t *testing.T) {
 	inRoot(t, "on_corruption", func(t *testing.T) {
 		b, _, d := layeredBoot(t)
 		b.cfg.Root.OnCorruption, b.cfg.Layers[1].OnFailure = string(dm.CorruptionRestart), config.LayerSkip
-		if err := b.stackLayers(); err != nil || !slices.Equal(d.policies, []dm.OnCorruption{dm.CorruptionRestart, dm.CorruptionEIO, dm.CorruptionRestart}) {
+		if err := b.stackLayers(t.Context()); err != nil || !slices.Equal(d.policies, []dm.OnCorruption{dm.CorruptionRestart, dm.CorruptionEIO, dm.CorruptionRestart}) {
 			t.Errorf("%v, policies %q", err, d.policies)
 		}
 	})
 	inRoot(t, "none", func(t *testing.T) {
 		b, m, _ := layeredBoot(t)
 		b.cfg.Layers = nil
-		if err := b.stackLayers(); err != nil || m.Trace() != "" || b.layered {
+		if err := b.stackLayers(t.Context()); err != nil || m.Trace() != "" || b.layered {
 			t.Errorf("%v: %s", err, m.Trace())
 		}
 	})
@@ -176,7 +182,7 @@ func TestStackLayers(t *testing.T) {
 		inRoot(t, "fails", func(t *testing.T) {
 			b, m, _ := layeredBoot(t)
 			m.FailAt, m.FailWith = n, unix.EBUSY
-			if class, _ := classOf(b.stackLayers()); class != slots.ImageFailure {
+			if class, _ := classOf(b.stackLayers(t.Context())); class != slots.ImageFailure {
 				t.Errorf("step %d: class %s", n, class)
 			}
 		})
@@ -251,7 +257,7 @@ func TestLayerFailures(t *testing.T) {
 		inRoot(t, tt.name, func(t *testing.T) {
 			b, m, d := layeredBoot(t)
 			tt.spoil(t, b, m, d)
-			err := b.stackLayers()
+			err := b.stackLayers(t.Context())
 			class, _ := classOf(b.blame(err))
 			if err == nil || tt.want != nil && !errors.Is(err, tt.want) || class != tt.class {
 				t.Errorf("stop: %v, class %s; want %v, class %s", err, class, tt.want, tt.class)
@@ -266,7 +272,7 @@ func TestLayerFailures(t *testing.T) {
 				b.cfg.Layers[i].OnFailure = config.LayerSkip
 			}
 			tt.spoil(t, b, m, d)
-			if err := b.stackLayers(); err != nil {
+			if err := b.stackLayers(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			note := b.report.Layers[1]
@@ -368,7 +374,7 @@ func TestLayersAreMounted(t *testing.T) {
 			if version != "12" {
 				want, entries = names[1], 3
 			}
-			if err := b.stackLayers(); err != nil {
+			if err := b.stackLayers(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			if left := b.report.Layers[2].LeftOut; (version != "12") != strings.Contains(left, "it is for ID debian, VERSION_ID 12") {

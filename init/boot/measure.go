@@ -160,10 +160,14 @@ func (b *boot) measureRoot(ctx context.Context) error {
 	b.measure(ctx, tpm.Event{PCR: b.cfg.Trust.MeasurePCR, Data: []byte(text), Text: text})
 	// What a directory in the volume holds is not known before it is open.
 	for _, l := range b.cfg.FromState() {
-		text := pcrsig.LayerEvent(l.Name, l.Hash)
-		b.measure(ctx, tpm.Event{PCR: b.cfg.Trust.MeasurePCR, Data: []byte(text), Text: text})
+		b.measureLayer(ctx, l)
 	}
 	return nil
+}
+
+func (b *boot) measureLayer(ctx context.Context, l config.Layer) {
+	text := pcrsig.LayerEvent(l.Name, l.Hash)
+	b.measure(ctx, tpm.Event{PCR: b.cfg.Trust.MeasurePCR, Data: []byte(text), Text: text})
 }
 
 // capOrStop ends the time in which the TPM gives out the state's secret. Where the

@@ -283,19 +283,19 @@ func fillVolume(root *os.File, recovery, manage []byte) error {
 	return errors.Join(keep(root, layout.RecoveryKey, recovery), keep(root, layout.ManageKey, manage))
 }
 
-// keep writes a key, if there is one, into the volume.
+// keep writes a key, if there is one, into a new file of the volume.
 func keep(root *os.File, name string, key []byte) error {
 	if key == nil {
 		return nil
 	}
 	fd, err := unix.Openat(int(root.Fd()), name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
 	if err != nil {
-		return fmt.Errorf("cannot keep %s in the new volume: %w", name, err)
+		return fmt.Errorf("cannot keep %s in the volume: %w", name, err)
 	}
 	f := os.NewFile(uintptr(fd), name)
 	defer f.Close()
 	if _, err := f.Write(key); err != nil {
-		return fmt.Errorf("cannot keep %s in the new volume: %w", name, err)
+		return fmt.Errorf("cannot keep %s in the volume: %w", name, err)
 	}
 	return f.Sync()
 }

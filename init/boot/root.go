@@ -93,7 +93,12 @@ func (b *boot) mountSlot(ctx context.Context, slot string, foreign bool) error {
 // blame finds out whose fault an input/output error below dm-verity is: the
 // device knows whether it met a block that does not match its hash.
 func (b *boot) blame(err error) error {
-	if class, reason := classOf(err); class != slots.ImageFailure || !errors.Is(err, unix.EIO) {
+	if class, reason := classOf(err); class == slots.ImageFailure && b.layersTried {
+		// the next boot leaves those out, and knows more
+		return &stageError{slots.EnvironmentFailure, reason, err}
+	} else if errors.Is(err, unix.EIO) && b.forgetLayers() {
+		return &stageError{slots.EnvironmentFailure, reason, err}
+	} else if class != slots.ImageFailure || !errors.Is(err, unix.EIO) {
 		return err
 	} else if b.corrupted() {
 		return &stageError{class, reason, fmt.Errorf("%w (a block does not match the hash tree)", err)}

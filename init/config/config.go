@@ -23,14 +23,17 @@ type Config struct {
 	// Build is "production" or "development".
 	Build Build `json:"build"`
 
-	Boot    Boot    `json:"boot"`
-	Root    Root    `json:"root"`
-	Trust   Trust   `json:"trust"`
-	State   State   `json:"state"`
-	Etc     EtcMode `json:"etc,omitempty"` // default overlay
-	Binds   Binds   `json:"binds"`
-	Layers  []Layer `json:"layers,omitempty"` // from the lowest to the topmost
-	Modules Modules `json:"modules"`
+	Boot   Boot    `json:"boot"`
+	Root   Root    `json:"root"`
+	Trust  Trust   `json:"trust"`
+	State  State   `json:"state"`
+	Etc    EtcMode `json:"etc,omitempty"` // default overlay
+	Binds  Binds   `json:"binds"`
+	Layers []Layer `json:"layers,omitempty"` // from the lowest to the topmost
+	// LayersAllowed are the names of layers that the running system may add over them,
+	// signed for Trust.Layer: a name, or the beginning of one and "*". Default: none.
+	LayersAllowed []string `json:"layers_allowed,omitempty"`
+	Modules       Modules  `json:"modules"`
 	// Kernel is filled in by mkinitramfs (Embed) and refused in YAML.
 	Kernel *Kernel `json:"kernel,omitempty"`
 

@@ -152,6 +152,28 @@ func TestValidate(t *testing.T) {
 		{"layer_words", func(c *Config) { c.Layers = []Layer{{Name: "x", Hash: hash, Filesystem: "ext4", OnFailure: "halt"}} },
 			[]string{"layers[0].filesystem", "layers[0].on_failure"}},
 		{"layer_from_a_partition", func(c *Config) { c.Layers = []Layer{{Name: "x", Hash: hash, From: "partition"}} }, []string{"layers[0].from"}},
+		{"layers_allowed", func(c *Config) {
+			c.Trust.Layer, c.LayersAllowed = []string{"l.crt"}, []string{"x", "x-*", "*", strings.Repeat("x", 32)}
+		}, nil},
+		{"layers_allowed_words", func(c *Config) {
+			c.Trust.Layer, c.LayersAllowed = []string{"l.crt"}, []string{"", "*x", "X", "../x", "x**", strings.Repeat("x", 33)}
+		}, []string{"layers_allowed[0]", "layers_allowed[1]", "layers_allowed[2]", "layers_allowed[3]", "layers_allowed[4]", "layers_allowed[5]"}},
+		{"layers_allowed_and_nobody_signs", func(c *Config) { c.LayersAllowed = []string{"x"} }, []string{"layers_allowed"}},
+		{"layers_allowed_and_what_measures_them", func(c *Config) {
+			c.LayersAllowed, c.Trust.Layer, c.State.TPM2 = []string{"x"}, []string{"l.crt"}, TPM2{Policy: PolicyPCRs, PCRs: []int{7, 13}}
+		}, []string{"layers_allowed"}},
+		{"layers_allowed_without_state", func(c *Config) {
+			c.Trust.Layer, c.LayersAllowed, c.State = []string{"l.crt"}, []string{"x"}, State{Create: CreateNone}
+		}, []string{"layers_allowed"}},
+		{"layers_allowed_and_plain", func(c *Config) {
+			c.Trust.Layer, c.LayersAllowed, c.State = []string{"l.crt"}, []string{"x"}, State{Create: CreateFirstBoot, Unlock: []string{UnlockPlain}}
+		}, []string{"layers_allowed"}},
+		{"layers_allowed_over_usr", func(c *Config) {
+			c.Root.Source, c.Trust.Layer, c.LayersAllowed = SourceUsrVerity, []string{"l.crt"}, []string{"x"}
+		}, []string{"layers_allowed", "trust.usr"}},
+		{"too_many_layers_allowed", func(c *Config) {
+			c.Trust.Layer, c.LayersAllowed = []string{"l.crt"}, make([]string, MaxLayers+1)
+		}, []string{"layers_allowed"}},
 		{"layers_over_usr", func(c *Config) { c.Root.Source, c.Layers = SourceUsrVerity, []Layer{{Name: "x", Hash: hash}} }, []string{"layers", "trust.usr"}},
 		{"systemd_boot_and_pcr_12", func(c *Config) { c.Boot.Loader, c.State.TPM2.Policy = LoaderSystemdBoot, PolicySignedPCR11And4 }, []string{"state.tpm2.policy"}},
 		{"systemd_boot_with_secure_boot", func(c *Config) { c.Boot.Loader = LoaderSystemdBoot }, nil},
@@ -576,5 +598,42 @@ func TestLayerSet(t *testing.T) {
 		if set == of(a, b) {
 			t.Errorf("two lists of layers are both %s", set)
 		}
+	}
+}
+
+// Who vouches for layers that are added: never a certificate for roots, and one for
+// development in development builds alone.
+func TestLayerRoles(t *testing.T) {
+	layer, dev := []string{"l.crt"}, []string{"d.crt"}
+	for _, tt := range []struct {
+		build Build
+		trust Trust
+		want  []Role
+	}{
+		{Production, Trust{Root: []string{"a.crt"}}, nil},
+		{Production, Trust{Layer: layer, Dev: dev}, []Role{RoleLayer}},
+		{Development, Trust{Layer: layer, Dev: dev}, []Role{RoleLayer, RoleDev}},
+		{Development, Trust{Dev: dev}, []Role{RoleDev}},
+		{Development, Trust{Root: []string{"a.crt"}}, nil},
+	} {
+		c := Config{Build: tt.build, Trust: tt.trust}
+		if got := c.LayerRoles(); !slices.Equal(got, tt.want) {
+			t.Errorf("%s build, %+v: %q, want %q", tt.build, tt.trust, got, tt.want)
+		}
+	}
+}
+
+func TestAllowsLayer(t *testing.T) {
+	c := Config{LayersAllowed: []string{"site", "app-*"}, Layers: []Layer{{Name: "app-own"}}}
+	for name, want := range map[string]bool{
+		"site": true, "sites": false, "sit": false, "app-": true, "app-x": true, "app": false, "app-own": false, "": false, "other": false,
+	} {
+		if got := c.AllowsLayer(name); got != want {
+			t.Errorf("%q: %v, want %v", name, got, want)
+		}
+	}
+	all, none := Config{LayersAllowed: []string{"*"}}, Config{}
+	if !all.AllowsLayer("x") || none.AllowsLayer("x") || none.AllowsLayer("") {
+		t.Error("all or none")
 	}
 }

@@ -56,6 +56,19 @@ func (c *Config) RootRoles() []Role {
 	return roles
 }
 
+// LayerRoles are the roles whose certificates vouch for layers that the running system
+// adds: those for development only in a development build.
+func (c *Config) LayerRoles() []Role {
+	var roles []Role
+	if len(c.Trust.Layer) > 0 {
+		roles = append(roles, RoleLayer)
+	}
+	if c.Build == Development && len(c.Trust.Dev) > 0 {
+		roles = append(roles, RoleDev)
+	}
+	return roles
+}
+
 // trust checks what vouches for a root.
 func (v *validator) trust(c *Config) {
 	t := c.Trust
@@ -107,7 +120,8 @@ func (v *validator) certificates(path string, files []string) {
 }
 
 // embeddedTrust checks the names that certificates have inside an initramfs:
-// those that vouch for a slot's image come to lie in one folder of the running system.
+// those that vouch for a slot's image come to lie in one folder of the running system,
+// and those for layers that are added.
 func (v *validator) embeddedTrust(c *Config) {
 	ofImages := c.Trust.Certificates(c.Root.ImageRole())
 	for _, role := range Roles() {
@@ -117,7 +131,7 @@ func (v *validator) embeddedTrust(c *Config) {
 			if strings.ContainsRune(name, '/') {
 				v.add(at, "", "%.80q is not a base name", name)
 			}
-			if slices.Contains(files[:i], name) || role == RoleDev && slices.Contains(ofImages, name) {
+			if slices.Contains(files[:i], name) || role == RoleDev && (slices.Contains(ofImages, name) || slices.Contains(c.Trust.Layer, name)) {
 				v.add(at, "rename one of the files", "%.80q is given twice", name)
 			}
 		}

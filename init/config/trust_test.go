@@ -70,6 +70,7 @@ func TestEmbedTrust(t *testing.T) {
 		{"folders", Trust{Root: []string{"x/a.crt"}, Layer: []string{"y/a.crt"}}, "", nil},
 		{"same_name_in_one_role", Trust{Root: []string{"x/a.crt", "y/a.crt"}}, "", []string{"trust.root[1]"}},
 		{"same_name_for_root_and_dev", Trust{Root: []string{"a.crt"}, Dev: []string{"d/a.crt"}}, "", []string{"trust.dev[0]"}},
+		{"same_name_for_layer_and_dev", Trust{Root: []string{"a.crt"}, Layer: []string{"l.crt"}, Dev: []string{"d/l.crt"}}, "", []string{"trust.dev[0]"}},
 		{"same_name_for_root_and_usr", Trust{Root: []string{"a.crt"}, Usr: []string{"u/a.crt"}}, "", nil},
 		{"line_without_image", Trust{Root: []string{"a.crt"}, Cmdline: CmdlineMeasured}, "", []string{"trust.cmdline"}},
 		{"hash_without_image", Trust{Root: []string{"a.crt"}}, HashEmbed, []string{"root.hash"}},

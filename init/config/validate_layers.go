@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"sealroot/verity"
 )
@@ -25,6 +26,7 @@ func (v *validator) layers(c *Config) {
 	if len(c.Layers) > 0 && c.State.Create == CreateNone {
 		v.add("layers", "leave it out, or give the machine a state", "state.create none has nowhere to keep them")
 	}
+	v.layersAllowed(c)
 	for i, l := range c.Layers {
 		at := fmt.Sprintf("layers[%d].", i)
 		v.layerWords(at, l)
@@ -36,6 +38,55 @@ func (v *validator) layers(c *Config) {
 		v.oneOf(at+"on_failure", l.OnFailure, []string{LayerStop, LayerSkip}, nil)
 		v.layerTrust(c, at, l)
 	}
+}
+
+// layersAllowed: what may be added must be signed, and listed where nobody from outside
+// writes.
+func (v *validator) layersAllowed(c *Config) {
+	const at = "layers_allowed"
+	if len(c.LayersAllowed) == 0 {
+		return
+	}
+	switch {
+	case len(c.LayersAllowed) > MaxLayers:
+		v.add(at, "", "%d names, at most %d", len(c.LayersAllowed), MaxLayers)
+		return
+	case c.Root.Usr():
+		v.add(at, "use root.source verity, or leave it out", "a /usr has no layers in this version")
+	case c.State.Create == CreateNone || c.State.Plain():
+		v.add(at, "leave it out, or give the machine an encrypted volume", "the list of what was added must lie where nobody from outside can change it")
+	case len(c.LayerRoles()) == 0:
+		v.add(at, "name the certificate of those who may sign layers in trust.layer", "no certificate: no layer could ever be added")
+	}
+	// What is added is measured after the state is unsealed: no enrolment could seal to that.
+	if slices.Contains(c.State.TPM2.PCRs, c.WithDefaults().Trust.MeasurePCR) {
+		v.add(at, "leave it out, or that PCR out of state.tpm2.pcrs", "state.tpm2.pcrs holds trust.measure_pcr, which added layers change after the state was unlocked")
+	}
+	for i, p := range c.LayersAllowed {
+		if p == "" || !wordOf(strings.TrimSuffix(p, "*")+"-", 33, layerName) {
+			v.add(fmt.Sprintf("%s[%d]", at, i), "use lower-case letters, digits and '-', and '*' as the last one", "%.80q is neither a name of a layer nor the beginning of one", p)
+		}
+	}
+}
+
+// AllowsLayer tells whether the running system may add a layer of that name.
+func (c *Config) AllowsLayer(name string) bool {
+	allowed := false
+	for _, p := range c.LayersAllowed {
+		begins, ok := strings.CutSuffix(p, "*")
+		allowed = allowed || p == name || ok && strings.HasPrefix(name, begins)
+	}
+	return allowed && !c.HasLayer(name)
+}
+
+// HasLayer tells whether the configuration names a layer so.
+func (c *Config) HasLayer(name string) bool {
+	for _, l := range c.Layers {
+		if l.Name == name {
+			return true
+		}
+	}
+	return false
 }
 
 // LayerSet tells which layers come over the root, in one word; "" for none. The root's
@@ -64,8 +115,14 @@ func (l Layer) Check() error {
 	return errors.Join(v.problems...)
 }
 
+// layerName are the characters of a layer's name.
+const layerName = "abcdefghijklmnopqrstuvwxyz0123456789-"
+
+// IsLayerName tells whether a layer may have that name.
+func IsLayerName(name string) bool { return wordOf(name, 32, layerName) }
+
 func (v *validator) layerWords(at string, l Layer) {
-	if !wordOf(l.Name, 32, "abcdefghijklmnopqrstuvwxyz0123456789-") {
+	if !IsLayerName(l.Name) {
 		v.add(at+"name", "use lower-case letters, digits and '-'", "%.80q is not a name of a layer", l.Name)
 	}
 	v.oneOf(at+"filesystem", l.Filesystem, []string{"squashfs", "erofs"}, nil)

@@ -12,6 +12,9 @@ const (
 	// RootCertificates is the folder with the certificates that PID 1 trusts for
 	// the images of the slots, roots or /usr.
 	RootCertificates = Dir + "/verity.d/root"
+	// LayerCertificates is the folder with those for layers that the running system
+	// adds.
+	LayerCertificates = Dir + "/verity.d/layer"
 	// PCRPublicKey is the key of the PCR policy, as the boot path vouched for it; the
 	// one in a token on the disk is anybody's.
 	PCRPublicKey = Dir + "/pcr-public.pem"
@@ -25,6 +28,8 @@ const (
 	FellBack = Dir + "/fell-back"
 	// Refused says why the last commit of this boot was refused.
 	Refused = Dir + "/refused"
+	// LayersTrial is Trial for what was changed about the layers, on a slot that is not.
+	LayersTrial = Dir + "/layers-trial"
 	// Degraded says why the state is not open for writing.
 	Degraded = Dir + "/degraded"
 	// Voucher is for root, to tell the next boot which volume is this machine's.

@@ -25,15 +25,19 @@ type Report struct {
 	FellBack *Fallback `json:"fell_back,omitempty"` // set in the first boot of a slot that another one should have run instead of
 	// Disagreement is set when the loader did not load what should run.
 	Disagreement *Disagreement `json:"disagreement,omitempty"`
-	// CommitDeadlineSeconds is how long a slot on trial may run uncommitted; 0
-	// when the slot is not on trial.
+	// CommitDeadlineSeconds is how long a slot on trial, or layers on trial, may run
+	// uncommitted; 0 when neither is.
 	CommitDeadlineSeconds int `json:"commit_deadline_seconds,omitempty"`
 	// Ended is why this boot never reached the real init: such reports are in the
 	// boot log only.
 	Ended    string    `json:"ended,omitempty"`
 	Failures []Failure `json:"failures,omitempty"` // every failure this boot met
 	Mounts   []Mount   `json:"mounts"`
-	Layers   []Layer   `json:"layers,omitempty"` // those of the configuration, from the lowest up
+	Layers   []Layer   `json:"layers,omitempty"` // from the lowest up
+	// LayerList names the list of added layers that this boot goes by (layerlist.ID).
+	LayerList string `json:"layer_list,omitempty"`
+	// LayerTrial: that list was not tried with this image before.
+	LayerTrial bool `json:"layer_list_trial,omitempty"`
 	// EtcConflicts is what this boot's merge of /etc found changed by the image and by
 	// the machine, at most MaxEtcConflicts; each a path and, after a colon, why.
 	EtcConflicts []string `json:"etc_conflicts,omitempty"`
@@ -143,6 +147,10 @@ type Layer struct {
 	RootHash string `json:"root_hash,omitempty"` // none for a directory
 	Version  string `json:"version,omitempty"`
 	LeftOut  string `json:"left_out,omitempty"` // why it is not there
+	// Source is LayerAdded for one that the configuration does not name.
+	Source string `json:"source,omitempty"`
+	// Measured: one that was added was measured, behind those of the configuration.
+	Measured bool `json:"measured,omitempty"`
 }
 
 // TPM is what was measured and closed.

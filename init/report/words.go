@@ -14,6 +14,12 @@ const (
 	FoundAlone    = "only-candidate" // it is the only disk with slots
 )
 
+// LayerAdded is the word of Layer.Source.
+const LayerAdded = "added"
+
+// LayerOff as Layer.LeftOut is of a layer that sealroot layer override turned off.
+const LayerOff = "turned off on this machine"
+
 // Words of State.Unlocked. The first five are those of the configuration
 // (state.unlock), as is UnlockedNone (state.create).
 const (

@@ -111,6 +111,9 @@ func checkSet(t *testing.T, b *Builder, loader config.Loader, files map[string][
 	if want := (manifest.Layout{Loader: string(loader), Store: "gpt", Partitions: "labels", TreeAtMiB: 64, Filesystem: "squashfs"}); m.Layout == nil || *m.Layout != want {
 		t.Errorf("layout %+v, want %+v", m.Layout, want)
 	}
+	if m.System == nil || m.System.ID == "" {
+		t.Errorf("system %+v, want that of the root's os-release", m.System)
+	}
 	for _, p := range m.Parts {
 		if content := files[p.File]; int64(len(content)) != p.Size || sha256.Sum256(content) != p.SHA256 {
 			t.Errorf("the manifest is wrong about %+v", p)

@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strings"
 
 	"sealroot/init/config"
 	"sealroot/mkinitramfs/initramfs"
@@ -19,6 +20,7 @@ import (
 	"sealroot/mkinitramfs/uki"
 	"sealroot/slots/manifest"
 	"sealroot/state/tpm/pcrsig"
+	"sealroot/verity/osrelease"
 	"sealroot/verity/signature"
 )
 
@@ -71,6 +73,7 @@ func (b *Builder) describe(in SlotInput, p *parts) error {
 			Filesystem: in.Config.Root.Filesystem,
 		},
 	}
+	m.System = systemOf(p.osRelease, in.Config)
 	var policyKeys []string
 	if in.Config.State.TPM2.Signed() {
 		for _, key := range append([]crypto.Signer{b.Signing.PCRKey}, p.previous...) {
@@ -111,6 +114,17 @@ func (b *Builder) describe(in SlotInput, p *parts) error {
 	}
 	p.signed, err = manifest.Sign(p.manifest, b.Signing.ImageCert, b.Signing.ImageKey)
 	return err
+}
+
+// systemOf is what the manifest tells of a root with that os-release; nil, when that is
+// not known or has words that a manifest cannot have: it is for people.
+func systemOf(osRelease []byte, c *config.Config) *manifest.System {
+	r, err := osrelease.Parse(osRelease)
+	s := manifest.System{ID: r.ID, VersionID: r.VersionID, SysextLevel: r.SysextLevel, LayersAllowed: strings.Join(c.LayersAllowed, " ")}
+	if err != nil || len(osRelease) == 0 || !s.Valid() {
+		return nil
+	}
+	return &s
 }
 
 // sourceOf is root.source for the manifest, where a root needs no word.

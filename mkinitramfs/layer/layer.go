@@ -93,36 +93,53 @@ func Open(path string) (rootHash []byte, err error) {
 	if err != nil {
 		return nil, err
 	}
-	table, err := gpt.Read(f, info.Size(), sectorSize)
+	im, err := Read(f, info.Size())
+	return im.Signature.RootHash, err
+}
+
+// Image is what lies in an image. Who signed it is not checked.
+type Image struct {
+	Data       *io.SectionReader // the file system
+	DataOffset int64             // where it begins, in bytes
+	Signature  signature.Signature
+}
+
+// Read reads the image of a layer as a whole: its content has the root hash that its
+// signature names. Errors: ErrImage, verity.ErrCorrupt.
+func Read(f io.ReaderAt, size int64) (Image, error) {
+	table, err := gpt.Read(f, size, sectorSize)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrImage, err)
+		return Image{}, fmt.Errorf("%w: %w", ErrImage, err)
 	}
 	data, tree, sig, err := table.Image()
 	if err == nil && sig == nil {
 		err = errors.New("it has no signature partition")
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrImage, err)
+		return Image{}, fmt.Errorf("%w: %w", ErrImage, err)
 	}
 	in := func(p gpt.Partition) *io.SectionReader {
 		return io.NewSectionReader(f, table.Offset(p), table.Size(p))
 	}
 	signed, err := signature.Read(in(*sig))
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrImage, err)
+		return Image{}, fmt.Errorf("%w: %w", ErrImage, err)
 	}
 	superblock := make([]byte, verity.SuperblockSize)
 	if _, err := in(tree).ReadAt(superblock, 0); err != nil {
-		return nil, err
+		return Image{}, err
 	}
 	params, err := verity.ParseSuperblock(superblock)
 	if err == nil {
 		err = params.Fits(table.Size(data), table.Size(tree))
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrImage, err)
+		return Image{}, fmt.Errorf("%w: %w", ErrImage, err)
 	}
-	return signed.RootHash, verity.Verify(in(data), in(tree), params, signed.RootHash)
+	if err := verity.Verify(in(data), in(tree), params, signed.RootHash); err != nil {
+		return Image{}, err
+	}
+	return Image{Data: in(data), DataOffset: table.Offset(data), Signature: signed}, nil
 }
 
 // FillIn puts the root hashes of images into a configuration that was read from a file

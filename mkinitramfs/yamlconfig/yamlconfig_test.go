@@ -93,7 +93,7 @@ func TestErrors(t *testing.T) {
 		{"duration_0", "  tries: 3", "  commit_deadline: 0s", []string{"x.yaml: line 9: boot.commit_deadline: must be more than zero; leave the key out to get its default"}},
 		{"anchor", "etc: overlay", "etc: &x overlay", []string{"x.yaml: line 27: etc: anchors and aliases are not accepted; write the value out"}},
 		{"merge_key", "etc: overlay", "<<: {etc: overlay}", []string{"x.yaml: line 27: <<: unknown key; " +
-			"known here: binds, boot, build, etc, layers, modules, name, overlays, root, security_version, state, trust, version"}},
+			"known here: binds, boot, build, etc, layers, layers_allowed, modules, name, overlays, root, security_version, state, trust, version"}},
 		{"second_document", "etc: overlay", "---\netc: overlay", []string{"x.yaml: line 27: text behind the end of the first document"}},
 		{"not_yaml", "etc: overlay", "etc: [", []string{"x.yaml: not YAML: near line 26: did not find expected ',' or ']'"}},
 		{"ostree", "source: verity", "source: ostree", []string{"x.yaml: line 12: root.source: ostree is not supported by this version; supported: verity, usr-verity"}},

@@ -46,6 +46,9 @@ func whyMounted(m report.Mount, r report.Report, c config.Config) string {
 	case m.Where == "/" && m.Type == "tmpfs":
 		return "root.source is " + c.Root.Source + ": the root around /usr is made in memory at each boot"
 	case m.Where == "/" && m.Type == "overlay":
+		if r.LayerList != "" {
+			return whyLayers + ", and what this machine changed about them (sealroot layer list)"
+		}
 		return whyLayers
 	case m.Where == "/" || m.Where == "/usr" && m.Type != "bind":
 		return whyImage(r)

@@ -28,6 +28,11 @@ func (m *Machine) Image() (predict.Image, error) {
 	for _, l := range c.FromState() {
 		im.Layers = append(im.Layers, predict.Layer{Name: l.Name, RootHash: l.Hash})
 	}
+	for _, l := range m.boot.Layers {
+		if l.Measured { // it was added
+			im.Layers = append(im.Layers, predict.Layer{Name: l.Name, RootHash: l.RootHash})
+		}
+	}
 	if m.boot.BootPath != report.PathUKI && m.boot.BootPath != report.PathUKISecureBoot {
 		return im, nil
 	}

@@ -88,6 +88,38 @@ func (d layerFiles) write(l manifest.Layer, content io.Reader) error {
 	return durable.Rename(temp, path)
 }
 
+// Draft is an empty file on the state partition that has no name: nobody else can open it,
+// and it is gone with the last who has it.
+func (d layerFiles) Draft() (*os.File, error) {
+	if err := d.mounted(); err != nil {
+		return nil, err
+	}
+	return d.draft()
+}
+
+func (d layerFiles) draft() (*os.File, error) {
+	dir := filepath.Join(d.state, layout.Layers)
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, err
+	}
+	return os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE, 0o644)
+}
+
+// Keep gives a draft the name of a layer. A power cut leaves it without, or, as with
+// Write, under another one.
+func (d layerFiles) Keep(draft *os.File, l manifest.Layer) error {
+	path := d.path(l)
+	temp := path + ".new"
+	if err := errors.Join(draft.Sync(), os.RemoveAll(temp)); err != nil {
+		return err
+	}
+	if err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", draft.Fd()), unix.AT_FDCWD, temp, unix.AT_SYMLINK_FOLLOW); err != nil {
+		return &os.LinkError{Op: "link", Old: "a copy", New: temp, Err: err}
+	}
+	// crash point: whole, under another name
+	return durable.Rename(temp, path)
+}
+
 // mounted: in a degraded boot the place may be in memory.
 func (d layerFiles) mounted() error {
 	var st unix.Statfs_t
@@ -99,6 +131,9 @@ func (d layerFiles) mounted() error {
 	}
 	return nil
 }
+
+// Layers is where they are written.
+func (m *Machine) Layers() install.Layers { return layerFiles{layout.State} }
 
 // HeldLayers are the images of layers on the state partition, as layout.LayerImage has
 // them, and what a copy that was cut short has left there.

@@ -62,6 +62,37 @@ func TestLayerFiles(t *testing.T) {
 	}
 }
 
+// A draft has no name until it is kept, and takes the place of what is no image of the layer.
+func TestLayerDraft(t *testing.T) {
+	d := layerFiles{t.TempDir()}
+	content := []byte("content")
+	l := manifest.Layer{Name: "tools", RootHash: bytes.Repeat([]byte{0xab}, 32), Size: int64(len(content)), SHA256: sha256.Sum256(content)}
+	for name, spoil := range map[string]func(path string) error{
+		"nothing": func(string) error { return nil },
+		"other":   func(path string) error { return os.WriteFile(path, []byte("no such"), 0o644) },
+		"cut":     func(path string) error { return os.WriteFile(path+".new", content[:3], 0o644) },
+	} {
+		f, err := d.draft()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(os.RemoveAll(d.path(l)), spoil(d.path(l))); err != nil {
+			t.Fatal(err)
+		}
+		_, err = f.Write(content)
+		before, err2 := d.Holds(l)
+		if err := errors.Join(err, err2, d.Keep(f, l), f.Close()); err != nil || before {
+			t.Fatalf("%s: held before %v, %v", name, before, err)
+		}
+		if there, err := d.Holds(l); !there || err != nil {
+			t.Errorf("%s: held %v, %v", name, there, err)
+		}
+		if held, err := d.held(); err != nil || len(held) != 1 {
+			t.Errorf("%s: held are %q, %v", name, held, err)
+		}
+	}
+}
+
 var errBroken = errors.New("broken")
 
 type failingReader struct{}

@@ -59,6 +59,8 @@ type Input struct {
 	Ran        hooks.Ran // the system that ran last, which is this one once its unit has run
 	RanErr     error
 	PCRs       *PCRs // nil: nobody asked
+	// LayersToDo is what a person should do about the layers.
+	LayersToDo []string
 }
 
 // Slot is a live slot.
@@ -127,7 +129,7 @@ func New(in Input) Status {
 	s.readFloor(in)
 	s.readHooks(in)
 	s.readPCRs(in.PCRs)
-	s.readToDo()
+	s.readToDo(in.LayersToDo)
 	return s
 }
 
@@ -231,7 +233,7 @@ func (s *Status) readHooks(in Input) {
 }
 
 // readToDo lists what a person should do, the most urgent first.
-func (s *Status) readToDo() {
+func (s *Status) readToDo(layers []string) {
 	if s.report == nil {
 		return
 	}
@@ -261,6 +263,7 @@ func (s *Status) readToDo() {
 	if s.Floor != nil && s.Floor.todo() != "" {
 		todo(s.Floor.todo())
 	}
+	s.ToDo = append(s.ToDo, layers...)
 }
 
 func (s *Status) committedCopies(todo func(string)) {

@@ -23,6 +23,8 @@
 //	    "partuuids": "a=…,…,…;b=…", missing: none; data, hash and signature of each slot
 //	    "filesystem": "squashfs"
 //	  },
+//	  "x-system": {"id": "debian", "version_id": "12", "sysext_level": "",
+//	    "layers_allowed": "site app-*"},  what a layer that the machine added must be for
 //	  "x-sealed": "signed-pcr11+7 <hex>"  what it opens the state by: policy, and keys or PCRs
 //	}
 //
@@ -113,6 +115,7 @@ type Manifest struct {
 	Parts           []Part  // in the order of Names
 	Layers          []Layer // from the lowest up
 	Layout          *Layout // nil: the builder did not tell
+	System          *System // nil: the builder did not tell
 	// Sealed is config.State.SealedUnder of its configuration; "": the builder did
 	// not tell.
 	Sealed string
@@ -131,6 +134,25 @@ type Layout struct {
 	// Filesystem is root.filesystem, for people: an initramfs finds out that a
 	// slot's is another one, and has the slot's own kernel started.
 	Filesystem string
+}
+
+// System is what the root of a set is, for layers that a machine has added: variables of
+// its os-release, and layers_allowed of its configuration, with spaces between.
+type System struct {
+	ID            string
+	VersionID     string
+	SysextLevel   string
+	LayersAllowed string
+}
+
+// Valid tells whether a manifest may have these values.
+func (s System) Valid() bool {
+	for _, v := range []string{s.ID, s.VersionID, s.SysextLevel} {
+		if v != "" && !word(v, 64, "._-+~") {
+			return false
+		}
+	}
+	return s.LayersAllowed == "" || word(s.LayersAllowed, 16<<10, " -*")
 }
 
 // Part returns the part of that name.
@@ -164,7 +186,15 @@ type document struct {
 	Parts           []partDocument  `json:"parts"`
 	Layers          []layerDocument `json:"layers"`
 	Layout          *layoutDocument `json:"x-layout,omitempty"`
+	System          *systemDocument `json:"x-system,omitempty"`
 	Sealed          string          `json:"x-sealed,omitempty"`
+}
+
+type systemDocument struct {
+	ID            string `json:"id"`
+	VersionID     string `json:"version_id"`
+	SysextLevel   string `json:"sysext_level"`
+	LayersAllowed string `json:"layers_allowed"`
 }
 
 type layoutDocument struct {
@@ -205,7 +235,7 @@ func Encode(m Manifest) ([]byte, error) {
 	d := document{
 		Schema: Schema, Name: m.Name, Version: m.Version, SecurityVersion: m.SecurityVersion,
 		Architecture: m.Architecture, KernelRelease: m.KernelRelease,
-		RootHash: hex.EncodeToString(m.RootHash), Layers: []layerDocument{}, Layout: (*layoutDocument)(m.Layout), Sealed: m.Sealed,
+		RootHash: hex.EncodeToString(m.RootHash), Layers: []layerDocument{}, Layout: (*layoutDocument)(m.Layout), System: (*systemDocument)(m.System), Sealed: m.Sealed,
 	}
 	for _, p := range m.Parts {
 		d.Parts = append(d.Parts, partDocument{p.Name, p.File, p.Size, hex.EncodeToString(p.SHA256[:])})
@@ -248,6 +278,9 @@ func (m Manifest) check() error {
 		if l.TreeAtMiB < 0 || l.TreeAtMiB > 1<<20 {
 			return fmt.Errorf("%w: tree_at_mib %d in x-layout", ErrFormat, l.TreeAtMiB)
 		}
+	}
+	if s := m.System; s != nil && !s.Valid() {
+		return fmt.Errorf("%w: x-system %.200q", ErrFormat, *s)
 	}
 	if m.Sealed != "" && !word(m.Sealed, 400, " -+") {
 		return fmt.Errorf("%w: x-sealed %.160q", ErrFormat, m.Sealed)

@@ -69,6 +69,7 @@ func (r reader) manifest() (m Manifest, err error) {
 				return err
 			})
 		}},
+		{"x-system", func() (err error) { m.System, err = r.system(); return err }},
 		{"x-sealed", func() error { return r.text(&m.Sealed) }},
 		{"x-layout", func() (err error) { m.Layout, err = r.layout(); return err }},
 	})
@@ -76,6 +77,16 @@ func (r reader) manifest() (m Manifest, err error) {
 		err = fmt.Errorf("schema %d, this program knows %d", schema, Schema)
 	}
 	return m, err
+}
+
+func (r reader) system() (*System, error) {
+	var s System
+	return &s, r.object("x-system", []field{
+		{"id", func() error { return r.text(&s.ID) }},
+		{"version_id", func() error { return r.text(&s.VersionID) }},
+		{"sysext_level", func() error { return r.text(&s.SysextLevel) }},
+		{"layers_allowed", func() error { return r.text(&s.LayersAllowed) }},
+	})
 }
 
 func (r reader) layout() (*Layout, error) {

@@ -40,6 +40,12 @@ const (
 	ManageKey = Private + "/manage.key"
 	// RollbackFloor is the floor that was asked for last.
 	RollbackFloor = Private + "/rollback-floor"
+	// LayerList has what the running system changed about the layers.
+	LayerList = Private + "/layers"
+	// LayersGood and the first digits of an image's root hash name the list that this
+	// image came up with last, LayerProofs how far each list is under which image.
+	LayersGood  = Private + "/layers-good-"
+	LayerProofs = Private + "/layers-proofs"
 	// ResetRequest asks for a factory reset at the next boot.
 	ResetRequest = Private + "/reset-request"
 	// LastRan is the system that ran last, for the hooks of an image.

@@ -1,0 +1,349 @@
+package boot
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"sealroot/init/config"
+	"sealroot/init/report"
+	"sealroot/mount/mounttest"
+	"sealroot/slots"
+	"sealroot/state"
+	"sealroot/state/layerlist"
+	"sealroot/state/layout"
+	"sealroot/verity/osrelease"
+	"sealroot/verity/signature"
+)
+
+// added is a boot with the layers of layeredBoot, and one that root has added.
+type added struct {
+	*boot
+	trace *mounttest.Recorder
+	// list is that of the machine, with the layer extra.
+	list layerlist.List
+}
+
+// addedAt is where the layer is mounted, behind those of the configuration.
+const addedAt = 4
+
+const thisImage = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff"
+
+func addedBoot(t *testing.T) *added {
+	t.Helper()
+	b, m, _ := layeredBoot(t)
+	key := newSigner(t, 1)
+	putCertificate(t, config.CertificatesDir, config.RoleLayer, key)
+	l := layerImageBy(t, "extra", bytes.Repeat([]byte("extra"), 8192)[:8192], func(hash []byte) []byte { return signed(t, key, hash) })
+	put(t, filepath.Join(layerDir(addedAt), osrelease.ExtensionPath("extra")), []byte("ID=debian\nIMAGE_VERSION=1\n"))
+	b.cfg.Trust.Layer = []string{"1.crt"}
+	b.cfg.LayersAllowed, b.cfg.Root.Filesystem = []string{"ext*"}, "squashfs"
+	b.cfg.Layers[3].OnFailure = config.LayerSkip
+	b.volume.volume, b.report.Root.RootHash = &state.Volume{}, thisImage
+	a := &added{boot: b, trace: m, list: layerlist.List{{Name: "extra", Hash: l.Hash}}}
+	a.want(t, a.list)
+	return a
+}
+
+func (a *added) keep(t *testing.T, file string, text []byte) {
+	t.Helper()
+	put(t, filepath.Join(encryptedDir, file), text)
+}
+
+// want is what a command does that changes the list.
+func (a *added) want(t *testing.T, l layerlist.List) {
+	t.Helper()
+	a.keep(t, layerlist.File, l.Format())
+	a.proved(t, l, layerlist.New)
+}
+
+// proved puts how far a list is with this image, alone.
+func (a *added) proved(t *testing.T, l layerlist.List, state string) {
+	t.Helper()
+	a.keep(t, layerlist.ProofsFile, []byte(layerlist.Proofs("").With(thisImage, layerlist.ID(l.Format()), state)))
+}
+
+// good makes a list the one that this image came up with.
+func (a *added) good(t *testing.T, l layerlist.List) {
+	t.Helper()
+	a.keep(t, layerlist.GoodFile(thisImage), l.Format())
+}
+
+// stacked tells whether the layer is in the overlay; why is what the report says else.
+func (a *added) stacked(t *testing.T) (is bool, why string) {
+	t.Helper()
+	if err := a.stackLayers(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range a.report.Layers {
+		if l.Name == "extra" {
+			why = l.LeftOut
+		}
+	}
+	return strings.Contains(a.trace.Trace(), "lowerdir=/layers/4//.:"), why + strings.Join(a.report.Warnings, "\n")
+}
+
+// What root has added comes over the layers of the image when the list is new or good, a
+// certificate for layers vouches for it and the configuration allows it; whatever else it
+// is, it is left out with the reason, and the boot goes on with the image's own.
+func TestAddedLayers(t *testing.T) {
+	other := layerlist.List{{Name: "site", Hash: strings.Repeat("0", 64)}}
+	for _, tt := range []struct {
+		name    string
+		prepare func(t *testing.T, a *added)
+		stacked bool
+		trial   bool
+		says    string
+	}{
+		{"new", func(*testing.T, *added) {}, true, true, ""},
+		{"good", func(t *testing.T, a *added) { a.good(t, a.list); a.proved(t, a.list, layerlist.Good) }, true, false, ""},
+		{"good_though_nothing_says_so", func(t *testing.T, a *added) { a.good(t, a.list); a.proved(t, a.list, layerlist.Tried) }, true, false, ""},
+		{"good_on_the_last_try_of_a_slot", func(t *testing.T, a *added) { a.good(t, a.list); a.report.Slot = report.Slot{Trial: true} }, true, false, ""},
+		{"nobody_asked_for_it", func(t *testing.T, a *added) { a.proved(t, other, layerlist.New) }, false, false, "waits"},
+		{"did_not_come_up", func(t *testing.T, a *added) { a.proved(t, a.list, layerlist.Tried) }, false, false, "the boot with it did not come up"},
+		{"another_image", func(t *testing.T, a *added) {
+			a.proved(t, a.list, layerlist.Tried)
+			a.report.Root.RootHash, a.report.Slot = strings.Repeat("f", 64), report.Slot{Trial: true, TriesAfter: 1}
+		}, true, true, ""},
+		{"rolled_back_to_another_image", func(t *testing.T, a *added) {
+			a.good(t, a.list)
+			a.report.Root.RootHash = strings.Repeat("f", 64)
+		}, false, false, "waits"},
+		{"rolled_back_to_this_image", func(t *testing.T, a *added) {
+			a.good(t, a.list)
+			a.keep(t, layerlist.File, other.Format())
+			a.proved(t, a.list, layerlist.Good)
+		}, true, false, "waits"},
+		{"of_the_list_before", func(t *testing.T, a *added) {
+			a.good(t, a.list)
+			a.keep(t, layerlist.File, other.Format())
+			a.proved(t, other, layerlist.Tried)
+		}, true, false, "layers does not count"},
+		{"not_allowed", func(t *testing.T, a *added) { a.cfg.LayersAllowed = []string{"extra-*", "ex"} }, false, true, "layers_allowed"},
+		{"nothing_allowed", func(t *testing.T, a *added) { a.cfg.LayersAllowed = nil }, false, true, "layers_allowed"},
+		{"name_of_the_image's_own", func(t *testing.T, a *added) {
+			a.cfg.Layers = append(a.cfg.Layers, config.Layer{Name: "extra", From: config.LayerFromVolume, Verity: config.LayerUnverified, OnFailure: config.LayerSkip})
+		}, false, true, "layers_allowed"},
+		{"other_key", func(t *testing.T, a *added) {
+			if err := os.RemoveAll(config.CertificatesDir); err != nil {
+				t.Fatal(err)
+			}
+			putCertificate(t, config.CertificatesDir, config.RoleLayer, newSigner(t, 2))
+		}, false, true, signature.ErrUnknownSigner.Error()},
+		{"certificate_for_roots", func(t *testing.T, a *added) {
+			if err := os.Rename(config.CertificatesDir+"/layer", config.CertificatesDir+"/root"); err != nil {
+				t.Fatal(err)
+			}
+		}, false, true, signature.ErrCertificate.Error()},
+		{"certificate_for_development", func(t *testing.T, a *added) {
+			if err := os.Rename(config.CertificatesDir+"/layer", config.CertificatesDir+"/dev"); err != nil {
+				t.Fatal(err)
+			}
+			a.cfg.Trust = config.Trust{Dev: []string{"1.crt"}}
+		}, false, true, signature.ErrUnknownSigner.Error()},
+		{"in_a_development_build", func(t *testing.T, a *added) {
+			if err := os.Rename(config.CertificatesDir+"/layer", config.CertificatesDir+"/dev"); err != nil {
+				t.Fatal(err)
+			}
+			a.cfg.Build, a.cfg.Trust = config.Development, config.Trust{Dev: []string{"1.crt"}}
+		}, true, true, ""},
+		{"unsigned", func(t *testing.T, a *added) {
+			l := layerImage(t, "extra", make([]byte, 8192))
+			a.want(t, layerlist.List{{Name: "extra", Hash: l.Hash}})
+		}, false, true, signature.ErrFormat.Error()},
+		{"signature_of_another", func(t *testing.T, a *added) {
+			key := newSigner(t, 1)
+			putCertificate(t, config.CertificatesDir, config.RoleLayer, key)
+			l := layerImageBy(t, "extra", make([]byte, 8192), func([]byte) []byte { return signed(t, key, make([]byte, 32)) })
+			a.want(t, layerlist.List{{Name: "extra", Hash: l.Hash}})
+		}, false, true, errLayer.Error()},
+		{"missing", func(t *testing.T, a *added) {
+			if err := os.Remove(filepath.Join(stateDir, layout.LayerImage("extra", a.list[0].Hash))); err != nil {
+				t.Fatal(err)
+			}
+		}, false, true, "no such file"},
+		{"not_for_this_kernel", func(t *testing.T, a *added) {
+			put(t, filepath.Join(layerDir(addedAt), osrelease.ExtensionPath("extra")), []byte("ID=debian\nSEALROOT_KERNEL=6.1.0-9\n"))
+		}, false, true, "it is for ID debian, kernel 6.1.0-9"},
+		{"torn_list", func(t *testing.T, a *added) { a.keep(t, layerlist.File, a.list.Format()[:40]) }, false, false, layerlist.ErrFormat.Error()},
+		{"torn_list_and_a_good_one", func(t *testing.T, a *added) {
+			a.good(t, a.list)
+			a.keep(t, layerlist.File, nil)
+			a.proved(t, a.list, layerlist.Good)
+		}, true, false, layerlist.ErrFormat.Error()},
+		{"link_for_list", func(t *testing.T, a *added) {
+			at := filepath.Join(encryptedDir, layerlist.File)
+			if err := errors.Join(os.Remove(at), os.Symlink("/dev/zero", at), mkdirs(encryptedDir+"/dev"), unix.Mkfifo(encryptedDir+"/dev/zero", 0o600)); err != nil {
+				t.Fatal(err)
+			}
+		}, false, false, layerlist.ErrFormat.Error()},
+		{"no_list", func(t *testing.T, a *added) {
+			if err := os.Remove(filepath.Join(encryptedDir, layerlist.File)); err != nil {
+				t.Fatal(err)
+			}
+			a.good(t, a.list)
+		}, false, false, ""},
+		{"proofs_of_any_kind", func(t *testing.T, a *added) {
+			a.keep(t, layerlist.ProofsFile, bytes.Repeat([]byte{0, '\n', 0xff}, 1<<16))
+			a.report.Slot = report.Slot{Trial: true, TriesAfter: 1}
+		}, true, true, ""},
+		{"fifo_for_proofs", func(t *testing.T, a *added) {
+			at := filepath.Join(encryptedDir, layerlist.ProofsFile)
+			if err := errors.Join(os.Remove(at), unix.Mkfifo(at, 0o600)); err != nil {
+				t.Fatal(err)
+			}
+			a.report.Slot = report.Slot{Trial: true, TriesAfter: 1}
+		}, true, true, ""},
+		{"trial_cannot_be_noted", func(t *testing.T, a *added) {
+			a.keep(t, layerlist.ProofsFile+layout.PendingSuffix+"/file", nil)
+		}, false, false, "cannot note a trial"},
+		{"good_one_where_nothing_can_be_noted", func(t *testing.T, a *added) {
+			a.keep(t, layerlist.ProofsFile+layout.PendingSuffix+"/file", nil)
+			a.want(t, other)
+			a.good(t, a.list)
+		}, true, false, "cannot note a trial"},
+		{"last_try_of_a_slot", func(t *testing.T, a *added) { a.report.Slot = report.Slot{Trial: true} }, false, false, "waits"},
+		{"not_the_last_try", func(t *testing.T, a *added) { a.report.Slot = report.Slot{Trial: true, TriesAfter: 1} }, true, true, ""},
+		{"volume_is_read_only", func(t *testing.T, a *added) { a.volume.volume.ReadOnly = unix.EIO }, false, false, "waits"},
+		{"no_volume", func(t *testing.T, a *added) { a.volume.volume = nil }, false, false, ""},
+		{"turned_off", func(t *testing.T, a *added) {
+			l, err := a.list.Turned("extra", false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			a.want(t, l)
+		}, false, true, report.LayerOff},
+	} {
+		inRoot(t, tt.name, func(t *testing.T) {
+			a := addedBoot(t)
+			tt.prepare(t, a)
+			is, why := a.stacked(t)
+			if is != tt.stacked || a.report.LayerTrial != tt.trial || a.layersTried != tt.trial || !strings.Contains(why, tt.says) || tt.says == "" && why != "" {
+				t.Errorf("stacked %v, on trial %v, %q; want %v, %v, %q", is, a.report.LayerTrial, why, tt.stacked, tt.trial, tt.says)
+			}
+			if !strings.Contains(a.trace.Trace(), "/.layers/mine:/layers/2//.:/layers/1//.:/layers/0//.:/sysroot//.") {
+				t.Errorf("the image's own are not there:\n%s", a.trace.Trace())
+			}
+			if !tt.trial {
+				return
+			}
+			// The next boot finds that this one did not come up.
+			b := *a.boot
+			b.layersTried = false
+			b.report, b.sys.Mounter = &report.Report{Root: a.report.Root}, &mounttest.Recorder{}
+			if list, err := b.machineLayers(); list != nil || err != nil {
+				t.Errorf("the next boot goes by %+v, %v", list, err)
+			}
+		})
+	}
+}
+
+// A layer of the image is turned off where the image can do without it.
+func TestLayersTurnedOff(t *testing.T) {
+	inRoot(t, "off", func(t *testing.T) {
+		a := addedBoot(t)
+		a.want(t, layerlist.List{{Name: "mine"}, {Name: "mid"}, {Name: "no-such"}})
+		_, why := a.stacked(t)
+		if got := a.trace.Trace(); !strings.Contains(got, "lowerdir=/layers/2//.:/layers/1//.:/layers/0//.:/sysroot//.,") || !strings.Contains(why, "layer mid is not turned off") {
+			t.Errorf("warnings %q in\n%s", why, got)
+		}
+		if l := a.report.Layers[3]; l.LeftOut != report.LayerOff || a.report.Layers[1].LeftOut != "" {
+			t.Errorf("reported %+v", a.report.Layers)
+		}
+	})
+}
+
+// With layers on trial no failure is the slot's: the next boot, without them, knows more.
+func TestTriedLayersTakeTheBlame(t *testing.T) {
+	for _, tried := range []bool{true, false} {
+		b, _ := testBoot(&person{}, config.State{})
+		b.layersTried = tried
+		want := slots.ImageFailure
+		if tried {
+			want = slots.EnvironmentFailure
+		}
+		if class, reason := classOf(b.blame(imageError(slots.Mount, "cannot start /sbin/init"))); class != want || reason != slots.Mount {
+			t.Errorf("layers on trial %v: class %s, reason %s", tried, class, reason)
+		}
+		if class, _ := classOf(b.blame(stateError(slots.StateDamaged, "x"))); class != slots.StateFailure {
+			t.Errorf("layers on trial %v: a state failure is of class %s", tried, class)
+		}
+	}
+}
+
+// A list that the image came up with is taken from it when one of its layers turns out to
+// be damaged; another input/output error leaves it.
+func TestDamagedLayersAreForgotten(t *testing.T) {
+	for _, damaged := range []bool{true, false} {
+		inRoot(t, fmt.Sprint(damaged), func(t *testing.T) {
+			a := addedBoot(t)
+			a.good(t, a.list)
+			if is, why := a.stacked(t); !is || a.layersTried {
+				t.Fatal(why)
+			}
+			text := "V"
+			if damaged {
+				text = "C"
+			}
+			a.sys.Verity = fakeVerity{status: text}
+			class, _ := classOf(a.blame(imageError(slots.Mount, "cannot start /sbin/init: %w", unix.EIO)))
+			if class != slots.EnvironmentFailure {
+				t.Errorf("class %s", class)
+			}
+			b := *a.boot
+			b.report, b.sys.Mounter = &report.Report{Root: a.report.Root}, &mounttest.Recorder{}
+			a.proved(t, a.list, layerlist.Good)
+			if list, err := b.machineLayers(); (list == nil) != damaged || err != nil {
+				t.Errorf("the next boot goes by %+v, %v", list, err)
+			}
+		})
+	}
+}
+
+// Layers on trial have a mark of their own, and a deadline, on a slot that has none.
+func TestLayersOnTrialHaveADeadline(t *testing.T) {
+	for _, tt := range []struct{ slot, layers bool }{{false, false}, {false, true}, {true, false}, {true, true}} {
+		inRoot(t, fmt.Sprint(tt), func(t *testing.T) {
+			b, _ := testBoot(&person{}, config.State{})
+			b.report.Slot, b.layersTried = report.Slot{Name: "a", Trial: tt.slot}, tt.layers
+			if err := b.leaveMarks(); err != nil {
+				t.Fatal(err)
+			}
+			there := func(path string) bool { _, err := os.Stat(path); return err == nil }
+			if there(report.Trial) != tt.slot || there(report.LayersTrial) != (tt.layers && !tt.slot) || there(deadlineDropIn) != (tt.slot || tt.layers) {
+				t.Errorf("%+v: slot %v, layers %v, deadline %v", tt, there(report.Trial), there(report.LayersTrial), there(deadlineDropIn))
+			}
+		})
+	}
+}
+
+// /etc is merged for image and list together, where the list changes what there is.
+func TestEtcIdentity(t *testing.T) {
+	const list = "8899aabbccddeeff"
+	for _, tt := range []struct {
+		name  string
+		layer report.Layer
+		own   bool
+	}{
+		{"image's_own", report.Layer{Name: "x"}, true},
+		{"left_out", report.Layer{Name: "x", Source: report.LayerAdded, LeftOut: "not allowed"}, true},
+		{"added", report.Layer{Name: "x", Source: report.LayerAdded}, false},
+		{"turned_off", report.Layer{Name: "x", LeftOut: report.LayerOff}, false},
+	} {
+		b, _ := testBoot(&person{}, config.State{})
+		b.report.Root.RootHash, b.report.LayerList, b.report.Layers = thisImage, list, []report.Layer{tt.layer}
+		want := thisImage
+		if !tt.own {
+			want = thisImage[:48] + list
+		}
+		if got := b.etcIdentity(); got != want {
+			t.Errorf("%s: %s, want %s", tt.name, got, want)
+		}
+	}
+}
