@@ -107,7 +107,7 @@ func (b *boot) runChecker(ctx context.Context, name, args string) (result child.
 }
 
 // mendedText is what a person is told of state.Mend.
-const mendedText = "a power cut had torn the superblock of its file system; mended"
+const mendedText = "a power cut had torn the superblock of its file system, or the end of its journal; mended"
 
 // mendOuter repairs the superblock of the state partition where a power cut tore it:
 // the kernel would not mount it. What cannot be done, mounting it says. It returns the type

@@ -14,16 +14,9 @@ type Disk = interface {
 	Sync() error
 }
 
-// Mend makes a superblock valid again that a power cut tore, and says so. A disk
-// writes sectors of 512 bytes whole, and the superblock has two: of the second one the
-// kernel changes hardly more than the checksum, which then is not that of the first.
-// The kernel and e2fsck -p refuse such a file system, although all else in it is as
-// the journal makes it.
-//
-// Only a superblock is mended whose geometry and features are those of a file system
-// as we and mke2fs make it, of at most size bytes, and in which nothing contradicts
-// the rest: one that is damaged otherwise stays as it is, for e2fsck. The error is
-// the disk's.
+// Mend makes good what a power cut tore and the kernel refuses to mount, and says so: the
+// superblock, or the end of the journal. size is that of the disk, in bytes. The error
+// is the disk's.
 func Mend(d Disk, size int64) (mended bool, err error) {
 	sb := make([]byte, superblockBytes)
 	if n, err := d.ReadAt(sb, superblockOffset); n < len(sb) {
@@ -32,9 +25,30 @@ func Mend(d Disk, size int64) (mended bool, err error) {
 		}
 		return false, fmt.Errorf("cannot read ext4 superblock: %w", err)
 	}
-	if _, err := parseSuperblock(sb); !errors.Is(err, ErrSuperblock) {
-		return false, nil // fine, or not ours at all
+	s, err := parseSuperblock(sb)
+	if errors.Is(err, ErrSuperblock) {
+		if mended, err = mendSuperblock(d, sb, size); !mended {
+			return false, err
+		}
+		s, err = parseSuperblock(sb)
 	}
+	if err != nil || !s.NeedsRecovery {
+		return mended, nil // fine, or not ours at all
+	}
+	cut, err := mendJournal(d, sb)
+	return mended || cut, err
+}
+
+// mendSuperblock makes a superblock valid again. A disk
+// writes sectors of 512 bytes whole, and the superblock has two: of the second one the
+// kernel changes hardly more than the checksum, which then is not that of the first.
+// The kernel and e2fsck -p refuse such a file system, although all else in it is as
+// the journal makes it.
+//
+// Only a superblock is mended whose geometry and features are those of a file system
+// as we and mke2fs make it, of at most size bytes, and in which nothing contradicts
+// the rest: one that is damaged otherwise stays as it is, for e2fsck.
+func mendSuperblock(d Disk, sb []byte, size int64) (mended bool, err error) {
 	if !plausible(sb) {
 		return false, nil
 	}

@@ -1,0 +1,206 @@
+package ext4
+
+import (
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+)
+
+// The journal's format (include/linux/jbd2.h), big endian; offsets within a block.
+const (
+	journalMagic = 0xc03b3998
+
+	journalDescriptor = 1
+	journalCommit     = 2
+	journalSuperblock = 4 // version 2
+	journalRevoke     = 5
+
+	headerType     = 0x04
+	headerSequence = 0x08
+	headerBytes    = 12
+	commitSum      = 0x10
+
+	jsbBlockSize = 0x0c
+	jsbBlocks    = 0x10
+	jsbFirst     = 0x14
+	jsbSequence  = 0x18
+	jsbStart     = 0x1c
+	jsbIncompat  = 0x28
+	jsbUUID      = 0x30
+
+	// What a journal of ours may have: revocations, 64 bits, checksums of version 3.
+	journalKnown = 0x1 | 0x2 | journalSums
+	journalSums  = 0x10
+
+	tagBytes    = 16 // with checksums of version 3
+	tagFlags    = 4
+	tagSameUUID = 2
+	tagLast     = 8
+
+	// The superblock has a copy of the map of the journal's blocks: an extent header
+	// and up to four extents (struct ext4_extent), little endian.
+	sbJournalCopied = 0xfd
+	sbJournalMap    = 0x10c
+	extentMagic     = 0xf30a
+
+	journalBlock = 4096
+)
+
+// mendJournal makes the end of a journal valid again that a power cut tore, and says so.
+// The kernel writes the block with which a transaction is committed as the last of it,
+// and a disk sectors of 512 bytes whole: of such a block a part may be there. That
+// transaction never was, nobody was told that it is done; but Linux 6.1 takes the wrong
+// checksum for damage, and does not mount. Without the block the journal ends with the
+// transaction before.
+//
+// Only the last block of a journal is taken away: where the next transaction follows
+// it is damage, which stays for e2fsck. sb is the superblock. The error is the disk's.
+func mendJournal(d Disk, sb []byte) (mended bool, err error) {
+	j := journal{d: d, extents: journalMap(sb)}
+	if len(j.extents) == 0 || !j.open() {
+		return false, j.err
+	}
+	torn, found := j.tornCommit()
+	if !found || j.err != nil {
+		return false, j.err
+	}
+	at, _ := j.place(torn)
+	if _, err = d.WriteAt(make([]byte, journalBlock), at); err == nil {
+		err = d.Sync()
+	}
+	if err != nil {
+		return false, fmt.Errorf("cannot write ext4 journal: %w", err)
+	}
+	return true, nil
+}
+
+// extent is a run of the journal's blocks.
+type extent struct{ first, blocks, physical int64 }
+
+// journalMap is where the journal lies, as far as the copy in the superblock tells.
+func journalMap(sb []byte) (list []extent) {
+	le := binary.LittleEndian
+	m := sb[sbJournalMap:]
+	if le.Uint32(sb[sbLogBlockSize:]) != 2 || sb[sbJournalCopied] != 1 || le.Uint16(m) != extentMagic || le.Uint16(m[6:]) != 0 {
+		return nil
+	}
+	blocks := int64(le.Uint32(sb[sbBlocksLow:])) | int64(le.Uint32(sb[sbBlocksHigh:]))<<32
+	for n := range min(int(le.Uint16(m[2:])), 4) {
+		e := m[12*(n+1):]
+		x := extent{int64(le.Uint32(e)), int64(le.Uint16(e[4:])), int64(le.Uint16(e[6:]))<<32 | int64(le.Uint32(e[8:]))}
+		if x.physical+x.blocks > blocks {
+			return nil
+		}
+		list = append(list, x)
+	}
+	return list
+}
+
+// journal is one that is looked through; err is the disk's.
+type journal struct {
+	d          Disk
+	extents    []extent
+	first, end int64 // its blocks but for the superblock
+	start      int64
+	sequence   uint32
+	seed       uint32 // of checksums
+	block      [journalBlock]byte
+	err        error
+}
+
+// place is where a block lies on the disk, in bytes.
+func (j *journal) place(n int64) (int64, bool) {
+	for _, e := range j.extents {
+		if n >= e.first && n < e.first+e.blocks {
+			return (e.physical + n - e.first) * journalBlock, true
+		}
+	}
+	return 0, false
+}
+
+// read reads a block and tells its type, 0 where it is none of the transaction sequence.
+func (j *journal) read(n int64, sequence uint32) uint32 {
+	at, ok := j.place(n)
+	if !ok {
+		return 0
+	}
+	if got, err := j.d.ReadAt(j.block[:], at); got < len(j.block) {
+		j.err = fmt.Errorf("cannot read ext4 journal: %w", err)
+		return 0
+	}
+	be := binary.BigEndian
+	if be.Uint32(j.block[:]) != journalMagic || be.Uint32(j.block[headerSequence:]) != sequence {
+		return 0
+	}
+	return be.Uint32(j.block[headerType:])
+}
+
+// open reads the journal's superblock, and tells whether there is something to replay.
+func (j *journal) open() bool {
+	if j.read(0, 0) != journalSuperblock {
+		return false
+	}
+	be, b := binary.BigEndian, j.block[:]
+	j.first, j.end, j.start = int64(be.Uint32(b[jsbFirst:])), int64(be.Uint32(b[jsbBlocks:])), int64(be.Uint32(b[jsbStart:]))
+	j.sequence = be.Uint32(b[jsbSequence:])
+	j.seed = rawSum(^uint32(0), b[jsbUUID:][:16])
+	incompat := be.Uint32(b[jsbIncompat:])
+	return be.Uint32(b[jsbBlockSize:]) == journalBlock && incompat&^journalKnown == 0 && incompat&journalSums != 0 &&
+		j.first > 0 && j.start >= j.first && j.start < j.end
+}
+
+// tornCommit goes through the transactions, as the kernel's first pass does, to a commit
+// block with a wrong checksum that nothing follows.
+func (j *journal) tornCommit() (n int64, found bool) {
+	n = j.start
+	sequence := j.sequence
+	for seen := int64(0); seen < j.end; {
+		step := int64(1)
+		switch j.read(n, sequence) {
+		case journalDescriptor:
+			step += j.tags()
+		case journalRevoke:
+		case journalCommit:
+			if !j.committed() {
+				return n, j.read(j.after(n, 1), sequence+1) == 0
+			}
+			sequence++
+		default:
+			return 0, false
+		}
+		n, seen = j.after(n, step), seen+step
+	}
+	return 0, false
+}
+
+// after is the block that is so many behind n: the journal is a ring.
+func (j *journal) after(n, step int64) int64 {
+	return j.first + (n-j.first+step)%(j.end-j.first)
+}
+
+// tags is how many blocks follow the descriptor that was read.
+func (j *journal) tags() (n int64) {
+	for at := headerBytes; at+tagBytes <= journalBlock-4; { // its own checksum is at the end
+		flags := binary.BigEndian.Uint32(j.block[at+tagFlags:])
+		n, at = n+1, at+tagBytes
+		if flags&tagSameUUID == 0 {
+			at += 16
+		}
+		if flags&tagLast != 0 {
+			break
+		}
+	}
+	return n
+}
+
+// committed tells whether the checksum of the commit block that was read is right.
+func (j *journal) committed() bool {
+	want := binary.BigEndian.Uint32(j.block[commitSum:])
+	clear(j.block[commitSum:][:4])
+	return rawSum(j.seed, j.block[:]) == want
+}
+
+// rawSum is the kernel's crc32c, which inverts neither before nor after.
+func rawSum(seed uint32, b []byte) uint32 {
+	return ^crc32.Update(^seed, crc32.MakeTable(crc32.Castagnoli), b)
+}
