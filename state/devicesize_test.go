@@ -100,12 +100,22 @@ func TestOpenWithDeviceSize(t *testing.T) {
 	recover := func(t *testing.T, f *os.File) { // s_feature_incompat, EXT4_FEATURE_INCOMPAT_RECOVER
 		edit(t, f, 0x60, func(b []byte) { b[0] |= 4 })
 	}
+	behind := func(t *testing.T, path string) { // a growing was cut before the file was longer
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err == nil {
+			err = errors.Join(f.Truncate(small<<20), Reserve(f, 0, (small+64)<<20), f.Close())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
 	made := []string{fmt.Sprint("loop ", long), fmt.Sprint("crypt ", long)}
 	removed := []string{fmt.Sprint("-crypt ", long), fmt.Sprint("-loop ", long)}
 	stepped := fmt.Sprint(minApparent >> 20)
 	for name, tt := range map[string]struct {
 		device DeviceSize
 		change func(t *testing.T, inside *os.File)
+		image  func(t *testing.T, path string)
 		stuck  error
 		steps  []string
 		want   int64 // MiB
@@ -115,6 +125,7 @@ func TestOpenWithDeviceSize(t *testing.T) {
 		"journal":   {device: Classic, want: long, change: recover, steps: made},
 		"torn":      {device: Classic, want: long, change: func(t *testing.T, f *os.File) { edit(t, f, 900, nil) }, steps: made},
 		"stuck":     {device: Classic, want: long, stuck: errRecorded, err: ErrMapped, steps: slices.Concat(made, removed)},
+		"behind":    {device: Classic, want: small, image: behind, steps: []string{fmt.Sprint("loop ", small), fmt.Sprint("crypt ", small)}},
 		"oversized": {device: Oversized, want: minApparent >> 20, steps: []string{"loop " + stepped, "crypt " + stepped}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -137,6 +148,9 @@ func TestOpenWithDeviceSize(t *testing.T) {
 			if tt.change != nil {
 				tt.change(t, inside)
 			}
+			if tt.image != nil {
+				tt.image(t, c.image)
+			}
 			v, err := Open(dir, c, tt.device, func(l *LockedVolume) ([]byte, error) { return l.Header.Unlock(0, []byte("pw")) })
 			info, serr := os.Stat(c.image)
 			if !errors.Is(err, tt.err) || (err == nil) != (tt.err == nil) || serr != nil || info.Size() != tt.want<<20 || !slices.Equal(c.steps, tt.steps) {
@@ -148,6 +162,9 @@ func TestOpenWithDeviceSize(t *testing.T) {
 			there, err := files.Reserved(v.image, 0, tt.want<<20)
 			if tt.change == nil && (err != nil || balloon.Total(there) != small<<20) {
 				t.Errorf("%v are reserved, want %d MiB: %v", there, small, err)
+			}
+			if n, err := allocated(v.image); tt.change == nil && (err != nil || n > small<<20+1<<20) {
+				t.Errorf("%d bytes are reserved, want %d: %v", n, small<<20, err)
 			}
 			if err := v.Close(); err != nil {
 				t.Error(err)

@@ -181,6 +181,12 @@ func (v *Volume) open(dir *os.File, devs Devices, device DeviceSize, unlock Unlo
 		if err := v.cut(devs, key, end); err != nil {
 			return err
 		}
+	} else if n, err := allocated(v.image); err == nil && n > v.Reserved {
+		// A growing that was cut may have reserved room behind the end, where ext4 makes no
+		// hole: to set the length, also the same one, gives it back.
+		if err := v.image.Truncate(end); err != nil {
+			return fmt.Errorf("cannot give back what is reserved behind %s: %w", ImageName, err)
+		}
 	}
 	return unlockImage(v.image)
 }

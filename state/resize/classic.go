@@ -3,8 +3,10 @@ package resize
 import (
 	"errors"
 	"fmt"
+	"math"
 
 	"sealroot/state"
+	"sealroot/state/balloon"
 	"sealroot/state/luks2"
 )
 
@@ -128,14 +130,8 @@ func (v *Volume) fit() error {
 		}
 	}
 	// crash point: the file is longer than the file system; the next boot cuts it
-	info, err := v.image.Stat()
-	if err != nil {
-		return fmt.Errorf("cannot inspect %s: %w", state.ImageName, err)
-	}
-	if info.Size() > end {
-		if err := v.image.Truncate(end); err != nil {
-			return fmt.Errorf("cannot cut %s: %w", state.ImageName, err)
-		}
+	if err := v.cut(end); err != nil {
+		return err
 	}
 	if err := v.devices.followFile(); err != nil {
 		return err
@@ -144,6 +140,31 @@ func (v *Volume) fit() error {
 		return fmt.Errorf("cannot sync %s: %w", state.ImageName, err)
 	}
 	return nil
+}
+
+// cut lets the file end at byte end, if it does not end before. To set the length is all
+// that gives back what is reserved behind it, also where it stays: ext4 makes no hole there.
+func (v *Volume) cut(end int64) error {
+	info, err := v.image.Stat()
+	if err == nil {
+		err = v.image.Truncate(min(end, info.Size()))
+	}
+	if err != nil {
+		return fmt.Errorf("cannot cut %s: %w", state.ImageName, err)
+	}
+	return nil
+}
+
+// giveBack gives back ranges that were reserved for the inner file system to grow into,
+// which has not.
+func (v *Volume) giveBack(list ...balloon.Range) (err error) {
+	for _, r := range list {
+		err = errors.Join(err, state.Release(v.image, r.Start, r.End))
+	}
+	if v.classic {
+		err = errors.Join(err, v.cut(math.MaxInt64))
+	}
+	return err
 }
 
 // fitIfAllowed is fit where there is a key: without one the next boot does it.

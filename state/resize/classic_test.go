@@ -211,6 +211,61 @@ func TestClassicExt4(t *testing.T) {
 	check(t, v, sums)
 }
 
+// What was reserved to grow into, behind the end of the file, comes back where the growing
+// does not: ext4 outside makes no hole there.
+func TestClassicBehindTheEnd(t *testing.T) {
+	v, c, _ := classicVolume(t, state.Ext4, 512<<20)
+	first := exact(t, v, c)
+	end := first.Apparent
+	blocks := func() int64 {
+		t.Helper()
+		var st unix.Stat_t
+		if err := unix.Fstat(int(v.image.Fd()), &st); err != nil {
+			t.Fatal(err)
+		}
+		return st.Blocks * 512
+	}
+	before := blocks()
+	key := v.key
+	for name, change := range map[string]func() error{
+		"no room": func() error {
+			_, err := v.reserve([]balloon.Range{{Start: end, End: end + first.OuterTotal}})
+			if !errors.Is(err, ErrNoRoom) {
+				return fmt.Errorf("%v, want %w", err, ErrNoRoom)
+			}
+			return nil
+		},
+		"not longer": func() error {
+			_, err := v.reserve([]balloon.Range{{Start: end, End: end + 64<<20}})
+			if n := blocks(); n < before+64<<20 {
+				t.Errorf("%d bytes are reserved after %d", n, before)
+			}
+			return errors.Join(err, v.trim(first.Spanned, end+64<<20))
+		},
+		"no key": func() error {
+			_, err := v.reserve([]balloon.Range{{Start: end, End: end + 64<<20}})
+			v.key = nil
+			return errors.Join(err, v.trim(first.Spanned, end+64<<20))
+		},
+		"cut": func() error {
+			_, err := v.reserve([]balloon.Range{{Start: end, End: end + 64<<20}})
+			return errors.Join(err, v.fit())
+		},
+	} {
+		if err := change(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if n := blocks(); n > before+1<<20 {
+			t.Errorf("%s: %d bytes are reserved, %d before", name, n, before)
+			if err := v.image.Truncate(end); err != nil {
+				t.Fatal(err)
+			}
+		}
+		v.key = key
+		exact(t, v, c)
+	}
+}
+
 // Without the key, or with another one, nothing is changed, but what needs none.
 func TestClassicKey(t *testing.T) {
 	for _, kind := range []state.Filesystem{state.Ext4, state.Btrfs} {

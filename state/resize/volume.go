@@ -293,10 +293,7 @@ func (v *Volume) reserve(list []balloon.Range) (int64, error) {
 	}
 	for i, r := range holes {
 		if err := state.Reserve(v.image, r.Start, r.Bytes()); err != nil {
-			for _, r := range holes[:i+1] {
-				err = errors.Join(err, state.Release(v.image, r.Start, r.End))
-			}
-			return 0, err
+			return 0, errors.Join(err, v.giveBack(holes[:i+1]...))
 		}
 	}
 	if err := v.keep(); err != nil {
@@ -314,11 +311,11 @@ func (v *Volume) trim(had, to int64) error {
 	}
 	if v.classic {
 		if done, err := v.fitIfAllowed(); done || err != nil {
-			return err
+			return errors.Join(err, v.giveBack())
 		}
 	}
 	up := func(n int64) int64 { return (n + v.unit - 1) / v.unit * v.unit } // nothing beyond the end is used
-	return state.Release(v.image, up(v.begin+spanned), up(to))
+	return v.giveBack(balloon.Range{Start: up(v.begin + spanned), End: up(to)})
 }
 
 // smaller gives n bytes back.
