@@ -1,6 +1,9 @@
 package state
 
-import "fmt"
+import (
+	"fmt"
+	"os"
+)
 
 // DeviceSize says how large encrypted.img and the devices over it are, beside what is
 // reserved of it.
@@ -29,22 +32,35 @@ func (d DeviceSize) apparent(reserved int64) int64 {
 // the superblock that says so: else the kernel may know of more than that, and the next
 // boot decides.
 func (d DeviceSize) end(size, end int64, sure bool) int64 {
-	if d == Classic && sure {
-		return min(size, end)
+	if d == Classic && (sure || end > size) {
+		return end
 	}
 	return size
 }
 
-// cut lets file and devices end at byte end, beyond which nothing lies. Nobody uses the
+// longest is the byte that a file system in a file of size bytes may end at, on the
+// partition of dir. A Classic file may be shorter than it: the kernel goes on with a
+// resize of another program for which it has seen the device before that was cut. An
+// Oversized one is never cut.
+func (d DeviceSize) longest(dir *os.File, size int64) int64 {
+	if d == Classic {
+		if total, err := sizeOf(dir); err == nil {
+			return max(size, total)
+		}
+	}
+	return size
+}
+
+// endAt lets file and devices end at byte end, beyond which nothing lies. Nobody uses the
 // devices yet: they are made anew.
-func (v *Volume) cut(devs Devices, volumeKey []byte, end int64) error {
+func (v *Volume) endAt(devs Devices, volumeKey []byte, end int64) error {
 	err := v.detach()
 	if err == nil {
 		// crash point: the file has the old length or the new one
 		err = v.image.Truncate(end)
 	}
 	if err != nil {
-		return fmt.Errorf("cannot cut %s to %d MiB: %w", ImageName, end>>20, err)
+		return fmt.Errorf("cannot bring %s to %d MiB: %w", ImageName, end>>20, err)
 	}
 	return v.attach(devs, volumeKey)
 }

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"sealroot/state/balloon"
 	"sealroot/state/balloon/files"
 	"sealroot/state/ext4"
@@ -27,7 +29,8 @@ func TestDeviceSize(t *testing.T) {
 	}{
 		{Classic, 100 * mib, 80 * mib, true, 80 * mib},
 		{Classic, 80 * mib, 80 * mib, true, 80 * mib},
-		{Classic, 60 * mib, 80 * mib, true, 60 * mib}, // nothing is made longer here
+		{Classic, 60 * mib, 80 * mib, true, 80 * mib},
+		{Classic, 60 * mib, 80 * mib, false, 80 * mib},
 		{Classic, 100 * mib, 80 * mib, false, 100 * mib},
 		{Oversized, 100 * mib, 80 * mib, true, 100 * mib},
 		{"", 100 * mib, 80 * mib, true, 100 * mib},
@@ -90,7 +93,8 @@ func (c *cutDevices) Crypt(_ string, target luks2.CryptTarget, _ Device, _ []byt
 
 // A file that is longer than its file system is cut with state.device classic, once
 // nothing uses it; where a journal may know of more, or the superblock had to be mended,
-// it stays as it is. An oversized one is stepped up again.
+// it stays as it is. One that is shorter is made longer, if its file system can ever have
+// been on this partition. An oversized one is stepped up again.
 func TestOpenWithDeviceSize(t *testing.T) {
 	const (
 		begin = 16
@@ -99,6 +103,39 @@ func TestOpenWithDeviceSize(t *testing.T) {
 	)
 	recover := func(t *testing.T, f *os.File) { // s_feature_incompat, EXT4_FEATURE_INCOMPAT_RECOVER
 		edit(t, f, 0x60, func(b []byte) { b[0] |= 4 })
+	}
+	short := func(t *testing.T, path string) { // it was cut while another program made the file system larger
+		if err := os.Truncate(path, (small-8)<<20); err != nil {
+			t.Fatal(err)
+		}
+	}
+	full := func(t *testing.T, path string) {
+		short(t, path)
+		where := filepath.Dir(path)
+		b, err := os.ReadFile(path)
+		if err == nil {
+			err = unix.Mount("tmpfs", where, "tmpfs", 0, fmt.Sprintf("size=%dM", small+8))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := unix.Unmount(where, 0); err != nil {
+				t.Error(err)
+			}
+		})
+		err = errors.Join(os.WriteFile(path, b[:16<<20], 0o600), os.Truncate(path, (small-8)<<20),
+			os.WriteFile(filepath.Join(where, "other"), make([]byte, 32<<20), 0o600))
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	far := func(t *testing.T, f *os.File) { // s_blocks_count_hi: more than any disk here
+		edit(t, f, 0x150, func(b []byte) { b[0] = 1 })
+	}
+	longer := []string{
+		fmt.Sprint("loop ", small-8), fmt.Sprint("crypt ", small-8), fmt.Sprint("-crypt ", small-8), fmt.Sprint("-loop ", small-8),
+		fmt.Sprint("loop ", small), fmt.Sprint("crypt ", small),
 	}
 	behind := func(t *testing.T, path string) { // a growing was cut before the file was longer
 		f, err := os.OpenFile(path, os.O_RDWR, 0)
@@ -118,23 +155,23 @@ func TestOpenWithDeviceSize(t *testing.T) {
 		image  func(t *testing.T, path string)
 		stuck  error
 		steps  []string
-		want   int64 // MiB
-		err    error
+		// readOnly is what Volume.ReadOnly is.
+		readOnly error
+		want     int64 // MiB
+		err      error
 	}{
 		"cut":       {device: Classic, want: small, steps: slices.Concat(made, removed, []string{fmt.Sprint("loop ", small), fmt.Sprint("crypt ", small)})},
 		"journal":   {device: Classic, want: long, change: recover, steps: made},
 		"torn":      {device: Classic, want: long, change: func(t *testing.T, f *os.File) { edit(t, f, 900, nil) }, steps: made},
 		"stuck":     {device: Classic, want: long, stuck: errRecorded, err: ErrMapped, steps: slices.Concat(made, removed)},
 		"behind":    {device: Classic, want: small, image: behind, steps: []string{fmt.Sprint("loop ", small), fmt.Sprint("crypt ", small)}},
+		"short":     {device: Classic, want: small, image: short, steps: longer},
+		"no_room":   {device: Classic, want: small, image: full, steps: longer, readOnly: ErrNoRoom},
+		"far":       {device: Classic, want: small - 8, image: short, change: far, err: ErrDamaged, steps: longer[:4]},
 		"oversized": {device: Oversized, want: minApparent >> 20, steps: []string{"loop " + stepped, "crypt " + stepped}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			where := t.TempDir()
-			dir, err := os.Open(where)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer dir.Close()
 			imageIn(t, where)
 			c := &cutDevices{inside: filepath.Join(t.TempDir(), "inside"), image: filepath.Join(where, ImageName), stuck: tt.stuck}
 			inside, err := os.Create(c.inside)
@@ -151,12 +188,28 @@ func TestOpenWithDeviceSize(t *testing.T) {
 			if tt.image != nil {
 				tt.image(t, c.image)
 			}
+			dir, err := os.Open(where)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer dir.Close()
 			v, err := Open(dir, c, tt.device, func(l *LockedVolume) ([]byte, error) { return l.Header.Unlock(0, []byte("pw")) })
 			info, serr := os.Stat(c.image)
 			if !errors.Is(err, tt.err) || (err == nil) != (tt.err == nil) || serr != nil || info.Size() != tt.want<<20 || !slices.Equal(c.steps, tt.steps) {
 				t.Fatalf("Open: %v, %v, %d bytes, %q; want %v, %d MiB, %q", err, serr, info.Size(), c.steps, tt.err, tt.want, tt.steps)
 			}
 			if err != nil {
+				return
+			}
+			defer v.Close()
+			if !errors.Is(v.ReadOnly, tt.readOnly) || v.ReadOnly != nil && tt.readOnly == nil {
+				t.Errorf("read-only: %v, want %v", v.ReadOnly, tt.readOnly)
+			}
+			// Only what can be written is checked.
+			if want := len(tt.steps) == len(longer) && tt.steps[0] == longer[0] && tt.readOnly == nil; v.Superblock.Errors != want {
+				t.Errorf("to be checked: %v, want %v", v.Superblock.Errors, want)
+			}
+			if tt.readOnly != nil {
 				return
 			}
 			there, err := files.Reserved(v.image, 0, tt.want<<20)

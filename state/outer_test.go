@@ -159,7 +159,7 @@ func TestRestoreAfterSnapshot(t *testing.T) {
 	restored := func(when string, readOnly bool) {
 		t.Helper()
 		v := &Volume{image: image, Header: h, crypt: plainDevice{inside, size}}
-		if err := v.restore(dir, 2*(begin+size)); err != nil {
+		if err := v.restore(dir, 2*(begin+size), 2*(begin+size)); err != nil {
 			t.Fatal(err)
 		}
 		if readOnly != errors.Is(v.ReadOnly, ErrCopied) || !readOnly && v.ReadOnly != nil {

@@ -60,7 +60,7 @@ func TestRestore(t *testing.T) {
 			t.Fatal(err)
 		}
 		v := &Volume{image: image, crypt: plainDevice{inside, size}, Header: h}
-		if err := v.restore(dir, begin+size); err != nil || v.ReadOnly != nil || v.Superblock.Type != kind {
+		if err := v.restore(dir, begin+size, begin+size); err != nil || v.ReadOnly != nil || v.Superblock.Type != kind {
 			t.Errorf("%s: restore: %v, %v, %+v", kind, err, v.ReadOnly, v.Superblock)
 		}
 		reserved, err := files.Reserved(image, 0, begin+size)

@@ -173,14 +173,16 @@ func (v *Volume) open(dir *os.File, devs Devices, device DeviceSize, unlock Unlo
 	if err := v.attach(devs, key); err != nil {
 		return err
 	}
-	if err := v.restore(dir, size); err != nil {
+	if err := v.restore(dir, size, device.longest(dir, size)); err != nil {
 		return err
 	}
 	sb := v.Superblock
-	if end := device.end(size, int64(v.Header.DataOffset())+sb.Bytes, !sb.NeedsRecovery && !v.Mended); end < size {
-		if err := v.cut(devs, key, end); err != nil {
+	if end := device.end(size, int64(v.Header.DataOffset())+sb.Bytes, !sb.NeedsRecovery && !v.Mended); end != size {
+		if err := v.endAt(devs, key, end); err != nil {
 			return err
 		}
+		// Where its end was missing, what was written there may be: the check is the judge.
+		v.Superblock.Errors = sb.Errors || end > size && v.ReadOnly == nil
 	} else if n, err := allocated(v.image); err == nil && n > v.Reserved {
 		// A growing that was cut may have reserved room behind the end, where ext4 makes no
 		// hole: to set the length, also the same one, gives it back.
@@ -211,8 +213,9 @@ func (v *Volume) stepUp(dir *os.File, size int64) int64 {
 }
 
 // restore makes the invariant true again: what the inner file system spans is
-// reserved, but for what it has given back by the record in dir, and nothing beyond.
-func (v *Volume) restore(dir *os.File, size int64) error {
+// reserved, but for what it has given back by the record in dir, and nothing beyond. The
+// file has size bytes; what spans more than longest is no file system of ours.
+func (v *Volume) restore(dir *os.File, size, longest int64) error {
 	mended, err := Mend(v.crypt, v.crypt.Size())
 	if err != nil {
 		return fmt.Errorf("cannot use the file system in %s: %w", ImageName, err)
@@ -224,8 +227,8 @@ func (v *Volume) restore(dir *os.File, size int64) error {
 	}
 	begin := int64(v.Header.DataOffset())
 	end := begin + sb.Bytes
-	if end < begin || end > size {
-		return fmt.Errorf("cannot use a file system that ends at byte %d of %d in %s: %w", end, size, ImageName, ErrDamaged)
+	if end < begin || end > longest {
+		return fmt.Errorf("cannot use a file system that ends at byte %d of %d in %s: %w", end, longest, ImageName, ErrDamaged)
 	}
 	if mended && sb.Type == Btrfs {
 		sb.Errors = true // put together from two transactions, maybe: the check is the judge

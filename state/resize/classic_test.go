@@ -266,6 +266,24 @@ func TestClassicBehindTheEnd(t *testing.T) {
 	}
 }
 
+// While another program makes the file system larger nothing is cut: the kernel has asked
+// for the end of the device before, and goes on.
+func TestClassicBusy(t *testing.T) {
+	v, c, _ := classicVolume(t, state.Ext4, 512<<20)
+	first := exact(t, v, c)
+	resize := v.in.(*ext4FS).resize
+	v.in.(*ext4FS).resize = func(int, uint64) error { return unix.EBUSY }
+	if s, err := v.Resize(t.Context(), first.Reserved+64<<20); !errors.Is(err, unix.EBUSY) || s.Device != first.Device+64<<20 || s.Apparent != s.Device {
+		t.Errorf("Resize = %+v, %v after %q; was %+v", s, err, c.steps, first)
+	}
+	// The next one cuts it.
+	v.in.(*ext4FS).resize = resize
+	if s, err := v.Resize(t.Context(), first.Reserved); err != nil || s.Reserved != first.Reserved {
+		t.Errorf("Resize = %+v, %v", s, err)
+	}
+	exact(t, v, c)
+}
+
 // Without the key, or with another one, nothing is changed, but what needs none.
 func TestClassicKey(t *testing.T) {
 	for _, kind := range []state.Filesystem{state.Ext4, state.Btrfs} {

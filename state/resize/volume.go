@@ -195,7 +195,9 @@ func (v *Volume) resize(ctx context.Context, reserved int64) (err error) {
 		if m, merr := v.measure(false); merr == nil {
 			_, terr := v.tidy(m)
 			err = errors.Join(err, terr)
-			if m.Classic && m.Device > v.begin+m.Spanned {
+			// Who keeps it busy may be making the file system larger, for which the kernel has
+			// asked for the end of the device already.
+			if m.Classic && m.Device > v.begin+m.Spanned && !errors.Is(err, unix.EBUSY) {
 				_, ferr := v.fitIfAllowed()
 				err = errors.Join(err, ferr)
 			}
