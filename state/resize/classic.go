@@ -24,17 +24,20 @@ type Key func(h *luks2.Header) ([]byte, error)
 type devices interface {
 	// size is that of the decrypted device now.
 	size() (int64, error)
-	// prove is ErrWrongKey where the volume key is not that of the crypt device.
-	prove(volumeKey []byte) error
+	// prove is ErrWrongKey where the volume key is not that of the crypt device, or target
+	// has anything else than that but its length.
+	prove(target luks2.CryptTarget, volumeKey []byte) error
 	// recrypt lets the crypt device have another length.
 	recrypt(target luks2.CryptTarget, volumeKey []byte) error
 	// followFile lets the loop device end where the image ends.
 	followFile() error
 }
 
-// withKey runs use with the volume key, if it is that of the device that is open: under
-// another one the kernel would write what nobody can read. Errors: ErrNoKey, ErrWrongKey.
-func (v *Volume) withKey(use func(h *luks2.Header, key []byte) error) error {
+// withKey runs use with the volume key and what the crypt device is to be for it to end at
+// byte end of the image, if both belong to the device that is open: under anything else the
+// kernel would write what nobody can read. No key vouches for what a header says of sectors
+// and length. Errors: ErrNoKey, ErrWrongKey.
+func (v *Volume) withKey(end int64, use func(target luks2.CryptTarget, key []byte) error) error {
 	if v.key == nil {
 		return fmt.Errorf("cannot resize the volume: %w", ErrNoKey)
 	}
@@ -45,6 +48,13 @@ func (v *Volume) withKey(use func(h *luks2.Header, key []byte) error) error {
 	h, err := luks2.Read(v.image, info.Size())
 	if err == nil && (h.UUID() != v.uuid || int64(h.DataOffset()) != v.begin) {
 		err = ErrWrongKey
+	}
+	var target luks2.CryptTarget
+	if err == nil {
+		target, err = h.CryptTarget(end)
+	}
+	if err == nil && int64(target.LengthBytes) != end-v.begin {
+		err = fmt.Errorf("its header wants %d bytes, not %d: %w", target.LengthBytes, end-v.begin, ErrWrongKey)
 	}
 	if err != nil {
 		return fmt.Errorf("cannot use %s: %w", state.ImageName, err)
@@ -58,23 +68,17 @@ func (v *Volume) withKey(use func(h *luks2.Header, key []byte) error) error {
 	if err != nil {
 		err = errors.Join(ErrWrongKey, err)
 	} else {
-		err = v.devices.prove(key)
+		err = v.devices.prove(target, key)
 	}
 	if err != nil {
 		return fmt.Errorf("cannot resize the volume: %w", err)
 	}
-	return use(h, key)
+	return use(target, key)
 }
 
 // recrypt lets the crypt device end at byte end of the image.
 func (v *Volume) recrypt(end int64) error {
-	return v.withKey(func(h *luks2.Header, key []byte) error {
-		target, err := h.CryptTarget(end)
-		if err == nil {
-			err = v.devices.recrypt(target, key)
-		}
-		return err
-	})
+	return v.withKey(end, v.devices.recrypt)
 }
 
 // lengthen lets file and devices end at byte end, up to which all is reserved, where they

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"crypto/aes"
 	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	mathrand "math/rand/v2"
@@ -74,7 +76,7 @@ func (c *cutDevices) invariant(after string) {
 
 func (c *cutDevices) size() (int64, error) { return c.end - c.v.begin, nil }
 
-func (c *cutDevices) prove(key []byte) error {
+func (c *cutDevices) prove(_ luks2.CryptTarget, key []byte) error {
 	if c.bad {
 		return ErrWrongKey
 	}
@@ -297,9 +299,9 @@ func TestClassicKey(t *testing.T) {
 			"none":      {func() { v.key = nil }, ErrNoKey},
 			"refused":   {func() { v.key = func(*luks2.Header) ([]byte, error) { return nil, errAsked } }, errAsked},
 			"of_others": {func() { v.key = func(*luks2.Header) ([]byte, error) { return make([]byte, 64), nil } }, ErrWrongKey},
-			"exchanged": {func() {
-				v.key = func(h *luks2.Header) ([]byte, error) { return h.Unlock(0, []byte("pw")) }
-				c.bad = true
+			"exchanged": {func() { c.bad = true }, ErrWrongKey},
+			"of_another_length": {func() {
+				editHeader(t, v.image, `"dynamic"`, fmt.Sprintf(`"%d"`, 512<<20))
 			}, ErrWrongKey},
 		} {
 			tt.change()
@@ -309,6 +311,8 @@ func TestClassicKey(t *testing.T) {
 			}
 			exact(t, v, c)
 			c.bad = false
+			editHeader(t, v.image, fmt.Sprintf(`"%d"`, 512<<20), `"dynamic"`)
+			v.key = func(h *luks2.Header) ([]byte, error) { return h.Unlock(0, []byte("pw")) }
 		}
 		v.key = nil
 		m, err := v.Resize(t.Context(), first.Reserved-64<<20)
@@ -320,6 +324,34 @@ func TestClassicKey(t *testing.T) {
 		}
 		if back, err2 := v.Resize(t.Context(), first.Reserved); err != nil || err2 != nil || m.Reserved >= first.Reserved || back.Reserved != first.Reserved {
 			t.Errorf("given back without a key %+v, %v; taken back %+v, %v", m, err, back, err2)
+		}
+	}
+}
+
+// editHeader changes text in both copies of a LUKS2 header, as anybody can: no key is
+// needed (LUKS2 On-Disk Format Specification, 2.1).
+func editHeader(t *testing.T, f *os.File, old, text string) {
+	t.Helper()
+	const csumAt, csumEnd, jsonAt = 448, 512, 4096
+	first := make([]byte, jsonAt)
+	if _, err := f.ReadAt(first, 0); err != nil {
+		t.Fatal(err)
+	}
+	size := int64(binary.BigEndian.Uint64(first[8:]))
+	for _, at := range []int64{0, size} {
+		b := make([]byte, size)
+		if _, err := f.ReadAt(b, at); err != nil {
+			t.Fatal(err)
+		}
+		json, _, _ := bytes.Cut(b[jsonAt:], []byte{0})
+		json = bytes.ReplaceAll(json, []byte(old), []byte(text))
+		clear(b[jsonAt:])
+		copy(b[jsonAt:], json)
+		clear(b[csumAt:csumEnd])
+		sum := sha256.Sum256(b)
+		copy(b[csumAt:], sum[:])
+		if _, err := f.WriteAt(b, at); err != nil {
+			t.Fatal(err)
 		}
 	}
 }
@@ -507,14 +539,25 @@ func TestProve(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer d.Detach()
-	k := kernelDevices{crypt: crypt{path: inside.Name(), loop: d.DevNo(), begin: testBegin}}
-	if err := k.prove(key); err != nil {
+	target := luks2.CryptTarget{UUID: testUUID, Encryption: luks2.Encryption, KeySize: len(key), SectorSize: balloon.BlockSize, OffsetBytes: testBegin, LengthBytes: 1 << 20}
+	k := kernelDevices{crypt: crypt{path: inside.Name(), loop: d.DevNo(), begin: testBegin, encryption: target.Encryption, sectorSize: target.SectorSize}}
+	if err := k.prove(target, key); err != nil {
 		t.Error(err)
 	}
-	if err := k.prove(other); !errors.Is(err, ErrWrongKey) {
+	if err := k.prove(target, other); !errors.Is(err, ErrWrongKey) {
 		t.Errorf("another key: %v, want %v", err, ErrWrongKey)
 	}
-	if err := k.prove(key[:3]); err == nil {
+	if err := k.prove(target, key[:3]); err == nil {
 		t.Error("a key of 3 bytes is proved")
+	}
+	for name, change := range map[string]func(*luks2.CryptTarget){
+		"sectors":   func(c *luks2.CryptTarget) { c.SectorSize = 512 },
+		"cipher":    func(c *luks2.CryptTarget) { c.Encryption = "aes-cbc-plain64" },
+		"beginning": func(c *luks2.CryptTarget) { c.OffsetBytes += balloon.BlockSize },
+	} {
+		changed := target
+		if change(&changed); !errors.Is(k.prove(changed, key), ErrWrongKey) {
+			t.Errorf("other %s: want %v", name, ErrWrongKey)
+		}
 	}
 }

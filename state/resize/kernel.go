@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/aes"
 	"errors"
+	"fmt"
 	"os"
 	"time"
 
@@ -49,7 +50,11 @@ const proofAt = 64 << 10
 // prove compares what the key makes of a block of the loop device with what the crypt
 // device reads there, past every cache. The header does not tell: whoever has exchanged it
 // since the boot has not exchanged what the kernel works with.
-func (k kernelDevices) prove(volumeKey []byte) error {
+func (k kernelDevices) prove(target luks2.CryptTarget, volumeKey []byte) error {
+	if target.Encryption != k.encryption || target.SectorSize != k.sectorSize || int64(target.OffsetBytes) != k.begin {
+		return fmt.Errorf("the header has %s in sectors of %d from byte %d on, the device %s in sectors of %d from byte %d on: %w",
+			target.Encryption, target.SectorSize, target.OffsetBytes, k.encryption, k.sectorSize, k.begin, ErrWrongKey)
+	}
 	loop, err := nodeOf(k.loop)
 	if err != nil {
 		return err

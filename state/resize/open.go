@@ -35,6 +35,9 @@ type crypt struct {
 	number uint64 // as st_dev has it
 	begin  int64  // of the image, where it begins
 	uuid   string
+
+	encryption string // e.g. aes-xts-plain64
+	sectorSize int    // bytes
 }
 
 // Open finds the volume and proves that what is mounted is in encrypted.img, and
@@ -104,11 +107,10 @@ func findCrypt(image *os.File) (c crypt, err error) {
 	if err != nil {
 		return c, fmt.Errorf("%w: %w", ErrNotOpen, err)
 	}
-	loop, begin, err := parseTable(table)
-	if err != nil {
+	if c, err = parseTable(table); err != nil {
 		return c, err
 	}
-	if err := isLoopOf(loop, image); err != nil {
+	if err := isLoopOf(c.loop, image); err != nil {
 		return c, err
 	}
 	if c.path, err = deviceNamed(state.DeviceName); err != nil {
@@ -126,26 +128,32 @@ func findCrypt(image *os.File) (c crypt, err error) {
 	if err != nil {
 		return c, fmt.Errorf("cannot use %s: %w", state.ImageName, err)
 	}
-	if int64(h.DataOffset()) != begin {
-		return c, fmt.Errorf("cannot resize the volume: its device begins at byte %d, by the header of %s at %d: %w", begin, state.ImageName, h.DataOffset(), ErrNotOpen)
+	if int64(h.DataOffset()) != c.begin {
+		return c, fmt.Errorf("cannot resize the volume: its device begins at byte %d, by the header of %s at %d: %w", c.begin, state.ImageName, h.DataOffset(), ErrNotOpen)
 	}
-	c.number, c.loop, c.begin, c.uuid = st.Rdev, loop, begin, h.UUID()
+	c.number, c.uuid = st.Rdev, h.UUID()
 	return c, nil
 }
 
-// parseTable reads the device and the beginning out of a table of one crypt target
-// (kernel: Documentation/admin-guide/device-mapper/dm-crypt.rst).
-func parseTable(table []dm.Status) (device string, begin int64, err error) {
+// parseTable reads what the decrypted device is over, and how, out of a table of one crypt
+// target (kernel: Documentation/admin-guide/device-mapper/dm-crypt.rst). Errors: ErrNotOpen.
+func parseTable(table []dm.Status) (crypt, error) {
 	if len(table) == 1 && table[0].Start == 0 && table[0].Type == "crypt" {
-		// cipher, key, offset of the IV, device, first sector
+		// cipher, key, offset of the IV, device, first sector, number of options, options
 		if words := strings.Fields(table[0].Text); len(words) >= 5 {
 			sector, err := strconv.ParseInt(words[4], 10, 48)
-			if begin = sector * 512; err == nil && sector >= 0 && begin%balloon.BlockSize == 0 {
-				return words[3], begin, nil
+			c := crypt{loop: words[3], begin: sector * 512, encryption: words[0], sectorSize: 512}
+			for _, word := range words[5:] {
+				if size, ok := strings.CutPrefix(word, "sector_size:"); ok && err == nil {
+					c.sectorSize, err = strconv.Atoi(size)
+				}
+			}
+			if err == nil && sector >= 0 && c.begin%balloon.BlockSize == 0 {
+				return c, nil
 			}
 		}
 	}
-	return "", 0, fmt.Errorf("cannot resize the volume: device %s has another table than ours: %w", state.DeviceName, ErrNotOpen)
+	return crypt{}, fmt.Errorf("cannot resize the volume: device %s has another table than ours: %w", state.DeviceName, ErrNotOpen)
 }
 
 // isLoopOf tells whether a block device, as "major:minor", is a loop device that shows

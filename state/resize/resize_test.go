@@ -471,23 +471,32 @@ func TestBehind(t *testing.T) {
 
 func TestParseTable(t *testing.T) {
 	good := dm.Status{Length: 3112960, Type: "crypt", Text: "aes-xts-plain64 :64:logon:sealroot:0e1f 0 7:0 32768 1 sector_size:4096"}
-	if device, begin, err := parseTable([]dm.Status{good}); device != "7:0" || begin != testBegin || err != nil {
-		t.Errorf("parseTable = %q, %d, %v", device, begin, err)
+	for text, want := range map[string]crypt{
+		good.Text: {loop: "7:0", begin: testBegin, encryption: "aes-xts-plain64", sectorSize: 4096},
+		"aes-xts-plain64 :64:logon:sealroot:0e1f 0 7:0 32768":                            {loop: "7:0", begin: testBegin, encryption: "aes-xts-plain64", sectorSize: 512},
+		"aes-cbc-essiv:sha256 :64:logon:a 0 7:1 32768 2 allow_discards sector_size:1024": {loop: "7:1", begin: testBegin, encryption: "aes-cbc-essiv:sha256", sectorSize: 1024},
+	} {
+		s := good
+		s.Text = text
+		if c, err := parseTable([]dm.Status{s}); c != want || err != nil {
+			t.Errorf("parseTable of %s = %+v, %v, want %+v", text, c, err, want)
+		}
 	}
 	for name, change := range map[string]func(s *dm.Status){
 		"type":   func(s *dm.Status) { s.Type = "linear" },
 		"start":  func(s *dm.Status) { s.Start = 8 },
 		"short":  func(s *dm.Status) { s.Text = "aes-xts-plain64 key 0 7:0" },
 		"odd":    func(s *dm.Status) { s.Text = strings.Replace(s.Text, "32768", "32769", 1) },
+		"size":   func(s *dm.Status) { s.Text += "k" },
 		"sector": func(s *dm.Status) { s.Text = strings.Replace(s.Text, "32768", "-8", 1) },
 	} {
 		s := good
 		change(&s)
-		if _, _, err := parseTable([]dm.Status{s}); !errors.Is(err, ErrNotOpen) {
+		if _, err := parseTable([]dm.Status{s}); !errors.Is(err, ErrNotOpen) {
 			t.Errorf("%s: %v, want %v", name, err, ErrNotOpen)
 		}
 	}
-	if _, _, err := parseTable([]dm.Status{good, good}); !errors.Is(err, ErrNotOpen) {
+	if _, err := parseTable([]dm.Status{good, good}); !errors.Is(err, ErrNotOpen) {
 		t.Errorf("two targets: %v", err)
 	}
 }

@@ -185,7 +185,8 @@ func (v *Volume) resize(ctx context.Context, reserved int64) (err error) {
 	}
 	want, err := m.bounded(reserved)
 	if err == nil && m.NeedsKey(want) { // before anything is changed
-		err = v.withKey(func(*luks2.Header, []byte) error { return nil })
+		end := v.begin + m.Spanned + want - m.Reserved
+		err = v.withKey(end, func(luks2.CryptTarget, []byte) error { return nil })
 	}
 	if err != nil {
 		return err
