@@ -27,6 +27,14 @@ func (f Filesystem) MountOptions() []string {
 	return []string{"nodiscard", "errors=remount-ro"}
 }
 
+// NoReplay is the mount option by which a read-only mount leaves the journal alone.
+func (f Filesystem) NoReplay() string {
+	if f == Btrfs {
+		return "rescue=nologreplay"
+	}
+	return "noload"
+}
+
 // leastReserved is the smallest reservation of a volume: header and template, and some
 // room. The kernel resizes no btrfs to less than 256 MiB.
 func (f Filesystem) leastReserved() int64 {

@@ -3,6 +3,7 @@ package sharing
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"sealroot/state"
 	"sealroot/state/balance"
@@ -19,11 +20,15 @@ type Resizer interface {
 // Resized is the volume that a resizer resizes.
 type Resized struct{ Resizer }
 
-// Measure is in balance's terms.
+// Measure is in balance's terms. Errors: resize.ErrCopied, for a person to be told once:
+// nothing can be resized then.
 func (r Resized) Measure() (balance.Sizes, error) {
 	s, err := r.Resizer.Measure()
 	if err != nil {
 		return balance.Sizes{}, err
+	}
+	if s.Copied > 0 && s.OverCommitted == 0 && !s.ReadOnly {
+		return balance.Sizes{}, fmt.Errorf("nothing is resized, for the volume is not reserved; sealroot state status says how much, and what to do: %w", resize.ErrCopied)
 	}
 	return Terms(s), nil
 }
@@ -37,8 +42,8 @@ func Terms(s resize.Sizes) balance.Sizes {
 	}
 	return balance.Sizes{
 		Outer: s.OuterTotal, OuterFree: s.OuterFree, Inner: inner, InnerFree: s.InnerFree, Gap: s.OverCommitted, ReadOnly: s.ReadOnly,
-		Device: device,
-		Slack:  max(0, s.InnerFree-max(0, s.Reserved-s.MinReserved)),
+		Device: device, Copied: s.Copied,
+		Slack: max(0, s.InnerFree-max(0, s.Reserved-s.MinReserved)),
 	}
 }
 

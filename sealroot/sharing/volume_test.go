@@ -60,7 +60,15 @@ func TestResized(t *testing.T) {
 	if got, err := v.Measure(); err != nil || got.Device != 0 {
 		t.Errorf("Measure() of a classic one = %+v, %v", got, err)
 	}
-	r.sizes.Classic = false
+	r.sizes.Classic, r.sizes.Copied = false, gib
+	if _, err := v.Measure(); !errors.Is(err, resize.ErrCopied) {
+		t.Errorf("Measure() after a snapshot: %v, want %v", err, resize.ErrCopied)
+	}
+	r.sizes.OverCommitted = gib
+	if got, err := v.Measure(); err != nil || got.Gap != gib || got.Copied != gib {
+		t.Errorf("Measure() after a snapshot, with a gap = %+v, %v", got, err)
+	}
+	r.sizes.Copied, r.sizes.OverCommitted = 0, 0
 	if err := v.Resize(context.Background(), 6*gib); err != nil || r.reserved != 7*gib+16<<20 {
 		t.Errorf("Resize: %v, %d reserved, want 1 GiB less", err, r.reserved)
 	}

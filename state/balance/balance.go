@@ -20,6 +20,7 @@ type Sizes struct {
 	Inner     int64 // size of the file system in the volume, without its balloons
 	InnerFree int64 // what may still be written there
 	Gap       int64 // of the volume's file system, what is not reserved on the partition
+	Copied    int64 // of the volume, what the partition writes elsewhere: it has to be repaired first
 	Device    int64 // the size that Inner can have at most until the next boot; 0: any
 	Slack     int64 // what must stay free in the volume when it shrinks
 	ReadOnly  bool  // the volume is
@@ -143,6 +144,8 @@ func (l Limits) decide(h History, s Sizes, now time.Time) (Decision, History) {
 		return none("the volume is read-only"), h
 	case s.Gap > 0:
 		return l.gap(h, s, now), h
+	case s.Copied > 0:
+		return none(Text(s.Copied) + " of the volume are not reserved since a snapshot was made of it, and nothing is resized: sealroot state status"), h
 	case l.GapOnly:
 		return none("what the volume spans is reserved, and nothing is resized (state.auto_resize: off)"), h
 	}

@@ -39,6 +39,7 @@ func TestDecide(t *testing.T) {
 			History{failed: Reserve, failures: 1, failedAt: now}, None, 0, "the next try is in 10s"},
 		{"gap_that_is_tried_again", nil, Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 6 * gib, Gap: gib},
 			History{failed: Reserve, failures: 9, failedAt: now.Add(-10 * time.Second)}, Reserve, gib, "another program"},
+		{"copied", nil, Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 100 * mib, Copied: gib}, History{}, None, 0, "snapshot"},
 		{"read_only", nil, Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 6 * gib, Gap: gib, ReadOnly: true}, History{}, None, 0, "read-only"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -17,8 +17,8 @@ import (
 // writeAnew writes to the image what it has, where btrfs does not write in place since a
 // snapshot was made: so it gets extents of its own, which are. Each write is a copy that
 // takes the old one's place on the disk when it is there, so that a power cut leaves
-// either, with the same content. Only while the volume is read-only: what somebody else
-// writes between reading and writing would be lost. Errors: ErrCopied, ErrNoRoom.
+// either, with the same content. Only while the volume is read-only, and stays so: what
+// somebody else writes between reading and writing would be lost. Errors: ErrCopied, ErrNoRoom.
 func (v *Volume) writeAnew(ctx context.Context, m measured) error {
 	flags, err := unix.IoctlGetUint32(int(v.image.Fd()), unix.FS_IOC_GETFLAGS)
 	switch {
@@ -26,9 +26,12 @@ func (v *Volume) writeAnew(ctx context.Context, m measured) error {
 		return fmt.Errorf("cannot inspect %s: %w", state.ImageName, err)
 	case flags&files.NoCopy == 0:
 		return fmt.Errorf("cannot repair %s, which btrfs writes in place only with attribute C, and that an empty file alone can be given; copy it with the volume closed, as docs/operators.md says: %w", state.ImageName, ErrCopied)
-	case !m.ReadOnly:
-		return fmt.Errorf("cannot write %d MiB of the volume anew while it is writable; restart: it is read-only then, and sealroot state repair does it: %w", m.Copied>>20, ErrCopied)
 	}
+	return v.whileReadOnly(func() error { return v.allAnew(ctx, m.copied) })
+}
+
+// allAnew is writeAnew of these ranges.
+func (v *Volume) allAnew(ctx context.Context, copied []balloon.Range) error {
 	wait, cancel := context.WithTimeout(ctx, headerWait)
 	defer cancel()
 	header, err := state.OpenHeader(wait, v.dir, true) // nobody changes keyslots meanwhile
@@ -36,7 +39,7 @@ func (v *Volume) writeAnew(ctx context.Context, m measured) error {
 		return err
 	}
 	defer header.Close()
-	for _, r := range m.copied {
+	for _, r := range copied {
 		extents, err := files.Map(v.image, r.Start, r.End)
 		if err != nil {
 			return err

@@ -6,6 +6,7 @@ import (
 	mathrand "math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -185,10 +186,34 @@ func TestSnapshot(t *testing.T) {
 	}
 	remove()
 
+	for _, want := range []int64{first.Reserved + 64<<20, Largest} {
+		if got, err := v.Resize(t.Context(), want); !errors.Is(err, ErrCopied) || got.Reserved != first.Reserved {
+			t.Errorf("grown to %d: %+v, %v, want %v", want, got, err, ErrCopied)
+		}
+	}
 	if _, err := v.Repair(t.Context()); !errors.Is(err, ErrCopied) {
 		t.Errorf("repaired while it is writable: %v, want %v", err, ErrCopied)
 	}
+	// Read-only by this mount alone is writable by another.
+	run(t, "mount", "-o", "remount,ro,bind", v.root.Name())
+	if s, err := v.Repair(t.Context()); !errors.Is(err, ErrCopied) || !s.ReadOnly {
+		t.Errorf("repaired while its mount is read-only: %+v, %v, want %v", s, err, ErrCopied)
+	}
+	run(t, "mount", "-o", "remount,rw,bind", v.root.Name())
 	run(t, "mount", "-o", "remount,ro", v.root.Name())
+	remount := func() error {
+		return unix.Mount("", v.root.Name(), "", unix.MS_REMOUNT, "")
+	}
+	if err := v.whileReadOnly(remount); !errors.Is(err, unix.EBUSY) {
+		t.Errorf("made writable while it is repaired: %v, want %v", err, unix.EBUSY)
+	}
+	write := func() error { return os.WriteFile(filepath.Join(v.root.Name(), "new"), nil, 0o600) }
+	if err := v.whileReadOnly(write); !errors.Is(err, unix.EROFS) { // and nobody waits for it
+		t.Errorf("written to while it is repaired: %v, want %v", err, unix.EROFS)
+	}
+	if err := unix.IoctlSetInt(int(v.root.Fd()), fiFreeze, 0); err != nil { // a repair that was killed
+		t.Fatal(err)
+	}
 	if _, err := v.MakeWritable(); !errors.Is(err, ErrCopied) {
 		t.Errorf("made writable: %v, want %v", err, ErrCopied)
 	}
@@ -240,5 +265,42 @@ func TestCopiedWithoutAttribute(t *testing.T) {
 	}
 	if flags, err := unix.IoctlGetUint32(int(v.image.Fd()), unix.FS_IOC_GETFLAGS); err != nil || flags&files.NoCopy == 0 {
 		t.Errorf("flags of the volume %#x, %v", flags, err)
+	}
+}
+
+// A volume whose journal was left alone is not made writable; the control is one whose was
+// not. What is mounted is ext4 and btrfs, with the options that PID 1 uses.
+func TestNotReplayed(t *testing.T) {
+	for _, kind := range []state.Filesystem{state.Ext4, state.Btrfs} {
+		t.Run(string(kind), func(t *testing.T) {
+			dir := t.TempDir()
+			disk, where := filepath.Join(dir, "disk"), filepath.Join(dir, "mount")
+			if err := errors.Join(os.WriteFile(disk, nil, 0o600), os.Truncate(disk, 256<<20), os.Mkdir(where, 0o700)); err != nil {
+				t.Fatal(err)
+			}
+			run(t, "mkfs."+string(kind), "-q", disk)
+			for options, refused := range map[string]bool{"ro": false, "ro," + kind.NoReplay(): true} {
+				run(t, "mount", "-o", "loop,"+options, disk, where)
+				root, err := os.Open(where)
+				if err != nil {
+					t.Fatal(err)
+				}
+				v := &Volume{root: root}
+				if err := v.replayed(); errors.Is(err, ErrReadOnly) != refused {
+					t.Errorf("mounted with %s: %v, want refused %v", options, err, refused)
+				}
+				root.Close()
+				run(t, "umount", where)
+			}
+		})
+	}
+}
+
+func TestOptionsOf(t *testing.T) {
+	text := []byte("36 35 98:0 / /mnt1 rw,noatime master:1 - ext3 /dev/root ro,errors=continue\n361 35 98:0 / / ro - ext4 /dev/x rw\n3 4 short\n")
+	for id, want := range map[uint64]string{36: "ro,errors=continue", 361: "rw", 3: "", 6: ""} {
+		if got := strings.Join(optionsOf(text, id), ","); got != want {
+			t.Errorf("optionsOf(%d) = %q, want %q", id, got, want)
+		}
 	}
 }

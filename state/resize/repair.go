@@ -99,8 +99,8 @@ func (v *Volume) cover(list []balloon.Range) error {
 }
 
 // MakeWritable makes a volume writable again that is read-only because it was
-// over-committed: after Repair. Errors: ErrBusy, ErrOverCommitted, ErrCopied; any other where the
-// file system is damaged.
+// over-committed: after Repair. Errors: ErrBusy, ErrOverCommitted, ErrCopied,
+// ErrReadOnly where its journal was not replayed; any other where the file system is damaged.
 func (v *Volume) MakeWritable() (Sizes, error) {
 	return v.locked(func() error {
 		m, err := v.measure(true)
@@ -113,7 +113,7 @@ func (v *Volume) MakeWritable() (Sizes, error) {
 		if m.Copied > 0 {
 			return fmt.Errorf("cannot make the volume writable: %w", ErrCopied)
 		}
-		if err := v.in.sound(); err != nil {
+		if err := errors.Join(v.in.sound(), v.replayed(), v.thaw()); err != nil {
 			return fmt.Errorf("cannot make the volume writable: %w", err)
 		}
 		if err := v.remount(0); err != nil {

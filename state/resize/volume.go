@@ -20,6 +20,9 @@ import (
 // what it keeps of the file.
 const keepOutside = 16 << 20
 
+// blockGroup is the largest one of data that btrfs makes; of a small file system a tenth.
+const blockGroup = 1 << 30
+
 // Volume is the encrypted volume of the running machine, for who resizes it.
 type Volume struct {
 	dir   *os.File // root of the state partition
@@ -113,10 +116,11 @@ func (v *Volume) holes(start, end int64) ([]balloon.Range, error) {
 }
 
 // keepOutside is what a resize leaves free outside, of total bytes. btrfs needs places for
-// metadata: each write to what was only reserved changes some.
+// metadata: each write to what was only reserved changes some. And scrub and balance make
+// one block group at a time read-only: what is written to it in that time goes elsewhere.
 func (v *Volume) keepOutside(total int64) int64 {
 	if v.unit > balloon.BlockSize {
-		return max(4*keepOutside, total/64)
+		return max(4*keepOutside, total/64, min(blockGroup, total/10))
 	}
 	return keepOutside
 }
@@ -144,8 +148,8 @@ func (s Sizes) end() int64 {
 // direction, as near as the file systems allow, and returns the sizes after it:
 // Smallest and Largest are as far as they allow in this moment. Each step is safe
 // against a power cut, and stays when a later one fails. Errors: ErrNoRoom,
-// ErrTooSmall, ErrTooLarge, ErrBusy, ErrReadOnly, ErrOverCommitted, ErrFragmented, that
-// of ctx.
+// ErrTooSmall, ErrTooLarge, ErrBusy, ErrReadOnly, ErrOverCommitted, ErrCopied,
+// ErrFragmented, that of ctx.
 func (v *Volume) Resize(ctx context.Context, reserved int64) (Sizes, error) {
 	return v.locked(func() error { return v.resize(ctx, reserved) })
 }
@@ -233,6 +237,8 @@ func (m measured) bounded(reserved int64) (want int64, err error) {
 	switch {
 	case reserved == Smallest:
 		return m.MinReserved, nil
+	case m.Copied > 0 && want > m.Reserved: // Largest too
+		return 0, fmt.Errorf("cannot grow the volume, %d MiB of it are not reserved: %w", m.Copied>>20, ErrCopied)
 	case reserved == Largest:
 		return m.MaxReserved / balloon.BlockSize * balloon.BlockSize, nil
 	case want < m.MinReserved:
@@ -334,6 +340,9 @@ func (v *Volume) release(list []balloon.Range) (int64, error) {
 	spanned, err := v.in.spanned(false)
 	if err == nil {
 		list, err = v.whole(list, v.begin+spanned)
+	}
+	if !v.in.shrinks() { // it may be made larger at any moment
+		list = balloon.Within(list, 0, v.begin+spanned)
 	}
 	if err != nil || len(list) == 0 {
 		return 0, err
