@@ -72,6 +72,9 @@ func (b *boot) stillEmpty(node string, kind state.Filesystem) error {
 	if err := mkdirs(place); err != nil {
 		return err
 	}
+	if kind == state.Btrfs { // a cut may have torn it, and then neither would help
+		b.mendOuter(node)
+	}
 	fs := foreignFilesystem(string(kind), node)
 	if kind == state.Ext4 {
 		fs.Options = []string{"errors=continue"} // its journal is ours, and whole only with it

@@ -227,13 +227,23 @@ const volumeAttr = mount.NoSUID | mount.NoDev | mount.NoExec
 
 // mountVolume mounts the volume and opens its root; on error it is not mounted.
 // Read-only is the file system and not the mount: the running system makes it writable
-// (sealroot state repair), and what is bound from here with it.
+// (sealroot state repair), and what is bound from here with it. The kernel replays the
+// journal of that too, for which there may be no room: then it is left for the next boot.
 func (b *boot) mountVolume(device string, kind state.Filesystem, readOnly bool) (*os.File, error) {
 	fs := mount.Filesystem{Type: string(kind), Source: device, Options: kind.MountOptions(), Attr: volumeAttr}
 	if readOnly {
 		fs.Options = append(fs.Options, "ro")
 	}
-	if err := b.mountIn(fs, mount.Place{Root: stateDir, Path: state.MountDir}); err != nil {
+	place := mount.Place{Root: stateDir, Path: state.MountDir}
+	err := b.mountIn(fs, place)
+	if err != nil && readOnly {
+		fs.Options = append(fs.Options, kind.NoReplay())
+		if b.mountIn(fs, place) == nil {
+			b.warn("the encrypted volume: cannot replay its journal, which may hold the latest changes: %v", err)
+			err = nil
+		}
+	}
+	if err != nil {
 		return nil, fmt.Errorf("cannot mount the encrypted volume: %w", err)
 	}
 	root, err := openDir(encryptedDir)
