@@ -85,6 +85,7 @@ func (b *Builder) describe(in SlotInput, p *parts) error {
 		}
 	}
 	m.Sealed = in.Config.State.SealedUnder(policyKeys...)
+	m.StatePartition = statePartition(in.Config.State)
 	for _, name := range p.names {
 		part, err := digest(p.path(name))
 		if err != nil {
@@ -181,4 +182,15 @@ func (b *Builder) warnOfDates(in initramfs.Input) {
 			}
 		}
 	}
+}
+
+// statePartition is what an image mounts as the state partition, as its manifest says it.
+func statePartition(s config.State) string {
+	switch {
+	case s.Create == config.CreateNone:
+		return manifest.StateNone
+	case s.PartitionFilesystem == "btrfs":
+		return manifest.StateBtrfs
+	}
+	return ""
 }

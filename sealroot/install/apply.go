@@ -127,6 +127,9 @@ func (m Machine) inspect(source Source, r Running, o Options) (w work, warnings 
 	if err := checkLayout(w.manifest.Layout, m.Layout); err != nil {
 		return work{}, nil, err
 	}
+	if err := checkState(w.manifest.StatePartition, m.State); err != nil {
+		return work{}, nil, err
+	}
 	if warnings, err = checkManifest(w.manifest, r, m.ESP.Needs(), o.Force); err != nil {
 		return work{}, nil, err
 	}

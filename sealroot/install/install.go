@@ -120,6 +120,8 @@ type Machine struct {
 	Certs []*signature.Certificate
 	// Layout is how the disk is laid out and started.
 	Layout manifest.Layout
+	// State is the type of the state partition's file system now, "" for none known.
+	State string
 	// FECRoots is root.verity.fec_roots of the running system.
 	FECRoots int
 	// Say is told what a person should know, one line each. Not nil.

@@ -157,6 +157,15 @@ func checkLayout(set *manifest.Layout, disk manifest.Layout) error {
 	return nil
 }
 
+// checkState refuses a set whose initramfs does not mount the state partition that is
+// there: btrfs takes its configuration, and ext4 is always mounted.
+func checkState(set, disk string) error {
+	if disk == manifest.StateBtrfs && set == "" {
+		return fmt.Errorf("the state partition of this machine is btrfs, which it would not mount; build the parts with state.partition_filesystem: btrfs: %w", ErrSet)
+	}
+	return nil
+}
+
 // checkTree compares the superblock of the hash tree with the manifest and the
 // partitions' sizes in bytes.
 func checkTree(p verity.Params, m manifest.Manifest, rootPartition, verityPartition int64) error {

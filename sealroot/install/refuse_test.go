@@ -89,6 +89,7 @@ func TestInstallRefuses(t *testing.T) {
 		{name: "no_tar", source: raw(bytes.Repeat([]byte("zstd"), 1000)), want: ErrSet, text: "compressed"},
 		{name: "empty", source: raw(nil), want: ErrSet, text: "ends before manifest.json"},
 		{name: "signature_missing", source: raw(f.new.tar(t, append([]string{order[0]}, order[2:]...)...)), want: ErrSet, text: "manifest.sig should be"},
+		{name: "state_partition_that_it_does_not_mount", source: f.new.source, world: func(w *world) { w.state = "btrfs" }, want: ErrSet, text: "state.partition_filesystem"},
 		{name: "root_too_big", source: f.new.source, world: func(w *world) { w.parts["b/root"] = w.parts["b/root"][:rootSize-1] }, want: ErrRoom},
 		{name: "tree_too_big", source: f.new.source, world: func(w *world) { w.parts["b/verity"] = w.parts["b/verity"][:8192] }, want: ErrRoom},
 		{name: "no_room_for_the_kernel", source: f.new.source, world: func(w *world) { w.room = 100 << 10 }, want: ErrRoom},
@@ -386,4 +387,22 @@ func FuzzTar(f *testing.F) {
 			t.Fatal("a slot was put on trial")
 		}
 	})
+}
+
+// Only btrfs needs that the image is made for it, and one that keeps no state needs nothing.
+func TestStatePartition(t *testing.T) {
+	for _, c := range []struct {
+		set, disk string
+		refused   bool
+	}{
+		{"", "", false},
+		{"btrfs", "", false},
+		{"", "btrfs", true},
+		{"btrfs", "btrfs", false},
+		{"none", "btrfs", false},
+	} {
+		if err := checkState(c.set, c.disk); errors.Is(err, ErrSet) != c.refused || !c.refused && err != nil {
+			t.Errorf("an image with %q where %q is: %v", c.set, c.disk, err)
+		}
+	}
 }

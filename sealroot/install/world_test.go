@@ -180,8 +180,9 @@ var errCut = errors.New("power cut")
 // world is a whole machine that loses its power before its n-th write, or has
 // one write that fails.
 type world struct {
-	cutAt  int // before this write, from 1; 0 never
-	failAt int // this write fails, and the machine goes on
+	state  string // file system of the state partition
+	cutAt  int    // before this write, from 1; 0 never
+	failAt int    // this write fails, and the machine goes on
 	lose   bool
 	writes int
 	off    bool
@@ -453,8 +454,8 @@ func (w *world) machine(k signaturetest.Signer) Machine {
 	return Machine{
 		Machine: bootset.Machine{Store: w, Loader: w, Log: w, HoldsImage: func(string) error { return nil }},
 		Disk:    w, ESP: w, Layers: layerStore{w}, Certs: []*signature.Certificate{k.Parsed},
-		Layout: manifest.Layout{Loader: "grub", Store: "gpt", Partitions: "labels"},
-		Say:    func(string, ...any) {}, Progress: Quiet{},
+		Layout: manifest.Layout{Loader: "grub", Store: "gpt", Partitions: "labels"}, State: w.state,
+		Say: func(string, ...any) {}, Progress: Quiet{},
 	}
 }
 

@@ -31,10 +31,21 @@ func (m *Machine) Install(changed func(place, slot string)) (install.Machine, er
 		return install.Machine{}, err
 	}
 	return install.Machine{Machine: b, Disk: m, ESP: bootESP{m.esp, m.choice}, Layers: layerFiles{layout.State}, FECRoots: m.root.Verity.FECRoots,
+		State: stateType(layout.State),
 		Layout: manifest.Layout{
 			Loader: m.choice.Loader, Store: m.choice.Store, Source: m.root.Source,
 			Partitions: cmp.Or(m.root.Partitions, config.PartitionsLabels), PartUUIDs: m.root.PartUUIDs.Line(), TreeAtMiB: m.root.Verity.TreeAtMiB,
 		}}, nil
+}
+
+// stateType is the type of the file system at dir where it is one that not every image
+// mounts, else "".
+func stateType(dir string) string {
+	var fs unix.Statfs_t
+	if unix.Statfs(dir, &fs) == nil && fs.Type == unix.BTRFS_SUPER_MAGIC {
+		return manifest.StateBtrfs
+	}
+	return ""
 }
 
 // OpenPart opens a partition of a slot, or the part of one that holds image or

@@ -25,7 +25,9 @@
 //	  },
 //	  "x-system": {"id": "debian", "version_id": "12", "sysext_level": "",
 //	    "layers_allowed": "site app-*"},  what a layer that the machine added must be for
-//	  "x-sealed": "signed-pcr11+7 <hex>"  what it opens the state by: policy, and keys or PCRs
+//	  "x-sealed": "signed-pcr11+7 <hex>", what it opens the state by: policy, and keys or PCRs
+//	  "x-state-partition": "btrfs"  what it mounts as the state partition beside ext4: btrfs,
+//	                                or none where it keeps no state; missing: ext4 alone
 //	}
 //
 // Keys are spelled exactly so and given once; a key that is not listed here is
@@ -119,7 +121,16 @@ type Manifest struct {
 	// Sealed is config.State.SealedUnder of its configuration; "": the builder did
 	// not tell.
 	Sealed string
+	// StatePartition is StateBtrfs, StateNone, or "": it mounts ext4 as the state
+	// partition and nothing else.
+	StatePartition string
 }
+
+// What Manifest.StatePartition can be.
+const (
+	StateBtrfs = "btrfs"
+	StateNone  = "none" // it keeps no state
+)
 
 // Layout is what the initramfs of a set expects of the disk, in the words of its
 // configuration.
@@ -188,6 +199,7 @@ type document struct {
 	Layout          *layoutDocument `json:"x-layout,omitempty"`
 	System          *systemDocument `json:"x-system,omitempty"`
 	Sealed          string          `json:"x-sealed,omitempty"`
+	StatePartition  string          `json:"x-state-partition,omitempty"`
 }
 
 type systemDocument struct {
@@ -235,7 +247,7 @@ func Encode(m Manifest) ([]byte, error) {
 	d := document{
 		Schema: Schema, Name: m.Name, Version: m.Version, SecurityVersion: m.SecurityVersion,
 		Architecture: m.Architecture, KernelRelease: m.KernelRelease,
-		RootHash: hex.EncodeToString(m.RootHash), Layers: []layerDocument{}, Layout: (*layoutDocument)(m.Layout), System: (*systemDocument)(m.System), Sealed: m.Sealed,
+		RootHash: hex.EncodeToString(m.RootHash), Layers: []layerDocument{}, Layout: (*layoutDocument)(m.Layout), System: (*systemDocument)(m.System), Sealed: m.Sealed, StatePartition: m.StatePartition,
 	}
 	for _, p := range m.Parts {
 		d.Parts = append(d.Parts, partDocument{p.Name, p.File, p.Size, hex.EncodeToString(p.SHA256[:])})
@@ -284,6 +296,9 @@ func (m Manifest) check() error {
 	}
 	if m.Sealed != "" && !word(m.Sealed, 400, " -+") {
 		return fmt.Errorf("%w: x-sealed %.160q", ErrFormat, m.Sealed)
+	}
+	if m.StatePartition != "" && !word(m.StatePartition, 32, "-") {
+		return fmt.Errorf("%w: x-state-partition %.40q", ErrFormat, m.StatePartition)
 	}
 	order, at := Names(), -1
 	files := []string{File, SignatureFile}

@@ -24,7 +24,7 @@ func example() Manifest {
 		KernelRelease: "6.1.0-28-amd64", RootHash: bytes.Repeat([]byte{0xab}, 32),
 		Layout: &Layout{Loader: "systemd-boot", Store: "bls", Partitions: "labels", TreeAtMiB: 256, Filesystem: "erofs"},
 		System: &System{ID: "debian", VersionID: "12", LayersAllowed: "site app-* *"},
-		Sealed: "signed-pcr11+7 " + strings.Repeat("ab", 32),
+		Sealed: "signed-pcr11+7 " + strings.Repeat("ab", 32), StatePartition: StateBtrfs,
 	}
 	m.Layers = []Layer{{"tools-2", bytes.Repeat([]byte{0xcd}, 32), "layer-tools-2.raw", 4096, sha256.Sum256([]byte("tools"))}, {"apps", bytes.Repeat([]byte{0xce}, 64), "apps", 1, [32]byte{}}}
 	for i, n := range Names() {
@@ -49,7 +49,7 @@ func TestEncodeParse(t *testing.T) {
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Fatalf("Parse() = %+v, %v; want %+v", got, err, want)
 	}
-	want.Layout, want.Layers, want.Sealed, want.System = nil, nil, "", nil
+	want.Layout, want.Layers, want.Sealed, want.System, want.StatePartition = nil, nil, "", nil, ""
 	if got, err := Parse([]byte(encoded(t, want))); err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("without a layout: Parse() = %+v, %v", got, err)
 	}
@@ -99,6 +99,7 @@ func TestParseRefuses(t *testing.T) {
 		{"system_of_odd_words", replace(`"version_id": "12"`, `"version_id": "1\n2"`), "x-system"},
 		{"system_allows_odd_names", replace(`"site app-* *"`, `"site ../app"`), "x-system"},
 		{"half_a_system", replace(`"version_id": "12",`, ``), "no version_id"},
+		{"odd_state_partition", replace(`"x-state-partition": "btrfs`, `"x-state-partition": "btr fs`), "x-state-partition"},
 		{"sealed_under_odd_words", replace(`"signed-pcr11+7 ab`, `"signed\npcr ab`), "x-sealed"},
 		{"layout_with_odd_words", replace(`"store": "bls"`, `"store": "b l"`), "in x-layout"},
 		{"layout_before_the_image", replace(`"tree_at_mib": 256`, `"tree_at_mib": -1`), "in x-layout"},

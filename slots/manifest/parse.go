@@ -71,6 +71,7 @@ func (r reader) manifest() (m Manifest, err error) {
 		}},
 		{"x-system", func() (err error) { m.System, err = r.system(); return err }},
 		{"x-sealed", func() error { return r.text(&m.Sealed) }},
+		{"x-state-partition", func() error { return r.text(&m.StatePartition) }},
 		{"x-layout", func() (err error) { m.Layout, err = r.layout(); return err }},
 	})
 	if err == nil && schema != Schema {
