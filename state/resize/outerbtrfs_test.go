@@ -97,6 +97,34 @@ func TestOuterBtrfs(t *testing.T) {
 	}
 }
 
+// The last unit of what ext4 spans is released only up to its end: whoever makes it larger
+// just then has reserved what follows.
+func TestReleaseEndsWithExt4(t *testing.T) {
+	v := newVolumeOn(t, state.Btrfs, state.Ext4, 512<<20, 129<<20)
+	m, err := v.Measure()
+	if err != nil {
+		t.Fatal(err)
+	}
+	end := v.begin + m.Spanned
+	border := (end + v.unit - 1) / v.unit * v.unit
+	if border == end {
+		t.Fatalf("the end %d lies on the border of a unit", end)
+	}
+	if err := state.Reserve(v.image, end, border-end); err != nil {
+		t.Fatal(err)
+	}
+	// Free in a new file system, and in no balloon: nothing writes there in this test.
+	if _, err := v.release([]balloon.Range{{Start: border - v.unit, End: end}}); err != nil {
+		t.Fatal(err)
+	}
+	for _, part := range []balloon.Range{{Start: border - v.unit, End: end}, {Start: end, End: border}} {
+		there, err := files.Reserved(v.image, part.Start, part.End)
+		if want := part.Start == end; err != nil || (balloon.Total(there) == part.Bytes()) != want || !want && len(there) > 0 {
+			t.Errorf("of %v %v is reserved, %v, want all: %v", part, there, err, want)
+		}
+	}
+}
+
 // freeOf is what btrfs has once its transaction has ended.
 func freeOf(t *testing.T, dir string) int64 {
 	t.Helper()
