@@ -112,7 +112,7 @@ mknod fifo p
 // golden list says, leaves /run as it was, and takes no rights and no content from
 // where it should not. The control, an init whose lookups follow links, mounts at a
 // place of the attacker's choice.
-func TestRootHostileState(t *testing.T) {
+func TestRootHostilePartition(t *testing.T) {
 	t.Parallel()
 	im := Image{Edit: []string{"etc: overlay\n", hostileBinds}, Extra: map[string]string{
 		"etc/secret/file": "of another name\n", "etc/whiteout": "hidden\n", "etc/opaque/file": "hidden\n",

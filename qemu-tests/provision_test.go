@@ -7,7 +7,7 @@ import (
 
 // Making a state of 20 GiB takes hardly longer than one of a GiB: nothing is written
 // whole. The guest's clock counts instructions, so that a busy host does not matter.
-func TestStateOf20GiB(t *testing.T) {
+func TestProvisionOf20GiB(t *testing.T) {
 	t.Parallel()
 	const most = 3 * time.Second
 	small, large := provisioning(t, "1G"), provisioning(t, "21G")
