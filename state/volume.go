@@ -183,12 +183,10 @@ func (v *Volume) open(dir *os.File, devs Devices, device DeviceSize, unlock Unlo
 		}
 		// Where its end was missing, what was written there may be: the check is the judge.
 		v.Superblock.Errors = sb.Errors || end > size && v.ReadOnly == nil
-	} else if n, err := allocated(v.image); err == nil && n > v.Reserved {
+	} else if n, err := allocated(v.image); err == nil && n > v.Reserved && v.ReadOnly == nil && OuterFilesystem(v.image) == Ext4 {
 		// A growing that was cut may have reserved room behind the end, where ext4 makes no
-		// hole: to set the length, also the same one, gives it back.
-		if err := v.image.Truncate(end); err != nil {
-			return fmt.Errorf("cannot give back what is reserved behind %s: %w", ImageName, err)
-		}
+		// hole: to set the length, also the same one, gives it back, if it can.
+		_ = v.image.Truncate(end)
 	}
 	return unlockImage(v.image)
 }
@@ -216,10 +214,8 @@ func (v *Volume) stepUp(dir *os.File, size int64) int64 {
 // reserved, but for what it has given back by the record in dir, and nothing beyond. The
 // file has size bytes; what spans more than longest is no file system of ours.
 func (v *Volume) restore(dir *os.File, size, longest int64) error {
-	mended, err := Mend(v.crypt, v.crypt.Size())
-	if err != nil {
-		return fmt.Errorf("cannot use the file system in %s: %w", ImageName, err)
-	}
+	// What cannot be mended, the mount says: it may still work without the journal.
+	mended, _ := Mend(v.crypt, v.crypt.Size())
 	v.Mended = mended
 	sb, err := ReadSuperblock(v.crypt)
 	if err != nil {

@@ -116,6 +116,9 @@ func (b *boot) keepFloor(ctx context.Context, keyID []byte) error {
 	if err := b.floorFor(keyID); err != nil {
 		b.sys.Log.Warn("%v", err)
 	}
+	if b.volume.unreplayed && b.rollback.lost != nil {
+		return nil // what is there may be older than what was asked for
+	}
 	asked, err := askedFloor()
 	if err != nil {
 		b.warn("the rollback floor asked for is not honoured: %v; remove /state/encrypted/%s to begin anew", err, floor.File)

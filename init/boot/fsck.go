@@ -37,12 +37,13 @@ var (
 // checkerOf is the program of the root that checks a type of file system, and its
 // arguments before the device. btrfs is only looked at: its transactions leave nothing
 // to be put right, and btrfs-check(8) warns of its own repairs. Without --force it ends
-// where it cannot ask /proc whether the device is mounted.
+// where it cannot ask /proc whether the device is mounted. Without -f e2fsck replays the
+// journal and looks at nothing where the superblock says nothing of errors.
 func checkerOf(f state.Filesystem) (name, args string) {
 	if f == state.Btrfs {
 		return "btrfs", " check --readonly --force "
 	}
-	return "e2fsck", " -p "
+	return "e2fsck", " -f -p "
 }
 
 // fsckStatus judges the exit status of e2fsck(8), which is a set of bits, and that of

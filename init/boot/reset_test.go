@@ -242,6 +242,15 @@ func finished(s *sealed, reset bool) {
 	}
 }
 
+// What a volume says whose journal was not replayed may have been taken back since.
+func TestRequestWaitsForTheJournal(t *testing.T) {
+	b, _ := testBoot(&person{}, config.State{})
+	b.volume.unreplayed = true
+	if err := b.obeyRequest(t.Context(), nil); err != nil || !strings.Contains(strings.Join(b.report.Warnings, "\n"), "waits until the journal") {
+		t.Errorf("obeyRequest() = %v, warnings %q", err, b.report.Warnings)
+	}
+}
+
 // What holds homes stays, be it bound by its name or by binds.extra.
 func TestKeepsHome(t *testing.T) {
 	b, _ := testBoot(&person{}, config.State{})

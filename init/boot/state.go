@@ -24,6 +24,8 @@ import (
 type openedState struct {
 	outer  *os.File // root of the state partition's file system
 	volume *state.Volume
+	// unreplayed: the volume is mounted without its journal, which may hold what is newer.
+	unreplayed bool
 }
 
 // readOnly tells whether nothing may be written to the volume.
@@ -238,9 +240,13 @@ func (b *boot) mountVolume(device string, kind state.Filesystem, readOnly bool) 
 	err := b.mountIn(fs, place)
 	if err != nil && readOnly {
 		fs.Options = append(fs.Options, kind.NoReplay())
+		if dev, rerr := os.Open(device); rerr == nil { // or a remount could write beside the journal
+			_ = unix.IoctlSetPointerInt(int(dev.Fd()), unix.BLKROSET, 1)
+			dev.Close()
+		}
 		if b.mountIn(fs, place) == nil {
 			b.warn("the encrypted volume: cannot replay its journal, which may hold the latest changes: %v", err)
-			err = nil
+			b.volume.unreplayed, err = true, nil
 		}
 	}
 	if err != nil {

@@ -44,17 +44,19 @@ const (
 	extentMagic     = 0xf30a
 
 	journalBlock = 4096
+	sector       = 512
 )
 
 // mendJournal makes the end of a journal valid again that a power cut tore, and says so.
 // The kernel writes the block with which a transaction is committed as the last of it,
-// and a disk sectors of 512 bytes whole: of such a block a part may be there. That
-// transaction never was, nobody was told that it is done; but Linux 6.1 takes the wrong
-// checksum for damage, and does not mount. Without the block the journal ends with the
-// transaction before.
+// once all else of it is on the disk, and a disk sectors of 512 bytes whole: of such a
+// block the first may be there, and behind it what was there before. Linux 6.1 takes the
+// wrong checksum for damage, and does not mount; later ones know that there are but zeros
+// behind the first 60 bytes (jbd2_commit_block_csum_verify_partial), and so does this: it
+// writes them.
 //
-// Only the last block of a journal is taken away: where the next transaction follows
-// it is damage, which stays for e2fsck. sb is the superblock. The error is the disk's.
+// With any other checksum it is damage, which stays for e2fsck. sb is the superblock. The
+// error is the disk's.
 func mendJournal(d Disk, sb []byte) (mended bool, err error) {
 	j := journal{d: d, extents: journalMap(sb)}
 	if len(j.extents) == 0 || !j.open() {
@@ -65,7 +67,7 @@ func mendJournal(d Disk, sb []byte) (mended bool, err error) {
 		return false, j.err
 	}
 	at, _ := j.place(torn)
-	if _, err = d.WriteAt(make([]byte, journalBlock), at); err == nil {
+	if _, err = d.WriteAt(j.block[:], at); err == nil {
 		err = d.Sync()
 	}
 	if err != nil {
@@ -150,7 +152,7 @@ func (j *journal) open() bool {
 }
 
 // tornCommit goes through the transactions, as the kernel's first pass does, to a commit
-// block with a wrong checksum that nothing follows.
+// block of which no more than the first sector is right, and completes it in j.block.
 func (j *journal) tornCommit() (n int64, found bool) {
 	n = j.start
 	sequence := j.sequence
@@ -162,7 +164,8 @@ func (j *journal) tornCommit() (n int64, found bool) {
 		case journalRevoke:
 		case journalCommit:
 			if !j.committed() {
-				return n, j.read(j.after(n, 1), sequence+1) == 0
+				clear(j.block[sector:])
+				return n, j.committed()
 			}
 			sequence++
 		default:
@@ -195,9 +198,12 @@ func (j *journal) tags() (n int64) {
 
 // committed tells whether the checksum of the commit block that was read is right.
 func (j *journal) committed() bool {
-	want := binary.BigEndian.Uint32(j.block[commitSum:])
-	clear(j.block[commitSum:][:4])
-	return rawSum(j.seed, j.block[:]) == want
+	field := j.block[commitSum:][:4]
+	want := binary.BigEndian.Uint32(field)
+	clear(field)
+	sum := rawSum(j.seed, j.block[:])
+	binary.BigEndian.PutUint32(field, want)
+	return sum == want
 }
 
 // rawSum is the kernel's crc32c, which inverts neither before nor after.
