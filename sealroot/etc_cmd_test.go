@@ -111,16 +111,18 @@ func TestEtcCommands(t *testing.T) {
 func TestEtcTrialEnds(t *testing.T) {
 	image := strings.Repeat("1", 64)
 	for _, tt := range []struct {
-		name, args  string
-		trial, ends bool
+		name, args          string
+		trial, layers, ends bool
 	}{
-		{"commit", "commit", true, true},
-		{"record_of_a_trial", "record", true, false},
-		{"record_of_a_committed_slot", "record", false, true},
+		{"commit", "commit", true, false, true},
+		{"commit_of_layers", "commit", false, true, true},
+		{"record_of_a_trial", "record", true, false, false},
+		{"record_of_layers_on_trial", "record", false, true, false},
+		{"record_of_a_committed_slot", "record", false, false, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var mark string
-			w := world{list: pair(), report: running(func(r *report.Report) { r.Slot.Trial = tt.trial })}
+			w := world{list: pair(), report: running(func(r *report.Report) { r.Slot.Trial, r.LayerTrial = tt.trial, tt.layers })}
 			w.before = func(env Env) {
 				from := t.TempDir()
 				if err := os.MkdirAll(env.volume(), 0o755); err != nil {

@@ -38,7 +38,7 @@ func record(c *command) action {
 		if json.Unmarshal(text, &r) != nil {
 			r = report.Report{} // boots.Record says what is wrong with it
 		}
-		if r.Slot.Name != "" && !r.Slot.Trial {
+		if r.Slot.Name != "" && !r.Slot.Trial && !r.LayerTrial {
 			c.etcCommitted() // the commit may have been another system's (--disk)
 		}
 		m, err := c.env.Open(Where{Report: r, Write: true})
