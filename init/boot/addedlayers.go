@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -109,9 +110,11 @@ func (b *boot) machineLayers() (layerlist.List, error) {
 func (b *boot) tryLayers(volume *os.File, image, list string) bool {
 	// Without them nothing was asked for.
 	text, _ := readIn(volume, layerlist.ProofsFile, layerlist.MaxProofsSize)
-	// The last try of a slot shows whether it comes up by itself.
+	// The last try of a slot shows whether it comes up by itself, and a boot after a
+	// fallback is to save the machine.
 	slot := &b.report.Slot
-	use, next := layerlist.Proofs(text).Use(image, list, slot.Trial, b.volume.readOnly() || slot.Trial && slot.TriesAfter == 0)
+	hold := b.volume.readOnly() || b.report.FellBack != nil || slot.Trial && slot.TriesAfter == 0
+	use, next := layerlist.Proofs(text).Use(image, list, slot.Trial, hold)
 	if use {
 		if err := saveProofs(volume, string(next)); err != nil {
 			b.warn("cannot note a trial of layers: %v", err)
@@ -121,22 +124,17 @@ func (b *boot) tryLayers(volume *os.File, image, list string) bool {
 	return use
 }
 
-// forgetLayers takes the image's list from it, when a layer of that is damaged: the next
+// forgetLayers takes the image's list from it, when layers of that are in use: the next
 // boot goes without.
 func (b *boot) forgetLayers() bool {
-	for _, l := range b.report.Layers {
-		if l.Source == "" || l.LeftOut != "" {
-			continue
-		}
-		if met, _ := b.metCorruption(layerName(config.Layer{Name: l.Name})); met {
-			b.warn("added layer %s is damaged; the next boot goes without added layers", l.Name)
-			if err := os.Remove(encryptedDir + "/" + layerlist.GoodFile(b.report.Root.RootHash)); err != nil {
-				b.warn("%v", err)
-			}
-			return true
-		}
+	if !slices.ContainsFunc(b.report.Layers, func(l report.Layer) bool { return l.Source != "" && l.LeftOut == "" }) {
+		return false
 	}
-	return false
+	b.warn("an added layer may be damaged; the next boot goes without added layers")
+	if err := os.Remove(encryptedDir + "/" + layerlist.GoodFile(b.report.Root.RootHash)); err != nil {
+		b.warn("%v", err)
+	}
+	return true
 }
 
 // saveProofs replaces the proofs, durably.

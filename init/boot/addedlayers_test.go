@@ -210,6 +210,11 @@ func TestAddedLayers(t *testing.T) {
 		}, true, false, "cannot note a trial"},
 		{"last_try_of_a_slot", func(t *testing.T, a *added) { a.report.Slot = report.Slot{Trial: true} }, false, false, "waits"},
 		{"not_the_last_try", func(t *testing.T, a *added) { a.report.Slot = report.Slot{Trial: true, TriesAfter: 1} }, true, true, ""},
+		{"after_a_fallback", func(t *testing.T, a *added) { a.report.FellBack = &report.Fallback{From: "b"} }, false, false, "waits"},
+		{"good_after_a_fallback", func(t *testing.T, a *added) {
+			a.good(t, a.list)
+			a.report.FellBack = &report.Fallback{From: "b"}
+		}, true, false, ""},
 		{"volume_is_read_only", func(t *testing.T, a *added) { a.volume.volume.ReadOnly = unix.EIO }, false, false, "waits"},
 		{"no_volume", func(t *testing.T, a *added) { a.volume.volume = nil }, false, false, ""},
 		{"turned_off", func(t *testing.T, a *added) {
@@ -277,29 +282,44 @@ func TestTriedLayersTakeTheBlame(t *testing.T) {
 	}
 }
 
-// A list that the image came up with is taken from it when one of its layers turns out to
-// be damaged; another input/output error leaves it.
+// A list that the image came up with is taken from it when something cannot be read that
+// is not the root's: dm-verity says nothing of a layer that the disk does not give. A list
+// on trial is no reason to take the good one.
 func TestDamagedLayersAreForgotten(t *testing.T) {
-	for _, damaged := range []bool{true, false} {
-		inRoot(t, fmt.Sprint(damaged), func(t *testing.T) {
+	eio := imageError(slots.Mount, "cannot start /sbin/init: %w", unix.EIO)
+	for _, tt := range []struct {
+		name    string
+		root    string // what dm-verity says of it
+		tried   bool
+		leftOut string
+		err     error
+		want    slots.Class
+		forgets bool
+	}{
+		{"layer", "V", false, "", eio, slots.EnvironmentFailure, true},
+		{"environment", "V", false, "", environmentError(slots.IOError, "cannot start /sbin/init: %w", unix.EIO), slots.EnvironmentFailure, true},
+		{"root", "C", false, "", eio, slots.ImageFailure, false},
+		{"left_out", "V", false, "missing", eio, slots.EnvironmentFailure, false},
+		{"on_trial", "V", true, "", eio, slots.EnvironmentFailure, false},
+		{"on_trial_and_environment", "V", true, "", environmentError(slots.IOError, "cannot start /sbin/init: %w", unix.EIO), slots.EnvironmentFailure, false},
+		{"no_disk_error", "V", false, "", imageError(slots.Mount, "no /sbin/init: %w", unix.ENOENT), slots.ImageFailure, false},
+	} {
+		inRoot(t, tt.name, func(t *testing.T) {
 			a := addedBoot(t)
 			a.good(t, a.list)
 			if is, why := a.stacked(t); !is || a.layersTried {
 				t.Fatal(why)
 			}
-			text := "V"
-			if damaged {
-				text = "C"
-			}
-			a.sys.Verity = fakeVerity{status: text}
-			class, _ := classOf(a.blame(imageError(slots.Mount, "cannot start /sbin/init: %w", unix.EIO)))
-			if class != slots.EnvironmentFailure {
-				t.Errorf("class %s", class)
+			a.layersTried, a.report.Layers[len(a.report.Layers)-1].LeftOut = tt.tried, tt.leftOut
+			a.sys.Verity = fakeVerity{status: tt.root}
+			if class, _ := classOf(a.blame(tt.err)); class != tt.want {
+				t.Errorf("class %s, want %s", class, tt.want)
 			}
 			b := *a.boot
+			b.layersTried = false
 			b.report, b.sys.Mounter = &report.Report{Root: a.report.Root}, &mounttest.Recorder{}
 			a.proved(t, a.list, layerlist.Good)
-			if list, err := b.machineLayers(); (list == nil) != damaged || err != nil {
+			if list, err := b.machineLayers(); (list == nil) != tt.forgets || err != nil {
 				t.Errorf("the next boot goes by %+v, %v", list, err)
 			}
 		})

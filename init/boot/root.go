@@ -96,7 +96,8 @@ func (b *boot) blame(err error) error {
 	if class, reason := classOf(err); class == slots.ImageFailure && b.layersTried {
 		// the next boot leaves those out, and knows more
 		return &stageError{slots.EnvironmentFailure, reason, err}
-	} else if errors.Is(err, unix.EIO) && b.forgetLayers() {
+	} else if errors.Is(err, unix.EIO) && !b.layersTried && !b.corrupted() && b.forgetLayers() {
+		// dm-verity says nothing of what cannot be read
 		return &stageError{slots.EnvironmentFailure, reason, err}
 	} else if class != slots.ImageFailure || !errors.Is(err, unix.EIO) {
 		return err
