@@ -51,9 +51,11 @@ func check(c *command) action {
 		if err != nil || !*f.commit {
 			return err
 		}
-		if err := c.preCommit(ctx, *f.hookTime); err != nil {
+		unlock, err := c.preCommit(ctx, *f.hookTime)
+		if err != nil {
 			return err
 		}
+		defer unlock()
 		t, err := c.changing(ctx, diskFlags{new(string), new(string)})
 		if err != nil {
 			return err

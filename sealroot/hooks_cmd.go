@@ -43,17 +43,25 @@ func (c *command) oneAtATime(ctx context.Context) (unlock func(), err error) {
 }
 
 // preCommit runs the image's hooks before its slot is committed, and not where it is, or
-// cannot be: the commit says why. Errors: bootset.ErrRefused when a hook fails.
-func (c *command) preCommit(ctx context.Context, limit time.Duration) error {
+// cannot be: the commit says why. Other hooks are kept out until unlock, which comes after
+// the commit: else they would run for a slot that is committed meanwhile. Errors:
+// bootset.ErrRefused when a hook fails.
+func (c *command) preCommit(ctx context.Context, limit time.Duration) (unlock func(), err error) {
 	r, err := c.booted()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	unlock, err := c.oneAtATime(ctx)
-	if err != nil {
-		return err
+	if unlock, err = c.oneAtATime(ctx); err != nil {
+		return nil, err
 	}
-	defer unlock()
+	if err := c.runPreCommit(ctx, r, limit); err != nil {
+		unlock()
+		return nil, err
+	}
+	return unlock, nil
+}
+
+func (c *command) runPreCommit(ctx context.Context, r report.Report, limit time.Duration) error {
 	due, err := c.commitDue(r)
 	if err != nil || !due {
 		return err
@@ -61,14 +69,19 @@ func (c *command) preCommit(ctx context.Context, limit time.Duration) error {
 	last, err := hooks.Last(c.env.volume())
 	if err != nil {
 		c.say("%v", err)
+		err = nil
 	}
 	change := hooks.Change{Event: hooks.PreCommit, From: last.System, To: systemOf(r)}
 	if last.System == change.To {
 		change.From = last.From
 	}
-	err = c.hookRunner(limit).Until(ctx, change)
-	if err == nil && last.System != change.To && c.remembers(r) {
+	// At first: what hooks have changed for a system that is not noted, post-rollback hooks
+	// would not take back.
+	if last.System != change.To && c.remembers(r) {
 		err = c.noteCommitted(change)
+	}
+	if err == nil {
+		err = c.hookRunner(limit).Until(ctx, change)
 	}
 	if errors.Is(err, hooks.ErrFailed) || errors.Is(err, errUnnoted) {
 		c.result.Slot = r.Slot.Name
@@ -109,7 +122,7 @@ func (c *command) remembers(r report.Report) bool {
 
 // commitDue tells whether the slot that runs is to be committed, and can be.
 func (c *command) commitDue(r report.Report) (bool, error) {
-	if r.Degraded {
+	if r.Degraded || c.layersGivenUp() != nil {
 		return false, nil
 	}
 	m, err := c.env.Open(Where{Report: r})
@@ -121,8 +134,12 @@ func (c *command) commitDue(r report.Report) (bool, error) {
 		return false, fmt.Errorf("cannot read the slots: %w", err)
 	}
 	s, ok := slots.Find(list, r.Slot.Name)
-	bad := r.Slot.Trial && s.State() == slots.Unbootable // in this boot
-	return ok && !s.Successful && !bad, nil
+	return ok && !s.Successful && !markedBad(r, s), nil
+}
+
+// markedBad tells whether the slot that runs was marked bad in this boot.
+func markedBad(r report.Report, running slots.Slot) bool {
+	return r.Slot.Trial && running.State() == slots.Unbootable
 }
 
 // systemOf is the system that a report is of.

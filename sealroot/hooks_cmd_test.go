@@ -1,11 +1,13 @@
 package main
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"sealroot/init/report"
 	"sealroot/sealroot/hooks"
@@ -157,7 +159,8 @@ func TestPreCommitNotes(t *testing.T) {
 		want   hooks.Ran
 	}{
 		{name: "not_noted", hooks: good, runs: true, want: hooks.Ran{System: b, From: a}},
-		{name: "cannot_be_noted", hooks: good, stuck: true, runs: true, code: exitRefused, want: hooks.Ran{System: a}},
+		{name: "hook_fails", hooks: map[string]string{"10-a": good["10-a"] + "; exit 1"}, runs: true, code: exitRefused, want: hooks.Ran{System: b, From: a}},
+		{name: "cannot_be_noted", hooks: good, stuck: true, code: exitRefused, want: hooks.Ran{System: a}},
 		{name: "cannot_be_noted_and_no_hooks", stuck: true, want: hooks.Ran{System: a}},
 		{name: "degraded", hooks: good, change: func(r *report.Report) { r.Degraded = true }, code: exitRefused, want: hooks.Ran{System: a}},
 		{name: "marked_bad", list: []slots.Slot{{Name: "a", Priority: 1, Successful: true}, {Name: "b"}}, hooks: good, code: exitRefused, want: hooks.Ran{System: a}},
@@ -200,6 +203,41 @@ func TestPreCommitNotes(t *testing.T) {
 				t.Errorf("kept of the refusal: %q, want it: %v", why, want)
 			}
 		})
+	}
+}
+
+// Until the slot is committed no other hooks run: they would find it not committed, and
+// run for it once more.
+func TestHooksWaitForTheCommit(t *testing.T) {
+	for _, args := range []string{"commit", "check --commit"} {
+		commits := 0
+		w := world{list: pair(), report: running(nil)}
+		w.adapt = func(env *Env) {
+			open := env.Open
+			env.Open = func(where Where) (Machine, error) {
+				if where.Write {
+					commits++
+					ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+					defer cancel()
+					if unlock, err := lock(ctx, env.Lock+".hooks"); err == nil {
+						unlock()
+						t.Errorf("%s: hooks can run before the slot is committed", args)
+					}
+				}
+				return open(where)
+			}
+		}
+		code, out, errs, o := w.outcome(t, strings.Fields(args)...)
+		if s, _ := slots.Find(o.list, "b"); code != 0 || commits != 1 || !s.Successful {
+			t.Errorf("%s: exit status %d, %s%s", args, code, out, errs)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		unlock, err := lock(ctx, o.env.Lock+".hooks")
+		if err != nil {
+			t.Fatalf("%s: after the commit: %v", args, err)
+		}
+		unlock()
 	}
 }
 

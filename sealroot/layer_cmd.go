@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"text/tabwriter"
@@ -312,6 +313,10 @@ func (c *command) layersCommitted(r report.Report) error {
 		return nil
 	}
 	changed, err := layers.Load(c.env.volume(), r).Commit()
+	if errors.Is(err, layers.ErrUnproved) {
+		c.say("%v", err)
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("the layers of this boot are not committed, try again: %w", err)
 	}
@@ -327,13 +332,30 @@ func (c *command) layersOnTrial(r report.Report) bool {
 }
 
 // giveUpLayers ends the trial of layers in a boot that is not good: the next one goes
-// without them, and shows what the slot is worth.
+// without them, and shows what the slot is worth. Nothing of this one is committed. The
+// lock is held.
 func (c *command) giveUpLayers(ctx context.Context, t target, why slots.Failure, reboot bool) error {
 	c.say("%s, with layers on trial: the next boot goes without them, the slot is judged by that", why)
+	if err := os.WriteFile(c.env.LayersFailed, []byte(line(why.String())), 0o600); err != nil {
+		c.say("a commit could keep the layers still: %v", err)
+	}
 	if !reboot {
 		return nil
 	}
 	return c.reboot(ctx, t)
+}
+
+// layersGivenUp refuses what would keep layers whose trial has failed in this boot. Its
+// error is bootset.ErrRefused.
+func (c *command) layersGivenUp() error {
+	why, err := os.ReadFile(c.env.LayersFailed)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return fmt.Errorf("the layers on trial have failed in this boot (%s), restart to go without them: %w", line(string(why)), bootset.ErrRefused)
 }
 
 // layerTodo is what status says about the layers.

@@ -118,7 +118,7 @@ func newLayerMachine(t *testing.T) *layerMachine {
 	dir := t.TempDir()
 	m := &layerMachine{t: t, dir: dir, key: signaturetest.Of(t, key, 1, time.Unix(2e9, 0)), disk: &layerDisk{fake: &fake{list: goodPair()}, files: map[string][]byte{}, dir: t.TempDir()}}
 	m.env = Env{
-		State: dir + "/state", Report: dir + "/boot.json", Lock: dir + "/lock", Config: dir + "/config.json", LayerCerts: dir + "/certs",
+		State: dir + "/state", Report: dir + "/boot.json", Lock: dir + "/lock", Config: dir + "/config.json", LayerCerts: dir + "/certs", LayersFailed: dir + "/layers-failed",
 		Root: dir + "/root", Limits: dir + "/limits", ShowLayer: layers.Show,
 		Open: func(Where) (Machine, error) { return m.disk, nil },
 	}
@@ -562,13 +562,13 @@ func TestCommitOfLayersFails(t *testing.T) {
 	m.rep.Slot = report.Slot{Name: "b", Trial: true, TriesAfter: 2}
 	m.boot()
 	good := filepath.Join(m.env.volume(), layerlist.GoodFile(m.rep.Root.RootHash))
-	m.put("state/encrypted/"+layerlist.GoodFile(m.rep.Root.RootHash)+"/x", "")
+	m.put("state/encrypted/"+layerlist.GoodFile(m.rep.Root.RootHash)+".new/x", "")
 	m.disk.list = pair()
 	code, out := m.run("commit")
-	if s, _ := slots.Find(m.disk.list, "b"); code == 0 || !strings.Contains(out, "not committed, try again") || !s.Successful {
-		t.Errorf("exit status %d, slot %+v: %s", code, s, out)
+	if s, _ := slots.Find(m.disk.list, "b"); code == 0 || !strings.Contains(out, "not committed, try again") || !s.Successful || !strings.Contains(out, "layers that no slot needs stay") {
+		t.Errorf("exit status %d, slot %+v, want it committed, and the rest of a commit tried: %s", code, s, out)
 	}
-	if err := os.RemoveAll(good); err != nil {
+	if err := os.RemoveAll(good + ".new"); err != nil {
 		t.Fatal(err)
 	}
 	m.disk.list = pair()
@@ -576,6 +576,44 @@ func TestCommitOfLayersFails(t *testing.T) {
 	code, _ = m.run("commit")
 	if _, err := os.Stat(good); err != nil || code == 0 {
 		t.Errorf("exit status %d, %v", code, err)
+	}
+}
+
+// A list that is good already is no reason to fail when its trial cannot be noted as over.
+func TestCommitOfLayersThatAreGood(t *testing.T) {
+	m := newLayerMachine(t)
+	if code, out := m.run("layer", "add", m.image("app-x", "ID=debian\n")); code != 0 {
+		t.Fatal(out)
+	}
+	m.boot()
+	list, err := os.ReadFile(filepath.Join(m.env.volume(), layerlist.File))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.put("state/encrypted/"+layerlist.GoodFile(m.rep.Root.RootHash), string(list)) // a commit cut short
+	m.put("state/encrypted/"+layerlist.ProofsFile+".new/x", "")
+	if code, out := m.run("commit"); code != 0 || !strings.Contains(out, "still count as on trial") {
+		t.Errorf("exit status %d: %s", code, out)
+	}
+}
+
+// A slot that was marked bad in this boot is not committed, nor are its layers.
+func TestLayersOfABadSlotAreNotCommitted(t *testing.T) {
+	for _, bad := range []bool{true, false} {
+		m := newLayerMachine(t)
+		if code, out := m.run("layer", "add", m.image("app-x", "ID=debian\n")); code != 0 {
+			t.Fatal(out)
+		}
+		m.rep.Slot = report.Slot{Name: "b", Trial: true, TriesAfter: 2}
+		m.boot()
+		m.disk.list = pair()
+		if bad {
+			m.disk.list[1] = slots.Slot{Name: "b"}
+		}
+		code, out := m.run("commit")
+		if _, err := os.Stat(filepath.Join(m.env.volume(), layerlist.GoodFile(m.rep.Root.RootHash))); (err != nil) != bad || (code != 0) != bad {
+			t.Errorf("marked bad %v: %v, exit status %d, %s", bad, err, code, out)
+		}
 	}
 }
 
@@ -613,6 +651,13 @@ func TestLayersOnTrialAreGivenUp(t *testing.T) {
 				}
 				if !slices.Equal(m.disk.list, before) || reboots != want || !strings.Contains(out, "layers on trial") {
 					t.Fatalf("slots %+v, %d restarts: %s", m.disk.list, reboots, out)
+				}
+				// Nothing of this boot is committed any more.
+				if code, out := m.run("commit"); code != exitRefused || !slices.Equal(m.disk.list, before) || !strings.Contains(out, "have failed in this boot") {
+					t.Errorf("commit: exit status %d, slots %+v: %s", code, m.disk.list, out)
+				}
+				if err := os.Remove(m.env.LayersFailed); err != nil { // the machine stops
+					t.Fatal(err)
 				}
 				// The next boot goes without.
 				if m.boot(); m.added() != "" || m.rep.LayerTrial {

@@ -107,13 +107,15 @@ type Env struct {
 	Trial    string // file that is there when this boot is on trial
 	// LayersTrial is Trial for layers on a slot that is not.
 	LayersTrial string
-	Refused     string   // file that says why a commit was refused
-	Eager       string   // file that names the device of the root when all of it is to be read
-	Checks      []string // folders of health checks, the one that wins first
-	Hooks       string   // folder of the image's hooks
-	TPM         string   // the TPM in sysfs
-	Config      string   // path of the configuration of this boot
-	PCRKey      string   // path of its PCR policy key
+	// LayersFailed says why layers on trial are not to be kept.
+	LayersFailed string
+	Refused      string   // file that says why a commit was refused
+	Eager        string   // file that names the device of the root when all of it is to be read
+	Checks       []string // folders of health checks, the one that wins first
+	Hooks        string   // folder of the image's hooks
+	TPM          string   // the TPM in sysfs
+	Config       string   // path of the configuration of this boot
+	PCRKey       string   // path of its PCR policy key
 	// LayerCerts is the folder of the certificates for layers that are added, and
 	// ShowLayer makes the tree of such a one visible. Root is the root directory.
 	LayerCerts string
@@ -157,7 +159,7 @@ func main() {
 		Escrow:   report.EscrowCertificates,
 		Lock:     report.Lock,
 		State:    boots.State,
-		Trial:    report.Trial, LayersTrial: report.LayersTrial,
+		Trial:    report.Trial, LayersTrial: report.LayersTrial, LayersFailed: report.LayersFailed,
 		Refused:    report.Refused,
 		Eager:      report.EagerCheck,
 		Checks:     []string{"/etc/sealroot/checks.d", "/usr/lib/sealroot/checks.d"},

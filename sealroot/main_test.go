@@ -121,7 +121,7 @@ func (w world) outcome(t *testing.T, args ...string) (code int, stdout, stderr s
 		UID: w.uid, Stdin: strings.NewReader(w.typed), Terminal: w.terminal, Version: "v1",
 		Report: filepath.Join(dir, "boot.json"), Key: filepath.Join(dir, "recovery.key"), Escrow: filepath.Join(dir, "escrow"), Lock: filepath.Join(dir, "run/lock"),
 		State: filepath.Join(dir, "state"), Trial: filepath.Join(dir, "trial"), Checks: []string{filepath.Join(dir, "checks.d")}, Hooks: filepath.Join(dir, "hooks"),
-		Refused: filepath.Join(dir, "refused"), Eager: filepath.Join(dir, "eager-check"), TPM: filepath.Join(dir, "tpm0"), Volume: noVolume,
+		Refused: filepath.Join(dir, "refused"), LayersFailed: filepath.Join(dir, "layers-failed"), Eager: filepath.Join(dir, "eager-check"), TPM: filepath.Join(dir, "tpm0"), Volume: noVolume,
 	}
 	put := func(path, text string, mode os.FileMode) {
 		t.Helper()

@@ -135,9 +135,11 @@ func commit(c *command) action {
 			return fmt.Errorf("%w: only the slot that runs can be committed; a slot is named with --disk", errUsage)
 		}
 		if !d.offline() {
-			if err := c.preCommit(ctx, *limit); err != nil {
+			unlock, err := c.preCommit(ctx, *limit)
+			if err != nil {
 				return err
 			}
+			defer unlock()
 		}
 		t, err := c.changing(ctx, d)
 		if err != nil {
@@ -161,11 +163,21 @@ func commit(c *command) action {
 func (c *command) commit(ctx context.Context, t target, burn bool) error {
 	ours := t.report.Slot.Name != "" // not with --disk
 	var layersErr error
-	if ours { // at first: a power cut costs another boot of a slot on trial, and no layers
-		layersErr = c.layersCommitted(t.report)
+	if ours {
+		if err := c.layersGivenUp(); err != nil {
+			return err
+		}
+		list, err := t.Store.Load()
+		if err != nil {
+			return fmt.Errorf("cannot read the slots: %w", err)
+		}
+		if now, _ := slots.Find(list, t.boot.Running); !markedBad(t.report, now) { // else keep refuses
+			// at first: a power cut costs another boot of a slot on trial, and no layers
+			layersErr = c.layersCommitted(t.report)
+		}
 	}
-	if err := errors.Join(c.keep(t), layersErr); err != nil {
-		return err
+	if err := c.keep(t); err != nil {
+		return errors.Join(err, layersErr)
 	}
 	if ours {
 		c.etcCommitted() // a power cut before it is made good by the next boot's record
@@ -177,9 +189,9 @@ func (c *command) commit(ctx context.Context, t target, burn bool) error {
 	}
 	list, err := t.Store.Load()
 	if err != nil {
-		return fmt.Errorf("cannot read the slots: %w", err)
+		return errors.Join(fmt.Errorf("cannot read the slots: %w", err), layersErr)
 	}
-	return c.raiseFloor(t.machine, t.report, list, report.RootCertificates, burn)
+	return errors.Join(c.raiseFloor(t.machine, t.report, list, report.RootCertificates, burn), layersErr)
 }
 
 func (c *command) keep(t target) error {

@@ -30,6 +30,8 @@ const (
 	Refused = Dir + "/refused"
 	// LayersTrial is Trial for what was changed about the layers, on a slot that is not.
 	LayersTrial = Dir + "/layers-trial"
+	// LayersFailed says why what was changed about the layers is not to be kept.
+	LayersFailed = Dir + "/layers-failed"
 	// Degraded says why the state is not open for writing.
 	Degraded = Dir + "/degraded"
 	// Voucher is for root, to tell the next boot which volume is this machine's.

@@ -70,6 +70,13 @@ func TestCommitCutShort(t *testing.T) {
 			t.Errorf("Commit() = %v, %v; want %v", changed, err, want)
 		}
 	}
+	// Removed behind such a cut, nothing is on trial.
+	if err := Load(v, r).prove(r.LayerList, layerlist.Tried); err != nil {
+		t.Fatal(err)
+	}
+	if trial, err := Load(v, r).Remove("a"); err != nil || trial || Load(v, r).OnTrial() {
+		t.Errorf("Remove() = %v, %v; on trial %v", trial, err, Load(v, r).OnTrial())
+	}
 	// A list that is not the one that the boot began with.
 	r.LayerList = "0011223344556677"
 	if err := Load(v, r).prove(r.LayerList, layerlist.Tried); err != nil {

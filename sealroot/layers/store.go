@@ -33,6 +33,9 @@ type Kept struct {
 	Proofs layerlist.Proofs
 }
 
+// ErrUnproved: the list is good and boots go by it, and nothing notes that its trial is over.
+var ErrUnproved = errors.New("the layers of this boot are kept, but still count as on trial")
+
 // Load reads them. volume is the root of the encrypted volume, r is of the boot that runs.
 func Load(volume string, r report.Report) Kept {
 	k := Kept{volume: volume, boot: r}
@@ -150,6 +153,13 @@ func (k Kept) Save(l layerlist.List) (trial bool, err error) {
 // at first: what is gone does not come back, and is on trial only with another change.
 func (k Kept) Remove(name string) (trial bool, err error) {
 	if k.goodID != "" && (k.good.Hash(name) != "" || k.good.Off(name)) {
+		// Under another ID it would no more tell that a commit was cut short.
+		if k.Proofs.Of(k.image(), k.goodID) == layerlist.Tried {
+			if err := k.prove(k.goodID, layerlist.Good); err != nil {
+				return false, err
+			}
+			k.Proofs = k.Proofs.With(k.image(), k.goodID, layerlist.Good)
+		}
 		text := k.good.Removed(name).Format()
 		if err := k.write(layerlist.GoodFile(k.image()), text); err != nil {
 			return false, fmt.Errorf("cannot save the list of layers: %w", err)
@@ -164,7 +174,7 @@ func (k Kept) Remove(name string) (trial bool, err error) {
 func (k Kept) Retry() error { return k.prove(k.ID, layerlist.New) }
 
 // Commit notes that this boot came up with the list that it goes by. What is right already
-// is not written again.
+// is not written again. Errors: ErrUnproved.
 func (k Kept) Commit() (changed bool, err error) {
 	id := k.boot.LayerList
 	switch {
@@ -183,7 +193,10 @@ func (k Kept) Commit() (changed bool, err error) {
 		return false, nil
 	}
 	// crash point: the list is good; the next commit notes that its trial is over
-	return true, k.prove(id, layerlist.Good)
+	if err := k.prove(id, layerlist.Good); err != nil {
+		return false, fmt.Errorf("%w: %w", ErrUnproved, err)
+	}
+	return true, nil
 }
 
 // Files are the images that the list needs, and those of the lists that these images fall
