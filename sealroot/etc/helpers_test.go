@@ -27,6 +27,9 @@ var (
 	v1 = strings.Repeat("1", 64)
 	v2 = strings.Repeat("2", 64)
 	v3 = strings.Repeat("3", 64)
+	// The same with lists of layers that the machine added.
+	v1x, v1y = v1[:48] + strings.Repeat("e", 16), v1[:48] + strings.Repeat("f", 16)
+	v2x, v2y = v2[:48] + strings.Repeat("e", 16), v2[:48] + strings.Repeat("f", 16)
 )
 
 // world is a machine with a volume, and images whose /etc are directories. It needs
@@ -46,7 +49,7 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-func (w *world) image(id string) string { return filepath.Join(w.dir, id[:4]) }
+func (w *world) image(id string) string { return filepath.Join(w.dir, id[:4]+id[60:]) }
 
 // files makes an image's /etc: names that end with a slash are directories, content
 // that begins with -> is the target of a link.

@@ -8,7 +8,9 @@
 //	<image>/image     a copy of the image's /etc, made in its first boot: the merge's base
 //	<image>/upper     the upper layer as it was when another image took over
 //	<image>/merge-<n> of the live upper layer alone: start, the layer as it was merged;
-//	                  record, a record; trial, there while the image is on trial
+//	                  record, a record; trial, there while the image is on trial;
+//	                  of another list of layers (chain.go) start is the layer as the
+//	                  image took over, merged for the list
 //	before            the upper layer of a time before there was a merge, while the image
 //	                  that took over from it is on trial
 //	next              a layer that is made, or the old one until it has its name
@@ -75,6 +77,7 @@ type record struct {
 	From      string              `json:"from,omitempty"`
 	PutBack   bool                `json:"put_back,omitempty"`
 	Conflicts []etcmerge.Conflict `json:"conflicts,omitempty"`
+	chain
 }
 
 // maxConflicts is how many of them are kept.
@@ -103,6 +106,9 @@ type merger struct {
 	Options
 	volume, lower, kept *os.File
 	live                owner
+	last                chain    // of the live layer's merge
+	lastTrial           bool     // that was on trial, and never committed
+	start               []change // what this merge's start holds; nil: the layer
 	opened              []*os.File
 	reader              reader
 }
@@ -162,6 +168,9 @@ func (m *merger) run() (Result, error) {
 	if err := m.keepImage(); err != nil {
 		return Result{}, err
 	}
+	if err := m.readLast(); err != nil {
+		return Result{}, err
+	}
 	next := owner{m.Image, m.live.merge + 1}
 	result, err := m.build(upper, next)
 	if err != nil {
@@ -174,11 +183,7 @@ func (m *merger) run() (Result, error) {
 	if err := m.tidy(next); err != nil {
 		return result, err
 	}
-	keep := []string{next.image, m.live.image}
-	if m.Trial {
-		keep = append(keep, beforeDir)
-	}
-	return result, m.collect(keep...)
+	return result, m.collect(next)
 }
 
 // step makes one change of the volume.
@@ -367,10 +372,10 @@ func (m *merger) keepRecord(layer *os.File, next owner, result Result) error {
 		return err
 	}
 	defer merge.Close()
-	if err := seed.Tree(layer, merge, startDir); err != nil {
+	if err := m.keepStart(layer, merge); err != nil {
 		return err
 	}
-	text, err := json.Marshal(record{result.From, result.PutBack, result.Conflicts})
+	text, err := json.Marshal(record{result.From, result.PutBack, result.Conflicts, m.chain(next)})
 	if err != nil {
 		return err
 	}
@@ -378,6 +383,21 @@ func (m *merger) keepRecord(layer *os.File, next owner, result Result) error {
 		return err
 	}
 	return createFile(merge, trialFile, nil)
+}
+
+func (m *merger) keepStart(layer, merge *os.File) error {
+	if m.start == nil {
+		return seed.Tree(layer, merge, startDir)
+	}
+	dir, err := seed.MakeDir(merge, startDir)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := write(dir, m.start, m.Step); err != nil {
+		return err
+	}
+	return seed.Attributes(layer, dir)
 }
 
 // exchange is the moment at which the new layer counts.
@@ -388,14 +408,18 @@ func (m *merger) exchange() error {
 	return syncDirs(m.volume, m.kept)
 }
 
-// collect removes what is kept for other images than these: those of the two slots.
-func (m *merger) collect(images ...string) error {
+// collect removes what no later merge goes by.
+func (m *merger) collect(next owner) error {
 	list, err := names(m.kept)
 	if err != nil {
 		return err
 	}
 	for _, name := range list {
-		if slices.Contains(images, name) {
+		kept, err := m.keeps(next, name)
+		if err != nil {
+			return err
+		}
+		if kept {
 			continue
 		}
 		if err := m.step("collect", func() error { return seed.Remove(m.kept, name) }); err != nil {

@@ -39,7 +39,8 @@ func (m *merger) plan(upper *os.File) ([]change, Result, error) {
 
 // sides reads the trees. The base of an image that is new is the last one's /etc; of
 // one that ran before it is the last one's as that took over, so that what was changed
-// since is changed in the /etc that this image had.
+// since is changed in the /etc that this image had. With another list of layers the last
+// one took over when its image did: what was changed since goes along (m.start).
 func (m *merger) sides(upper *os.File) (s sides, err error) {
 	if s.own, err = m.layer(tree{}, m.lower); err != nil {
 		return s, err
@@ -58,31 +59,37 @@ func (m *merger) sides(upper *os.File) (s sides, err error) {
 	if s.machine, err = m.layer(*last, upper); err != nil {
 		return s, err
 	}
-	merge := m.live.image + "/" + mergeDir(m.live.merge)
+	start, err := m.stored(*last, m.lastMerge(), startDir)
+	if err != nil {
+		return s, err
+	}
+	if start != nil && sameImage(m.Image, m.live.image) {
+		plan, _ := etcmerge.Merge3(last.entries, s.own.entries, start.entries)
+		m.start = append([]change{}, changes(s.own.entries, plan, s.own, *start)...)
+	}
 	own, err := m.stored(s.own, m.Image, upperDir)
 	if err != nil {
 		return s, err
 	}
-	trial, err := m.onTrial(merge)
+	aside, err := m.aside(m.Image)
 	if err != nil {
 		return s, err
 	}
-	if own == nil && trial && !m.Trial {
+	putBack := m.lastTrial && aside+1 == m.last.TrialBegan
+	if own == nil && m.lastTrial && !m.Trial {
 		// Not on trial itself, it is the one that was there before that which is.
+		putBack = true
 		own, err = m.stored(s.own, ".", beforeDir)
 	}
 	if err != nil || own == nil {
 		return s, err
 	}
-	if trial {
+	switch {
+	case putBack:
 		s.image, s.putBack = *own, true
-		return s, nil
-	}
-	start, err := m.stored(*last, merge, startDir)
-	if err != nil || start == nil {
-		return s, err
-	}
-	s.image, s.base = *own, *start
+	case start != nil && aside+1 == m.last.Began:
+		s.image, s.base = *own, *start
+	} // else start is not of the time when own was put aside
 	return s, nil
 }
 
