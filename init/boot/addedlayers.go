@@ -120,6 +120,7 @@ func (b *boot) tryLayers(volume *os.File, image, list string) bool {
 			b.warn("cannot note a trial of layers: %v", err)
 			return false
 		}
+		b.giveBack() // with boot.recount: the next boot shows what a committed slot is worth
 	}
 	return use
 }

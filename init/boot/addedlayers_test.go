@@ -249,6 +249,34 @@ func TestAddedLayers(t *testing.T) {
 	}
 }
 
+// With boot.recount the trial of layers costs a committed slot no try, nor, with a list
+// that is good, is one given.
+func TestTriedLayersCostNoTry(t *testing.T) {
+	for tries, good := range map[int]bool{1: false, 0: true} {
+		inRoot(t, fmt.Sprint("good ", good), func(t *testing.T) {
+			a := addedBoot(t)
+			if good {
+				a.good(t, a.list)
+			}
+			list := []slots.Slot{{Name: "a", Priority: 2, Tries: 1, Successful: true}, {Name: "b", Priority: 1, Tries: 3, Successful: true}}
+			store := &fakeStore{list: list}
+			a.slots.store, a.slots.log = store, store
+			a.slots.observed = slots.Observed{Slots: list, LogReadable: true, Refill: 3}
+			slot, _, err := a.chooseSlot(t.Context())
+			if err != nil || slot != "a" {
+				t.Fatalf("chooseSlot() = %q, %v", slot, err)
+			}
+			a.report.Slot.Name = slot
+			if is, why := a.stacked(t); !is || a.layersTried == good {
+				t.Fatalf("stacked %v, on trial %v: %s", is, a.layersTried, why)
+			}
+			if s, _ := slots.Find(store.list, "a"); s.Tries != tries || !s.Successful {
+				t.Errorf("afterwards: %v, want %d tries", s, tries)
+			}
+		})
+	}
+}
+
 // A layer of the image is turned off where the image can do without it.
 func TestLayersTurnedOff(t *testing.T) {
 	inRoot(t, "off", func(t *testing.T) {
