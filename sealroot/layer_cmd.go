@@ -65,8 +65,10 @@ func (c *command) layersNow(r report.Report) (config.Config, layers.Kept, error)
 type layerPlace interface {
 	// Holds tells whether a layer is there, and as it should be on the medium.
 	Holds(manifest.Layer) (bool, error)
-	// Draft is an empty file without a name, Keep makes it the image of a layer.
+	// Draft is an empty file without a name. Settle writes it out and tells whether it is
+	// as it should be on the medium, Keep makes it the image of a layer then.
 	Draft() (*os.File, error)
+	Settle(draft *os.File, l manifest.Layer) (bool, error)
 	Keep(draft *os.File, l manifest.Layer) error
 }
 
@@ -75,7 +77,7 @@ func addLayer(c *command) action {
 	return func(ctx context.Context, words []string) error { return c.addLayer(ctx, words[0], *name) }
 }
 
-// addLayer reads the image without the lock, which a deadline may need meanwhile.
+// addLayer reads and writes the image without the lock, which a deadline may need meanwhile.
 func (c *command) addLayer(ctx context.Context, path, name string) error {
 	r, err := c.booted()
 	if err != nil {
@@ -109,6 +111,13 @@ func (c *command) addLayer(ctx context.Context, path, name string) error {
 		return err
 	}
 	if err := c.mayAdd(cfg, r, im); err != nil {
+		return fmt.Errorf("cannot add %s: %w", path, err)
+	}
+	whole, err := place.Settle(draft, im.Layer)
+	if err == nil && !whole {
+		err = install.ErrReadBack
+	}
+	if err != nil {
 		return fmt.Errorf("cannot add %s: %w", path, err)
 	}
 	ch, err := c.changeLayers(ctx)
@@ -156,13 +165,7 @@ func placeLayer(to layerPlace, draft *os.File, l manifest.Layer) error {
 	if err != nil || there {
 		return err
 	}
-	if err := to.Keep(draft, l); err != nil {
-		return err
-	}
-	if there, err = to.Holds(l); err == nil && !there {
-		err = install.ErrReadBack
-	}
-	return err
+	return to.Keep(draft, l)
 }
 
 // mayAdd holds a verified image against configuration and system.
@@ -309,7 +312,7 @@ func printLayers(c *command, rows []layers.Row) {
 
 // layersCommitted notes that this boot came up with the layers that it has.
 func (c *command) layersCommitted(r report.Report) error {
-	if r.LayerList == "" && !r.Slot.Trial || r.Degraded {
+	if r.LayerList == "" && !r.Slot.Trial || !c.keepsLayers(r) {
 		return nil
 	}
 	changed, err := layers.Load(c.env.volume(), r).Commit()
@@ -328,7 +331,13 @@ func (c *command) layersCommitted(r report.Report) error {
 
 // layersOnTrial tells whether this boot tries a change of the layers.
 func (c *command) layersOnTrial(r report.Report) bool {
-	return r.LayerTrial && layers.Load(c.env.volume(), r).OnTrial()
+	return r.LayerTrial && c.keepsLayers(r) && layers.Load(c.env.volume(), r).OnTrial()
+}
+
+// keepsLayers tells whether this boot has a list that counts, as far as that is known.
+func (c *command) keepsLayers(r report.Report) bool {
+	_, _, err := c.layersNow(r)
+	return !errors.Is(err, bootset.ErrRefused)
 }
 
 // giveUpLayers ends the trial of layers in a boot that is not good: the next one goes

@@ -38,9 +38,11 @@ import (
 // layerDisk is a machine in memory that keeps layers.
 type layerDisk struct {
 	*fake
-	files map[string][]byte // as layout.LayerImage has them
-	full  bool
-	dir   string // of drafts
+	files  map[string][]byte // as layout.LayerImage has them
+	full   bool
+	bad    bool   // the medium gives something else than what was written
+	settle func() // is called when a draft is written out
+	dir    string // of drafts
 	// images are the root hashes of other slots' images.
 	images map[string]string
 }
@@ -73,6 +75,15 @@ func (d *layerDisk) Draft() (*os.File, error) {
 		return nil, install.ErrRoom
 	}
 	return os.CreateTemp(d.dir, "draft")
+}
+
+func (d *layerDisk) Settle(draft *os.File, l manifest.Layer) (bool, error) {
+	if d.settle != nil {
+		d.settle()
+	}
+	sum := sha256.New()
+	_, err := io.Copy(sum, io.NewSectionReader(draft, 0, l.Size))
+	return !d.bad && [32]byte(sum.Sum(nil)) == l.SHA256, err
 }
 
 func (d *layerDisk) Keep(draft *os.File, l manifest.Layer) error {
@@ -348,6 +359,7 @@ func TestLayerAddRefused(t *testing.T) {
 		}, 6, "signer is not trusted"},
 		{"no_room", "app-x", debian, allowed, func(m *layerMachine) { m.put("limits", "keep_free: 1000T\n") }, 3, "stay free"},
 		{"full", "app-x", debian, allowed, func(m *layerMachine) { m.disk.full = true }, 3, "not enough room"},
+		{"bad_medium", "app-x", debian, allowed, func(m *layerMachine) { m.disk.bad = true }, exitFailed, install.ErrReadBack.Error()},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			m := newLayerMachine(t)
@@ -497,21 +509,26 @@ func TestLayerAddDoesNotKeepTheLock(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.env.ShowLayer = func(f *os.File, filesystem string, offset, size int64) (*os.File, error) {
+	settled := false
+	free := func() {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		unlock, err := lock(ctx, m.env.Lock)
 		if err != nil {
-			t.Errorf("while the image is read: %v", err)
-			return nil, err
+			t.Errorf("while the image is read or written: %v", err)
+			return
 		}
 		unlock()
+	}
+	m.disk.settle = func() { settled = true; free() }
+	m.env.ShowLayer = func(f *os.File, filesystem string, offset, size int64) (*os.File, error) {
+		free()
 		if err := os.WriteFile(image, make([]byte, len(whole)), 0o644); err != nil {
 			t.Fatal(err)
 		}
 		return layers.Show(f, filesystem, offset, size)
 	}
-	if code, out := m.run("layer", "add", image); code != 0 {
+	if code, out := m.run("layer", "add", image); code != 0 || !settled {
 		t.Fatal(out)
 	}
 	for _, got := range m.disk.files {
@@ -594,6 +611,24 @@ func TestCommitOfLayersThatAreGood(t *testing.T) {
 	m.put("state/encrypted/"+layerlist.ProofsFile+".new/x", "")
 	if code, out := m.run("commit"); code != 0 || !strings.Contains(out, "still count as on trial") {
 		t.Errorf("exit status %d: %s", code, out)
+	}
+}
+
+// Without an encrypted volume there is no list, and nothing to note about one.
+func TestNoLayersToCommit(t *testing.T) {
+	for _, plain := range []bool{true, false} {
+		m := newLayerMachine(t)
+		if plain {
+			m.configure(config.Config{State: config.State{Create: config.CreateFirstBoot, Unlock: []string{config.UnlockPlain}}})
+		}
+		m.put("state/encrypted/"+layerlist.File, string(layerlist.List{{Name: "demo"}}.Format()))
+		m.rep.Slot = report.Slot{Name: "b", Trial: true}
+		m.report()
+		m.disk.list = pair()
+		code, out := m.run("commit")
+		if _, err := os.Stat(filepath.Join(m.env.volume(), layerlist.ProofsFile)); code != 0 || (err != nil) != plain {
+			t.Errorf("plain %v: exit status %d, %v: %s", plain, code, err, out)
+		}
 	}
 }
 

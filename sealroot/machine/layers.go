@@ -40,6 +40,11 @@ func (d layerFiles) Holds(l manifest.Layer) (bool, error) {
 		return false, err
 	}
 	defer f.Close()
+	return holds(f, l)
+}
+
+// holds tells whether a file is the image of a layer on the medium.
+func holds(f *os.File, l manifest.Layer) (bool, error) {
 	info, err := f.Stat()
 	if err != nil || !info.Mode().IsRegular() || info.Size() != l.Size {
 		return false, err
@@ -49,7 +54,7 @@ func (d layerFiles) Holds(l manifest.Layer) (bool, error) {
 		return false, err
 	}
 	sum := sha256.New()
-	if _, err := io.Copy(sum, f); err != nil {
+	if _, err := io.Copy(sum, io.NewSectionReader(f, 0, l.Size)); err != nil {
 		return false, err
 	}
 	return [32]byte(sum.Sum(nil)) == l.SHA256, nil
@@ -105,12 +110,20 @@ func (d layerFiles) draft() (*os.File, error) {
 	return os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE, 0o644)
 }
 
-// Keep gives a draft the name of a layer. A power cut leaves it without, or, as with
-// Write, under another one.
+// Settle writes a draft out and tells whether it is the image of a layer on the medium.
+func (d layerFiles) Settle(draft *os.File, l manifest.Layer) (bool, error) {
+	if err := draft.Sync(); err != nil {
+		return false, err
+	}
+	return holds(draft, l)
+}
+
+// Keep gives a draft the name of a layer, once that is settled. A power cut leaves it
+// without, or, as with Write, under another one.
 func (d layerFiles) Keep(draft *os.File, l manifest.Layer) error {
 	path := d.path(l)
 	temp := path + ".new"
-	if err := errors.Join(draft.Sync(), os.RemoveAll(temp)); err != nil {
+	if err := os.RemoveAll(temp); err != nil {
 		return err
 	}
 	if err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", draft.Fd()), unix.AT_FDCWD, temp, unix.AT_SYMLINK_FOLLOW); err != nil {

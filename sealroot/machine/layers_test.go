@@ -81,8 +81,14 @@ func TestLayerDraft(t *testing.T) {
 		}
 		_, err = f.Write(content)
 		before, err2 := d.Holds(l)
-		if err := errors.Join(err, err2, d.Keep(f, l), f.Close()); err != nil || before {
-			t.Fatalf("%s: held before %v, %v", name, before, err)
+		other := l
+		other.SHA256[0] ^= 1
+		if settled, err := d.Settle(f, other); settled || err != nil {
+			t.Errorf("%s: settled with another content: %v, %v", name, settled, err)
+		}
+		settled, err3 := d.Settle(f, l)
+		if err := errors.Join(err, err2, err3, d.Keep(f, l), f.Close()); err != nil || before || !settled {
+			t.Fatalf("%s: held before %v, settled %v, %v", name, before, settled, err)
 		}
 		if there, err := d.Holds(l); !there || err != nil {
 			t.Errorf("%s: held %v, %v", name, there, err)
