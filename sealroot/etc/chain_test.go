@@ -105,6 +105,20 @@ func TestCommittedListIsNotPutBack(t *testing.T) {
 	w.has(v1, map[string]string{"kept": "kept\n", "only-2": ""})
 }
 
+// With a list that the image had before, /etc is what it is now: what was put aside when
+// the list was left is no second side.
+func TestListOfBeforeIsNotInConflict(t *testing.T) {
+	w := withLists(t)
+	w.booted(v1)
+	w.shell(v1, "echo 1 >n")
+	w.booted(v1x)
+	w.shell(v1x, "echo 2 >n")
+	if r := w.booted(v1); len(r.Conflicts) > 0 {
+		t.Errorf("conflicts %v", r.Conflicts)
+	}
+	w.has(v1, map[string]string{"n": "2\n"})
+}
+
 // However lists come and go, little is kept.
 func TestListsAreBounded(t *testing.T) {
 	w := withLists(t)
