@@ -141,7 +141,7 @@ func (c *command) failed(ctx context.Context, failure *checks.Failure, f checkFl
 	now, _ := slots.Find(list, slot)
 	switch {
 	case c.layersOnTrial(t.report):
-		return errors.Join(bad, c.giveUpLayers(ctx, t, slots.Failure{Slot: slot, Reason: l.Reason, Detail: l.Detail}, !*f.stay))
+		return errors.Join(bad, c.giveUpLayers(ctx, t, l.Failure(), !*f.stay))
 	case !now.Successful:
 		return errors.Join(bad, c.giveUp(ctx, t, list, l, !*f.stay))
 	case *f.lower:
@@ -156,7 +156,7 @@ func (c *command) failed(ctx context.Context, failure *checks.Failure, f checkFl
 // not wait for the writes to succeed: the try is spent already.
 func (c *command) giveUp(ctx context.Context, t target, list []slots.Slot, l bootset.Leave, reboot bool) error {
 	if !bootset.Other(list, l.Slot) {
-		c.say("%s: no other slot could be booted instead, the machine stays as it is", slots.Failure{Slot: l.Slot, Reason: l.Reason, Detail: l.Detail})
+		c.say("%s: no other slot could be booted instead, the machine stays as it is", l.Failure())
 		return nil
 	}
 	err := c.leave(ctx, t, l, t.MarkBad, false)
@@ -197,7 +197,7 @@ func deadline(c *command) action {
 			l.Detail = line(strings.TrimPrefix(l.Detail+": "+string(why), ": "))
 		}
 		if c.layersOnTrial(r) {
-			return c.giveUpLayers(ctx, t, slots.Failure{Slot: l.Slot, Reason: l.Reason, Detail: l.Detail}, true)
+			return c.giveUpLayers(ctx, t, l.Failure(), true)
 		}
 		if now, ok := slots.Find(list, r.Slot.Name); ok && now.Successful {
 			c.say("slot %s was committed in time", r.Slot.Name)

@@ -310,8 +310,7 @@ func (c *command) leave(ctx context.Context, t target, l bootset.Leave, do func(
 		if s.Successful {
 			what = "last choice now"
 		}
-		why := slots.Failure{Slot: l.Slot, Reason: l.Reason, Detail: l.Detail}
-		c.say("%s: %s; the next boot is for slot %s", why, what, left.Next)
+		c.say("%s: %s; the next boot is for slot %s", l.Failure(), what, left.Next)
 	}
 	if err != nil {
 		return err

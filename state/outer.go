@@ -75,17 +75,24 @@ func makePlace(dir *os.File) error {
 	return err
 }
 
+// InPlace tells whether encrypted.img has the flag by which btrfs writes it in place.
+func InPlace(image *os.File) (bool, error) {
+	flags, err := files.Flags(image)
+	if err != nil {
+		return false, fmt.Errorf("cannot inspect %s: %w", ImageName, err)
+	}
+	return flags&files.NoCopy != 0, nil
+}
+
 // CopiedOnWrite lists the bytes of encrypted.img before byte end that the outer file
 // system writes elsewhere, once or always: for them nothing is reserved.
 func CopiedOnWrite(image *os.File, end int64) ([]balloon.Range, error) {
 	if OuterFilesystem(image) != Btrfs {
 		return nil, nil
 	}
-	flags, err := unix.IoctlGetUint32(int(image.Fd()), unix.FS_IOC_GETFLAGS)
-	if err != nil {
-		return nil, fmt.Errorf("cannot inspect %s: %w", ImageName, err)
-	}
-	if flags&files.NoCopy == 0 {
+	if flagged, err := InPlace(image); err != nil {
+		return nil, err
+	} else if !flagged {
 		return []balloon.Range{{Start: 0, End: end}}, nil
 	}
 	list, err := files.Shared(image, 0, end)

@@ -252,8 +252,7 @@ func (v *Volume) restore(dir *os.File, size, longest int64) error {
 	if n, err := allocated(v.image); err != nil || n <= v.Reserved {
 		return err
 	}
-	unit := Unit(v.image)
-	return Release(v.image, (end+unit-1)/unit*unit, size)
+	return Release(v.image, balloon.Up(end, Unit(v.image)), size)
 }
 
 // keepOutside is what restoring a reservation leaves free on the state partition: this

@@ -17,6 +17,11 @@ type Leave struct {
 	Force bool
 }
 
+// Failure is why, as it is told and kept.
+func (l Leave) Failure() slots.Failure {
+	return slots.Failure{Slot: l.Slot, Class: slots.ImageFailure, Reason: l.Reason, Detail: l.Detail}
+}
+
 // Left is what came of it.
 type Left struct {
 	Slots []slots.Slot // as they are now
@@ -85,9 +90,7 @@ func (m Machine) leave(b Boot, l Leave, plan func([]slots.Slot) ([]slots.Slot, e
 		return Left{}, err
 	}
 	var errs []error
-	if err := m.record(slots.LogChange{Clear: []string{l.Slot}, Failures: []slots.Failure{{
-		Slot: l.Slot, Class: slots.ImageFailure, Reason: l.Reason, Detail: l.Detail,
-	}}}); err != nil {
+	if err := m.record(slots.LogChange{Clear: []string{l.Slot}, Failures: []slots.Failure{l.Failure()}}); err != nil {
 		errs = append(errs, err)
 	}
 	// crash point: a reason on record, the slot as it was

@@ -1,6 +1,10 @@
 package etc
 
-import "cmp"
+import (
+	"cmp"
+
+	"sealroot/state/seed"
+)
 
 // chain tells which of the layers that were put aside a merge follows. One image has an
 // identity for each list of layers that changed it, and goes from one to another as from
@@ -79,4 +83,25 @@ func (m *merger) keeps(next owner, name string) (bool, error) {
 	n, err := m.aside(name)
 	c := m.chain(next)
 	return n > 0 && (n+1 == c.Began || n+1 == c.TrialBegan), err
+}
+
+// collect removes what no later merge goes by.
+func (m *merger) collect(next owner) error {
+	list, err := names(m.kept)
+	if err != nil {
+		return err
+	}
+	for _, name := range list {
+		kept, err := m.keeps(next, name)
+		if err != nil {
+			return err
+		}
+		if kept {
+			continue
+		}
+		if err := m.step("collect", func() error { return seed.Remove(m.kept, name) }); err != nil {
+			return err
+		}
+	}
+	return nil
 }

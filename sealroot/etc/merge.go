@@ -408,27 +408,6 @@ func (m *merger) exchange() error {
 	return syncDirs(m.volume, m.kept)
 }
 
-// collect removes what no later merge goes by.
-func (m *merger) collect(next owner) error {
-	list, err := names(m.kept)
-	if err != nil {
-		return err
-	}
-	for _, name := range list {
-		kept, err := m.keeps(next, name)
-		if err != nil {
-			return err
-		}
-		if kept {
-			continue
-		}
-		if err := m.step("collect", func() error { return seed.Remove(m.kept, name) }); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // Committed notes that the image whose /etc this is was committed: when another one
 // takes over, what was changed under it is changed there too.
 func Committed(volume string) error {

@@ -20,6 +20,7 @@ import (
 	"sealroot/slots/gpt"
 	"sealroot/slots/live"
 	"sealroot/slots/manifest"
+	"sealroot/state"
 	"sealroot/state/layout"
 )
 
@@ -41,8 +42,12 @@ func (m *Machine) Install(changed func(place, slot string)) (install.Machine, er
 // stateType is the type of the file system at dir where it is one that not every image
 // mounts, else "".
 func stateType(dir string) string {
-	var fs unix.Statfs_t
-	if unix.Statfs(dir, &fs) == nil && fs.Type == unix.BTRFS_SUPER_MAGIC {
+	f, err := os.Open(dir)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	if state.OuterFilesystem(f) == state.Btrfs {
 		return manifest.StateBtrfs
 	}
 	return ""

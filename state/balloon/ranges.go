@@ -89,11 +89,14 @@ func Within(list []Range, start, end int64) []Range {
 	return Both(list, []Range{{start, end}})
 }
 
+// Up is n rounded up to a whole unit, which is a power of two.
+func Up(n, unit int64) int64 { return (n + unit - 1) &^ (unit - 1) }
+
 // Whole returns the bytes of list that are in whole units, which are a power of two.
 func Whole(list []Range, unit int64) []Range {
 	var whole []Range
 	for _, r := range Join(list) {
-		if r.Start, r.End = (r.Start+unit-1)&^(unit-1), r.End&^(unit-1); r.Start < r.End {
+		if r.Start, r.End = Up(r.Start, unit), r.End&^(unit-1); r.Start < r.End {
 			whole = append(whole, r)
 		}
 	}
@@ -104,7 +107,7 @@ func Whole(list []Range, unit int64) []Range {
 func Around(list []Range, unit int64) []Range {
 	var around []Range
 	for _, r := range Join(list) {
-		around = append(around, Range{r.Start &^ (unit - 1), (r.End + unit - 1) &^ (unit - 1)})
+		around = append(around, Range{r.Start &^ (unit - 1), Up(r.End, unit)})
 	}
 	return Join(around)
 }

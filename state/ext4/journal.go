@@ -3,7 +3,6 @@ package ext4
 import (
 	"encoding/binary"
 	"fmt"
-	"hash/crc32"
 )
 
 // The journal's format (include/linux/jbd2.h), big endian; offsets within a block.
@@ -145,7 +144,7 @@ func (j *journal) open() bool {
 	be, b := binary.BigEndian, j.block[:]
 	j.first, j.end, j.start = int64(be.Uint32(b[jsbFirst:])), int64(be.Uint32(b[jsbBlocks:])), int64(be.Uint32(b[jsbStart:]))
 	j.sequence = be.Uint32(b[jsbSequence:])
-	j.seed = rawSum(^uint32(0), b[jsbUUID:][:16])
+	j.seed = kernelSum(^uint32(0), b[jsbUUID:][:16])
 	incompat := be.Uint32(b[jsbIncompat:])
 	return be.Uint32(b[jsbBlockSize:]) == journalBlock && incompat&^journalKnown == 0 && incompat&journalSums != 0 &&
 		j.first > 0 && j.start >= j.first && j.start < j.end
@@ -201,12 +200,7 @@ func (j *journal) committed() bool {
 	field := j.block[commitSum:][:4]
 	want := binary.BigEndian.Uint32(field)
 	clear(field)
-	sum := rawSum(j.seed, j.block[:])
+	sum := kernelSum(j.seed, j.block[:])
 	binary.BigEndian.PutUint32(field, want)
 	return sum == want
-}
-
-// rawSum is the kernel's crc32c, which inverts neither before nor after.
-func rawSum(seed uint32, b []byte) uint32 {
-	return ^crc32.Update(^seed, crc32.MakeTable(crc32.Castagnoli), b)
 }

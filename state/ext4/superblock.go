@@ -109,9 +109,11 @@ func parseSuperblock(b []byte) (Superblock, error) {
 	return s, nil
 }
 
-// superblockSum is crc32c over the superblock without its last field. The
-// kernel's crc32c neither starts from nor ends with an inversion of its own:
-// it starts from ~0, and its result is the complement of what hash/crc32 gives.
-func superblockSum(b []byte) uint32 {
-	return ^crc32.Checksum(b[:sbChecksum], crc32.MakeTable(crc32.Castagnoli))
+// superblockSum is over the superblock without its last field.
+func superblockSum(b []byte) uint32 { return kernelSum(^uint32(0), b[:sbChecksum]) }
+
+// kernelSum is the kernel's crc32c, which inverts neither before nor after as hash/crc32
+// does.
+func kernelSum(seed uint32, b []byte) uint32 {
+	return ^crc32.Update(^seed, crc32.MakeTable(crc32.Castagnoli), b)
 }

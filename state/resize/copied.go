@@ -20,11 +20,9 @@ import (
 // either, with the same content. Only while the volume is read-only, and stays so: what
 // somebody else writes between reading and writing would be lost. Errors: ErrCopied, ErrNoRoom.
 func (v *Volume) writeAnew(ctx context.Context, m measured) error {
-	flags, err := unix.IoctlGetUint32(int(v.image.Fd()), unix.FS_IOC_GETFLAGS)
-	switch {
-	case err != nil:
-		return fmt.Errorf("cannot inspect %s: %w", state.ImageName, err)
-	case flags&files.NoCopy == 0:
+	if flagged, err := state.InPlace(v.image); err != nil {
+		return err
+	} else if !flagged {
 		return fmt.Errorf("cannot repair %s, which btrfs writes in place only with attribute C, and that an empty file alone can be given; copy it with the volume closed, as docs/operators.md says: %w", state.ImageName, ErrCopied)
 	}
 	return v.whileReadOnly(func() error { return v.allAnew(ctx, m.copied) })

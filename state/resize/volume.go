@@ -131,7 +131,7 @@ func (s Sizes) with(given, holes, slack, keep int64) Sizes {
 	s.GivenBack, s.OverCommitted = given, holes-given
 	s.Reserved = s.DataOffset + s.Spanned - holes
 	least := max(s.DataOffset, s.Reserved-max(0, s.InnerFree-s.OverCommitted-slack))
-	s.MinReserved = min(s.Reserved, (least+balloon.BlockSize-1)/balloon.BlockSize*balloon.BlockSize)
+	s.MinReserved = min(s.Reserved, balloon.Up(least, balloon.BlockSize))
 	s.MaxReserved = max(s.Reserved, min(s.Reserved+s.OuterFree-keep, s.end()))
 	return s
 }
@@ -323,8 +323,8 @@ func (v *Volume) trim(had, to int64) error {
 			return errors.Join(err, v.giveBack())
 		}
 	}
-	up := func(n int64) int64 { return (n + v.unit - 1) / v.unit * v.unit } // nothing beyond the end is used
-	return v.giveBack(balloon.Range{Start: up(v.begin + spanned), End: up(to)})
+	// nothing beyond the end is used
+	return v.giveBack(balloon.Range{Start: balloon.Up(v.begin+spanned, v.unit), End: balloon.Up(to, v.unit)})
 }
 
 // smaller gives n bytes back.

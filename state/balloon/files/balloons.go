@@ -86,7 +86,7 @@ func List(root *os.File, end int64) ([]Balloon, error) {
 func Look(f *os.File, end int64) (Balloon, error) {
 	b := Balloon{Name: f.Name()}
 	var st unix.Stat_t
-	flags, err := unix.IoctlGetUint32(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+	flags, err := Flags(f)
 	if err == nil {
 		err = unix.Fstat(int(f.Fd()), &st)
 	}

@@ -15,9 +15,14 @@ const (
 	NoCopy = 0x800000
 )
 
+// Flags are those of a file.
+func Flags(f *os.File) (uint32, error) {
+	return unix.IoctlGetUint32(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+}
+
 // ChangeFlags sets some flags of a file and clears others.
 func ChangeFlags(f *os.File, set, clear uint32) error {
-	flags, err := unix.IoctlGetUint32(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+	flags, err := Flags(f)
 	if err == nil && flags&^clear|set != flags {
 		err = unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, int(flags&^clear|set))
 	}
