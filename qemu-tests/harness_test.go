@@ -107,6 +107,8 @@ type VM struct {
 	t       *testing.T
 	place   *os.File // one of guestsAtOnce; nil when the machine holds it
 	cycled  bool     // switched off and on again because the emulator hung
+	console string   // the file with what it showed
+	fine    bool     // nobody wants to see that when the test fails
 }
 
 // Boot switches the machine on. It is killed at the end of the test.
@@ -131,6 +133,7 @@ func (vm *VM) start() {
 	if err != nil {
 		t.Fatal(err)
 	}
+	vm.console = name
 	c := m.Config
 	c.Log = log
 	guest, err := machine.Start(c)
@@ -141,7 +144,7 @@ func (vm *VM) start() {
 	vm.guest = guest
 	t.Cleanup(func() {
 		guest.Kill()
-		if t.Failed() {
+		if t.Failed() && !vm.fine {
 			t.Logf("qemu: %s\nconsole (whole: %s), last lines:\n%s", guest.CommandLine(), name, guest.Tail(60))
 		}
 		log.Close()

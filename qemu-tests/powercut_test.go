@@ -1,6 +1,7 @@
 package qemutests
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -86,8 +87,10 @@ func cutWrites(t *testing.T, c cuts) {
 
 	random.Shuffle(len(disks), func(i, j int) { disks[i], disks[j] = disks[j], disks[i] })
 	came := map[string]int{}
+	kept := keeper{dir: logDir(t)}
+	kept.ifFailed(t, "the recorded writes, and the disk before them", m.Config.WriteLog, base.Path)
 	for _, left := range disks[:min(c.boots, len(disks))] {
-		slot := bootLeft(t, m, base, left, nil)
+		slot := bootLeft(t, m, base, left, &kept, nil)
 		came["slot "+slot]++
 	}
 	t.Logf("%d of the disks booted: %v", c.boots, came)
@@ -164,8 +167,9 @@ func eachLeft(t *testing.T, record *writes.Record, first int, base io.ReaderAt, 
 
 // bootLeft boots a machine with a disk that a power cut left, and returns the
 // slot that came up; after, if there is one, looks at what the boot said and at the
-// disk once it is off.
-func bootLeft(t *testing.T, of *Machine, base *Disk, left leftDisk, after func(report.Report, *Disk)) string {
+// disk once it is off, and tells whether both are good. Of a boot that is not, the disk
+// as it was before, the TPM and the console are kept, also when the test ends there.
+func bootLeft(t *testing.T, of *Machine, base *Disk, left leftDisk, kept *keeper, after func(report.Report, *Disk) bool) string {
 	t.Helper()
 	disk := base.Copy(t)
 	if err := left.disk.Save(disk.Path); err != nil {
@@ -173,14 +177,33 @@ func bootLeft(t *testing.T, of *Machine, base *Disk, left leftDisk, after func(r
 	}
 	m := NewMachine(t, of.Config.Firmware, disk)
 	m.place = of.place
+	m.boots = of.boots // each console has a file of its own
 	m.Config.Kernel, m.Config.Initrd, m.Config.Cmdline = of.Config.Kernel, of.Config.Initrd, of.Config.Cmdline
 	m.Config.TPM = filepath.Join(t.TempDir(), "tpm")
 	tool(t, "cp", "-r", of.Config.TPM, m.Config.TPM)
 	vm := m.Boot()
+	of.boots = m.boots
+	good := false
+	defer func() {
+		if vm.fine = good; good {
+			os.Remove(vm.console)
+			return
+		}
+		t.Errorf("cut %s: the disk, the TPM and the console: %s", left.where, kept.keep(func(dir string) error {
+			was := filepath.Join(dir, "disk.img")
+			_, err1 := runTool("cp", "-r", of.Config.TPM, filepath.Join(dir, "tpm"))
+			_, err2 := runTool("cp", vm.console, dir)
+			if err := errors.Join(err1, err2, copySparse(was, base.Path)); err != nil {
+				return err
+			}
+			return left.disk.Save(was)
+		}))
+	}()
 	got := vm.Expect(upIn.String(), bootTime)
 	vm.WaitReady(commandTime)
 	r := vm.Report()
-	if r.State.Unlocked != "tpm2" {
+	good = r.State.Unlocked == "tpm2"
+	if !good {
 		t.Errorf("cut %s: the state is %+v, want unlocked by tpm2", left.where, r.State)
 	}
 	vm.PowerOff()
@@ -189,9 +212,10 @@ func bootLeft(t *testing.T, of *Machine, base *Disk, left leftDisk, after func(r
 	}
 	if got[1] != "a" && got[1] != "b" {
 		t.Errorf("cut %s: slot %q came up", left.where, got[1])
+		good = false
 	}
 	if after != nil {
-		after(r, disk)
+		good = after(r, disk) && good
 	}
 	if err := os.Remove(disk.Path); err != nil {
 		t.Error(err)

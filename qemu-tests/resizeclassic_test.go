@@ -51,7 +51,8 @@ func (r *resized) classic(kind judge.Filesystem) {
 	t.Helper()
 	vm.UpIn("a")
 	key := vm.recoveryKey()
-	r.jury = newJury(t, kind, []byte(key))
+	r.jury = newJury(t, judge.Case{Inner: kind}, []byte(key))
+	r.jury.classic = true
 	first := ends(vm)
 	if first.Filesystem != string(kind) || !first.Classic || first.Apparent != first.Device || first.Apparent-first.DataOffset-first.Spanned > 16<<20 {
 		t.Errorf("%s, first boot: %+v", kind, first)

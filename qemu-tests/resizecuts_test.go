@@ -13,6 +13,7 @@ import (
 	"sealroot/init/report"
 	"sealroot/qemu-tests/judge"
 	"sealroot/qemu-tests/writes"
+	"sealroot/state/layout"
 )
 
 const (
@@ -22,15 +23,21 @@ const (
 )
 
 // The power goes off while the volume grows and shrinks under a writer: it loses
-// nothing, whichever file system is in it. Small fixed samples; `make soak` takes all, or
-// as many as TIMES says.
+// nothing, whichever file system is in it and around it, and whichever devices are between
+// them. Small fixed samples; `make soak` takes all, or as many as TIMES says.
 func TestResizeCuts(t *testing.T) {
 	t.Parallel()
-	for _, s := range []resizeSample{
-		{inner: judge.Ext4, kills: 2, resizes: 20, flushes: 20, cuts: cuts{torn: 16, boots: 8, seed: 1}},
-		{inner: judge.Btrfs, kills: 2, resizes: 8, flushes: 8, cuts: cuts{torn: 8, boots: 4, seed: 1}},
-	} {
-		t.Run(string(s.inner), func(t *testing.T) {
+	samples := []resizeSample{
+		{name: "ext4", inner: judge.Ext4, kills: 2, resizes: 20, flushes: 20, cuts: cuts{torn: 16, boots: 8, seed: 1}},
+		{name: "btrfs", inner: judge.Btrfs, kills: 2, resizes: 8, flushes: 8, cuts: cuts{torn: 8, boots: 4, seed: 1}},
+		{name: "ext4_in_btrfs", inner: judge.Ext4, outer: judge.Btrfs, kills: 1, resizes: 6, flushes: 8, cuts: cuts{torn: 4, boots: 1, seed: 1}},
+		{name: "classic_ext4", inner: judge.Ext4, classic: true, kills: 1, resizes: 6, flushes: 8, cuts: cuts{torn: 4, boots: 1, seed: 1}},
+	}
+	if soaking() { // TestResizeClassic cuts it once
+		samples = append(samples, resizeSample{name: "classic_btrfs", inner: judge.Btrfs, classic: true})
+	}
+	for _, s := range samples {
+		t.Run(s.name, func(t *testing.T) {
 			t.Parallel()
 			if soaking() {
 				s = s.soak(t)
@@ -42,7 +49,10 @@ func TestResizeCuts(t *testing.T) {
 
 // resizeSample says how much is tried, and on what.
 type resizeSample struct {
+	name    string
 	inner   judge.Filesystem
+	outer   judge.Filesystem // around it: ext4 when empty
+	classic bool             // state.device
 	kills   int
 	resizes int // that are recorded
 	flushes int // so many of the disks after a flush; 0: all
@@ -55,19 +65,44 @@ func (s resizeSample) soak(t *testing.T) resizeSample {
 	const kills = 60
 	times := number(t, "SEALROOT_SOAK", kills)
 	seed := number(t, "SEALROOT_SOAK_SEED", int(time.Now().UnixNano()%1e6)+1)
-	s = resizeSample{inner: s.inner, kills: min(times, kills), resizes: 8, cuts: cuts{torn: 200, seed: uint64(seed)}}
+	s.kills, s.resizes, s.flushes = min(times, kills), 8, 0
+	s.cuts = cuts{torn: 200, seed: uint64(seed)}
 	if times < kills {
 		s.boots = times
 	}
 	return s
 }
 
-// image has the file system in its volume.
+// image has the file systems, and the devices between them.
 func (s resizeSample) image() Image {
+	const last = "recovery: later"
+	var im Image
+	text := last
 	if s.inner == judge.Btrfs {
-		return Image{Edit: []string{"recovery: later", "recovery: later\n  filesystem: btrfs"}}
+		text += "\n  filesystem: btrfs"
 	}
-	return Image{}
+	if s.outer == judge.Btrfs {
+		text += "\n  partition_filesystem: btrfs"
+	}
+	if s.classic {
+		text += "\n  device: classic\n  manage_key: true"
+	}
+	if s.classic && s.inner == judge.Ext4 {
+		im.Disk = []string{"--state-size", "6G"} // it gets larger again and again, and never smaller
+	}
+	if text != last {
+		im.Edit = []string{last, text}
+	}
+	return im
+}
+
+// kind is what the jury has to know.
+func (s resizeSample) kind() judge.Case {
+	c := judge.Case{Inner: s.inner, Outer: s.outer}
+	if s.outer == judge.Btrfs {
+		c.Place = layout.ImageSubvolume
+	}
+	return c
 }
 
 // resized is a machine that resizes, and its judges.
@@ -78,11 +113,12 @@ type resized struct {
 	mark    Partition
 	jury    *jury
 	boots   int
+	kept    keeper
 }
 
 func (s resizeSample) run(t *testing.T) {
 	began := time.Now()
-	r := &resized{t: t, disk: s.image().Build(t)}
+	r := &resized{t: t, disk: s.image().Build(t), kept: keeper{dir: logDir(t)}}
 	r.machine = NewMachine(t, DirectKernel, r.disk).WithTPM()
 	r.machine.LoadSlot("a")
 	r.mark = r.disk.Part(t, markPart)
@@ -93,14 +129,21 @@ func (s resizeSample) run(t *testing.T) {
 	waited := time.Since(began)
 	vm := r.machine.Boot()
 	vm.UpIn("a")
-	r.jury = newJury(t, s.inner, []byte(vm.recoveryKey()))
+	r.jury = newJury(t, s.kind(), []byte(vm.recoveryKey()))
+	r.jury.classic = s.classic
 	vm.Run("mkdir " + promisedDir)
-	vm.PowerOff()
-	r.kill(s.kills, s.seed)
-	r.cutWrites(s)
+	random := rand.New(rand.NewPCG(s.seed, 0))
+	r.kill(vm, fmt.Sprintf("power cut 1 of %d", s.kills), random)
+	if s.classic { // while there is much to grow into
+		r.cutWrites(s)
+		r.kills(s, random)
+	} else {
+		r.kills(s, random)
+		r.cutWrites(s)
+	}
 	r.machine.place.Close()
 	r.jury.rest()
-	t.Logf("%s: %s, of them %s for an image and a place", s.inner, time.Since(began).Round(time.Second), waited.Round(time.Second))
+	t.Logf("%s, of them %s for an image and a place", time.Since(began).Round(time.Second), waited.Round(time.Second))
 }
 
 // loop is the probe's command.
@@ -126,36 +169,45 @@ func (r *resized) turn() {
 }
 
 // up wants nothing to be said of the volume at a boot.
-func (r *resized) up(where string, got report.Report) {
+func (r *resized) up(where string, got report.Report) (good bool) {
 	r.t.Helper()
+	good = true
 	for _, warning := range got.Warnings {
 		// A torn superblock is made good, and said.
 		if strings.Contains(warning, "volume") && !strings.Contains(warning, "superblock") {
 			r.t.Errorf("%s: %s", where, warning)
+			good = false
 		}
 	}
 	if got.State.Unlocked != "tpm2" || got.Degraded {
 		r.t.Errorf("%s: degraded %t, state %+v", where, got.Degraded, got.State)
+		good = false
 	}
+	return good
 }
 
-// kill kills the machine so many times at random in the loop. After each cut the disk
-// is good, and comes up.
-func (r *resized) kill(times int, seed uint64) {
-	t := r.t
-	t.Helper()
-	random := rand.New(rand.NewPCG(seed, 0))
-	for n := range times {
+// kills kills the machine in the loop so many times in all: the first time is over. After
+// each cut the disk is good, and comes up.
+func (r *resized) kills(s resizeSample, random *rand.Rand) {
+	r.t.Helper()
+	for n := 2; n <= s.kills; n++ {
 		r.turn()
 		vm := r.machine.Boot()
-		r.up(fmt.Sprintf("boot %d", n+1), vm.UpIn("a"))
-		delay := time.Second/2 + time.Duration(random.Int64N(int64(5*time.Second)))
-		r.cut(vm, r.loop(600, 1e6, random.Uint64()), delay)
-		r.good(fmt.Sprintf("power cut %d of %d, after %s", n+1, times, delay.Round(time.Millisecond)), r.disk)
+		where := fmt.Sprintf("power cut %d of %d", n, s.kills)
+		r.up("boot before "+where, vm.UpIn("a"))
+		r.kill(vm, where, random)
 	}
 	r.jury.add(func() {
-		t.Logf("%d power cuts by SIGKILL, seed %d: %s", times, seed, r.jury.summary())
+		r.t.Logf("%d power cuts by SIGKILL, seed %d: %s", s.kills, s.seed, r.jury.summary())
 	})
+}
+
+// kill kills the machine at random in the loop.
+func (r *resized) kill(vm *VM, where string, random *rand.Rand) {
+	r.t.Helper()
+	delay := time.Second/2 + time.Duration(random.Int64N(int64(5*time.Second)))
+	r.cut(vm, r.loop(600, 1e6, random.Uint64()), delay)
+	r.good(fmt.Sprintf("%s, after %s", where, delay.Round(time.Millisecond)), r.disk)
 }
 
 // cut runs a command that does not end, and cuts the power.
@@ -182,9 +234,12 @@ type resizeControl struct {
 	first, done, end int
 }
 
-// controls are those of a file system in the volume.
-func controls(inner judge.Filesystem) []*resizeControl {
-	if inner == judge.Btrfs {
+// controls are those of what is tried.
+func (s resizeSample) controls() []*resizeControl {
+	if s.classic {
+		return []*resizeControl{{wrong: "cut-first", want: judge.ErrShort}}
+	}
+	if s.inner == judge.Btrfs {
 		return []*resizeControl{
 			{wrong: "grow-first", want: judge.ErrUnbacked},
 			{wrong: "punch-end", want: judge.ErrUnbacked},
@@ -208,7 +263,7 @@ func (r *resized) cutWrites(s resizeSample) {
 	r.jury.state, r.jury.mark = r.disk.Part(t, "state"), r.mark
 	m := r.machine.recorded()
 	vm := m.Boot()
-	r.up("boot after the last power cut", vm.UpIn("a"))
+	r.up("boot with a record", vm.UpIn("a"))
 	var marks []int64
 	// What was written so far; the record's entries are in the file at once.
 	mark := func() {
@@ -224,7 +279,7 @@ func (r *resized) cutWrites(s resizeSample) {
 	took := time.Since(began)
 	vm.Run("sync")
 	mark()
-	tried := controls(s.inner)
+	tried := s.controls()
 	for _, c := range tried {
 		vm.Run("resizewrong prepare")
 		mark()
@@ -235,6 +290,7 @@ func (r *resized) cutWrites(s resizeSample) {
 	}
 	vm.PowerOff()
 	record := readRecord(t, m.Config.WriteLog)
+	r.kept.ifFailed(t, "the recorded writes, and the disk before them", m.Config.WriteLog, base.Path)
 	m.Config.WriteLog = ""
 	var ends []int
 	for _, at := range marks {
@@ -287,9 +343,9 @@ func (r *resized) judgeLeft(s resizeSample, m *Machine, base *Disk, record *writ
 		}
 		booted++
 		r.turn()
-		bootLeft(t, m, base, left, func(got report.Report, d *Disk) {
-			r.up("boot after cut "+left.where, got)
+		bootLeft(t, m, base, left, &r.kept, func(got report.Report, d *Disk) bool {
 			r.good("booted after cut "+left.where, d)
+			return r.up("boot after cut "+left.where, got)
 		})
 	})
 	r.jury.add(func() {

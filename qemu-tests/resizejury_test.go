@@ -17,10 +17,12 @@ import (
 // jury judges state partitions one after the other, while machines run. What it knows is
 // its goroutine's, which ends no test: it fails it.
 type jury struct {
-	t     *testing.T
-	inner judge.Filesystem
-	key   []byte // the volume's recovery key
-	dir   string
+	t       *testing.T
+	kind    judge.Case // of all partitions: the file systems, and where the volume is
+	classic bool       // its devices end with it
+	key     []byte     // the volume's recovery key
+	dir     string
+	kept    keeper
 
 	// Of disks in memory: the state partition before the first write, where it is on
 	// them, and where the loop marks what is promised.
@@ -33,11 +35,11 @@ type jury struct {
 	ended chan struct{}
 }
 
-// newJury is for a volume with a file system and a recovery key.
-func newJury(t *testing.T, inner judge.Filesystem, key []byte) *jury {
+// newJury is for a volume of some kind with a recovery key.
+func newJury(t *testing.T, kind judge.Case, key []byte) *jury {
 	t.Helper()
 	j := &jury{
-		t: t, inner: inner, key: key, dir: t.TempDir(), found: map[string]int{},
+		t: t, kind: kind, key: key, dir: t.TempDir(), kept: keeper{dir: logDir(t)}, found: map[string]int{},
 		cases: make(chan func(), 4096), ended: make(chan struct{}),
 	}
 	go func() {
@@ -74,23 +76,34 @@ func (j *jury) summary() string {
 
 // good wants a state partition to be good, and removes it.
 func (j *jury) good(where, state string, mark []byte) {
-	v, err := j.judge(state, mark)
-	j.verdict(where, v, errors.Join(err, os.Remove(state)))
+	judged := filepath.Join(j.dir, "judged") // which its journals change
+	var v judge.Verdict
+	err := copySparse(judged, state)
+	if err == nil {
+		v, err = j.judge(judged, mark)
+		err = errors.Join(err, os.Remove(judged))
+	}
+	j.verdict(where, v, err, func(dir string) error { return copySparse(filepath.Join(dir, "state"), state) })
+	if err := os.Remove(state); err != nil {
+		j.t.Error(err)
+	}
 }
 
 // goodLeft wants it of a disk that a power cut leaves.
 func (j *jury) goodLeft(where string, disk *writes.Disk) {
 	v, err := j.judgeLeft(disk)
-	j.verdict(where, v, err)
+	j.verdict(where, v, err, func(dir string) error { return j.save(disk, filepath.Join(dir, "state")) })
 }
 
-func (j *jury) verdict(where string, v judge.Verdict, err error) {
-	j.found[place(v)]++
+// verdict notes where the cut was; save keeps the partition that is not good.
+func (j *jury) verdict(where string, v judge.Verdict, err error, save func(dir string) error) {
+	place := j.place(v)
+	j.found[place]++
 	switch {
 	case err != nil:
-		j.t.Errorf("%s: %v", where, err)
+		j.t.Errorf("%s, %d files promised: %v; %+v; the state partition: %s", where, j.told, err, v, j.kept.keep(save))
 	case soaking():
-		j.t.Logf("%s: good, %s, %d files promised", where, place(v), j.told)
+		j.t.Logf("%s: good, %s, %d files promised", where, place, j.told)
 	}
 }
 
@@ -101,14 +114,19 @@ func (j *jury) judgeLeft(disk *writes.Disk) (judge.Verdict, error) {
 		return judge.Verdict{}, err
 	}
 	state := filepath.Join(j.dir, "state")
-	if text, err := runTool("cp", "--sparse=always", "--reflink=auto", j.original, state); err != nil {
-		return judge.Verdict{}, fmt.Errorf("cannot copy the state partition: %w: %s", err, text)
-	}
-	if err := disk.SaveRange(state, j.state.Offset, j.state.Bytes); err != nil {
+	if err := j.save(disk, state); err != nil {
 		return judge.Verdict{}, err
 	}
 	v, err := j.judge(state, mark)
 	return v, errors.Join(err, os.Remove(state))
+}
+
+// save writes the state partition of a disk in memory.
+func (j *jury) save(disk *writes.Disk, path string) error {
+	if err := copySparse(path, j.original); err != nil {
+		return err
+	}
+	return disk.SaveRange(path, j.state.Offset, j.state.Bytes)
 }
 
 // judge judges a state partition; mark is the beginning of what the loop marks.
@@ -118,22 +136,24 @@ func (j *jury) judge(state string, mark []byte) (judge.Verdict, error) {
 		return judge.Verdict{}, err
 	}
 	j.told = max(j.told, told)
-	return judge.Case{
-		State: state, Dir: j.dir, Inner: j.inner, Balloons: layout.Balloons, Record: layout.GivenBack,
-		Unlock: func(h *luks2.Header) ([]byte, error) {
-			key, _, err := h.Authorize(j.key, luks2.NewBudget(nil))
-			return key, err
-		},
-		Files: func(root string) error {
-			_, err := promises.Check(filepath.Join(root, filepath.Base(promisedDir)), promisedKeep, told)
-			return err
-		},
-	}.Judge()
+	c := j.kind
+	c.State, c.Dir, c.Balloons, c.Record = state, j.dir, layout.Balloons, layout.GivenBack
+	c.Unlock = func(h *luks2.Header) ([]byte, error) {
+		key, _, err := h.Authorize(j.key, luks2.NewBudget(nil))
+		return key, err
+	}
+	c.Files = func(root string) error {
+		_, err := promises.Check(filepath.Join(root, filepath.Base(promisedDir)), promisedKeep, told)
+		return err
+	}
+	return c.Judge()
 }
 
 // place says where in a resize a disk is.
-func place(v judge.Verdict) string {
+func (j *jury) place(v judge.Verdict) string {
 	switch {
+	case j.classic && v.File > v.Spanned:
+		return "its file longer than it"
 	case v.Beyond > 0:
 		return "reserved for the end and not yet used"
 	case v.Double > 0 && v.Double < v.Balloons:

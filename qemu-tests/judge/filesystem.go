@@ -6,6 +6,9 @@ import (
 	"os"
 	"regexp"
 	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"sealroot/state"
 )
@@ -50,8 +53,17 @@ func (f Filesystem) mounted(image, dir string, do func(root string) error) error
 		return fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	err := do(dir)
-	_, last := run("umount", dir)
-	return errors.Join(err, last)
+	return errors.Join(err, unmount(dir))
+}
+
+// unmount waits a while for whoever else looks into the folder just then, such as find(1).
+func unmount(dir string) error {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
+		if err == nil || !errors.Is(err, unix.EBUSY) || time.Now().After(end) {
+			return err
+		}
+	}
 }
 
 // clean has the file system's own checker find nothing.

@@ -34,6 +34,8 @@ var (
 	// ErrUnrecorded: a balloon's block is not reserved, and the record does not say so:
 	// the next boot would reserve it, or find no room to.
 	ErrUnrecorded = errors.New("the record has not all that was given back")
+	// ErrShort: encrypted.img ends before the file system in it: nothing could open it.
+	ErrShort = errors.New("the file is shorter than the file system in it")
 	// ErrDamaged: a file system is damaged, also after its journal was replayed.
 	ErrDamaged = errors.New("a file system is damaged")
 )
@@ -69,8 +71,8 @@ type Verdict struct {
 	File     int64 // of encrypted.img from where the inner file system begins
 }
 
-// Judge judges a case. Errors: ErrUnbacked, ErrUnrecorded, ErrDamaged, those of Files,
-// those of the tools.
+// Judge judges a case. Errors: ErrUnbacked, ErrUnrecorded, ErrShort, ErrDamaged, those of
+// Files, those of the tools.
 func (c Case) Judge() (v Verdict, err error) {
 	plain := filepath.Join(c.Dir, "plain")
 	reserved, recorded, err := c.open(plain)
@@ -94,6 +96,9 @@ func (c Case) Judge() (v Verdict, err error) {
 		return v, err
 	}
 	v.File = info.Size()
+	if before > v.File {
+		return v, fmt.Errorf("%w: %d bytes, %d of them in the file", ErrShort, before, v.File)
+	}
 	var held []extent
 	err = c.Inner.mounted(plain, filepath.Join(c.Dir, "inner"), func(root string) error {
 		if held, err = balloons(filepath.Join(root, c.Balloons)); err != nil {
@@ -107,7 +112,9 @@ func (c Case) Judge() (v Verdict, err error) {
 	if v.Spanned, err = c.Inner.span(plain); err != nil {
 		return v, err
 	}
-	v.Spanned = max(v.Spanned, before)
+	if v.Spanned = max(v.Spanned, before); v.Spanned > v.File {
+		return v, fmt.Errorf("%w: by its journal %d bytes, %d of them in the file", ErrShort, v.Spanned, v.File)
+	}
 	if err := c.Inner.clean(plain); err != nil {
 		return v, err
 	}

@@ -56,6 +56,7 @@ type volume struct {
 	// forgotten: holes are not in the record.
 	forgotten bool
 	beyond    int64 // bytes that are reserved behind its end
+	short     int64 // bytes of its end that the file has not
 	// outer is the type of the state partition; in btrfs the file is in a subvolume.
 	outer Filesystem
 }
@@ -169,6 +170,11 @@ func (v *volume) put(holes ...piece) string {
 			}
 			tool(t, "fallocate", "-p", "-n", "-o", strconv.FormatInt(offset+p.start, 10), "-l", strconv.FormatInt(p.end-p.start, 10), path)
 		}
+		if v.short > 0 {
+			if err := f.Truncate(offset + int64(len(plain)) - v.short); err != nil {
+				t.Fatal(err)
+			}
+		}
 		text, err := record.Encode()
 		if err == nil {
 			err = os.WriteFile(filepath.Join(root, "record"), text, 0o600)
@@ -257,6 +263,18 @@ func TestJudge(t *testing.T) {
 				t.Errorf("%+v: %d bytes of holes, want %d", got, got.Balloons-got.Double, tt.holes.bytes())
 			}
 		})
+	}
+}
+
+// A file may be longer than its file system, and never shorter: such as one that was cut
+// before that was smaller.
+func TestJudgeShort(t *testing.T) {
+	for _, of := range []Filesystem{Ext4, Btrfs} {
+		v := newVolume(t, of)
+		v.short = block
+		if got, err := v.judge(v.put()); !errors.Is(err, ErrShort) {
+			t.Errorf("Judge() of a file that %s has not whole = %+v, %v", of, got, err)
+		}
 	}
 }
 

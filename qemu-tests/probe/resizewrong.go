@@ -24,17 +24,15 @@ import (
 //	resizewrong forget         what was given back is not in the record
 //	resizewrong grow-first     btrfs gets larger before that is reserved
 //	resizewrong punch-end      the end of btrfs is given back before it is smaller
+//	resizewrong cut-first      the file is cut before the file system in it is smaller (state.device: classic)
 //	resizewrong repair         the library puts it right
 func resizeWrong(words []string) error {
 	if len(words) != 2 {
-		return errors.New("usage: resizewrong prepare|unlink-first|punch-first|forget|grow-first|punch-end|repair")
+		return errors.New("usage: resizewrong prepare|unlink-first|punch-first|forget|grow-first|punch-end|cut-first|repair")
 	}
 	do := map[string]func(*resize.Volume) error{
 		"prepare": prepare, "unlink-first": unlinkFirst, "punch-first": punchFirst, "forget": forget,
-		"grow-first": growFirst, "punch-end": punchEnd, "repair": func(v *resize.Volume) error {
-			_, err := v.Repair(context.Background())
-			return err
-		},
+		"grow-first": growFirst, "punch-end": punchEnd, "cut-first": cutFirst, "repair": putRight,
 	}[words[1]]
 	if do == nil {
 		return fmt.Errorf("resizewrong knows no %q", words[1])
@@ -93,7 +91,7 @@ func punchFirst(v *resize.Volume) error {
 	if err != nil {
 		return err
 	}
-	image, err := os.OpenFile(filepath.Join(layout.State, "encrypted.img"), os.O_RDWR, 0)
+	image, err := os.OpenFile(volumeImage(), os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
@@ -129,6 +127,35 @@ func forget(*resize.Volume) error {
 		_, err = f.WriteAt(make([]byte, info.Size()), 0)
 	}
 	return errors.Join(err, f.Sync(), f.Close())
+}
+
+// putRight has the library repair. To set the file's length it has to grow.
+func putRight(v *resize.Volume) error {
+	s, err := v.Repair(context.Background())
+	if err == nil && s.Apparent < s.DataOffset+s.Spanned {
+		_, err = v.Resize(context.Background(), s.Reserved+s.GivenBack+wrongBytes)
+	}
+	return err
+}
+
+// cutFirst grows before, in order, into the middle of a group of ext4: there nothing is.
+func cutFirst(v *resize.Volume) error {
+	const group, cut = 128 << 20, 16 << 20
+	s, err := v.Measure()
+	if err != nil {
+		return err
+	}
+	want := s.Spanned + group
+	want += group/2 - want%group
+	if s, err = v.Resize(context.Background(), s.Reserved+s.GivenBack+want-s.Spanned); err != nil {
+		return err
+	}
+	image, err := os.OpenFile(volumeImage(), os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	err = image.Truncate(s.DataOffset + s.Spanned - cut)
+	return errors.Join(err, image.Sync(), image.Close())
 }
 
 // wrongBytes is by how much btrfs is made larger, or loses.
