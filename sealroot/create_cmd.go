@@ -83,15 +83,21 @@ func createState(c *command) action {
 // none that came with an image. Errors: bootset.ErrRefused.
 func (c *command) mayPrebuild(ctx context.Context, disk string) error {
 	cfg, err := built.Config(ctx, tools.New(), disk, built.Options{Slot: "a"})
-	switch {
-	case err != nil:
+	if err != nil {
 		// A slot may come later, and PID 1 decides by what is there then.
 		c.say("whether its machines take a volume that came with the image is not known: %v", err)
 		return nil
+	}
+	return takesPrebuilt(cfg)
+}
+
+// takesPrebuilt is mayPrebuild for an image with this configuration.
+func takesPrebuilt(cfg *config.Config) error {
+	switch {
 	case cfg.State.Plain():
 		return fmt.Errorf("its configuration has an unencrypted state (state.unlock: plain): %w", bootset.ErrRefused)
 	case cfg.State.PartitionFilesystem == "btrfs":
-		return fmt.Errorf("its configuration has state.partition_filesystem: btrfs, which cannot be made without mounting it; leave it to the first boot, or use ext4: %w", bootset.ErrRefused)
+		return fmt.Errorf("its configuration has state.partition_filesystem: btrfs; %w: %w", prebuilt.ErrBtrfs, bootset.ErrRefused)
 	case cfg.State.Create != config.CreateFirstBoot:
 		return fmt.Errorf("its configuration has state.create: %s; every copy of the image would have the keys of this volume, so that a machine replaces it (first-boot) and never opens it: %w", cfg.State.Create, bootset.ErrRefused)
 	}

@@ -6,6 +6,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -14,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"sealroot/init/config"
+	"sealroot/sealroot/bootset"
 	"sealroot/state"
 	"sealroot/state/luks2"
 	"sealroot/verity/signature/signaturetest"
@@ -107,6 +110,26 @@ func TestStateCreate(t *testing.T) {
 		t.Fatalf("openssl: %v", err)
 	}
 	opensWith(t, disk, out)
+}
+
+// An image whose machines would not take the volume gets none.
+func TestStateCreateRefusesImages(t *testing.T) {
+	for name, tt := range map[string]struct {
+		change func(s *config.State)
+		want   string
+	}{
+		"first_boot": {func(*config.State) {}, ""},
+		"btrfs":      {func(s *config.State) { s.PartitionFilesystem = "btrfs" }, "state.partition_filesystem: btrfs; btrfs cannot be written to"},
+		"never":      {func(s *config.State) { s.Create = "never" }, "state.create: never"},
+		"plain":      {func(s *config.State) { s.Unlock = []string{config.UnlockPlain} }, "unencrypted"},
+	} {
+		cfg := &config.Config{State: config.State{Create: config.CreateFirstBoot}}
+		tt.change(&cfg.State)
+		err := takesPrebuilt(cfg)
+		if (err == nil) != (tt.want == "") || err != nil && (!errors.Is(err, bootset.ErrRefused) || !strings.Contains(err.Error(), tt.want)) {
+			t.Errorf("%s: %v, want %q", name, err, tt.want)
+		}
+	}
 }
 
 // catState copies the beginning of a file on the state partition of stateDisk.

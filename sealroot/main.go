@@ -252,7 +252,7 @@ func exitCode(err error) int {
 		{exitRefused, []error{errNoAuthority, luks2.ErrPassphrase, luks2.ErrRecoveryKey, luks2.ErrLastKeyslot, volume.ErrNothing, volume.ErrPCRs}},
 		{exitRefused, []error{enrol.ErrNotBacked, tpm.ErrNoTPM, tpm.ErrSanity, secret.ErrForm, state.ErrNoImage, state.ErrNotImage}},
 		{exitRefused, []error{bootset.ErrRefused, bootset.ErrNoImage, machine.ErrInUse, machine.ErrNotDisk, install.ErrRoom, etc.ErrNever, recovery.ErrNone, recovery.ErrNoEscrow, recovery.ErrNotTerminal}},
-		{exitRefused, []error{prebuilt.ErrThere, gpt.ErrHasState, gpt.ErrNoRoom, state.ErrNoRoom, state.ErrNotEmpty}},
+		{exitRefused, []error{prebuilt.ErrThere, prebuilt.ErrBtrfs, gpt.ErrHasState, gpt.ErrNoRoom, state.ErrNoRoom, state.ErrNotEmpty}},
 	} {
 		for _, e := range c.errs {
 			if errors.Is(err, e) {

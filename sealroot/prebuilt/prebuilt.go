@@ -19,8 +19,12 @@ import (
 	"sealroot/state/luks2"
 )
 
-// ErrThere: the state partition holds a volume already, or has held one.
-var ErrThere = errors.New("the state partition is in use already")
+var (
+	// ErrThere: the state partition holds a volume already, or has held one.
+	ErrThere = errors.New("the state partition is in use already")
+	// ErrBtrfs: nothing writes to btrfs without mounting it.
+	ErrBtrfs = errors.New("btrfs cannot be written to without mounting it; leave the volume to the first boot, or use ext4")
+)
 
 // Options say what is made. Sizes are in bytes; 0 leaves them to the room there is.
 type Options struct {
@@ -48,7 +52,7 @@ const sectorSize = 512
 
 // Make makes it in disk, the file of an image, which the caller has locked. A
 // partition that it adds is Unfinished until all is there. Errors: ErrThere,
-// ErrMissing, gpt.ErrNoTable, gpt.ErrNoRoom, state.ErrNoRoom, state.ErrNotEmpty.
+// ErrBtrfs, ErrMissing, gpt.ErrNoTable, gpt.ErrNoRoom, state.ErrNoRoom, state.ErrNotEmpty.
 func Make(ctx context.Context, disk *os.File, o Options) (Made, error) {
 	tools, err := findTools()
 	if err != nil {
@@ -73,6 +77,9 @@ func Make(ctx context.Context, disk *os.File, o Options) (Made, error) {
 		if err := outer.format(ctx, o.Rand); err != nil {
 			return Made{}, fmt.Errorf("cannot make the file system of the state partition: %w", err)
 		}
+	}
+	if sb, err := state.ReadSuperblock(io.NewSectionReader(disk, outer.start, outer.size)); err == nil && sb.Type == state.Btrfs {
+		return Made{}, fmt.Errorf("cannot make a volume in the state partition, which is btrfs: %w", ErrBtrfs)
 	}
 	if err := outer.unused(ctx); err != nil {
 		return Made{}, err

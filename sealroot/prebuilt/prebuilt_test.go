@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/aes"
 	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -204,6 +205,25 @@ func TestMakeWithoutKey(t *testing.T) {
 	}
 }
 
+// btrfsInPlace puts a btrfs into the state partition of newDisk, as that of a machine is.
+func btrfsInPlace(t *testing.T, disk *os.File) {
+	t.Helper()
+	image := filepath.Join(t.TempDir(), "btrfs")
+	tool(t, "truncate", "-s", "300M", image)
+	tool(t, "mkfs.btrfs", "-q", "-K", image)
+	tool(t, "dd", "if="+image, "of="+disk.Name(), "bs=1M", "seek=6", "conv=notrunc", "status=none")
+}
+
+// content is a digest of what a disk begins with, all that such a btrfs has written.
+func content(t *testing.T, disk *os.File) [sha256.Size]byte {
+	t.Helper()
+	sum := sha256.New()
+	if _, err := io.Copy(sum, io.NewSectionReader(disk, 0, 100<<20)); err != nil {
+		t.Fatal(err)
+	}
+	return [sha256.Size]byte(sum.Sum(nil))
+}
+
 func TestMakeRefuses(t *testing.T) {
 	for _, tt := range []struct {
 		name     string
@@ -238,6 +258,11 @@ func TestMakeRefuses(t *testing.T) {
 			}
 			tool(t, "sgdisk", "-A", "2:set:48", disk.Name())
 		}, Options{}, state.ErrNotEmpty},
+		{"btrfs", 300, btrfsInPlace, Options{}, ErrBtrfs},
+		{"btrfs_and_unfinished", 300, func(t *testing.T, disk *os.File) {
+			btrfsInPlace(t, disk)
+			tool(t, "sgdisk", "-A", "2:set:48", disk.Name())
+		}, Options{}, state.ErrNotEmpty},
 		{"no_table", 0, func(t *testing.T, disk *os.File) {
 			if err := errors.Join(disk.Truncate(0), disk.Truncate(8<<20)); err != nil {
 				t.Fatal(err)
@@ -255,8 +280,16 @@ func TestMakeRefuses(t *testing.T) {
 				tt.change(t, disk)
 			}
 			tt.o.Rand = rand.Reader
+			btrfs := strings.HasPrefix(tt.name, "btrfs")
+			var before [sha256.Size]byte
+			if btrfs {
+				before = content(t, disk)
+			}
 			if made, err := Make(t.Context(), disk, tt.o); !errors.Is(err, tt.want) || made != (Made{}) {
 				t.Errorf("Make() = %+v, %v, want %v", made, err, tt.want)
+			}
+			if btrfs && content(t, disk) != before {
+				t.Error("the partition has changed")
 			}
 		})
 	}
