@@ -36,11 +36,19 @@ const (
 	tagSameUUID = 2
 	tagLast     = 8
 
-	// The superblock has a copy of the map of the journal's blocks: an extent header
-	// and up to four extents (struct ext4_extent), little endian.
+	// The superblock has a copy of the root of the map of the journal's blocks: a header
+	// and up to four extents, or up to four blocks with more of them (struct
+	// ext4_extent_header, ext4_extent, ext4_extent_idx), little endian.
 	sbJournalCopied = 0xfd
 	sbJournalMap    = 0x10c
+	mapRootBytes    = 60
+	mapEntryBytes   = 12
 	extentMagic     = 0xf30a
+
+	// Bounds: the largest journal that mke2fs makes by itself, and blocks of its map, of
+	// which that needs one.
+	maxJournalBlocks = 1 << 30 / journalBlock
+	maxMapBlocks     = 16
 
 	journalBlock = 4096
 	sector       = 512
@@ -57,8 +65,8 @@ const (
 // With any other checksum it is damage, which stays for e2fsck. sb is the superblock. The
 // error is the disk's.
 func mendJournal(d Disk, sb []byte) (mended bool, err error) {
-	j := journal{d: d, extents: journalMap(sb)}
-	if len(j.extents) == 0 || !j.open() {
+	j := journal{d: d}
+	if !j.locate(sb) || !j.open() {
 		return false, j.err
 	}
 	torn, found := j.tornCommit()
@@ -78,35 +86,60 @@ func mendJournal(d Disk, sb []byte) (mended bool, err error) {
 // extent is a run of the journal's blocks.
 type extent struct{ first, blocks, physical int64 }
 
-// journalMap is where the journal lies, as far as the copy in the superblock tells.
-func journalMap(sb []byte) (list []extent) {
-	le := binary.LittleEndian
-	m := sb[sbJournalMap:]
-	if le.Uint32(sb[sbLogBlockSize:]) != 2 || sb[sbJournalCopied] != 1 || le.Uint16(m) != extentMagic || le.Uint16(m[6:]) != 0 {
-		return nil
-	}
-	blocks := int64(le.Uint32(sb[sbBlocksLow:])) | int64(le.Uint32(sb[sbBlocksHigh:]))<<32
-	for n := range min(int(le.Uint16(m[2:])), 4) {
-		e := m[12*(n+1):]
-		x := extent{int64(le.Uint32(e)), int64(le.Uint16(e[4:])), int64(le.Uint16(e[6:]))<<32 | int64(le.Uint32(e[8:]))}
-		if x.physical+x.blocks > blocks {
-			return nil
-		}
-		list = append(list, x)
-	}
-	return list
-}
-
 // journal is one that is looked through; err is the disk's.
 type journal struct {
 	d          Disk
 	extents    []extent
+	mapBlocks  int   // that were read
+	blocks     int64 // in all extents
 	first, end int64 // its blocks but for the superblock
 	start      int64
 	sequence   uint32
 	seed       uint32 // of checksums
 	block      [journalBlock]byte
 	err        error
+}
+
+// locate finds where the journal lies, as far as the copy in the superblock tells.
+func (j *journal) locate(sb []byte) bool {
+	le := binary.LittleEndian
+	root := sb[sbJournalMap:][:mapRootBytes]
+	blocks := int64(le.Uint32(sb[sbBlocksLow:])) | int64(le.Uint32(sb[sbBlocksHigh:]))<<32
+	return le.Uint32(sb[sbLogBlockSize:]) == 2 && sb[sbJournalCopied] == 1 && j.follow(root, int(le.Uint16(root[6:])), blocks)
+}
+
+// follow reads what is below a node of the map, which has so many levels below it, on a
+// disk of so many blocks.
+func (j *journal) follow(node []byte, levels int, blocks int64) bool {
+	le := binary.LittleEndian
+	entries := int(le.Uint16(node[2:]))
+	if le.Uint16(node) != extentMagic || int(le.Uint16(node[6:])) != levels || entries >= len(node)/mapEntryBytes {
+		return false
+	}
+	for n := range entries {
+		e := node[mapEntryBytes*(n+1):]
+		if levels == 0 {
+			x := extent{int64(le.Uint32(e)), int64(le.Uint16(e[4:])), int64(le.Uint16(e[6:]))<<32 | int64(le.Uint32(e[8:]))}
+			if j.blocks += x.blocks; x.physical+x.blocks > blocks || j.blocks > maxJournalBlocks {
+				return false
+			}
+			j.extents = append(j.extents, x)
+			continue
+		}
+		at := int64(le.Uint16(e[8:]))<<32 | int64(le.Uint32(e[4:]))
+		if j.mapBlocks++; at >= blocks || j.mapBlocks > maxMapBlocks {
+			return false
+		}
+		below := make([]byte, journalBlock)
+		if got, err := j.d.ReadAt(below, at*journalBlock); got < len(below) {
+			j.err = fmt.Errorf("cannot read ext4 journal: %w", err)
+			return false
+		}
+		if !j.follow(below, levels-1, blocks) {
+			return false
+		}
+	}
+	return true
 }
 
 // place is where a block lies on the disk, in bytes.

@@ -113,6 +113,57 @@ func TestMendJournal(t *testing.T) {
 	}
 }
 
+// The journal of a large file system has more extents than the superblock has room for.
+func TestMendJournalOfLargeDisk(t *testing.T) {
+	const size = 200 << 30
+	dir := t.TempDir()
+	image := filepath.Join(dir, "image")
+	tooltest.Run(t, "mke2fs", "-q", "-t", "ext4", "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1", image, "200G")
+	root := filepath.Join(dir, "root")
+	if err := os.Mkdir(root, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	tooltest.Run(t, "mount", "-o", "loop,nodiscard,noinit_itable", image, root)
+	cut := filepath.Join(dir, "cut")
+	for n := range 5 {
+		if err := os.WriteFile(filepath.Join(root, fmt.Sprint("file", n)), []byte("kept"), 0o644); err != nil {
+			t.Error(err)
+		}
+		tooltest.Run(t, "sync", "-f", root)
+	}
+	tooltest.Run(t, "cp", "--sparse=always", image, cut)
+	tooltest.Run(t, "umount", root)
+	f, err := os.OpenFile(cut, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	sb := make([]byte, superblockBytes)
+	if _, err := f.ReadAt(sb, superblockOffset); err != nil {
+		t.Fatal(err)
+	}
+	if levels := binary.LittleEndian.Uint16(sb[sbJournalMap+6:]); levels == 0 {
+		t.Fatalf("the map of the journal of %d bytes has no blocks of its own", int64(size))
+	}
+	list := commits(t, cut)
+	last := list[len(list)-1]
+	read := func() []byte {
+		b := make([]byte, journalBlock)
+		if _, err := f.ReadAt(b, last); err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	whole := read()
+	if mended, err := Mend(f, size); mended || err != nil {
+		t.Errorf("Mend of a whole one = %v, %v", mended, err)
+	}
+	tear(t, f, last)
+	if mended, err := Mend(f, size); !mended || err != nil || !bytes.Equal(read(), whole) {
+		t.Errorf("Mend = %v, %v, and the commit is as it was: %v", mended, err, bytes.Equal(read(), whole))
+	}
+}
+
 // What no power cut does stays as it is.
 func TestMendJournalLeavesDamage(t *testing.T) {
 	f := withJournal(t)
@@ -164,17 +215,27 @@ func FuzzMendJournal(f *testing.F) {
 	for at, v := range map[int]uint32{jsbBlockSize: journalBlock, jsbBlocks: 6, jsbFirst: 1, jsbSequence: 7, jsbStart: 1, jsbIncompat: journalSums} {
 		be.PutUint32(super[at:], v)
 	}
-	f.Add(slices.Concat(super, block(journalDescriptor, 7, 0, 0, 0, 1, 0, 0, 0, tagLast|tagSameUUID), make([]byte, journalBlock), block(journalCommit, 7)))
-	f.Add(slices.Concat(super, block(journalRevoke, 7), block(journalRevoke, 7), block(journalRevoke, 7), block(journalRevoke, 7), block(journalRevoke, 7)))
-	f.Fuzz(func(t *testing.T, data []byte) {
+	f.Add(false, slices.Concat(super, block(journalDescriptor, 7, 0, 0, 0, 1, 0, 0, 0, tagLast|tagSameUUID), make([]byte, journalBlock), block(journalCommit, 7)))
+	f.Add(false, slices.Concat(super, block(journalRevoke, 7), block(journalRevoke, 7), block(journalRevoke, 7), block(journalRevoke, 7), block(journalRevoke, 7)))
+	le := binary.LittleEndian
+	indexed := block(0, 0)
+	le.PutUint16(indexed, extentMagic)
+	le.PutUint16(indexed[2:], 1)
+	le.PutUint16(indexed[16:], 15)
+	le.PutUint32(indexed[20:], 1)
+	f.Add(true, slices.Concat(indexed, super, block(journalCommit, 7)))
+	f.Fuzz(func(t *testing.T, levels bool, data []byte) {
 		sb := make([]byte, superblockBytes)
-		le := binary.LittleEndian
 		le.PutUint32(sb[sbLogBlockSize:], 2)
-		le.PutUint32(sb[sbBlocksLow:], 64)
+		le.PutUint32(sb[sbBlocksLow:], 16)
 		sb[sbJournalCopied] = 1
 		le.PutUint16(sb[sbJournalMap:], extentMagic)
 		le.PutUint16(sb[sbJournalMap+2:], 1)
 		le.PutUint16(sb[sbJournalMap+16:], 16)
+		if levels { // the first block has the extents
+			le.PutUint16(sb[sbJournalMap+6:], 1)
+			le.PutUint16(sb[sbJournalMap+16:], 0)
+		}
 		disk := append(memory(nil), data...)
 		disk = append(disk, make([]byte, max(0, 16*journalBlock-len(disk)))...)
 		before := slices.Clone(disk)
