@@ -145,7 +145,7 @@ func (c *command) tellResized(before, after resize.Sizes, err error) error {
 
 // refusedResize gives errors that are no failure the exit status of what is refused.
 func refusedResize(err error) error {
-	for _, refused := range []error{resize.ErrNotOpen, resize.ErrTooSmall, resize.ErrTooLarge, resize.ErrNoRoom, resize.ErrReadOnly, resize.ErrBusy, resize.ErrFragmented, resize.ErrCopied, resize.ErrNoKey, resize.ErrWrongKey} {
+	for _, refused := range []error{resize.ErrNotOpen, resize.ErrTooSmall, resize.ErrTooLarge, resize.ErrNoRoom, resize.ErrReadOnly, resize.ErrBusy, resize.ErrFrozen, resize.ErrFragmented, resize.ErrCopied, resize.ErrNoKey, resize.ErrWrongKey} {
 		if errors.Is(err, refused) && !errors.Is(err, bootset.ErrRefused) {
 			return fmt.Errorf("%w: %w", err, bootset.ErrRefused)
 		}

@@ -126,4 +126,9 @@ func TestSettle(t *testing.T) {
 	if n, err := allocated(image); err != nil || n < begin+inside || v.ReadOnly != nil || v.Reserved != begin+inside {
 		t.Errorf("%d bytes are reserved, %d said, want %d: %v, %v", n, v.Reserved, begin+inside, err, v.ReadOnly)
 	}
+	// Larger than its devices: these are made by the next boot.
+	v.crypt = plainDevice{disk, inside - 8<<20}
+	if v.Settle(root); !errors.Is(v.ReadOnly, ErrDamaged) {
+		t.Errorf("larger than its devices: %v, want %v", v.ReadOnly, ErrDamaged)
+	}
 }

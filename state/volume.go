@@ -178,11 +178,20 @@ func (v *Volume) open(dir *os.File, devs Devices, device DeviceSize, unlock Unlo
 	}
 	sb := v.Superblock
 	if end := device.end(size, int64(v.Header.DataOffset())+sb.Bytes, !sb.NeedsRecovery && !v.Mended); end != size {
+		if end > size {
+			// Where its end was missing, what was written there may be: the check is the judge,
+			// in this boot, or in whichever has room for it.
+			if sb.Type == Ext4 { // btrfs finds by its checksums what is missing
+				if err := ext4.MarkErrors(v.crypt); err != nil {
+					return err
+				}
+			}
+			v.Superblock.Errors = true
+			// crash point: the file is too short still, or longer; it is checked
+		}
 		if err := v.endAt(devs, key, end); err != nil {
 			return err
 		}
-		// Where its end was missing, what was written there may be: the check is the judge.
-		v.Superblock.Errors = sb.Errors || end > size && v.ReadOnly == nil
 	} else if n, err := allocated(v.image); err == nil && n > v.Reserved && v.ReadOnly == nil && OuterFilesystem(v.image) == Ext4 {
 		// A growing that was cut may have reserved room behind the end, where ext4 makes no
 		// hole: to set the length, also the same one, gives it back, if it can.
@@ -315,6 +324,9 @@ func (v *Volume) settle(root *os.File) error {
 	}
 	begin := int64(v.Header.DataOffset())
 	bytes := int64(sb.Bytes())
+	if bytes > v.crypt.Size() { // made so just when the devices were cut; the next boot sees it
+		return fmt.Errorf("its journal has made its file system larger than %s; restart: %w", ImageName, ErrDamaged)
+	}
 	before, end := begin+v.Superblock.Bytes, begin+bytes
 	if end <= before && len(v.givenBack) == 0 {
 		return nil

@@ -147,7 +147,10 @@ func (b *boot) openVolume(ctx context.Context) error {
 	if !b.floorAfterMount() {
 		b.identify(ctx, v) // what the kernel does with the volume's file system cannot undo it
 	}
-	switch err := b.checkFilesystem(ctx, "the encrypted volume", v.Device(), v.Superblock); {
+	if v.ReadOnly == nil { // e2fsck would write where nothing is reserved
+		err = b.checkFilesystem(ctx, "the encrypted volume", v.Device(), v.Superblock)
+	}
+	switch {
 	case errors.Is(err, errRestart):
 		return errors.Join(err, v.Close())
 	case err != nil:

@@ -66,6 +66,29 @@ func mendSuperblock(d Disk, sb []byte, size int64) (mended bool, err error) {
 	return true, nil
 }
 
+// MarkErrors has the superblock say that there are errors, as the kernel does when it finds
+// some: until e2fsck has looked at all of the file system. The journal takes that not
+// back. The error is the disk's, or one of ReadSuperblock.
+func MarkErrors(d Disk) error {
+	sb := make([]byte, superblockBytes)
+	_, err := d.ReadAt(sb, superblockOffset)
+	if err == nil {
+		_, err = parseSuperblock(sb)
+	}
+	if err == nil {
+		sb[sbState] |= stateErrors
+		binary.LittleEndian.PutUint32(sb[sbChecksum:], superblockSum(sb))
+		_, err = d.WriteAt(sb, superblockOffset)
+	}
+	if err == nil {
+		err = d.Sync()
+	}
+	if err != nil {
+		return fmt.Errorf("cannot mark ext4 as damaged: %w", err)
+	}
+	return nil
+}
+
 // Features that such a file system may have (fs/ext4/ext4.h).
 const (
 	compatKnown   = 0x4 | 0x8 | 0x10 | 0x20 | 0x1000                                                // journal, attributes, resize inode, hashed directories, orphan file

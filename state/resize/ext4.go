@@ -57,7 +57,7 @@ func (e *ext4FS) spanned(durable bool) (int64, error) {
 func (e *ext4FS) sound() error {
 	sb, err := e.superblock(0)
 	if err == nil && sb.Errors {
-		err = errors.New("the kernel has found errors in the volume's file system, it has to be checked by e2fsck")
+		err = errors.New("the volume's file system is marked as damaged, it has to be checked by e2fsck: the next boot with state.fsck: auto does that")
 	}
 	return err
 }

@@ -22,28 +22,27 @@ const (
 
 // whileReadOnly runs change while nobody can make the inner file system writable, by
 // whichever of its mounts: the kernel refuses that of one that is frozen, and has nothing
-// to write in one that is read-only. A frozen one was left by a change that was killed.
-// Errors: ErrCopied where it is writable.
+// to write in one that is read-only. One that is frozen already stays so: whoever did that
+// relies on it, if it was not a change that was killed. Errors: ErrCopied where it is
+// writable, ErrFrozen.
 func (v *Volume) whileReadOnly(change func() error) (err error) {
 	if err := v.provedReadOnly(); err != nil {
 		return err
 	}
-	if err := unix.IoctlSetInt(int(v.root.Fd()), fiFreeze, 0); err != nil && !errors.Is(err, unix.EBUSY) {
+	if err := unix.IoctlSetInt(int(v.root.Fd()), fiFreeze, 0); errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("cannot freeze the volume: %w", ErrFrozen)
+	} else if err != nil {
 		return fmt.Errorf("cannot freeze the volume: %w", err)
 	}
-	defer func() { err = errors.Join(err, v.thaw()) }()
+	defer func() {
+		if terr := unix.IoctlSetInt(int(v.root.Fd()), fiThaw, 0); terr != nil {
+			err = errors.Join(err, fmt.Errorf("cannot thaw the volume: %w", terr))
+		}
+	}()
 	if err := v.provedReadOnly(); err != nil { // until it was frozen, anybody could
 		return err
 	}
 	return change()
-}
-
-// thaw ends whileReadOnly, also one of a process that was killed.
-func (v *Volume) thaw() error {
-	if err := unix.IoctlSetInt(int(v.root.Fd()), fiThaw, 0); err != nil && !errors.Is(err, unix.EINVAL) {
-		return fmt.Errorf("cannot thaw the volume: %w", err)
-	}
-	return nil
 }
 
 // provedReadOnly is an error where the file system itself is writable: statfs(2) has

@@ -202,7 +202,9 @@ func TestSnapshot(t *testing.T) {
 	run(t, "btrfs", "subvolume", "delete", "--commit-after", snapshot)
 	run(t, "btrfs", "subvolume", "sync", v.dir.Name())
 	expect("after the snapshot is gone", true)
-	// That it is true: overwriting takes room, which there may be none of.
+	// That it is true: overwriting takes room, which there may be none of. The volume's own
+	// journal must not need it just then.
+	run(t, "fsfreeze", "-f", v.root.Name())
 	remove := fillOuter(t, v)
 	block := make([]byte, 4096)
 	if _, err = v.image.ReadAt(block, 0); err == nil {
@@ -213,6 +215,7 @@ func TestSnapshot(t *testing.T) {
 		t.Errorf("control: written over what a snapshot had, on a full file system: %v, want %v", err, unix.ENOSPC)
 	}
 	remove()
+	run(t, "fsfreeze", "-u", v.root.Name())
 
 	for _, want := range []int64{first.Reserved + 64<<20, Largest} {
 		if got, err := v.Resize(t.Context(), want); !errors.Is(err, ErrCopied) || got.Reserved != first.Reserved {
@@ -239,16 +242,24 @@ func TestSnapshot(t *testing.T) {
 	if err := v.whileReadOnly(write); !errors.Is(err, unix.EROFS) { // and nobody waits for it
 		t.Errorf("written to while it is repaired: %v, want %v", err, unix.EROFS)
 	}
-	if err := unix.IoctlSetInt(int(v.root.Fd()), fiFreeze, 0); err != nil { // a repair that was killed
-		t.Fatal(err)
-	}
+	// Who has it frozen, or a repair that was killed, has it so until fsfreeze -u.
+	run(t, "fsfreeze", "-f", v.root.Name())
 	if _, err := v.MakeWritable(); !errors.Is(err, ErrCopied) {
 		t.Errorf("made writable: %v, want %v", err, ErrCopied)
 	}
+	if _, err := v.Repair(t.Context()); !errors.Is(err, ErrFrozen) {
+		t.Errorf("repaired while it is frozen: %v, want %v", err, ErrFrozen)
+	}
+	run(t, "fsfreeze", "-u", v.root.Name()) // it is frozen still, or this fails
 	s, err := v.Repair(t.Context())
 	if err != nil || s.Copied != 0 || s.OverCommitted != 0 || s.Reserved != first.Reserved {
 		t.Errorf("repaired: %+v, %v", s, err)
 	}
+	run(t, "fsfreeze", "-f", v.root.Name())
+	if s, err = v.MakeWritable(); !errors.Is(err, ErrFrozen) || !s.ReadOnly {
+		t.Errorf("made writable while it is frozen: %+v, %v, want %v", s, err, ErrFrozen)
+	}
+	run(t, "fsfreeze", "-u", v.root.Name())
 	if s, err = v.MakeWritable(); err != nil || s.ReadOnly {
 		t.Errorf("made writable: %+v, %v", s, err)
 	}

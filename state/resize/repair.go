@@ -99,8 +99,9 @@ func (v *Volume) cover(list []balloon.Range) error {
 }
 
 // MakeWritable makes a volume writable again that is read-only because it was
-// over-committed: after Repair. Errors: ErrBusy, ErrOverCommitted, ErrCopied,
-// ErrReadOnly where its journal was not replayed; any other where the file system is damaged.
+// over-committed: after Repair. Errors: ErrBusy, ErrOverCommitted, ErrCopied, ErrFrozen,
+// ErrReadOnly where its journal was not replayed, or has made it larger than its devices;
+// any other where the file system is damaged.
 func (v *Volume) MakeWritable() (Sizes, error) {
 	return v.locked(func() error {
 		m, err := v.measure(true)
@@ -113,10 +114,15 @@ func (v *Volume) MakeWritable() (Sizes, error) {
 		if m.Copied > 0 {
 			return fmt.Errorf("cannot make the volume writable: %w", ErrCopied)
 		}
-		if err := errors.Join(v.in.sound(), v.replayed(), v.thaw()); err != nil {
+		if m.Device < m.DataOffset+m.Spanned {
+			return fmt.Errorf("cannot make the volume writable, its devices end before it; restart, the next boot makes them longer: %w", ErrReadOnly)
+		}
+		if err := errors.Join(v.in.sound(), v.replayed()); err != nil {
 			return fmt.Errorf("cannot make the volume writable: %w", err)
 		}
-		if err := v.remount(0); err != nil {
+		if err := v.remount(0); errors.Is(err, unix.EBUSY) { // all that the kernel says it for
+			return fmt.Errorf("%w: %w", err, ErrFrozen)
+		} else if err != nil {
 			return err
 		}
 		m.ReadOnly = false

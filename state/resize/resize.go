@@ -35,6 +35,8 @@ var (
 	ErrOverCommitted = errors.New("the volume spans more than is reserved for it")
 	// ErrCopied: btrfs outside does not write the volume in place.
 	ErrCopied = state.ErrCopied
+	// ErrFrozen: another program has frozen the volume.
+	ErrFrozen = errors.New("it is frozen, by another program, or by a repair that was killed: once no such program runs, fsfreeze -u /state/encrypted ends that")
 	// ErrNoKey: the devices would have to change, for which the volume key is needed.
 	ErrNoKey = errors.New("state.device is classic, and this needs a key of the volume")
 	// ErrWrongKey: the key is not that of the volume that is open.
