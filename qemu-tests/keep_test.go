@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -50,6 +51,26 @@ func (k *keeper) ifFailed(t *testing.T, what string, paths ...string) {
 			return nil
 		}))
 	})
+}
+
+// What a failure is about is there when its test is over, and of many failures not all.
+func TestKept(t *testing.T) {
+	k := keeper{dir: t.TempDir()}
+	var said []string
+	for range mostKept + 1 {
+		said = append(said, k.keep(func(dir string) error { return os.WriteFile(filepath.Join(dir, "state"), []byte("whole"), 0o600) }))
+	}
+	for n, text := range said {
+		dir, found := strings.CutPrefix(text, "kept in ")
+		if found != (n < mostKept) {
+			t.Errorf("failure %d: %s", n+1, text)
+		} else if b, err := os.ReadFile(filepath.Join(dir, "state")); found && (err != nil || string(b) != "whole") {
+			t.Errorf("failure %d: %q, %v", n+1, b, err)
+		}
+	}
+	if text := (&keeper{dir: filepath.Join(k.dir, "nowhere")}).keep(func(string) error { return nil }); !strings.HasPrefix(text, "cannot be kept") {
+		t.Errorf("without a place: %s", text)
+	}
 }
 
 // copySparse copies a file; what is zero in it becomes a hole.

@@ -24,7 +24,7 @@ func resizeOuterBtrfs(t *testing.T, inside judge.Filesystem) {
 		Disk:  []string{"--state-size", "900M"},
 	}.Build(t), outer: judge.Btrfs, inner: inside, place: layout.ImageSubvolume}
 	r.vm = directMachine(t, r.disk).WithTPM().Boot()
-	vm := r.vm
+	vm := r.vm // until it is switched off
 	if got := vm.UpIn("a"); got.State.Unlocked != "created" || got.Degraded {
 		t.Fatalf("first boot: %+v", got.State)
 	}
@@ -38,7 +38,7 @@ func resizeOuterBtrfs(t *testing.T, inside judge.Filesystem) {
 	vm.Run("promise " + withinVolume(keptDir) + " 20 1")
 	vm.Run("mkdir " + withinVolume(besideDir))
 	before := vm.Run("kmsg")
-	s := told[struct{ Grown, Shrunk, Refused, Files int }](vm, "volume-steps 10 7 %s %d", withinVolume(besideDir), besideKeep)
+	s := told[struct{ Grown, Shrunk, Refused, Files int }](vm, "volume-steps 10 7 %s %d 0s", withinVolume(besideDir), besideKeep)
 	t.Logf("steps: %+v", s)
 	if s.Grown < 2 || s.Shrunk < 2 || s.Files < 5 {
 		t.Errorf("10 steps: %+v", s)
@@ -73,10 +73,11 @@ func resizeOuterBtrfs(t *testing.T, inside judge.Filesystem) {
 	vm.Run("btrfs subvolume snapshot /state /state/.before")
 	if inside == "ext4" { // what is inside does not matter here
 		r.boot("after a snapshot of the partition")
+		vm = r.vm
 	}
 	vm.Run("btrfs subvolume snapshot /state/" + layout.ImageSubvolume + " /state/.copy")
-	vm.Reboot()
-	got := vm.UpIn("a")
+	got := r.again()
+	vm = r.vm
 	if warnings := strings.Join(got.Warnings, "\n"); got.State.Unlocked != "tpm2" || got.Degraded ||
 		!strings.Contains(warnings, "the encrypted volume is read-only") || !strings.Contains(warnings, "snapshot") {
 		t.Errorf("after a snapshot of the volume: %+v, degraded %v, warnings %q", got.State, got.Degraded, warnings)
@@ -95,6 +96,7 @@ func resizeOuterBtrfs(t *testing.T, inside judge.Filesystem) {
 	vm.Run("write " + withinVolume(".written") + " after the repair")
 	if inside == "ext4" {
 		r.boot("after the repair")
+		vm = r.vm
 	}
 	vm.PowerOff()
 	phase("ended")

@@ -36,7 +36,8 @@ const (
 //	volume-sizes
 //	volume-held: proves that what is not reserved is in balloons and in the record
 //	volume-to BYTES: one resize; tells how long it took
-//	volume-steps N SEED DIR KEEP: so many resizes at random beside a writer
+//	volume-steps N SEED DIR KEEP PAUSE: so many resizes at random beside a writer that
+//	  rests for so long after each file
 //	volume-full DIR KEEP SEED FILE: FILE takes all that the state partition has, beside a
 //	  writer; then the volume is filled, too
 //	volume-stray BYTES|end: what resize2fs does to the mounted file system
@@ -51,7 +52,7 @@ func changeVolume(w io.Writer, words []string) (known bool, err error) {
 		"volume-sizes":  {0, func([]string) (any, error) { return withVolume((*resize.Volume).Measure) }},
 		"volume-held":   {0, func([]string) (any, error) { return withVolume(held) }},
 		"volume-to":     {1, func(a []string) (any, error) { return volumeTo(a[0]) }},
-		"volume-steps":  {4, func(a []string) (any, error) { return volumeSteps(a) }},
+		"volume-steps":  {5, func(a []string) (any, error) { return volumeSteps(a) }},
 		"volume-full":   {4, func(a []string) (any, error) { return volumeFull(a) }},
 		"volume-stray":  {1, func(a []string) (any, error) { return withVolume(stray(a[0])) }},
 		"volume-sparse": {0, func([]string) (any, error) { return loseUnwritten() }},
@@ -123,12 +124,13 @@ func volumeSteps(a []string) (volumeStepped, error) {
 	n, err1 := strconv.Atoi(a[0])
 	seed, err2 := strconv.ParseUint(a[1], 10, 64)
 	keep, err3 := strconv.Atoi(a[3])
-	if err := errors.Join(err1, err2, err3); err != nil {
+	pause, err4 := time.ParseDuration(a[4])
+	if err := errors.Join(err1, err2, err3, err4); err != nil {
 		return volumeStepped{}, err
 	}
 	return withVolume(func(v *resize.Volume) (s volumeStepped, err error) {
 		began := time.Now()
-		end := writeBeside(a[2], keep, seed)
+		end := writeBeside(a[2], keep, seed, pause)
 		err = s.resize(v, n, rand.New(rand.NewPCG(seed, 2)))
 		made, werr := end()
 		s.Files, s.Took = made, time.Since(began)
@@ -136,8 +138,8 @@ func volumeSteps(a []string) (volumeStepped, error) {
 	})
 }
 
-// writeBeside makes promised files until end is called.
-func writeBeside(dir string, keep int, seed uint64) (end func() (made int, err error)) {
+// writeBeside makes promised files until end is called, and rests after each.
+func writeBeside(dir string, keep int, seed uint64, pause time.Duration) (end func() (made int, err error)) {
 	type result struct {
 		made int
 		err  error
@@ -145,7 +147,11 @@ func writeBeside(dir string, keep int, seed uint64) (end func() (made int, err e
 	done := make(chan result, 1)
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() {
-		made, err := promises.Writer{Dir: dir, Keep: keep, Most: promisedMost, Rand: rand.New(rand.NewPCG(seed, 1))}.Run(ctx)
+		rest := func(int) error {
+			time.Sleep(pause)
+			return nil
+		}
+		made, err := promises.Writer{Dir: dir, Keep: keep, Most: promisedMost, Rand: rand.New(rand.NewPCG(seed, 1)), Tell: rest}.Run(ctx)
 		done <- result{made, err}
 	}()
 	return func() (int, error) {
@@ -258,7 +264,7 @@ func volumeFull(a []string) (f volumeFilled, err error) {
 	if err := errors.Join(err1, err2); err != nil {
 		return f, err
 	}
-	end := writeBeside(a[0], keep, seed)
+	end := writeBeside(a[0], keep, seed, 0)
 	f.Outside, err = fillWith(a[3])
 	if err == nil {
 		f.Left, err = leftIn(layout.State)

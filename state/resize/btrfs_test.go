@@ -286,6 +286,13 @@ func TestBtrfsWritableAgain(t *testing.T) {
 	if m, err := v.Resize(t.Context(), testBegin+600<<20); !errors.Is(err, ErrReadOnly) || !m.ReadOnly {
 		t.Errorf("Resize = %+v, %v, want %v", m, err, ErrReadOnly)
 	}
+	// Larger than its devices: these are made by a boot.
+	was := v.devices
+	v.devices = shortDevices{was}
+	if m, err := v.MakeWritable(); !errors.Is(err, ErrReadOnly) || !m.ReadOnly {
+		t.Errorf("MakeWritable of what ends behind its devices = %+v, %v, want %v", m, err, ErrReadOnly)
+	}
+	v.devices = was
 	if m, err := v.MakeWritable(); err != nil || m.ReadOnly {
 		t.Errorf("MakeWritable = %+v, %v", m, err)
 	}
@@ -301,6 +308,11 @@ func TestBtrfsWritableAgain(t *testing.T) {
 	sums["second"] = put(t, v, "second", 1<<20)
 	check(t, v, sums)
 }
+
+// shortDevices end before the file system.
+type shortDevices struct{ devices }
+
+func (shortDevices) size() (int64, error) { return 256 << 20, nil }
 
 // A second device is not in encrypted.img: nothing is resized until it is gone.
 func TestBtrfsOnTwoDevices(t *testing.T) {
