@@ -31,7 +31,9 @@ type shortVolume struct {
 func (r *shortVolume) Measure() (resize.Sizes, error) { return r.sizes, nil }
 func (r *shortVolume) Resize(_ context.Context, reserved int64) (resize.Sizes, error) {
 	r.asked = append(r.asked, reserved)
-	return r.sizes, nil
+	after := r.sizes
+	after.Reserved = reserved
+	return after, nil
 }
 func (r *shortVolume) Repair(context.Context) (resize.Sizes, error) {
 	r.repaired++

@@ -43,24 +43,39 @@ func Terms(s resize.Sizes) balance.Sizes {
 	return balance.Sizes{
 		Outer: s.OuterTotal, OuterFree: s.OuterFree, Inner: inner, InnerFree: s.InnerFree, Gap: s.OverCommitted, ReadOnly: s.ReadOnly,
 		Device: device, Copied: s.Copied,
-		Slack: max(0, s.InnerFree-max(0, s.Reserved-s.MinReserved)),
+		Slack: max(0, s.InnerFree-max(0, s.Reserved-s.MinReserved)), OuterSlack: s.KeptOutside,
 	}
 }
 
+// ErrNothing: next to nothing has changed, though that was decided.
+var ErrNothing = errors.New("nothing has changed")
+
+// leastChange is how much less, in bytes, is next to nothing.
+const leastChange = 1 << 20
+
 // Resize changes by how much is reserved what the file system is to change by, as far
 // as that is possible now. That somebody was faster and took the room is no failure: the
-// next look sees it. What the sizes promise and the file system refuses is one: btrfs has
-// free space between what it uses, and would be asked for it at every look.
+// next look sees it. What the sizes promise and the file systems refuse is one, and so is
+// what changes nothing: it would be asked for at every look. Errors: ErrNothing, those of
+// the resizer.
 func (r Resized) Resize(ctx context.Context, size int64) error {
 	s, err := r.Resizer.Measure()
 	if err != nil {
 		return err
 	}
 	reserved := min(max(s.Reserved+size-s.InnerFree-s.InnerUsed, s.MinReserved), s.MaxReserved)
+	unchanged := func(now int64) bool { return max(now-s.Reserved, s.Reserved-now) < leastChange }
+	if unchanged(reserved) {
+		return fmt.Errorf("%w: it is as near to that as it can be", ErrNothing)
+	}
 	after, err := r.Resizer.Resize(ctx, reserved)
-	refused := after.Reserved == s.Reserved && after.MinReserved <= reserved
-	if errors.Is(err, resize.ErrTooSmall) && !refused || errors.Is(err, resize.ErrNoRoom) {
-		return nil
+	switch {
+	case err == nil && unchanged(after.Reserved):
+		return ErrNothing
+	case errors.Is(err, resize.ErrTooSmall), errors.Is(err, resize.ErrNoRoom):
+		if !unchanged(after.Reserved) || reserved < after.MinReserved || reserved > after.MaxReserved {
+			return nil
+		}
 	}
 	return err
 }
@@ -73,17 +88,13 @@ func (r Resized) Reserve(ctx context.Context) error {
 
 // Look tells what both sides have. autoResize is state.auto_resize.
 func Look(s resize.Sizes, l balance.Limits, autoResize string, past []Past, d balance.Decision) Sides {
-	keep := l.KeepFree
-	if keep == 0 {
-		keep = balance.KeepFreeOf(s.OuterTotal)
-	}
 	device := string(state.Oversized)
 	if s.Classic {
 		device = string(state.Classic)
 	}
 	return Sides{
 		Device: device, DeviceBytes: s.Device - s.DataOffset, Spanned: s.Spanned,
-		Partition: s.OuterTotal, PartitionFree: s.OuterFree, KeepFree: keep, Reserved: s.Reserved,
+		Partition: s.OuterTotal, PartitionFree: s.OuterFree, KeepFree: l.Keep(s.OuterTotal, s.KeptOutside), Reserved: s.Reserved,
 		Volume: s.InnerFree + s.InnerUsed, VolumeFree: s.InnerFree, GivenBack: s.GivenBack,
 		Spare: max(0, s.Reserved-s.MinReserved), Gap: s.OverCommitted, Copied: s.Copied,
 		AutoResize: autoResize, StatedRate: l.StatedRate(s.OuterTotal), Decisions: append([]Past{}, past...), Now: Sentence(d, nil),

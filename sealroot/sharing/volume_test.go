@@ -20,7 +20,9 @@ type resizer struct {
 func (r *resizer) Measure() (resize.Sizes, error) { return r.sizes, r.err }
 func (r *resizer) Resize(_ context.Context, reserved int64) (resize.Sizes, error) {
 	r.reserved = reserved
-	return r.sizes, r.err
+	after := r.sizes
+	after.Reserved = reserved
+	return after, r.err
 }
 func (r *resizer) Repair(context.Context) (resize.Sizes, error) {
 	r.repaired++
@@ -85,15 +87,21 @@ func TestResized(t *testing.T) {
 		"taken":     {resize.ErrTooSmall, func(s *resize.Sizes) { s.MinReserved = s.Reserved }, false},
 		"a_part":    {resize.ErrTooSmall, func(s *resize.Sizes) { s.Reserved -= gib / 2 }, false},
 		"refused":   {resize.ErrTooSmall, func(*resize.Sizes) {}, true},
-		"no_room":   {resize.ErrNoRoom, func(*resize.Sizes) {}, false},
+		"no_room":   {resize.ErrNoRoom, func(*resize.Sizes) {}, true},
+		"all_taken": {resize.ErrNoRoom, func(s *resize.Sizes) { s.MinReserved = s.Reserved }, false},
+		"nothing":   {nil, func(s *resize.Sizes) { s.Reserved -= 4096 }, true},
 		"different": {resize.ErrBusy, func(s *resize.Sizes) { s.Reserved -= gib / 2 }, true},
 	} {
 		r.err = c.err
-		if err := (Resized{taken{r, c.change}}).Resize(context.Background(), 6*gib); c.failed != (err != nil) || c.failed && !errors.Is(err, c.err) {
+		if err := (Resized{taken{r, c.change}}).Resize(context.Background(), 6*gib); c.failed != (err != nil) || c.err != nil && c.failed && !errors.Is(err, c.err) || c.err == nil && !errors.Is(err, ErrNothing) {
 			t.Errorf("%s: Resize: %v", name, err)
 		}
 	}
-	r.err = nil
+	r.err, r.reserved = nil, 0
+	r.sizes.MaxReserved = r.sizes.Reserved
+	if err := v.Resize(context.Background(), 9*gib); !errors.Is(err, ErrNothing) || r.reserved != 0 {
+		t.Errorf("Resize where there is no room: %v, asked for %d", err, r.reserved)
+	}
 	if err := v.Reserve(context.Background()); err != nil || r.repaired != 1 {
 		t.Errorf("Reserve: %v, repaired %d times", err, r.repaired)
 	}
@@ -115,5 +123,10 @@ func TestLook(t *testing.T) {
 	l.KeepFree = 3 * gib
 	if got := Look(eight(), l, "grow", nil, balance.Decision{}); got.KeepFree != 3*gib {
 		t.Errorf("keeps %d free, want what the limits say", got.KeepFree)
+	}
+	s := eight()
+	s.KeptOutside = 4 * gib
+	if got := Look(s, l, "grow", nil, balance.Decision{}); got.KeepFree != 4*gib || Terms(s).OuterSlack != 4*gib {
+		t.Errorf("keeps %d free, want what a resize leaves", got.KeepFree)
 	}
 }

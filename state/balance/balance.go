@@ -23,7 +23,9 @@ type Sizes struct {
 	Copied    int64 // of the volume, what the partition writes elsewhere: it has to be repaired first
 	Device    int64 // the size that Inner can have at most until the next boot; 0: any
 	Slack     int64 // what must stay free in the volume when it shrinks
-	ReadOnly  bool  // the volume is
+	// OuterSlack is what must stay free on the partition when the volume grows.
+	OuterSlack int64
+	ReadOnly   bool // the volume is
 }
 
 // Action is what is to be done to the volume.

@@ -8,7 +8,8 @@ import (
 
 // Limits are what an administrator may choose. Sizes are in bytes.
 type Limits struct {
-	// KeepFree is what the volume leaves free on the partition; 0: KeepFreeOf.
+	// KeepFree is what the volume leaves free on the partition; 0: KeepFreeOf. It is never
+	// less than Sizes.OuterSlack.
 	KeepFree int64
 	// Min and Max bound the size of the file system in the volume; 0: not.
 	Min, Max int64
@@ -68,6 +69,14 @@ func (l Limits) Check() error {
 // or 5 % where that is more, or on less than 10 GiB a tenth.
 func KeepFreeOf(outer int64) int64 { return max(min(gib, outer/10), outer/20) }
 
+// Keep is what stays free on a partition of this size that must have slack bytes free.
+func (l Limits) Keep(outer, slack int64) int64 {
+	if l.KeepFree == 0 {
+		return max(KeepFreeOf(outer), slack)
+	}
+	return max(l.KeepFree, slack)
+}
+
 // keepInside is the same in the volume: 256 MiB, or on less than 5 GiB a twentieth.
 func keepInside(outer int64) int64 { return min(256*mib, outer/20) }
 
@@ -92,10 +101,7 @@ func (l Limits) sides(h History, s Sizes) (in, out side) {
 		return min(int64(2*(l.Interval+h.slow).Seconds()*float64(max(rate, l.StatedRate(s.Outer)))), s.Outer/4)
 	}
 	in = side{free: s.InnerFree, keep: max(keepInside(s.Outer), s.Slack), rate: h.innerRate}
-	out = side{free: s.OuterFree, keep: l.KeepFree, rate: h.outerRate}
-	if out.keep == 0 {
-		out.keep = KeepFreeOf(s.Outer)
-	}
+	out = side{free: s.OuterFree, keep: l.Keep(s.Outer, s.OuterSlack), rate: h.outerRate}
 	in.need, out.need = max(in.keep, head(in.rate)), max(out.keep, head(out.rate))
 	return in, out
 }

@@ -70,6 +70,8 @@ type Sizes struct {
 	Device  int64 // of the image, where the decrypted device ends
 	Classic bool  // state.device: file and devices end where the inner file system ends
 
+	// KeptOutside is what Resize leaves free in the outer file system.
+	KeptOutside int64
 	// Bounds of Resize at this moment.
 	MinReserved, MaxReserved int64
 	// ReadOnly: the inner file system is mounted so.

@@ -128,7 +128,7 @@ func (v *Volume) keepOutside(total int64) int64 {
 // with adds what follows from the bytes in balloons that are not reserved, all that are
 // not, the slack, and what is kept free outside.
 func (s Sizes) with(given, holes, slack, keep int64) Sizes {
-	s.GivenBack, s.OverCommitted = given, holes-given
+	s.GivenBack, s.OverCommitted, s.KeptOutside = given, holes-given, keep
 	s.Reserved = s.DataOffset + s.Spanned - holes
 	least := max(s.DataOffset, s.Reserved-max(0, s.InnerFree-s.OverCommitted-slack))
 	s.MinReserved = min(s.Reserved, balloon.Up(least, balloon.BlockSize))
