@@ -44,6 +44,7 @@ func Terms(s resize.Sizes) balance.Sizes {
 		Outer: s.OuterTotal, OuterFree: s.OuterFree, Inner: inner, InnerFree: s.InnerFree, Gap: s.OverCommitted, ReadOnly: s.ReadOnly,
 		Device: device, Copied: s.Copied,
 		Slack: max(0, s.InnerFree-max(0, s.Reserved-s.MinReserved)), OuterSlack: s.KeptOutside,
+		Unit: s.Unit,
 	}
 }
 

@@ -25,7 +25,9 @@ type Sizes struct {
 	Slack     int64 // what must stay free in the volume when it shrinks
 	// OuterSlack is what must stay free on the partition when the volume grows.
 	OuterSlack int64
-	ReadOnly   bool // the volume is
+	// Unit is in what units the partition takes back what the volume gives; 0: any.
+	Unit     int64
+	ReadOnly bool // the volume is
 }
 
 // Action is what is to be done to the volume.
@@ -167,6 +169,9 @@ func (l Limits) decide(h History, s Sizes, now time.Time) (Decision, History) {
 	if change < 0 {
 		// up, for a file system is not made smaller by a byte more than it can be
 		d.Action, d.Size = Shrink, (size+align-1)/align*align
+		if whole := s.Inner - up(s.Inner-d.Size, s.Unit); in.free-(s.Inner-whole) >= in.keep && whole >= l.Min {
+			d.Size = whole // of less than a unit nothing would come back
+		}
 		change = s.Inner - d.Size
 	}
 	receiving := in
@@ -183,6 +188,14 @@ func (l Limits) decide(h History, s Sizes, now time.Time) (Decision, History) {
 	}
 	d.Reason = why
 	return d, h
+}
+
+// up rounds n up to whole units, if there are any.
+func up(n, unit int64) int64 {
+	if unit <= align {
+		return n
+	}
+	return (n + unit - 1) / unit * unit
 }
 
 func none(why string) Decision { return Decision{Action: None, Reason: why} }

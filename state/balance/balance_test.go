@@ -30,6 +30,8 @@ func TestDecide(t *testing.T) {
 		{"min", func(l *Limits) { l.Min = 7 * gib }, Sizes{Outer: 16 * gib, OuterFree: 100 * mib, Inner: 7 * gib, InnerFree: 6 * gib}, History{}, None, 0, "min is 7.0 GiB"},
 		{"end_of_the_device", nil, Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 100 * mib, Device: 7 * gib}, History{}, None, 0, "until the next boot"},
 		{"slack", nil, Sizes{Outer: 16 * gib, OuterFree: 100 * mib, Inner: 7 * gib, InnerFree: gib, Slack: gib}, History{}, None, 0, "little is left"},
+		{"whole_units", nil, Sizes{Outer: 512 * mib, OuterFree: 30 * mib, Inner: 300 * mib, InnerFree: 60 * mib, Unit: 4 * mib}, History{}, Shrink, 276 * mib, "little is left"},
+		{"any_unit", nil, Sizes{Outer: 512 * mib, OuterFree: 30 * mib, Inner: 300 * mib, InnerFree: 60 * mib}, History{}, Shrink, 279 * mib, "little is left"},
 		{"gap_only_short", func(l *Limits) { l.GapOnly = true }, Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 100 * mib}, History{}, None, 0, "auto_resize: off"},
 		{"gap_only_gap", func(l *Limits) { l.GapOnly = true }, Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 6 * gib, Gap: 5 * gib}, History{}, Reserve, 5 * gib, "another program"},
 		{"gap", nil, Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 6 * gib, Gap: 5 * gib}, History{}, Reserve, 5 * gib, "another program"},

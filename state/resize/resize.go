@@ -70,6 +70,8 @@ type Sizes struct {
 	Device  int64 // of the image, where the decrypted device ends
 	Classic bool  // state.device: file and devices end where the inner file system ends
 
+	// Unit is in what units the outer file system takes back: a power of two.
+	Unit int64
 	// KeptOutside is what Resize leaves free in the outer file system.
 	KeptOutside int64
 	// Bounds of Resize at this moment.

@@ -68,7 +68,7 @@ func (v *Volume) measure(durable bool) (m measured, err error) {
 		return m, fmt.Errorf("cannot measure the state: %w", err)
 	}
 	s := Sizes{
-		Apparent: info.Size(), DataOffset: v.begin, Filesystem: v.in.name(), Classic: v.classic,
+		Apparent: info.Size(), DataOffset: v.begin, Filesystem: v.in.name(), Classic: v.classic, Unit: v.unit,
 		ReadOnly:  in.Flags&unix.ST_RDONLY != 0,
 		OuterFree: int64(outer.Bavail) * outer.Bsize, OuterTotal: int64(outer.Blocks) * outer.Bsize,
 	}
