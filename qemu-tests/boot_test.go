@@ -64,7 +64,7 @@ func TestBootBIOS(t *testing.T) {
 		t.Errorf("sealroot status does not say what the exception of this image means:\n%s", text)
 	}
 	// With auto_resize off, too, nothing of the volume stays unreserved.
-	if s := strayResize(t, vm, 8); s.AutoResize != "off" || len(s.Decisions) != 1 || s.Decisions[0].Action != "reserve" {
+	if s := strayResize(t, vm, resize2fs(8), soon); s.AutoResize != "off" || len(s.Decisions) != 1 || s.Decisions[0].Action != "reserve" {
 		t.Errorf("after a stray resize2fs: %+v, want one decision, reserve", s)
 	}
 	statusSlots(t, vm, disk)

@@ -66,7 +66,7 @@ func TestComesToRest(t *testing.T) {
 		"600_mib":      {full(600*mib, 60*mib, 4*mib), 0},
 		"20_gib":       {full(20*gib, 808*mib, 100*mib), 512 * mib},
 		"100_gib":      {full(100*gib, 1600*mib, 100*mib), gib},
-		"gives_back":   {&model{outer: 512 * mib, outerUsed: 466 * mib - 300*mib, spanned: 300 * mib, used: 240 * mib, keep: 64 * mib, unit: 4 * mib}, 0},
+		"gives_back":   {&model{outer: 512 * mib, outerUsed: 466*mib - 300*mib, spanned: 300 * mib, used: 240 * mib, keep: 64 * mib, unit: 4 * mib}, 0},
 		"ext4_outside": {&model{outer: 20 * gib, outerUsed: 9 * gib, spanned: 10*gib + 200*mib, used: 10*gib + 100*mib, keep: 16 * mib}, 0},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -35,8 +35,9 @@ type Service struct {
 	Now  func() time.Time
 	// Wait returns after next, or where idle is not 0 so long after the first write to
 	// either side, for which it waits that long; in any case when another program may
-	// have resized the volume. Nil when the context has not ended.
-	Wait func(ctx context.Context, next, idle time.Duration) error
+	// be about to resize the volume, and tells so. The error is nil when the context has
+	// not ended.
+	Wait func(ctx context.Context, next, idle time.Duration) (touched bool, err error)
 	// Rest gives back what a time of work took, once that is over.
 	Rest func()
 
@@ -78,11 +79,16 @@ const (
 	measureAgain = 30 * time.Second
 	// restAfter is a wait that is long enough for Service.Rest.
 	restAfter = 10 * time.Second
+	// follow is for how long it looks each second after another program had the device:
+	// resize2fs asks the kernel some time after it has closed the device it wrote to, and
+	// then works on for a while.
+	follow = 10 * time.Second
 )
 
 // Watch passes until the context ends. What fails is told once, until it changes.
 func (s *Service) Watch(ctx context.Context) error {
 	told, worked := "", true
+	var until time.Time
 	for {
 		d, err := s.Pass(ctx)
 		if ctx.Err() != nil {
@@ -98,17 +104,23 @@ func (s *Service) Watch(ctx context.Context) error {
 		if err != nil {
 			told = err.Error()
 		}
+		if s.Now().Before(until) {
+			d.Next, d.Idle = min(d.Next, time.Second), 0
+		}
 		if d.Action != balance.None {
 			worked = true
 		} else if worked && max(d.Next, d.Idle) >= restAfter {
 			s.Rest()
 			worked = false
 		}
-		if err := s.Wait(ctx, d.Next, d.Idle); err != nil {
-			if errors.Is(err, context.Canceled) {
-				return nil
-			}
+		touched, err := s.Wait(ctx, d.Next, d.Idle)
+		if errors.Is(err, context.Canceled) {
+			return nil
+		} else if err != nil {
 			return err
+		}
+		if touched {
+			until = s.Now().Add(follow)
 		}
 	}
 }

@@ -56,15 +56,15 @@ func service(t *testing.T, f *fake, waits int) (s *Service, told *[]string, path
 		Tell: func(text string) { *told = append(*told, text) },
 		Now:  func() time.Time { return now },
 		Rest: func() {},
-		Wait: func(_ context.Context, next, idle time.Duration) error {
+		Wait: func(_ context.Context, next, idle time.Duration) (bool, error) {
 			if next < 100*time.Millisecond {
 				t.Errorf("waits %v", next)
 			}
 			now = now.Add(max(next, idle)) // nobody writes
 			if waits--; waits < 0 {
-				return context.Canceled
+				return false, context.Canceled
 			}
-			return nil
+			return false, nil
 		},
 	}, told, path
 }
@@ -108,7 +108,35 @@ func TestWatchStray(t *testing.T) {
 	}
 }
 
-// TestWatchFailures: what fails is tried later and later, told once, and ends nothing.
+// TestWatchFollows: who had the device makes the file system larger some time later.
+func TestWatchFollows(t *testing.T) {
+	f := &fake{sizes: balance.Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 6 * gib}}
+	s, _, _ := service(t, f, 40)
+	began, wait := s.Now(), s.Wait
+	var touched, made time.Time
+	late := time.Duration(-1)
+	s.Wait = func(ctx context.Context, next, idle time.Duration) (bool, error) {
+		now := s.Now()
+		switch {
+		case !made.IsZero() && late < 0 && f.sizes.Gap == 0:
+			late = now.Sub(made)
+		case touched.IsZero() && now.Sub(began) > time.Minute && idle == 0:
+			touched = now
+			return true, nil
+		case made.IsZero() && !touched.IsZero() && now.Sub(touched) >= 4*time.Second:
+			made, f.sizes.Gap = now, gib
+		}
+		return wait(ctx, next, idle)
+	}
+	if err := s.Watch(context.Background()); err != nil || f.reserved != 1 || late < 0 || late > time.Second {
+		t.Errorf("%v, reserved %d times, %v after it was made larger, want within a second", err, f.reserved, late)
+	}
+	if d := s.Now().Sub(touched); d < time.Minute {
+		t.Errorf("40 waits last %v after the device was touched: it does not come to rest", d)
+	}
+}
+
+// TestWatchFailures: what fails is tried after a while, told once, and ends nothing.
 func TestWatchFailures(t *testing.T) {
 	f := &fake{resize: errors.New("device busy"), sizes: balance.Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 100 << 20}}
 	s, told, path := service(t, f, 100)

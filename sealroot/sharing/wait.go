@@ -55,8 +55,9 @@ func (w *Writes) disarm() error {
 	return nil
 }
 
-// Device tells when another program has written to a block device, which resize2fs
-// opens for writing: by inotify(7), always armed, for the service only reads it.
+// Device tells when another program has had a block device open for writing, as
+// resize2fs has before it asks the kernel: by inotify(7), always armed, for the service
+// only reads it.
 type Device struct{ fd int }
 
 // WatchDevice watches a device by its node.
@@ -130,38 +131,48 @@ func poll(d time.Duration, fds ...int) (int, error) {
 	}
 }
 
+// settle is for how long whoever has had the device is given to go on: resize2fs asks
+// the kernel some 0.2 s later. It also bounds how often the device wakes.
+const settle = 250 * time.Millisecond
+
 // Waiter is Service.Wait for the running machine; either may be nil.
-func Waiter(writes *Writes, device *Device) func(ctx context.Context, next, idle time.Duration) error {
-	return func(ctx context.Context, next, idle time.Duration) error {
+func Waiter(writes *Writes, device *Device) func(ctx context.Context, next, idle time.Duration) (touched bool, err error) {
+	return func(ctx context.Context, next, idle time.Duration) (bool, error) {
 		var ends [2]int
 		if err := unix.Pipe2(ends[:], unix.O_CLOEXEC); err != nil {
-			return fmt.Errorf("cannot wait: %w", err)
+			return false, fmt.Errorf("cannot wait: %w", err)
 		}
 		// The end of the context closes the writing end, which wakes the poll.
 		stop := context.AfterFunc(ctx, func() { unix.Close(ends[1]) })
-		err := wait(writes, device, ends[0], next, idle)
+		touched, err := wait(writes, device, ends[0], next, idle)
 		if stop() {
 			unix.Close(ends[1])
 		}
-		return errors.Join(err, unix.Close(ends[0]), ctx.Err())
+		return touched, errors.Join(err, unix.Close(ends[0]), ctx.Err())
 	}
 }
 
-func wait(writes *Writes, device *Device, stop int, next, idle time.Duration) error {
+func wait(writes *Writes, device *Device, stop int, next, idle time.Duration) (touched bool, err error) {
 	fds := []int{stop}
 	if device != nil {
 		fds = append(fds, device.fd)
 		defer drain(device.fd)
 	}
+	ended := func(fd int, err error) (bool, error) {
+		if err != nil || device == nil || fd != device.fd {
+			return false, err
+		}
+		_, err = poll(settle, stop)
+		return true, err
+	}
 	if idle > 0 && writes != nil {
 		if err := writes.arm(); err != nil {
-			return err
+			return false, err
 		}
 		fd, err := poll(idle, append(fds, writes.fd)...)
 		if err := errors.Join(err, writes.disarm()); err != nil || fd != writes.fd {
-			return err
+			return ended(fd, err)
 		}
 	}
-	_, err := poll(next, fds...)
-	return err
+	return ended(poll(next, fds...))
 }

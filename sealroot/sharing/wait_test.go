@@ -15,25 +15,25 @@ import (
 func TestWaiter(t *testing.T) {
 	wait := Waiter(nil, nil)
 	began := time.Now()
-	if err := wait(context.Background(), 50*time.Millisecond, time.Minute); err != nil || time.Since(began) < 50*time.Millisecond {
+	if _, err := wait(context.Background(), 50*time.Millisecond, time.Minute); err != nil || time.Since(began) < 50*time.Millisecond {
 		t.Errorf("%v after %v, want nil after 50 ms", err, time.Since(began))
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	time.AfterFunc(50*time.Millisecond, cancel)
 	began = time.Now()
-	if err := wait(ctx, time.Minute, 0); !errors.Is(err, context.Canceled) || time.Since(began) > 30*time.Second {
+	if _, err := wait(ctx, time.Minute, 0); !errors.Is(err, context.Canceled) || time.Since(began) > 30*time.Second {
 		t.Errorf("%v after %v, want it cancelled", err, time.Since(began))
 	}
-	if err := wait(ctx, time.Minute, 0); !errors.Is(err, context.Canceled) {
+	if _, err := wait(ctx, time.Minute, 0); !errors.Is(err, context.Canceled) {
 		t.Errorf("%v, want it cancelled before it began", err)
 	}
 }
 
 // took is how long a wait took.
-func took(t *testing.T, wait func(context.Context, time.Duration, time.Duration) error, next, idle time.Duration) time.Duration {
+func took(t *testing.T, wait func(context.Context, time.Duration, time.Duration) (bool, error), next, idle time.Duration) time.Duration {
 	t.Helper()
 	began := time.Now()
-	if err := wait(context.Background(), next, idle); err != nil {
+	if _, err := wait(context.Background(), next, idle); err != nil {
 		t.Fatal(err)
 	}
 	return time.Since(began)
@@ -135,8 +135,12 @@ func TestDevice(t *testing.T) {
 		t.Errorf("woken after %v by a reader", d)
 	}
 	time.AfterFunc(50*time.Millisecond, func() { open(os.O_RDWR) })
-	if d := took(t, wait, 30*time.Second, 0); d > 20*time.Second {
-		t.Errorf("not woken by a writer in %v", d)
+	began := time.Now()
+	if touched, err := wait(context.Background(), 30*time.Second, 0); err != nil || !touched || time.Since(began) > 20*time.Second || time.Since(began) < settle {
+		t.Errorf("a writer: %v, %v after %v, want true some time after it", touched, err, time.Since(began))
+	}
+	if touched, err := wait(context.Background(), time.Millisecond, 0); err != nil || touched {
+		t.Errorf("nobody: %v, %v, want false", touched, err)
 	}
 	open(os.O_RDWR)
 	if d := took(t, wait, 30*time.Second, 0); d > 20*time.Second {

@@ -32,10 +32,9 @@ const (
 	gib = 1 << 30
 	// align is the unit of changes.
 	align = mib
-	// idle is between two looks while something is written, but slowly; rest when
-	// nothing is.
+	// idle is between two looks at most. A write to a volume that the kernel does not tell
+	// of, and one that makes the file system larger, are seen only then.
 	idle = 10 * time.Second
-	rest = 30 * time.Second
 )
 
 // Defaults are the limits without a file. The weights are systemd-homed's.

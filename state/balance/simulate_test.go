@@ -126,7 +126,7 @@ func (w *world) check(d Decision, before Sizes) {
 		bad("not aligned")
 	case d.Reason == "":
 		bad("no reason")
-	case d.Next < w.l.Interval/4 || d.Next > rest || d.Idle > rest:
+	case d.Next < w.l.Interval/4 || d.Next > idle || d.Idle > idle:
 		bad("looks again in %v, or %v", d.Next, d.Idle)
 	}
 }
@@ -247,7 +247,7 @@ func TestLoadsThatMustFail(t *testing.T) {
 		},
 		"looks_too_late": func(l Limits, h History, s Sizes, now time.Time) (Decision, History) {
 			d, h := Decide(l, h, s, now)
-			d.Next, d.Idle = rest, 0
+			d.Next, d.Idle = 3*idle, 0
 			return d, h
 		},
 		"keeps_nothing_beside": func(l Limits, h History, s Sizes, now time.Time) (Decision, History) {

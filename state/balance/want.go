@@ -72,7 +72,7 @@ func divide(in, out side) int64 {
 // pace is when to look again.
 func (l Limits) pace(h History, s Sizes, d Decision) (next, idleFor time.Duration) {
 	in, out := l.sides(h, s)
-	next = rest
+	next = idle
 	for _, a := range []side{in, out} {
 		// A writer may become four times as fast until this side is looked at again.
 		if rate := max(a.rate, l.StatedRate(s.Outer)); rate > 0 {
@@ -83,13 +83,13 @@ func (l Limits) pace(h History, s Sizes, d Decision) (next, idleFor time.Duratio
 	case d.Action == Grow || d.Action == Shrink || d.Action == Reserve:
 		return l.Interval, 0
 	case l.GapOnly: // free space is nobody's concern
-		return rest, 0
+		return idle, 0
 	case h.quiet >= quietPasses && next >= idle: // time enough, whoever begins to write
 		return next, 0
 	case h.quiet >= quietPasses: // a trickle of writes must not wake the service at each
-		return min(max(next, l.Interval/4), l.Interval), rest
+		return min(max(next, l.Interval/4), l.Interval), idle
 	case in.rate > 0 && in.free/in.rate < 2 || out.rate > 0 && out.free/out.rate < 2:
 		return l.Interval / 4, 0
 	}
-	return min(max(next, l.Interval), idle), 0
+	return max(next, l.Interval), 0
 }
