@@ -58,7 +58,7 @@ const leastChange = 1 << 20
 // as that is possible now. That somebody was faster and took the room is no failure: the
 // next look sees it. What the sizes promise and the file systems refuse is one, and so is
 // what changes nothing: it would be asked for at every look. Errors: ErrNothing, those of
-// the resizer.
+// the resizer, with balance.ErrNotNow where another program was at it.
 func (r Resized) Resize(ctx context.Context, size int64) error {
 	s, err := r.Resizer.Measure()
 	if err != nil {
@@ -78,13 +78,21 @@ func (r Resized) Resize(ctx context.Context, size int64) error {
 			return nil
 		}
 	}
+	return passing(err)
+}
+
+// passing marks what goes away by itself for package balance.
+func passing(err error) error {
+	if errors.Is(err, resize.ErrBusy) {
+		return fmt.Errorf("%w: %w", balance.ErrNotNow, err)
+	}
 	return err
 }
 
 // Reserve allocates the gap, or lets nobody write there.
 func (r Resized) Reserve(ctx context.Context) error {
 	_, err := r.Repair(ctx)
-	return err
+	return passing(err)
 }
 
 // Look tells what both sides have. autoResize is state.auto_resize.

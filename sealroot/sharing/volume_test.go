@@ -95,6 +95,8 @@ func TestResized(t *testing.T) {
 		r.err = c.err
 		if err := (Resized{taken{r, c.change}}).Resize(context.Background(), 6*gib); c.failed != (err != nil) || c.err != nil && c.failed && !errors.Is(err, c.err) || c.err == nil && !errors.Is(err, ErrNothing) {
 			t.Errorf("%s: Resize: %v", name, err)
+		} else if busy := c.err == resize.ErrBusy; busy != errors.Is(err, balance.ErrNotNow) {
+			t.Errorf("%s: Resize: %v, want not now: %v", name, err, busy)
 		}
 	}
 	r.err, r.reserved = nil, 0

@@ -9,6 +9,7 @@
 package balance
 
 import (
+	"errors"
 	"fmt"
 	"time"
 )
@@ -57,6 +58,7 @@ type Decision struct {
 // History is what Decide remembers. The zero value is of a service that starts.
 type History struct {
 	at                   time.Time
+	sizes                Sizes // at that time
 	innerUsed, outerUsed int64
 	innerRate, outerRate int64         // bytes per second, falling slowly
 	quiet                int           // passes in a row without a write
@@ -65,7 +67,12 @@ type History struct {
 	failed               Action // the last action, if it failed
 	failures             int
 	failedAt             time.Time
+	failedOf             Sizes // what the last action that failed began with
+	passing              bool  // by ErrNotNow
 }
+
+// ErrNotNow: what an action failed for passes by itself.
+var ErrNotNow = errors.New("not now")
 
 const (
 	// quietPasses is how many passes without a write make quiet.
@@ -76,8 +83,9 @@ const (
 	// that alone.
 	late = 10 * time.Minute
 	// firstPause follows a step that failed; it doubles with each further one up to
-	// longestPause.
+	// longestPause, or shortPause while somebody is in need of it.
 	firstPause   = 10 * time.Second
+	shortPause   = 30 * time.Second
 	longestPause = time.Hour
 	// slowest bounds how long a step is expected to take.
 	slowest = 15 * time.Second
@@ -103,19 +111,37 @@ func (h History) Done(d Decision, err error, now time.Time) History {
 		if h.failed != d.Action {
 			h.failures = 0
 		}
-		h.failed, h.failedAt = d.Action, now
+		h.failed, h.failedAt, h.failedOf, h.passing = d.Action, now, h.sizes, errors.Is(err, ErrNotNow)
 		h.failures++
 	}
 	return h
 }
 
-// pause is how much longer an action that failed must wait.
-func (h History) pause(a Action, now time.Time) time.Duration {
+// pause is how much longer an action that failed must wait; short tells whether the side
+// that gets the space is.
+func (h History) pause(a Action, short bool, now time.Time) time.Duration {
 	if h.failures == 0 || h.failed != a {
 		return 0
 	}
-	pause := firstPause << min(h.failures-1, 16)
-	return max(0, h.failedAt.Add(min(pause, longestPause)).Sub(now))
+	longest := longestPause
+	if short || h.passing {
+		longest = shortPause
+	}
+	return max(0, h.failedAt.Add(min(firstPause<<min(h.failures-1, 16), longest)).Sub(now))
+}
+
+// eased tells whether the last step that failed may go well with these sizes: the volume
+// has another one, or the side that gives has more.
+func (h History) eased(s Sizes) bool {
+	spare := func(s Sizes) int64 { return s.OuterFree - s.OuterSlack }
+	switch h.failed {
+	case Grow:
+	case Shrink:
+		spare = func(s Sizes) int64 { return s.InnerFree - s.Slack }
+	default:
+		return false
+	}
+	return max(s.Inner-h.failedOf.Inner, h.failedOf.Inner-s.Inner) >= align || spare(s)-spare(h.failedOf) >= smallest(s)
 }
 
 // observe keeps rates and what was quiet.
@@ -138,7 +164,10 @@ func (h History) observe(s Sizes, now time.Time) History {
 			h.innerRate, h.outerRate = 0, 0
 		}
 	}
-	h.at, h.innerUsed, h.outerUsed = now, inner, outer
+	h.at, h.sizes, h.innerUsed, h.outerUsed = now, s, inner, outer
+	if h.eased(s) {
+		h.failed, h.failures = None, 0
+	}
 	return h
 }
 
@@ -178,7 +207,7 @@ func (l Limits) decide(h History, s Sizes, now time.Time) (Decision, History) {
 	if d.Action == Shrink {
 		receiving = out
 	}
-	switch pause := h.pause(d.Action, now); {
+	switch pause := h.pause(d.Action, receiving.short(), now); {
 	case change < l.least(s, receiving):
 		return none(why), h
 	case d.Action == Shrink && !l.GiveBack:

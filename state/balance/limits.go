@@ -115,12 +115,13 @@ func step(s Sizes) int64 { return max(min(512*mib, s.Outer/8), s.Inner/5) }
 // side is about to be full, it is a 256th of the partition, from 4 to 64 MiB: smaller
 // ones would have no end.
 func (l Limits) least(s Sizes, receiving side) int64 {
-	small := min(max(s.Outer/256, 4*mib), 64*mib)
 	if receiving.free < receiving.need/2 {
-		return small
+		return smallest(s)
 	}
-	return max(small, s.Inner/20)
+	return max(smallest(s), s.Inner/20)
 }
+
+func smallest(s Sizes) int64 { return min(max(s.Outer/256, 4*mib), 64*mib) }
 
 // Text is a number of bytes for a person.
 func Text(n int64) string {

@@ -345,24 +345,78 @@ func TestComesToRest(t *testing.T) {
 	}
 }
 
-// TestFailedSteps: a step that fails is tried less and less often.
+// TestFailedSteps: a step that fails is tried less and less often, but for a side that is
+// short, and for what passes by itself, it is tried all the time.
 func TestFailedSteps(t *testing.T) {
-	w := newWorld(2*gib, 256*mib)
-	w.innerUsed = 250 * mib
-	tries := 0
-	for range 3600 {
-		d, h := Decide(w.l, w.h, w.sizes(), w.now)
-		if d.Action != None {
-			tries++
+	tries := func(w *world, err error) (n int) {
+		for range 3600 {
+			d, h := Decide(w.l, w.h, w.sizes(), w.now)
+			if d.Action != None {
+				n++
+			}
+			w.h = h.Done(d, err, w.now)
+			w.now = w.now.Add(time.Second)
 		}
-		w.h = h.Done(d, errors.New("no"), w.now)
-		w.now = w.now.Add(time.Second)
+		return n
 	}
-	if tries < 5 || tries > 10 {
-		t.Errorf("%d tries in an hour, want 5 to 10", tries)
+	uneven := func() *world { // the volume has less than half of its share
+		w := newWorld(64*gib, 4*gib)
+		w.innerUsed = 2 * gib
+		return w
 	}
-	w.h = w.h.Done(Decision{Action: Grow}, nil, w.now)
-	if d, _ := Decide(w.l, w.h, w.sizes(), w.now); d.Action != Grow {
+	short := newWorld(2*gib, 256*mib)
+	short.innerUsed = 250 * mib
+	no := errors.New("no")
+	for _, c := range []struct {
+		name        string
+		w           *world
+		err         error
+		least, most int
+	}{
+		{"uneven", uneven(), no, 5, 10},
+		{"short", short, no, 110, 125},
+		{"not_now", uneven(), fmt.Errorf("busy: %w", ErrNotNow), 110, 125},
+	} {
+		if n := tries(c.w, c.err); n < c.least || n > c.most {
+			t.Errorf("%s: %d tries in an hour, want %d to %d", c.name, n, c.least, c.most)
+		}
+	}
+	short.h = short.h.Done(Decision{Action: Grow}, nil, short.now)
+	if d, _ := Decide(short.l, short.h, short.sizes(), short.now); d.Action != Grow {
 		t.Errorf("after a step that went well: %+v, want one that grows", d)
+	}
+}
+
+// TestEased: once the side that gives has more, or the volume another size, a step that
+// failed is tried at once.
+func TestEased(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	for name, c := range map[string]struct {
+		s      Sizes
+		change func(*Sizes)
+		action Action
+	}{
+		"grow":   {Sizes{Outer: 64 * gib, OuterFree: 50 * gib, Inner: 4 * gib, InnerFree: 2 * gib}, func(s *Sizes) { s.OuterFree += gib }, Grow},
+		"other":  {Sizes{Outer: 64 * gib, OuterFree: 50 * gib, Inner: 4 * gib, InnerFree: 2 * gib}, func(s *Sizes) { s.Inner += mib }, Grow},
+		"shrink": {Sizes{Outer: 64 * gib, OuterFree: gib, Inner: 40 * gib, InnerFree: 20 * gib}, func(s *Sizes) { s.InnerFree += gib }, Shrink},
+		"slack":  {Sizes{Outer: 64 * gib, OuterFree: gib, Inner: 40 * gib, InnerFree: 20 * gib, Slack: gib}, func(s *Sizes) { s.Slack = 0 }, Shrink},
+	} {
+		h := History{}
+		for range 9 {
+			var d Decision
+			d, h = Decide(Defaults(), h, c.s, now)
+			h = h.Done(Decision{Action: c.action}, errors.New("no"), now)
+			now = now.Add(time.Second)
+			if d.Action != None && d.Action != c.action {
+				t.Fatalf("%s: %+v", name, d)
+			}
+		}
+		if d, _ := Decide(Defaults(), h, c.s, now); d.Action != None {
+			t.Errorf("%s: %+v, want a pause", name, d)
+		}
+		c.change(&c.s)
+		if d, _ := Decide(Defaults(), h, c.s, now); d.Action != c.action {
+			t.Errorf("%s: %+v, want another %s", name, d, c.action)
+		}
 	}
 }
