@@ -185,12 +185,13 @@ func (l Limits) decide(h History, s Sizes, now time.Time) (Decision, History) {
 	in, out := l.sides(h, s)
 	want, why, h := l.want(in, out, h, s, now)
 	size := s.Inner + want - in.free
-	switch {
-	case s.Device > 0 && size > s.Device:
+	if s.Device > 0 && size > s.Device {
 		size, why = s.Device, why+"; until the next boot it can have no more than "+Text(s.Device)
-	case l.Max > 0 && size > l.Max:
+	}
+	if l.Max > 0 && size > l.Max {
 		size, why = max(l.Max, min(s.Inner, size)), why+"; max is "+Text(l.Max)
-	case size < l.Min && size < s.Inner:
+	}
+	if size < l.Min && size < s.Inner {
 		size, why = min(l.Min, s.Inner), why+"; min is "+Text(l.Min)
 	}
 	d := Decision{Action: Grow, Size: size / align * align}

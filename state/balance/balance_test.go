@@ -27,6 +27,8 @@ func TestDecide(t *testing.T) {
 		{"less_than_5_percent_in_need", nil, Sizes{Outer: gib, OuterFree: 150 * mib, Inner: 600 * mib, InnerFree: 60 * mib}, History{}, Grow, 0, "little is left"},
 		{"max", func(l *Limits) { l.Max = 7*gib + 400*mib }, Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 100 * mib}, History{}, Grow, 7*gib + 400*mib, "max is 7.4 GiB"},
 		{"at_max", func(l *Limits) { l.Max = 7 * gib }, Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 100 * mib}, History{}, None, 0, "max is 7.0 GiB"},
+		{"max_before_the_device", func(l *Limits) { l.Max = 7*gib + 400*mib }, Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 100 * mib, Device: 8 * gib}, History{}, Grow, 7*gib + 400*mib, "max is 7.4 GiB"},
+		{"device_before_max", func(l *Limits) { l.Max = 8 * gib }, Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 100 * mib, Device: 7*gib + 400*mib}, History{}, Grow, 7*gib + 400*mib, "until the next boot"},
 		{"min", func(l *Limits) { l.Min = 7 * gib }, Sizes{Outer: 16 * gib, OuterFree: 100 * mib, Inner: 7 * gib, InnerFree: 6 * gib}, History{}, None, 0, "min is 7.0 GiB"},
 		{"end_of_the_device", nil, Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 100 * mib, Device: 7 * gib}, History{}, None, 0, "until the next boot"},
 		{"slack", nil, Sizes{Outer: 16 * gib, OuterFree: 100 * mib, Inner: 7 * gib, InnerFree: gib, Slack: gib}, History{}, None, 0, "little is left"},
