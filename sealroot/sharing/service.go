@@ -47,11 +47,12 @@ type Service struct {
 // Pass measures, decides and acts once, and returns the decision. An error is of
 // measuring or of acting; the next pass tries again, later and later.
 func (s *Service) Pass(ctx context.Context) (balance.Decision, error) {
+	began := s.Now() // to measure takes time, too, the more the more pieces there are
 	sizes, err := s.Volume.Measure()
 	if err != nil {
 		return balance.Decision{}, err
 	}
-	d, h := balance.Decide(s.Limits, s.history, sizes, s.Now())
+	d, h := balance.Decide(s.Limits, s.history, sizes, began)
 	err = s.act(ctx, d)
 	s.history = h.Done(d, err, s.Now())
 	if s.Keep.Add(d, err, s.Now()) {

@@ -158,6 +158,39 @@ func TestWatchFailures(t *testing.T) {
 	}
 }
 
+// slow is a volume that takes long to be measured, and no time to be resized.
+type slow struct {
+	*fake
+	pass func(time.Duration)
+}
+
+func (s slow) Measure() (balance.Sizes, error) {
+	s.pass(4 * time.Second)
+	return s.fake.Measure()
+}
+
+// TestSlowMeasure: what a look takes is kept as headroom like what a resize takes.
+func TestSlowMeasure(t *testing.T) {
+	for took, want := range map[bool]balance.Action{true: balance.Grow, false: balance.None} {
+		f := &fake{sizes: balance.Sizes{Outer: 64 * gib, OuterFree: 8 * gib, Inner: 50 * gib, InnerFree: 200 << 20}}
+		s, _, _ := service(t, f, 0)
+		s.Limits.InnerWeight = 0 // its share is of no concern
+		if took {
+			now := s.Now()
+			s.Now = func() time.Time { return now }
+			s.Volume = slow{f, func(d time.Duration) { now = now.Add(d) }}
+		}
+		if d, err := s.Pass(context.Background()); err != nil || d.Action != balance.Grow {
+			t.Fatalf("%+v, %v, want that it grows", d, err)
+		}
+		// Five seconds at the stated rate, twice, or one.
+		f.sizes.InnerFree, f.sizes.OuterFree = 900<<20, 8*gib
+		if d, err := s.Pass(context.Background()); err != nil || d.Action != want {
+			t.Errorf("slow %v: %+v, %v, want %s", took, d, err, want)
+		}
+	}
+}
+
 func TestDecisionsAreBounded(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "balance.json")
 	k := OpenDecisions(path)
