@@ -123,7 +123,11 @@ func TestResizeService(t *testing.T) {
 
 	// Another program makes the file system larger than what is reserved, and then larger
 	// than the partition has room for.
+	vm.Run("mkdir -p /etc/sealroot; echo keepfree: 1G >/etc/sealroot/state.yaml; sleep 11") // it guards all the same
 	strayResize(t, vm, resize2fs(16), soon)
+	if status := vm.Run("rm /etc/sealroot/state.yaml; sealroot state status; journalctl -u sealroot-state -o cat"); strings.Count(status, "keepfree: unknown key") != 1 {
+		t.Errorf("a wrong file of limits is not told of once:\n%s", status)
+	}
 	s = strayResize(t, vm, resize2fs(600), atALook) // balloons hold what is free
 	var actions []string
 	for _, d := range s.Decisions {

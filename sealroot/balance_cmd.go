@@ -47,10 +47,15 @@ func balanceState(c *command) action {
 			withoutHugePages()
 		}
 		limits := balance.Defaults()
-		// What is only a guard must not fail for a limits file that it does not need.
+		var file *sharing.LimitsIn
+		// What is only a guard does not need the file.
 		if limits.GapOnly = *configured && auto != config.AutoResizeGrow && auto != config.AutoResizeBoth; !limits.GapOnly {
-			if limits, err = c.limits(auto); err != nil {
-				return err
+			file = c.limits(auto)
+			// The service reads it itself, and guards also where it is wrong.
+			if !*watch {
+				if limits, _, err = file.Reread(); err != nil {
+					return err
+				}
 			}
 		}
 		v, err := c.env.Volume(state.DeviceSize(cfg.State.Device), c.manageVolumeKey)
@@ -61,6 +66,9 @@ func balanceState(c *command) action {
 		s := &sharing.Service{
 			Volume: sharing.Resized{Resizer: v}, Limits: limits, Keep: sharing.OpenDecisions(c.env.Decisions),
 			Tell: func(text string) { c.say("%s", text) }, Now: time.Now,
+		}
+		if file != nil {
+			s.Reread = file.Reread
 		}
 		if !*watch {
 			return refusedResize(c.balanceOnce(ctx, s))
@@ -90,10 +98,8 @@ func withoutHugePages() {
 }
 
 // limits are those of the file and of state.auto_resize: grow never gives back.
-func (c *command) limits(auto string) (balance.Limits, error) {
-	l, err := sharing.LoadLimits(c.env.Limits)
-	l.GiveBack = auto != config.AutoResizeGrow
-	return l, err
+func (c *command) limits(auto string) *sharing.LimitsIn {
+	return &sharing.LimitsIn{Path: c.env.Limits, GiveBack: auto != config.AutoResizeGrow}
 }
 
 func (c *command) balanceOnce(ctx context.Context, s *sharing.Service) error {
@@ -150,16 +156,16 @@ func (c *command) space(s config.State) (*sharing.Sides, error) {
 	if err != nil {
 		return nil, err
 	}
-	limits, err := c.limits(auto)
-	if err != nil {
-		return nil, err
-	}
+	limits, _, problem := c.limits(auto).Reread()
 	past, err := sharing.ReadDecisions(c.env.Decisions)
 	if err != nil {
 		return nil, err
 	}
 	d, _ := balance.Decide(limits, balance.History{}, sharing.Terms(sizes), time.Now())
 	sides := sharing.Look(sizes, limits, auto, past, d)
+	if problem != nil {
+		sides.LimitsProblem = problem.Error()
+	}
 	return &sides, nil
 }
 

@@ -142,6 +142,13 @@ func TestStatusOfSpace(t *testing.T) {
 	if out := s.ok("state", "status"); !strings.Contains(out, "grow 3.0 GiB: why") || !strings.Contains(out, "used and") {
 		t.Errorf("state status: %s", out)
 	}
+	s.env.Limits = filepath.Join(t.TempDir(), "state.yaml")
+	if err := os.WriteFile(s.env.Limits, []byte("keepfree: 1G\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if d := s.status(); d.Space == nil || !strings.Contains(d.Space.LimitsProblem, "line 1: keepfree: unknown key") || d.Space.KeepFree == 0 || !strings.Contains(d.Space.Now, "nothing is resized") {
+		t.Errorf("space with wrong limits: %+v", d.Space)
+	}
 	s.env.Volume = noVolume
 	if d := s.status(); d.Space != nil {
 		t.Errorf("without a volume: %+v", d.Space)

@@ -89,6 +89,45 @@ func LoadLimits(path string) (balance.Limits, error) {
 	return balance.Limits{}, errors.Join(all...)
 }
 
+// LimitsIn are the limits of a file that somebody may change at any time.
+type LimitsIn struct {
+	Path     string
+	GiveBack bool
+
+	read bool
+	info fs.FileInfo // nil where there was no file
+	err  error
+}
+
+// Reread reads the file where it has changed, or was wrong, and tells whether that made a
+// difference. With what is wrong it returns limits that resize nothing: a gap is closed
+// all the same.
+func (f *LimitsIn) Reread() (l balance.Limits, changed bool, problem error) {
+	info, err := os.Stat(f.Path)
+	if err != nil {
+		info = nil
+	}
+	if f.read && f.err == nil && sameFile(info, f.info) {
+		return l, false, nil
+	}
+	l, err = LoadLimits(f.Path)
+	if err != nil {
+		l = balance.Defaults()
+		l.GapOnly = true
+	}
+	l.GiveBack = f.GiveBack
+	changed = !f.read || err == nil || f.err == nil || err.Error() != f.err.Error()
+	f.read, f.info, f.err = true, info, err
+	return l, changed, err
+}
+
+func sameFile(a, b fs.FileInfo) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
+}
+
 // ParseLimits reads the text of such a file. Errors: *config.Problem, joined.
 func ParseLimits(text []byte) (balance.Limits, error) {
 	fail := func(line int, path, remedy, format string, args ...any) error {

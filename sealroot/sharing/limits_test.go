@@ -1,6 +1,7 @@
 package sharing
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -77,6 +78,75 @@ func TestLimitsThatAreWrong(t *testing.T) {
 				t.Errorf("%.40q: %v, want %q in it", c.text, err, want)
 			}
 		}
+	}
+}
+
+// A file that changes counts at once; one that is wrong is told of once, resizes nothing,
+// and counts again once it is right.
+func TestLimitsThatChange(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state.yaml")
+	f := &LimitsIn{Path: path, GiveBack: true}
+	guard := balance.Defaults()
+	guard.GapOnly = true
+	larger := balance.Defaults()
+	larger.KeepFree = 3 << 30
+	for i, c := range []struct {
+		text    string // "": no file
+		want    balance.Limits
+		changed bool
+		problem bool
+	}{
+		{"", balance.Defaults(), true, false},
+		{"", balance.Limits{}, false, false},
+		{"keep_free: 3G\n", larger, true, false},
+		{"keep_free: 3G\n", balance.Limits{}, false, false},
+		{"keepfree: 3G\n", guard, true, true},
+		{"keepfree: 3G\n", guard, false, true},
+		{"keep_fre: 3G\n", guard, true, true},
+		{"keep_free: 3G\n", larger, true, false},
+		{"keep_free: 3G\n", balance.Limits{}, false, false},
+		{"", balance.Defaults(), true, false},
+	} {
+		var err error
+		if now, _ := os.ReadFile(path); c.text == "" {
+			os.Remove(path)
+		} else if string(now) != c.text { // as editors do it
+			err = errors.Join(os.WriteFile(path+".new", []byte(c.text), 0o644), os.Rename(path+".new", path))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, changed, problem := f.Reread()
+		if changed != c.changed || (problem != nil) != c.problem || c.changed && l != c.want {
+			t.Errorf("step %d, %q: %+v, %v, %v", i, c.text, l, changed, problem)
+		}
+	}
+}
+
+// TestWatchWrongLimits: a service with a file that is wrong reserves a gap, resizes nothing,
+// tells what is wrong once, and goes on once it is right.
+func TestWatchWrongLimits(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state.yaml")
+	if err := os.WriteFile(path, []byte("keepfree: 2G\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	f := &fake{sizes: balance.Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 100 << 20, Gap: gib}}
+	s, told, _ := service(t, f, 20)
+	s.Reread = (&LimitsIn{Path: path, GiveBack: true}).Reread
+	waits, wait := 0, s.Wait
+	s.Wait = func(ctx context.Context, next, idle time.Duration) (bool, error) {
+		if waits++; waits == 10 {
+			if f.reserved != 1 || len(f.resized) > 0 || len(*told) != 2 || !strings.Contains((*told)[0], "line 1: keepfree: unknown key") {
+				t.Errorf("reserved %d times, resized to %v, told %q", f.reserved, f.resized, *told)
+			}
+			if err := os.Remove(path); err != nil {
+				t.Error(err)
+			}
+		}
+		return wait(ctx, next, idle)
+	}
+	if err := s.Watch(context.Background()); err != nil || len(f.resized) == 0 {
+		t.Errorf("%v, resized to %v once the file was gone", err, f.resized)
 	}
 }
 

@@ -28,6 +28,9 @@ type Volume interface {
 type Service struct {
 	Volume Volume
 	Limits balance.Limits
+	// Reread returns other limits, once they have changed, and what is wrong with them.
+	// It may be nil.
+	Reread func() (l balance.Limits, changed bool, problem error)
 	// Keep has the last decisions.
 	Keep *Decisions
 	// Tell tells a person, for the journal.
@@ -91,6 +94,7 @@ func (s *Service) Watch(ctx context.Context) error {
 	told, worked := "", true
 	var until time.Time
 	for {
+		s.reread()
 		d, err := s.Pass(ctx)
 		if ctx.Err() != nil {
 			return nil
@@ -123,6 +127,21 @@ func (s *Service) Watch(ctx context.Context) error {
 		if touched {
 			until = s.Now().Add(follow)
 		}
+	}
+}
+
+// reread takes up limits that have changed.
+func (s *Service) reread() {
+	if s.Reread == nil {
+		return
+	}
+	l, changed, problem := s.Reread()
+	if !changed {
+		return
+	}
+	s.Limits = l
+	if problem != nil {
+		s.Tell(problem.Error() + "; until that is right nothing is resized")
 	}
 }
 

@@ -18,17 +18,18 @@ type Sides struct {
 	Reserved      int64  `json:"reserved_bytes"`       // what encrypted.img has of it
 	Volume        int64  `json:"volume_bytes"`         // of the file system in the volume, what is in use or free
 	VolumeFree    int64  `json:"volume_free_bytes"`
-	GivenBack     int64  `json:"given_back_bytes"` // balloons: df of the volume counts them as used
-	Spare         int64  `json:"spare_bytes"`      // what the volume could give back now
-	Gap           int64  `json:"gap_bytes"`        // of the volume's file system, not reserved
-	Copied        int64  `json:"copied_bytes"`     // of encrypted.img, what btrfs outside does not write in place
-	Spanned       int64  `json:"spanned_bytes"`    // of the device, by that file system
-	Device        string `json:"device"`           // oversized or classic
-	DeviceBytes   int64  `json:"device_bytes"`     // of the decrypted device
-	AutoResize    string `json:"auto_resize"`      // off, grow or both
-	StatedRate    int64  `json:"stated_rate"`      // bytes per second
-	Decisions     []Past `json:"decisions"`        // the oldest first
-	Now           string `json:"now"`              // what would be done now, in words
+	GivenBack     int64  `json:"given_back_bytes"`         // balloons: df of the volume counts them as used
+	Spare         int64  `json:"spare_bytes"`              // what the volume could give back now
+	Gap           int64  `json:"gap_bytes"`                // of the volume's file system, not reserved
+	Copied        int64  `json:"copied_bytes"`             // of encrypted.img, what btrfs outside does not write in place
+	Spanned       int64  `json:"spanned_bytes"`            // of the device, by that file system
+	Device        string `json:"device"`                   // oversized or classic
+	DeviceBytes   int64  `json:"device_bytes"`             // of the decrypted device
+	AutoResize    string `json:"auto_resize"`              // off, grow or both
+	StatedRate    int64  `json:"stated_rate"`              // bytes per second
+	Decisions     []Past `json:"decisions"`                // the oldest first
+	Now           string `json:"now"`                      // what would be done now, in words
+	LimitsProblem string `json:"limits_problem,omitempty"` // what is wrong with the limits' file
 }
 
 // Bar draws the partition as width characters: used in the volume, free in it, used
@@ -94,6 +95,9 @@ func (s Sides) Write(to io.Writer, columns int, ascii bool) error {
 		fmt.Fprintf(&b, "devices    %s\n", s.devices())
 	}
 	fmt.Fprintf(&b, "automatic  %s\n", s.automatic())
+	if s.LimitsProblem != "" {
+		fmt.Fprintf(&b, "WRONG LIMITS the defaults are shown, and nothing is resized: %s\n", terminal.Printable(s.LimitsProblem))
+	}
 	for _, p := range s.Decisions {
 		text := fmt.Sprintf("%s %s", p.Action, balance.Text(p.Bytes))
 		if p.Bytes == 0 {

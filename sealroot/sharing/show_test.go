@@ -64,6 +64,11 @@ automatic  both, for writers up to 128 MiB/s; now: nothing to do: nothing is sho
 	if err := s.Write(&b, 80, false); err != nil || !strings.Contains(b.String(), "off (state.auto_resize") || !strings.Contains(b.String(), "NOT RESERVED 1.0 GiB") {
 		t.Errorf("%v, got\n%s", err, b.String())
 	}
+	s.LimitsProblem = "state.yaml: line 1: \x1b"
+	b.Reset()
+	if err := s.Write(&b, 80, false); err != nil || !strings.Contains(b.String(), "nothing is resized: state.yaml: line 1: ?\n") {
+		t.Errorf("%v, got\n%s", err, b.String())
+	}
 	s.Device, s.Spanned, s.DeviceBytes = "classic", 7*gib, 7*gib
 	for more, want := range map[int64]string{0: "devices    as large as the volume's", gib: "devices    1.0 GiB larger"} {
 		b.Reset()

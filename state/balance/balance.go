@@ -180,7 +180,7 @@ func (l Limits) decide(h History, s Sizes, now time.Time) (Decision, History) {
 	case s.Copied > 0:
 		return none(Text(s.Copied) + " of the volume are not reserved since a snapshot was made of it, and nothing is resized: sealroot state status"), h
 	case l.GapOnly:
-		return none("what the volume spans is reserved, and nothing is resized (state.auto_resize: off)"), h
+		return none("what the volume spans is reserved, and nothing is resized (state.auto_resize: off, or limits that are wrong)"), h
 	}
 	in, out := l.sides(h, s)
 	want, why, h := l.want(in, out, h, s, now)
