@@ -15,6 +15,7 @@ type world struct {
 	h                    History
 	now, next            time.Time
 	after                time.Duration // 0, or it waits for a write, and then so long
+	unseen               bool          // no write ends that wait: those through mmap, or before Linux 6.5 through an overlay
 	slow                 time.Duration // how long a resize takes, when space is on neither side
 	moving               int64         // such space
 	done                 func()        // ends that resize
@@ -57,7 +58,7 @@ func (w *world) write(inside bool, n int64) {
 		n = free
 	}
 	*used = max(0, *used+n)
-	if n != 0 && w.after > 0 {
+	if n != 0 && w.after > 0 && !w.unseen {
 		w.next, w.after = w.now.Add(w.after), 0 // woken
 	}
 }
@@ -205,6 +206,39 @@ func TestSlowDisk(t *testing.T) {
 				w.run(time.Duration(outer/w.l.StatedRate(outer))*2*time.Second, w.l.StatedRate(outer)/2, w.l.StatedRate(outer)/2)
 				if len(w.wrong) > 0 {
 					t.Errorf("%s, inside %v, %v: %d things are wrong, the first: %s", disk, inside, slow, len(w.wrong), w.wrong[0])
+				}
+			}
+		}
+	}
+}
+
+// TestUnseenWrites: who writes without the service being woken has a sixth of the stated
+// rate, until it has looked.
+func TestUnseenWrites(t *testing.T) {
+	for disk, outer := range sizesOfDisks() {
+		for _, inside := range []bool{true, false} {
+			for _, part := range []int64{6, 1} {
+				w := newWorld(outer, outer/2)
+				w.unseen, w.l.InnerWeight = true, 0 // the volume gets no more than it needs
+				rate := w.l.StatedRate(outer) / part
+				inner, beside := int64(0), rate
+				if inside {
+					inner, beside = rate, 0
+				}
+				for range 8 { // the side is full but for what it needs, nothing is written, and then it is
+					in, out := w.l.sides(History{}, w.sizes())
+					if inside {
+						w.innerUsed = w.inner - in.need - mib
+					} else {
+						w.outerUsed = w.outer - w.inner - out.need - mib
+					}
+					w.run(40*time.Second+time.Duration(w.passes%7)*time.Second, 0, 0)
+					w.run(15*time.Second, inner, beside)
+				}
+				if wrong := len(w.wrong) > 0; part == 6 && wrong {
+					t.Errorf("%s, inside %v: %s", disk, inside, w.wrong[0])
+				} else if part == 1 && !wrong && (inside || outer <= 2*gib) {
+					t.Errorf("%s, inside %v: the control finds nothing at the whole rate", disk, inside)
 				}
 			}
 		}
