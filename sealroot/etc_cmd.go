@@ -84,10 +84,10 @@ func openDir(path string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// etcCommitted notes that what is changed in /etc is no trial's. What goes wrong is
-// told, and costs nothing else.
-func (c *command) etcCommitted() {
-	if err := etc.Committed(c.env.volume()); err != nil {
+// etcCommitted notes that what is changed in the /etc of this boot is no trial's. What
+// goes wrong is told, and costs nothing else.
+func (c *command) etcCommitted(r report.Report) {
+	if err := etc.Committed(c.env.volume(), r.EtcImage); err != nil {
 		c.say("%v", err)
 	}
 }

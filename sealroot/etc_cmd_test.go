@@ -102,7 +102,7 @@ func TestEtcCommands(t *testing.T) {
 	if code, out := merge("1"); code != 0 || !strings.Contains(out, "warning: ") || !strings.Contains(out, "put aside") {
 		t.Errorf("after the trial: exit status %d, %s", code, out)
 	}
-	if code, out := run("etc", "diff"); code != 0 || !strings.Contains(out, kept+"/"+strings.Repeat("2", 64)+"/upper\n") {
+	if code, out := run("etc", "diff"); code != 0 || !strings.Contains(out, kept+"/"+strings.Repeat("2", 64)+"/failed\n") {
 		t.Errorf("etc diff after the trial: exit status %d, %s", code, out)
 	}
 }
@@ -113,16 +113,19 @@ func TestEtcTrialEnds(t *testing.T) {
 	for _, tt := range []struct {
 		name, args          string
 		trial, layers, ends bool
+		merged              string // the image that PID 1 has merged /etc for
 	}{
-		{"commit", "commit", true, false, true},
-		{"commit_of_layers", "commit", false, true, true},
-		{"record_of_a_trial", "record", true, false, false},
-		{"record_of_layers_on_trial", "record", false, true, false},
-		{"record_of_a_committed_slot", "record", false, false, true},
+		{"commit", "commit", true, false, true, image},
+		{"commit_of_layers", "commit", false, true, true, image},
+		{"commit_without_a_merge", "commit", true, false, false, ""},
+		{"record_of_a_trial", "record", true, false, false, image},
+		{"record_of_layers_on_trial", "record", false, true, false, image},
+		{"record_of_a_committed_slot", "record", false, false, true, image},
+		{"record_of_a_slot_that_runs_on_the_trial's", "record", false, false, false, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var mark string
-			w := world{list: pair(), report: running(func(r *report.Report) { r.Slot.Trial, r.LayerTrial = tt.trial, tt.layers })}
+			w := world{list: pair(), report: running(func(r *report.Report) { r.Slot.Trial, r.LayerTrial, r.EtcImage = tt.trial, tt.layers, tt.merged })}
 			w.before = func(env Env) {
 				from := t.TempDir()
 				if err := os.MkdirAll(env.volume(), 0o755); err != nil {

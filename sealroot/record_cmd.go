@@ -39,7 +39,7 @@ func record(c *command) action {
 			r = report.Report{} // boots.Record says what is wrong with it
 		}
 		if r.Slot.Name != "" && !r.Slot.Trial && !r.LayerTrial {
-			c.etcCommitted() // the commit may have been another system's (--disk)
+			c.etcCommitted(r) // the commit may have been another system's (--disk)
 		}
 		m, err := c.env.Open(Where{Report: r, Write: true})
 		if err != nil {

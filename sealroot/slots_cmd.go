@@ -180,7 +180,7 @@ func (c *command) commit(ctx context.Context, t target, burn bool) error {
 		return errors.Join(err, layersErr)
 	}
 	if ours {
-		c.etcCommitted() // a power cut before it is made good by the next boot's record
+		c.etcCommitted(t.report) // a power cut before it is made good by the next boot's record
 		c.dropUppers(t.report, t.report.Slot.Name, t.report.Root.RootHash)
 	}
 	if t.report.Schema != 0 { // else it is another machine's disk

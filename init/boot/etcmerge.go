@@ -37,7 +37,15 @@ var (
 // before there was a merge, and the next boot tries again.
 func (b *boot) mergeEtc(ctx context.Context, volume *os.File, image mount.Place) {
 	id := b.etcIdentity()
-	if b.report.Degraded || b.cfg.State.Create == config.CreateNone || etcOwner(volume, id) {
+	if b.report.Degraded || b.cfg.State.Create == config.CreateNone {
+		return
+	}
+	defer func() {
+		if etcOwner(volume, id) {
+			b.report.EtcImage = id
+		}
+	}()
+	if etcOwner(volume, id) {
 		return
 	}
 	// What a missing layer has in /etc would pass for gone, and be back with the layer.

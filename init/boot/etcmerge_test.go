@@ -104,6 +104,9 @@ func TestMergeEtc(t *testing.T) {
 			if n := len(b.report.EtcConflicts); n > 0 && (n != report.MaxEtcConflicts || b.report.EtcConflicts[0] != "c: both") || (n > 0) != (tt.name == "conflicts") {
 				t.Errorf("conflicts %q", b.report.EtcConflicts)
 			}
+			if own := tt.takes || tt.owner == hash+" 3"; (b.report.EtcImage == hash) != own || b.report.EtcImage != "" && !own {
+				t.Errorf("the layer is that of %q in the report, want it to be this image's: %v", b.report.EtcImage, own)
+			}
 			if got := strings.Join(b.report.Warnings, "\n"); !strings.Contains(got, tt.warns) || (got == "") != (tt.warns == "") {
 				t.Errorf("warns %q, want %q", got, tt.warns)
 			}

@@ -38,6 +38,9 @@ type Report struct {
 	LayerList string `json:"layer_list,omitempty"`
 	// LayerTrial: that list was not tried with this image before.
 	LayerTrial bool `json:"layer_list_trial,omitempty"`
+	// EtcImage names the image, with its layers, that the upper layer of /etc was merged
+	// for; "" when that is not this boot's, or not used.
+	EtcImage string `json:"etc_image,omitempty"`
 	// EtcConflicts is what this boot's merge of /etc found changed by the image and by
 	// the machine, at most MaxEtcConflicts; each a path and, after a colon, why.
 	EtcConflicts []string `json:"etc_conflicts,omitempty"`

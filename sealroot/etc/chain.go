@@ -80,6 +80,9 @@ func (m *merger) keeps(next owner, name string) (bool, error) {
 	case !isIdentity(name):
 		return false, nil
 	}
+	if m.live.image == "" { // the first merge: what there is failed on trial
+		return true, nil
+	}
 	n, err := m.aside(name)
 	c := m.chain(next)
 	return n > 0 && (n+1 == c.Began || n+1 == c.TrialBegan), err
@@ -97,6 +100,9 @@ func (m *merger) collect(next owner) error {
 			return err
 		}
 		if kept {
+			if err := m.dropFailed(name); err != nil {
+				return err
+			}
 			continue
 		}
 		if err := m.step("collect", func() error { return seed.Remove(m.kept, name) }); err != nil {
@@ -104,4 +110,20 @@ func (m *merger) collect(next owner) error {
 		}
 	}
 	return nil
+}
+
+// dropFailed removes the layer of a trial that failed, once there is another merge than
+// the one that put it aside.
+func (m *merger) dropFailed(image string) error {
+	if image == m.live.image || m.live.image == "" || !isIdentity(image) {
+		return nil
+	}
+	dir, err := m.dir(m.kept, image)
+	if err != nil || dir == nil {
+		return err
+	}
+	if failed, err := m.dir(dir, failedDir); err != nil || failed == nil {
+		return err
+	}
+	return m.step("remove failed", func() error { return seed.Remove(dir, failedDir) })
 }

@@ -95,7 +95,7 @@ func TestCommittedListIsNotPutBack(t *testing.T) {
 	w := withLists(t)
 	w.booted(v1)
 	w.trial(v2x)
-	must(t, Committed(w.volume))
+	must(t, Committed(w.volume, v2x))
 	w.shell(v2x, "echo kept >kept")
 	w.trial(v2y)
 	w.shell(v2y, "echo lost >lost")

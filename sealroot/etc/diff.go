@@ -83,6 +83,13 @@ func (m *merger) compare(volume string) (Diff, error) {
 	}
 	d := differences(image.entries, machine.entries)
 	d.Image, d.Conflicts = live.image, []Conflict{}
+	aside, err := m.failed(live)
+	if err != nil {
+		return Diff{}, err
+	}
+	if aside != "" {
+		d.PutAside = path.Join(volume, layout.EtcKept, aside)
+	}
 	if merge == nil {
 		return d, nil
 	}
@@ -92,7 +99,7 @@ func (m *merger) compare(volume string) (Diff, error) {
 	}
 	d.Before = r.From
 	if r.PutBack {
-		d.PutAside = path.Join(volume, layout.EtcKept, r.From, upperDir)
+		d.PutAside = path.Join(volume, layout.EtcKept, r.From, failedDir)
 	}
 	for _, c := range r.Conflicts {
 		d.Conflicts = append(d.Conflicts, Conflict{
@@ -101,6 +108,37 @@ func (m *merger) compare(volume string) (Diff, error) {
 		})
 	}
 	return d, nil
+}
+
+// failed is where the layer of the last trial lies that failed since the live one was
+// merged, below layout.EtcKept; "" for none.
+func (m *merger) failed(live owner) (string, error) {
+	images, err := names(m.kept)
+	if err != nil {
+		return "", err
+	}
+	last, at := live, ""
+	for _, image := range images {
+		for _, name := range []string{failedDir, upperDir} {
+			name = path.Join(image, name)
+			dir, err := m.dir(m.kept, name)
+			if err != nil {
+				return "", err
+			}
+			if dir == nil {
+				continue
+			}
+			// One that has not got its own name yet is another one's upper.
+			o, err := readOwner(dir)
+			if err != nil {
+				return "", err
+			}
+			if (path.Base(name) == failedDir || o.image != image) && o.merge >= last.merge {
+				last, at = o, name
+			}
+		}
+	}
+	return at, nil
 }
 
 // where is the path of a file in the copy of an image's /etc; "" when it has none.

@@ -7,8 +7,9 @@
 //
 //	<image>/image     a copy of the image's /etc, made in its first boot: the merge's base
 //	<image>/upper     the upper layer as it was when another image took over
-//	<image>/merge-<n> of the live upper layer alone: start, the layer as it was merged;
-//	                  record, a record; trial, there while the image is on trial;
+//	<image>/failed    the same of an image on trial, which nobody committed
+//	<image>/merge-<n> of the live upper layer, and of an upper: start, the layer as it was
+//	                  merged; record, a record; trial, there while the image is on trial;
 //	                  of another list of layers (chain.go) start is the layer as the
 //	                  image took over, merged for the list
 //	before            the upper layer of a time before there was a merge, while the image
@@ -32,7 +33,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"sealroot/mount"
 	"sealroot/state/etcmerge"
 	"sealroot/state/layout"
 	"sealroot/state/seed"
@@ -42,6 +42,7 @@ import (
 const (
 	imageDir   = "image"
 	upperDir   = "upper"
+	failedDir  = "failed"
 	startDir   = "start"
 	beforeDir  = "before"
 	nextDir    = "next"
@@ -165,10 +166,28 @@ func (m *merger) run() (Result, error) {
 	if err := m.tidy(m.live); err != nil {
 		return Result{}, err
 	}
-	if err := m.keepImage(); err != nil {
+	if err := m.readLast(); err != nil {
 		return Result{}, err
 	}
-	if err := m.readLast(); err != nil {
+	from, err := m.putBack()
+	if err != nil {
+		return Result{}, err
+	}
+	if from == "" {
+		return m.replace(upper)
+	}
+	if upper, err = m.dir(m.volume, layout.Etc); err != nil || m.live.image == m.Image {
+		return Result{From: from, PutBack: true}, err
+	}
+	// of a time before there was a merge
+	result, err := m.replace(upper)
+	result.From, result.PutBack = from, true
+	return result, err
+}
+
+// replace puts a new layer in the place of the live one.
+func (m *merger) replace(upper *os.File) (Result, error) {
+	if err := m.keepImage(); err != nil {
 		return Result{}, err
 	}
 	next := owner{m.Image, m.live.merge + 1}
@@ -177,7 +196,7 @@ func (m *merger) run() (Result, error) {
 		// What is half made would take the place that the next boot needs too.
 		return Result{}, errors.Join(err, m.step("remove", func() error { return seed.Remove(m.kept, nextDir) }))
 	}
-	if err := m.step("exchange", m.exchange); err != nil {
+	if err := m.step("exchange", func() error { return m.exchange(m.kept, nextDir) }); err != nil {
 		return Result{}, err
 	}
 	if err := m.tidy(next); err != nil {
@@ -213,15 +232,18 @@ func (m *merger) tidy(live owner) error {
 		}
 		switch {
 		case before:
-			err = m.step("put before aside", func() error { return m.rename(m.kept, beforeDir) })
+			err = m.step("put before aside", func() error { return rename(m.kept, nextDir, m.kept, beforeDir) })
 		case old.image == "" || old.merge >= live.merge:
 			err = m.step("remove next", func() error { return seed.Remove(m.kept, nextDir) })
 		default:
-			err = m.putAside(old)
+			err = m.putAside(m.kept, nextDir, old)
 		}
 		if err != nil {
 			return err
 		}
+	}
+	if err := m.tidyBefore(); err != nil {
+		return err
 	}
 	images, err := names(m.kept)
 	if err != nil {
@@ -231,24 +253,36 @@ func (m *merger) tidy(live owner) error {
 		if !isIdentity(image) {
 			continue
 		}
-		dir, err := m.dir(m.kept, image)
-		if err != nil {
+		if err := m.tidyImage(image, live); err != nil {
 			return err
 		}
-		if dir == nil {
+	}
+	return nil
+}
+
+// tidyImage does it for one image.
+func (m *merger) tidyImage(image string, live owner) error {
+	dir, err := m.dir(m.kept, image)
+	if err != nil || dir == nil {
+		return err
+	}
+	if err := m.tidyFailed(image, dir); err != nil {
+		return err
+	}
+	aside, err := m.aside(image)
+	if err != nil {
+		return err
+	}
+	list, err := names(dir)
+	if err != nil {
+		return err
+	}
+	for _, name := range list {
+		if !strings.HasPrefix(name, "merge-") || image == live.image && name == mergeDir(live.merge) || name == mergeDir(aside) {
 			continue
 		}
-		list, err := names(dir)
-		if err != nil {
+		if err := m.step("remove "+name, func() error { return seed.Remove(dir, name) }); err != nil {
 			return err
-		}
-		for _, name := range list {
-			if !strings.HasPrefix(name, "merge-") || image == live.image && name == mergeDir(live.merge) {
-				continue
-			}
-			if err := m.step("remove "+name, func() error { return seed.Remove(dir, name) }); err != nil {
-				return err
-			}
 		}
 	}
 	return nil
@@ -272,24 +306,34 @@ func (m *merger) isBefore(next *os.File, old, live owner) (bool, error) {
 	return len(list) > 0, err
 }
 
-// putAside gives the old layer its name.
-func (m *merger) putAside(old owner) error {
-	dir, err := m.ensure(m.kept, old.image)
+// putAside gives the layer of an image, in dir as name, its own name: that of one that
+// failed where the image was on trial, so that what was changed then is not taken for
+// what a committed image had.
+func (m *merger) putAside(dir *os.File, name string, old owner) error {
+	to, err := m.ensure(m.kept, old.image)
 	if err != nil {
 		return err
 	}
-	if err := m.step("remove upper", func() error { return seed.Remove(dir, upperDir) }); err != nil {
+	trial, err := m.onTrial(old.image + "/" + mergeDir(old.merge))
+	if err != nil {
 		return err
 	}
-	return m.step("put aside", func() error { return m.rename(dir, upperDir) })
+	aside := upperDir
+	if trial {
+		aside = failedDir
+	}
+	if err := m.step("remove "+aside, func() error { return seed.Remove(to, aside) }); err != nil {
+		return err
+	}
+	return m.step("put aside", func() error { return rename(dir, name, to, aside) })
 }
 
-// rename gives the old layer, next, its name.
-func (m *merger) rename(dir *os.File, name string) error {
-	if err := unix.Renameat2(int(m.kept.Fd()), nextDir, int(dir.Fd()), name, unix.RENAME_NOREPLACE); err != nil {
+// rename gives an old layer a name.
+func rename(from *os.File, name string, to *os.File, as string) error {
+	if err := unix.Renameat2(int(from.Fd()), name, int(to.Fd()), as, unix.RENAME_NOREPLACE); err != nil {
 		return fmt.Errorf("cannot rename the old upper layer: %w", err)
 	}
-	return syncDirs(m.kept, dir)
+	return syncDirs(from, to)
 }
 
 // keepImage copies the image's /etc, if that was not done.
@@ -400,61 +444,12 @@ func (m *merger) keepStart(layer, merge *os.File) error {
 	return seed.Attributes(layer, dir)
 }
 
-// exchange is the moment at which the new layer counts.
-func (m *merger) exchange() error {
-	if err := unix.Renameat2(int(m.kept.Fd()), nextDir, int(m.volume.Fd()), layout.Etc, unix.RENAME_EXCHANGE); err != nil {
+// exchange is the moment at which the layer counts that is in dir as name.
+func (m *merger) exchange(dir *os.File, name string) error {
+	if err := unix.Renameat2(int(dir.Fd()), name, int(m.volume.Fd()), layout.Etc, unix.RENAME_EXCHANGE); err != nil {
 		return fmt.Errorf("cannot exchange the upper layers: %w", err)
 	}
-	return syncDirs(m.volume, m.kept)
-}
-
-// Committed notes that the image whose /etc this is was committed: when another one
-// takes over, what was changed under it is changed there too.
-func Committed(volume string) error {
-	m := merger{}
-	defer m.close()
-	merge, _, err := m.current(volume)
-	if err != nil || merge == nil {
-		return err
-	}
-	err = unix.Unlinkat(int(merge.Fd()), trialFile, 0)
-	if errors.Is(err, unix.ENOENT) {
-		err = nil
-	}
-	if err == nil {
-		err = syncDirs(merge)
-	}
-	if err != nil {
-		return fmt.Errorf("cannot note that the image of /etc was committed: %w", err)
-	}
-	// crash point: before is there without a trial, and goes at the next commit or merge
-	return seed.Remove(m.kept, beforeDir)
-}
-
-// current opens the directory of the merge that the live upper layer comes from; nil
-// when there was none.
-func (m *merger) current(volume string) (merge *os.File, live owner, err error) {
-	root, err := mount.OpenRoot(volume)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, owner{}, nil
-	}
-	if err != nil {
-		return nil, owner{}, err
-	}
-	m.opened = append(m.opened, root)
-	m.volume = root
-	upper, err := m.dir(root, layout.Etc)
-	if err != nil || upper == nil {
-		return nil, owner{}, err
-	}
-	if live, err = readOwner(upper); err != nil || live.image == "" {
-		return nil, owner{}, err
-	}
-	if m.kept, err = m.dir(root, layout.EtcKept); err != nil || m.kept == nil {
-		return nil, live, err
-	}
-	merge, err = m.dir(m.kept, live.image+"/"+mergeDir(live.merge))
-	return merge, live, err
+	return syncDirs(m.volume, dir)
 }
 
 func createFile(dir *os.File, name string, text []byte) error {

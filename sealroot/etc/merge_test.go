@@ -127,8 +127,8 @@ func TestMergeAfterTrial(t *testing.T) {
 			must(t, err)
 			w.shell(v2, "echo migrated >a")
 			if committed {
-				must(t, Committed(w.volume))
-				must(t, Committed(w.volume))
+				must(t, Committed(w.volume, v2))
+				must(t, Committed(w.volume, v2))
 			}
 			r := w.booted(v1)
 			if r.PutBack == committed {
@@ -249,7 +249,7 @@ func TestMergeBeforeTheFirstIsPutBack(t *testing.T) {
 	if got := kept(w); !slices.Equal(got, []string{v2, v3, beforeDir}) {
 		t.Errorf("kept on trial is %v", got)
 	}
-	must(t, Committed(w.volume))
+	must(t, Committed(w.volume, v3))
 	if got := kept(w); !slices.Equal(got, []string{v2, v3}) {
 		t.Errorf("kept after the commit is %v", got)
 	}

@@ -11,7 +11,7 @@ import (
 // sides are the trees of a merge; own is the image's /etc without any change.
 type sides struct {
 	base, image, machine, own tree
-	putBack                   bool // image is the result
+	putBack                   bool // image is the result, and the last one was on trial
 }
 
 // plan reads the trees and decides what the new layer holds.
@@ -75,17 +75,11 @@ func (m *merger) sides(upper *os.File) (s sides, err error) {
 	if err != nil {
 		return s, err
 	}
-	putBack := m.lastTrial && aside+1 == m.last.TrialBegan
-	if own == nil && m.lastTrial && !m.Trial {
-		// Not on trial itself, it is the one that was there before that which is.
-		putBack = true
-		own, err = m.stored(s.own, ".", beforeDir)
-	}
-	if err != nil || own == nil {
-		return s, err
+	if own == nil {
+		return s, nil
 	}
 	switch {
-	case putBack:
+	case m.lastTrial && aside+1 == m.last.TrialBegan: // and on trial: else there was no merge
 		s.image, s.putBack = *own, true
 	case start != nil && aside+1 == m.last.Began:
 		s.image, s.base = *own, *start
