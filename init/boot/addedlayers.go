@@ -174,7 +174,7 @@ func (b *boot) vouch(ctx context.Context, l config.Layer, sig io.ReaderAt) error
 		return err
 	}
 	if hex.EncodeToString(hash) != l.Hash {
-		return errLayer
+		return errNoImage
 	}
 	b.measureLayer(ctx, l)
 	if b.tpm.dev != nil {

@@ -162,7 +162,7 @@ func TestAddedLayers(t *testing.T) {
 			putCertificate(t, config.CertificatesDir, config.RoleLayer, key)
 			l := layerImageBy(t, "extra", make([]byte, 8192), func([]byte) []byte { return signed(t, key, make([]byte, 32)) })
 			a.want(t, layerlist.List{{Name: "extra", Hash: l.Hash}})
-		}, false, true, errLayer.Error()},
+		}, false, true, errNoImage.Error()},
 		{"missing", func(t *testing.T, a *added) {
 			if err := os.Remove(filepath.Join(stateDir, layout.LayerImage("extra", a.list[0].Hash))); err != nil {
 				t.Fatal(err)
@@ -371,27 +371,44 @@ func TestLayersOnTrialHaveADeadline(t *testing.T) {
 	}
 }
 
-// /etc is merged for image and list together, where the list changes what there is.
+// /etc is merged for image and layers together, where those in use are not just the
+// configuration's. One that is damaged comes back: it counts as there.
 func TestEtcIdentity(t *testing.T) {
-	const list = "8899aabbccddeeff"
-	for _, tt := range []struct {
-		name  string
-		layer report.Layer
-		own   bool
-	}{
-		{"image's_own", report.Layer{Name: "x"}, true},
-		{"left_out", report.Layer{Name: "x", Source: report.LayerAdded, LeftOut: "not allowed"}, true},
-		{"added", report.Layer{Name: "x", Source: report.LayerAdded}, false},
-		{"turned_off", report.Layer{Name: "x", LeftOut: report.LayerOff}, false},
-	} {
+	identity := func(layers ...report.Layer) string {
 		b, _ := testBoot(&person{}, config.State{})
-		b.report.Root.RootHash, b.report.LayerList, b.report.Layers = thisImage, list, []report.Layer{tt.layer}
-		want := thisImage
-		if !tt.own {
-			want = thisImage[:48] + list
+		b.report.Root.RootHash, b.report.LayerList, b.report.Layers = thisImage, "8899aabbccddeeff", layers
+		return b.etcIdentity()
+	}
+	low, high := report.Layer{Name: "low", RootHash: "01"}, report.Layer{Name: "high"}
+	with := func(l report.Layer, change func(*report.Layer)) report.Layer { change(&l); return l }
+	added := with(report.Layer{Name: "x", RootHash: "02"}, func(l *report.Layer) { l.Source = report.LayerAdded })
+	for name, layers := range map[string][]report.Layer{
+		"image's_own":          {low, high},
+		"damaged":              {low, with(high, func(l *report.Layer) { l.LeftOut = "damaged" })},
+		"added_but_left_out":   {low, high, with(added, func(l *report.Layer) { l.LeftOut = "not allowed" })},
+		"no_layers_whatsoever": nil,
+	} {
+		if got := identity(layers...); got != thisImage {
+			t.Errorf("%s: %s, want the image's own", name, got)
 		}
-		if got := b.etcIdentity(); got != want {
-			t.Errorf("%s: %s, want %s", tt.name, got, want)
+	}
+	seen := map[string]string{thisImage: "image's_own"}
+	for name, layers := range map[string][]report.Layer{
+		"added":            {low, high, added},
+		"another_added":    {low, high, with(added, func(l *report.Layer) { l.RootHash = "03" })},
+		"turned_off":       {low, with(high, func(l *report.Layer) { l.LeftOut = report.LayerOff })},
+		"added_turned_off": {low, with(high, func(l *report.Layer) { l.LeftOut = report.LayerOff }), added},
+		"absent_by_design": {with(low, func(l *report.Layer) { l.LeftOut, l.Absent = "not there", true }), high},
+		"none_is_there":    {with(low, func(l *report.Layer) { l.LeftOut, l.Absent = "not there", true }), with(high, func(l *report.Layer) { l.LeftOut = report.LayerOff })},
+	} {
+		got := identity(layers...)
+		if other := seen[got]; other != "" || len(got) != len(thisImage) || got[:48] != thisImage[:48] {
+			t.Errorf("%s: %s, which is that of %q", name, got, other)
 		}
+		seen[got] = name
+	}
+	off := identity(low, with(high, func(l *report.Layer) { l.LeftOut = report.LayerOff }))
+	if absent := identity(low, with(high, func(l *report.Layer) { l.LeftOut, l.Absent = "not there", true })); absent != off {
+		t.Errorf("the same layers in use: %s and %s", off, absent)
 	}
 }

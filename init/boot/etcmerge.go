@@ -16,6 +16,7 @@ import (
 	"sealroot/init/config"
 	"sealroot/init/report"
 	"sealroot/mount"
+	"sealroot/state/layerlist"
 	"sealroot/state/layout"
 	"sealroot/state/seed"
 )
@@ -48,10 +49,13 @@ func (b *boot) mergeEtc(ctx context.Context, volume *os.File, image mount.Place)
 	if etcOwner(volume, id) {
 		return
 	}
-	// What a missing layer has in /etc would pass for gone, and be back with the layer.
-	// What the machine itself added or turned off does not come back by waiting.
-	if slices.ContainsFunc(b.report.Layers, func(l report.Layer) bool { return l.LeftOut != "" && l.LeftOut != report.LayerOff && l.Source == "" }) {
-		b.warn("/etc is merged when no layer is left out")
+	// What a damaged layer has in /etc would pass for gone, and be back with the layer.
+	// What the machine itself added or turned off does not come back by waiting, nor does
+	// what is not for this system.
+	if slices.ContainsFunc(b.report.Layers, func(l report.Layer) bool {
+		return l.LeftOut != "" && l.LeftOut != report.LayerOff && l.Source == "" && !l.Absent
+	}) {
+		b.warn("/etc is merged when no layer is missing or damaged")
 		return
 	}
 	err := b.runMerge(ctx, id, image)
@@ -64,14 +68,20 @@ func (b *boot) mergeEtc(ctx context.Context, volume *os.File, image mount.Place)
 }
 
 // etcIdentity names what the image's /etc comes from: the root hash, which says the
-// configuration's layers too, for the root's os-release names them; and the list by which
-// the machine changed them, if it did.
+// configuration's layers too, for the root's os-release names them; and those in use, where
+// they are others. One that is damaged counts as there.
 func (b *boot) etcIdentity() string {
-	id := b.report.Root.RootHash
-	if n := len(b.report.LayerList); n < len(id) && slices.ContainsFunc(b.report.Layers, func(l report.Layer) bool {
-		return l.LeftOut == report.LayerOff || l.Source != "" && l.LeftOut == ""
-	}) {
-		id = id[:len(id)-n] + b.report.LayerList
+	id, used, others := b.report.Root.RootHash, "", false
+	for _, l := range b.report.Layers {
+		own := l.Source == ""
+		in := l.LeftOut == "" || own && l.LeftOut != report.LayerOff && !l.Absent
+		if in {
+			used += l.Name + " " + l.RootHash + "\n"
+		}
+		others = others || in != own
+	}
+	if list := layerlist.ID([]byte(used)); others && len(id) > len(list) {
+		id = id[:len(id)-len(list)] + list
 	}
 	return id
 }

@@ -29,6 +29,7 @@ func TestMergeEtc(t *testing.T) {
 		owner    string // of the layer before
 		trial    bool
 		leftOut  string // of a layer
+		absent   bool   // by design
 		degraded bool
 		create   string
 		result   child.Result
@@ -43,7 +44,8 @@ func TestMergeEtc(t *testing.T) {
 		{name: "this_image", owner: hash + " 3"},
 		{name: "name_begins_alike", owner: hash + "ab 3", takes: true, runs: true},
 		{name: "degraded", degraded: true},
-		{name: "layer_left_out", leftOut: "damaged", warns: "when no layer is left out"},
+		{name: "layer_left_out", leftOut: "damaged", warns: "when no layer is missing or damaged"},
+		{name: "layer_left_out_by_design", leftOut: "not there", absent: true, takes: true, runs: true},
 		{name: "no_state", create: config.CreateNone},
 		{name: "conflicts", result: child.Result{Output: []byte(strings.Repeat("conflict: c: both\n", 30) + "merged\nwarning: both changed c\n")}, takes: true, runs: true, warns: "both changed c"},
 		{name: "no_command", err: fs.ErrNotExist, runs: true, warns: errNoMerge.Error()},
@@ -56,8 +58,9 @@ func TestMergeEtc(t *testing.T) {
 			b, _ := testBoot(&person{}, config.State{Create: tt.create})
 			recorder := &mounttest.Recorder{}
 			b.sys.Mounter = recorder
-			b.report.Layers = []report.Layer{{Name: "whole"}, {Name: "other", LeftOut: tt.leftOut}}
+			b.report.Layers = []report.Layer{{Name: "whole"}, {Name: "other", LeftOut: tt.leftOut, Absent: tt.absent}}
 			b.report.Root.RootHash, b.report.Slot.Trial, b.report.Degraded = hash, tt.trial, tt.degraded
+			hash := b.etcIdentity()
 			upper := filepath.Join(t.TempDir(), layout.Etc)
 			own := func(owner string) {
 				if err := unix.Setxattr(upper, layout.EtcOwner, []byte(owner), 0); err != nil {

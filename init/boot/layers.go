@@ -37,8 +37,12 @@ const (
 	layersRoot = "/layered"
 )
 
-// errLayer: what is there is no layer for this root and kernel.
-var errLayer = errors.New("not a layer for this root")
+// errLayer: what is there is no layer for this root and kernel. errNoImage: nor is it
+// the image of any.
+var (
+	errLayer   = errors.New("not a layer for this root")
+	errNoImage = errors.New("not the image of this layer")
+)
 
 // errUnsigned: an image that was added has no signature.
 var errUnsigned = errors.New("nobody has signed it")
@@ -68,6 +72,7 @@ func (b *boot) stackLayers(ctx context.Context) error {
 			}
 			b.failed("layers", b.report.Slot.Name, err)
 			note.LeftOut = err.Error()
+			note.Absent = errors.Is(err, errLayer) || l.From == config.LayerFromVolume && errors.Is(err, unix.ENOENT)
 		} else {
 			lower = append([]mount.Place{place}, lower...)
 		}
@@ -152,7 +157,7 @@ func (b *boot) openLayerImage(ctx context.Context, i int, l config.Layer) (dm.De
 		return dm.Device{}, err
 	}
 	if !info.Mode().IsRegular() {
-		return dm.Device{}, fmt.Errorf("%w: %s is no plain file", errLayer, f.Name())
+		return dm.Device{}, fmt.Errorf("%w: %s is no plain file", errNoImage, f.Name())
 	}
 	table, err := gpt.Read(f, info.Size(), 512)
 	if err != nil {

@@ -211,7 +211,7 @@ func TestLayerFailures(t *testing.T) {
 			if err := errors.Join(os.Remove(at), unix.Mkfifo(at, 0o644)); err != nil {
 				t.Fatal(err)
 			}
-		}, errLayer, slots.ImageFailure},
+		}, errNoImage, slots.ImageFailure},
 		{"empty", func(t *testing.T, b *boot, _ *mounttest.Recorder, _ *layerDevices) { put(t, imageOf(*mid(b)), nil) }, nil, slots.ImageFailure},
 		{"no_table", func(t *testing.T, b *boot, _ *mounttest.Recorder, _ *layerDevices) {
 			put(t, imageOf(*mid(b)), make([]byte, 8<<20))
@@ -276,6 +276,10 @@ func TestLayerFailures(t *testing.T) {
 				t.Fatal(err)
 			}
 			note := b.report.Layers[1]
+			byDesign := errors.Is(tt.want, errLayer) || tt.want == unix.ENOENT && mid(b).From == config.LayerFromVolume
+			if note.Absent != byDesign {
+				t.Errorf("absent by design: %v, want %v: %+v", note.Absent, byDesign, note)
+			}
 			if !strings.HasPrefix(note.LeftOut, "cannot use layer mid: ") || len(b.report.Failures) == 0 {
 				t.Errorf("reported %+v", note)
 			}

@@ -150,6 +150,8 @@ type Layer struct {
 	RootHash string `json:"root_hash,omitempty"` // none for a directory
 	Version  string `json:"version,omitempty"`
 	LeftOut  string `json:"left_out,omitempty"` // why it is not there
+	// Absent: left out by design, a directory that nobody has made, or not for this system.
+	Absent bool `json:"absent,omitempty"`
 	// Source is LayerAdded for one that the configuration does not name.
 	Source string `json:"source,omitempty"`
 	// Measured: one that was added was measured, behind those of the configuration.

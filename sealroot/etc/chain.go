@@ -7,7 +7,7 @@ import (
 )
 
 // chain tells which of the layers that were put aside a merge follows. One image has an
-// identity for each list of layers that changed it, and goes from one to another as from
+// identity for each list of layers in use, and goes from one to another as from
 // image to image: the layer that another image had, or that was there before a trial, may
 // lie some merges back. Numbers are those of merges; 0, in records of before: this one.
 type chain struct {
@@ -17,7 +17,7 @@ type chain struct {
 	TrialBegan uint64 `json:"trial_began,omitempty"`
 }
 
-// listDigits is how many digits at the end of an identity may name a list of layers.
+// listDigits is how many digits at the end of an identity may name the layers in use.
 const listDigits = 16
 
 // sameImage tells whether two identities are of one image.

@@ -27,7 +27,7 @@ func whole() report.Report {
 		FellBack:              &report.Fallback{From: "b", Reason: "no commit", Class: "image"},
 		Disagreement:          &report.Disagreement{Loaded: "?", Wanted: "a", Why: "the one-shot was not followed"},
 		CommitDeadlineSeconds: 600, Ended: "device missing", Failures: []report.Failure{failure},
-		Layers:    []report.Layer{{Name: "tools", RootHash: "0a", Version: "7", LeftOut: "it is not there", Source: report.LayerAdded, Measured: true}},
+		Layers:    []report.Layer{{Name: "tools", RootHash: "0a", Version: "7", LeftOut: "it is not there", Absent: true, Source: report.LayerAdded, Measured: true}},
 		LayerList: "0a", LayerTrial: true,
 		EtcImage:     strings.Repeat("0a", 32),
 		EtcConflicts: []string{"ssh/sshd_config: both changed it"},
