@@ -32,11 +32,12 @@ const minSystem, maxSystem = 100, 999
 //   - One that the image removed goes, if the machine has not changed it: for a user
 //     in passwd or shadow, whose password is there, for a group in group or gshadow.
 //
-// Where one side changed nothing the result is the other side's, byte for byte. Lines
-// that are no entries are those of the machine.
+// Where one side changed nothing the result is the other side's, byte for byte, unless the
+// image has another number for a name that the machine has. Lines that are no entries are
+// those of the machine.
 func Accounts(base, image, machine Files) (Files, []Conflict) {
 	switch {
-	case base.equal(machine):
+	case base.equal(machine) && !renumbers(machine, image):
 		return image, nil
 	case base.equal(image):
 		return machine, nil
@@ -62,6 +63,21 @@ func (f Files) equal(o Files) bool {
 		}
 	}
 	return true
+}
+
+// renumbers tells whether the image has a user or group of the machine's with another
+// number: package managers give numbers in the order in which an image is built.
+func renumbers(machine, image Files) bool {
+	for _, file := range []string{"passwd", "group"} {
+		theirs := entries(parse(image.get(file), byName))
+		for _, l := range parse(machine.get(file), byName) {
+			i, inImage := theirs[l.key]
+			if l.key != "" && inImage && number(field(i, idField)) != number(field(l, idField)) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 type accounts struct {

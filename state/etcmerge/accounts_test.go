@@ -283,3 +283,40 @@ func FuzzAccounts(f *testing.F) {
 		checkAccounts(t, Files{Group: b1, Subuid: b2}, Files{Group: i1, Subuid: i2}, Files{Group: m1, Subuid: m2})
 	})
 }
+
+// A machine that has changed no account file keeps its numbers all the same: another build
+// of an image may have its packages in another order.
+func TestUntouchedMachineKeepsItsNumbers(t *testing.T) {
+	const root = "root:x:0:0::/root:/bin/sh\n"
+	base := Files{
+		Passwd: []byte(root + "nginx:x:101:101::/:/bin/false\npostgres:x:102:102::/:/bin/false\n"), Shadow: []byte("nginx:!:1\npostgres:!:1\n"),
+		Group: []byte("root:x:0:\nnginx:x:101:\npostgres:x:102:\n"),
+	}
+	image := Files{
+		Passwd: []byte(root + "postgres:x:101:101::/srv:/bin/false\nnginx:x:102:102::/:/bin/false\nredis:x:103:101::/:\n"), Shadow: []byte("postgres:!:2\nnginx:!:1\nredis:!:1\n"),
+		Group: []byte("root:x:0:\npostgres:x:101:\nnginx:x:102:redis\n"),
+	}
+	merged, conflicts := Accounts(base, image, base)
+	for name, want := range map[string]string{
+		"passwd": root + "nginx:x:101:101::/:/bin/false\npostgres:x:102:102::/srv:/bin/false\nredis:x:103:102::/:\n",
+		"group":  "root:x:0:\nnginx:x:101:redis\npostgres:x:102:\n",
+		"shadow": "nginx:!:1\npostgres:!:2\nredis:!:1\n",
+	} {
+		if got := string(merged.get(name)); got != want {
+			t.Errorf("%s:\n%swant\n%s", name, got, want)
+		}
+	}
+	if len(conflicts) != 6 { // uid and gid in passwd, gid in group
+		t.Errorf("conflicts %q", conflicts)
+	}
+
+	// With the same numbers all is the image's, byte for byte; and where only one file has others.
+	image.Passwd, image.Group = []byte(root+"# new\npostgres:x:0102:102::/:\nnginx:x:101:101::/:\n"), []byte("postgres:x:102:\nnginx:x:101:\n")
+	if merged, conflicts := Accounts(base, image, base); !merged.equal(image) || len(conflicts) > 0 {
+		t.Errorf("with the same numbers: %q, %q", merged, conflicts)
+	}
+	image.Group = []byte("postgres:x:101:\nnginx:x:102:\n")
+	if merged, _ := Accounts(base, image, base); string(merged.Group) != "nginx:x:101:\npostgres:x:102:\n" {
+		t.Errorf("with other groups: %q", merged.Group)
+	}
+}
