@@ -66,7 +66,7 @@ func (m *merger) compare(volume string) (Diff, error) {
 	if live.image == "" || m.kept == nil {
 		return Diff{}, ErrNever
 	}
-	image, err := m.stored(tree{}, live.image, imageDir)
+	_, image, err := m.stored(tree{}, live.image, imageDir)
 	if err != nil {
 		return Diff{}, err
 	}
@@ -77,11 +77,11 @@ func (m *merger) compare(volume string) (Diff, error) {
 	if err != nil {
 		return Diff{}, err
 	}
-	machine, err := m.layer(*image, upper)
+	own, machine, err := m.over(*image, upper)
 	if err != nil {
 		return Diff{}, err
 	}
-	d := differences(image.entries, machine.entries)
+	d := differences(own.entries, machine.entries)
 	d.Image, d.Conflicts = live.image, []Conflict{}
 	aside, err := m.failed(live)
 	if err != nil {

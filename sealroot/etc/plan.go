@@ -8,7 +8,8 @@ import (
 	"sealroot/state/etcmerge"
 )
 
-// sides are the trees of a merge; own is the image's /etc without any change.
+// sides are the trees of a merge; own is the image's /etc without any change. Files of base
+// and machine have the owners of the machine, those of image and own by their own accounts.
 type sides struct {
 	base, image, machine, own tree
 	putBack                   bool // image is the result, and the last one was on trial
@@ -21,18 +22,18 @@ func (m *merger) plan(upper *os.File) ([]change, Result, error) {
 		return nil, Result{}, err
 	}
 	result := Result{From: m.live.image, PutBack: s.putBack}
-	var plan etcmerge.Plan
-	if s.putBack {
-		// Merged with itself it is what it was.
-		plan, _ = etcmerge.Merge3(s.image.entries, s.image.entries, s.image.entries)
-	} else {
-		plan, result.Conflicts = etcmerge.Merge3(s.base.entries, s.image.entries, s.machine.entries)
+	// Merged with itself it is what it was.
+	base, machine := s.image, s.image
+	if !s.putBack {
+		base, machine = s.base, s.machine
 	}
+	image, plan, conflicts := merge3(base, s.image, machine)
+	result.Conflicts = conflicts
 	// Copies that passwd(1) and its like make of the files before a change.
 	copies := []string{"passwd-", "shadow-", "group-", "gshadow-", "subuid-", "subgid-"}
 	result.Conflicts = slices.DeleteFunc(result.Conflicts, func(c etcmerge.Conflict) bool { return slices.Contains(copies, c.Path) })
 	result.Conflicts = result.Conflicts[:min(len(result.Conflicts), maxConflicts)]
-	list := changes(s.own.entries, plan, s.image, s.machine)
+	list := changes(s.own.entries, plan, image, machine)
 	result.Files = len(list)
 	return list, result, nil
 }
@@ -42,32 +43,34 @@ func (m *merger) plan(upper *os.File) ([]change, Result, error) {
 // since is changed in the /etc that this image had. With another list of layers the last
 // one took over when its image did: what was changed since goes along (m.start).
 func (m *merger) sides(upper *os.File) (s sides, err error) {
-	if s.own, err = m.layer(tree{}, m.lower); err != nil {
+	if _, s.own, err = m.over(tree{}, m.lower); err != nil {
 		return s, err
 	}
 	s.image = s.own
-	last, err := m.stored(tree{}, m.live.image, imageDir)
+	_, last, err := m.stored(tree{}, m.live.image, imageDir)
 	if err != nil {
 		return s, err
 	}
+	from := s.own
+	if last != nil {
+		from = *last
+	}
+	if s.base, s.machine, err = m.over(from, upper); err != nil {
+		return s, err
+	}
 	if last == nil { // a volume of before: nobody knows what was changed
-		s.base = unknown(s.own)
-		s.machine, err = m.layer(s.own, upper)
-		return s, err
+		s.base = unknown(s.base)
+		return s, nil
 	}
-	s.base = *last
-	if s.machine, err = m.layer(*last, upper); err != nil {
-		return s, err
-	}
-	start, err := m.stored(*last, m.lastMerge(), startDir)
+	taken, start, err := m.stored(*last, m.lastMerge(), startDir)
 	if err != nil {
 		return s, err
 	}
 	if start != nil && sameImage(m.Image, m.live.image) {
-		plan, _ := etcmerge.Merge3(last.entries, s.own.entries, start.entries)
-		m.start = append([]change{}, changes(s.own.entries, plan, s.own, *start)...)
+		image, plan, _ := merge3(*taken, s.own, *start)
+		m.start = append([]change{}, changes(s.own.entries, plan, image, *start)...)
 	}
-	own, err := m.stored(s.own, m.Image, upperDir)
+	_, own, err := m.stored(s.own, m.Image, upperDir)
 	if err != nil {
 		return s, err
 	}
@@ -78,6 +81,7 @@ func (m *merger) sides(upper *os.File) (s sides, err error) {
 	if own == nil {
 		return s, nil
 	}
+	own.mixed = true
 	switch {
 	case m.lastTrial && aside+1 == m.last.TrialBegan: // and on trial: else there was no merge
 		s.image, s.putBack = *own, true
@@ -100,26 +104,17 @@ func unknown(image tree) tree {
 	return base
 }
 
-// layer puts the layer that a directory holds over a tree.
-func (m *merger) layer(lower tree, dir *os.File) (tree, error) {
-	nodes, err := m.reader.read(dir)
-	if err != nil {
-		return tree{}, err
-	}
-	return stack(lower, dir, nodes), nil
-}
-
-// stored is layer for what is kept of an image; nil when there is none.
-func (m *merger) stored(lower tree, at, name string) (*tree, error) {
+// stored is over for what is kept of an image; nil when there is none.
+func (m *merger) stored(lower tree, at, name string) (base, machine *tree, err error) {
 	if at == "" {
-		return nil, nil
+		return nil, nil, nil
 	}
 	dir, err := m.dir(m.kept, at+"/"+name)
 	if err != nil || dir == nil {
-		return nil, err
+		return nil, nil, err
 	}
-	t, err := m.layer(lower, dir)
-	return &t, err
+	b, t, err := m.over(lower, dir)
+	return &b, &t, err
 }
 
 // onTrial tells whether the last image was on trial, and never committed.

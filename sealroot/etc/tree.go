@@ -44,12 +44,14 @@ type node struct {
 type tree struct {
 	entries etcmerge.Tree
 	at      map[string]*os.File
+	// mixed: files that the machine made are among them. A number whose user is gone stays.
+	mixed bool
 }
 
 // stack puts an upper layer over a tree, as overlayfs does without redirects and
 // metacopies.
 func stack(lower tree, at *os.File, layer map[string]node) tree {
-	merged := tree{etcmerge.Tree{}, map[string]*os.File{}}
+	merged := tree{entries: etcmerge.Tree{}, at: map[string]*os.File{}}
 	for name, e := range lower.entries {
 		if !hidden(layer, name) {
 			merged.entries[name], merged.at[name] = e, lower.at[name]

@@ -84,7 +84,7 @@ func readSmall(dir *os.File, name string) ([]byte, error) {
 // dirAdder is one walk through the image's /var.
 type dirAdder struct {
 	*merger
-	owners  [2]map[uint32]uint32 // of users, of groups
+	owners  owners
 	made    int
 	refused error // by Step
 }
@@ -188,16 +188,9 @@ func (d *dirAdder) own(in *os.File, name string, dir *os.File) error {
 	if err := unix.Fstatat(int(in.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return err
 	}
-	uid, newUser := d.owners[0][st.Uid]
-	gid, newGroup := d.owners[1][st.Gid]
-	if !newUser && !newGroup {
+	uid, gid, moved := d.owners.of(st.Uid, st.Gid)
+	if !moved {
 		return nil
-	}
-	if !newUser {
-		uid = st.Uid
-	}
-	if !newGroup {
-		gid = st.Gid
 	}
 	if err := unix.Fchownat(int(in.Fd()), name, int(uid), int(gid), unix.AT_SYMLINK_NOFOLLOW); err != nil || dir == nil {
 		// Of a file that takes set-uid bits and file capabilities away: they were

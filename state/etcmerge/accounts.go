@@ -330,7 +330,7 @@ func (a *accounts) numbered(file string, n numbers, groupOf func(gid string) (st
 			}
 			n.used[free] = true
 			fields[idField] = free
-			a.conflict(file, "%s has number %s in the image and %s here, where %s has %s: files of the image with that number are those of %s", name(l), id, free, holder, id, holder)
+			a.conflict(file, "%s has number %s in the image and %s here, where %s has %s: files of the image outside /etc and /var with that number are those of %s", name(l), id, free, holder, id, holder)
 		}
 		return fromFields(l.key, fields), true
 	})

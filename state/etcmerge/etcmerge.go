@@ -9,6 +9,7 @@ import (
 	"bytes"
 	"fmt"
 	"path"
+	"slices"
 	"sort"
 )
 
@@ -238,18 +239,10 @@ func (m *merger) takenAbove(name string) string {
 
 // accounts merges account files by entry, where image and machine have them.
 func (m *merger) accounts() {
-	texts := [3]Files{}
-	mergeable := false
-	for _, name := range AccountFiles() {
-		for i, tree := range []Tree{m.base, m.image, m.machine} {
-			texts[i].set(name, tree[name].Text)
-		}
-		mergeable = mergeable || m.both(name)
-	}
-	if !mergeable {
+	if !slices.ContainsFunc(AccountFiles(), m.both) {
 		return
 	}
-	merged, conflicts := Accounts(texts[0], texts[1], texts[2])
+	merged, conflicts := Accounts(m.base.Accounts(), m.image.Accounts(), m.machine.Accounts())
 	said := map[string]bool{}
 	for _, name := range AccountFiles() {
 		if !m.both(name) {

@@ -165,7 +165,7 @@ func checkMerge(t *testing.T, base, image, machine Tree) {
 	}
 	// Where one side changed nothing the result is the other, but for numbers.
 	for _, same := range []struct{ base, image, machine, want Tree }{{base, image, base, image}, {base, base, machine, machine}, {base, image, image, image}} {
-		if renumbers(accountsOf(same.machine), accountsOf(same.image)) {
+		if renumbers(same.machine.Accounts(), same.image.Accounts()) {
 			continue
 		}
 		plan, conflicts := Merge3(same.base, same.image, same.machine)
@@ -173,13 +173,6 @@ func checkMerge(t *testing.T, base, image, machine Tree) {
 			t.Errorf("got\n%vwant\n%v\nconflicts %v", got, same.want, conflicts)
 		}
 	}
-}
-
-func accountsOf(t Tree) (f Files) {
-	for _, name := range AccountFiles() {
-		f.set(name, t[name].Text)
-	}
-	return f
 }
 
 // fuzzTree makes a tree of few names out of bytes.

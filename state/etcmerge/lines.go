@@ -10,6 +10,14 @@ type Files struct {
 	Passwd, Shadow, Group, Gshadow, Subuid, Subgid []byte
 }
 
+// Accounts are the account files of a tree.
+func (t Tree) Accounts() (f Files) {
+	for _, name := range AccountFiles() {
+		f.set(name, t[name].Text)
+	}
+	return f
+}
+
 // AccountFiles are the names of the files of Files.
 func AccountFiles() []string {
 	return []string{"passwd", "shadow", "group", "gshadow", "subuid", "subgid"}
