@@ -58,6 +58,8 @@ mkdir usrlocal
 cp /usr/sbin/init usrlocal/euid
 chmod 4755 usrlocal/euid
 mkdir usr-local
+mkdir usr
+mkdir sbin
 mknod c 1 3 home/null
 cp /usr/sbin/init home/euid
 chmod 4755 home/euid

@@ -69,6 +69,7 @@ func hostileRoot(t *testing.T) {
 	for _, name := range []string{"etc/whiteout", "etc/secret/file", "opt/secret/file", "seeded/file"} {
 		step(os.WriteFile(filepath.Join(image, name), []byte("of the image\n"), 0o644))
 	}
+	usableRoot(t, image)
 	dirs("/", "run/host", newRoot)
 	// read-only, as a verified image is
 	step(unix.Mount(image, newRoot, "", unix.MS_BIND, ""))
@@ -81,7 +82,7 @@ func hostileRoot(t *testing.T) {
 	step(unix.Mount("volume", encryptedDir, "tmpfs", flags, "mode=0755"))
 	in := encryptedDir
 	dirs(in, ".sealroot/overlays/opt/upper/redirected", "etc/opaque", "etc/redirected", "home", "var/lib", "proc", "run-host", "state-encrypted",
-		`\x2e\x2e`, "var-..-..-run", "home-user", "var-escape-host", "var-lib-loop", "var-fifo", "usrlocal", "usr-local", "home/user", ".sealroot/seed-empty.tmp/x")
+		`\x2e\x2e`, "var-..-..-run", "home-user", "var-escape-host", "var-lib-loop", "var-fifo", "usrlocal", "usr-local", "usr", "usr-bin", "sbin", "home/user", ".sealroot/seed-empty.tmp/x")
 	for name, to := range map[string]string{
 		"db": "/run", "var/escape": "/run", "opt": "/", "mnt": "../..", "loop": "loop", "var/lib/loop": "loop", "etc/link": "/run",
 		".sealroot/overlays/usr-local": "/run", ".sealroot/overlays/over": "/run",

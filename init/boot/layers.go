@@ -64,7 +64,7 @@ func (b *boot) stackLayers(ctx context.Context) error {
 			err = fmt.Errorf("cannot use layer %s: %w", l.Name, b.blameLayer(l, err))
 			b.dropLayer(i, l)
 			switch {
-			case l.OnFailure != config.LayerStop:
+			case l.OnFailure != config.LayerStop, b.report.State.Unlocked == report.UnlockedDegraded:
 			case b.volume.outer == nil || l.From == config.LayerFromVolume || b.report.Degraded || isDamage(err): // no slot is to blame
 				return stateError(slots.StateDamaged, "%w", err)
 			default:
@@ -80,11 +80,53 @@ func (b *boot) stackLayers(ctx context.Context) error {
 	if len(lower) == 0 {
 		return nil
 	}
-	b.layered = true
-	if err := b.replaceRoot(append(lower, mount.Place{Root: newRoot, Path: "."})); err != nil {
+	image := mount.Place{Root: newRoot, Path: "."}
+	err := b.replaceRoot(append(lower, image))
+	if errors.Is(err, errSpoilt) {
+		if lower = b.withoutVolumes(lower, err); len(lower) == 0 {
+			return nil
+		}
+		err = b.replaceRoot(append(lower, image))
+	}
+	if err != nil {
 		return imageError(slots.Mount, "cannot stack the layers: %w", err)
 	}
 	return nil
+}
+
+// withoutVolumes leaves out the layers that lie in the volume.
+func (b *boot) withoutVolumes(lower []mount.Place, err error) []mount.Place {
+	b.failed("layers", "", stateError(slots.StateDamaged, "%w", err))
+	for i := range b.report.Layers {
+		if note := &b.report.Layers[i]; i < len(b.cfg.Layers) && b.cfg.Layers[i].From == config.LayerFromVolume && note.LeftOut == "" {
+			note.LeftOut = err.Error()
+		}
+	}
+	return slices.DeleteFunc(lower, ofVolume)
+}
+
+func ofVolume(p mount.Place) bool { return p.Root == encryptedDir }
+
+// errSpoilt: nobody has signed what lies in the volume.
+var errSpoilt = errors.New("layers of the encrypted volume spoil the root")
+
+// spoilt looks at a root with layers of the volume as checkRoot did at the image.
+func (b *boot) spoilt(path string) error {
+	root, err := mount.OpenRoot(path)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	err = mount.CheckInit(root, b.initPath())
+	for _, name := range [...]string{"etc", "home", "state", "var"} {
+		d, derr := mount.OpenBeneath(root, name, unix.O_PATH|unix.O_DIRECTORY, mount.Strict)
+		err = errors.Join(err, derr)
+		d.Close()
+	}
+	if err != nil {
+		err = fmt.Errorf("%w: %w", errSpoilt, err)
+	}
+	return err
 }
 
 // openLayer makes a layer's tree visible and returns where.
@@ -254,6 +296,12 @@ func (b *boot) replaceRoot(lower []mount.Place) error {
 	if err := b.sys.Mounter.Overlay(o, overlay); err != nil {
 		return err
 	}
+	if slices.ContainsFunc(lower, ofVolume) {
+		if err := b.spoilt(layersRoot); err != nil {
+			return errors.Join(err, b.sys.Mounter.Unmount(layersRoot))
+		}
+	}
+	b.layered = true
 	state := mount.Place{Root: newRoot, Path: layout.State}
 	if err := b.sys.Mounter.Move(state, mount.Place{Root: layersRoot, Path: layout.State}); err != nil {
 		return err

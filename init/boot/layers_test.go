@@ -30,12 +30,13 @@ import (
 	"sealroot/verity/osrelease"
 )
 
-// inRoot runs a test in a thread that has an empty directory as "/".
+// inRoot runs a test in a thread that has a directory with nothing but /proc as "/".
 func inRoot(t *testing.T, name string, test func(t *testing.T)) {
 	dir := t.TempDir()
 	t.Run(name, func(t *testing.T) {
 		runtime.LockOSThread() // and never unlocked: the thread is thrown away
-		for _, err := range []error{unix.Unshare(unix.CLONE_FS), unix.Chroot(dir), unix.Chdir("/")} {
+		for _, err := range []error{unix.Unshare(unix.CLONE_NEWNS), unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
+			os.Mkdir(dir+"/proc", 0o555), unix.Mount("/proc", dir+"/proc", "", unix.MS_BIND|unix.MS_REC, ""), unix.Chroot(dir), unix.Chdir("/")} {
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -135,7 +136,17 @@ func layeredBoot(t *testing.T) (*boot, *mounttest.Recorder, *layerDevices) {
 	}
 	t.Cleanup(func() { outer.Close() })
 	b.volume.outer = outer
+	usableRoot(t, layersRoot)
 	return b, m, d
+}
+
+// usableRoot has what the root of a boot must have.
+func usableRoot(t *testing.T, at string) {
+	t.Helper()
+	put(t, at+"/sbin/init", []byte("init"))
+	if err := errors.Join(os.Chmod(at+"/sbin/init", 0o755), mkdirs(at+"/etc", at+"/home", at+"/state", at+"/var")); err != nil {
+		t.Fatal(err)
+	}
 }
 
 const layersTrace = `mount -t squashfs -o ro,nodev /dev/sealroot-layer-low/7:0,7:1 ///layers/0

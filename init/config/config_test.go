@@ -486,7 +486,7 @@ func TestValidateOverlays(t *testing.T) {
 			c.Binds.Unencrypted = []string{"/var/log"}
 		}, []string{"overlays[0].path"}},
 	}
-	for _, path := range []string{"/", "", "opt", "/opt/", "/opt/../etc", "/usr", "/usr/bin", "/bin", "/lib/x", "/proc", "/sys/fs", "/dev", "/run/x",
+	for _, path := range []string{"/", "", "opt", "/opt/", "/opt/../etc", "/usr", "/usr/bin", "/bin", "/boot", "/lib/x", "/proc", "/sys/fs", "/dev", "/run/x",
 		"/state", "/state/encrypted", "/etc", "/etc/ssh", "/home", "/home/a", "/var", "/sysroot"} {
 		rows = append(rows, row{"refused_" + strings.ReplaceAll(path, "/", "_"), over(path), []string{"overlays[0].path"}})
 	}

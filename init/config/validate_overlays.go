@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"sealroot/state/binds"
 )
 
 // overlays checks which directories of the image are made writable.
@@ -44,10 +46,8 @@ func noOverlay(path string) string {
 		return "leave it out: it is writable, from the encrypted volume"
 	case !isTarget(path):
 		return "give a directory of the image such as /opt"
-	case in("/usr") && !in("/usr/local"):
+	case binds.OfImage(path):
 		return "give /opt or /usr/local: what a signed /usr is for is that nobody changes it"
-	case in("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"):
-		return "give /opt or /usr/local"
 	}
 	return ""
 }

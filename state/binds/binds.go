@@ -40,6 +40,14 @@ var aliases = map[string]string{
 // or under them.
 var reserved = []string{"/dev", "/proc", "/run", "/state", "/sys"}
 
+// images are places that belong to the image alone, but for what is in own: programs and
+// libraries that the real init needs. A directory of the state over one of them would
+// keep every slot from starting.
+var images = []string{"/bin", "/boot", "/lib", "/lib32", "/lib64", "/libx32", "/sbin", "/usr"}
+
+// own is the machine's part of /usr.
+const own = "/usr/local"
+
 // Names applies the rule to the names of directories, in any order. Binds come
 // sorted by target, so parents before what lies below them. Names that are
 // never bound (lost+found, encrypted, encrypted.img and dot names) are passed
@@ -124,13 +132,23 @@ func target(name string) (string, error) {
 	if Reserved(to) {
 		return "", fmt.Errorf("%s belongs to the system", to)
 	}
+	if OfImage(to) {
+		return "", fmt.Errorf("%s belongs to the image", to)
+	}
 	return to, nil
 }
 
 // Reserved says that the path, absolute and clean, is in a place that PID 1 mounts
 // itself.
-func Reserved(path string) bool {
-	return slices.ContainsFunc(reserved, func(r string) bool { return path == r || strings.HasPrefix(path, r+"/") })
+func Reserved(path string) bool { return within(path, reserved...) }
+
+// OfImage says that the path, absolute and clean, is where nothing but the image's
+// content may be seen.
+func OfImage(path string) bool { return within(path, images...) && !within(path, own) }
+
+// within says that a path is one of the directories, or in one.
+func within(path string, dirs ...string) bool {
+	return slices.ContainsFunc(dirs, func(dir string) bool { return path == dir || strings.HasPrefix(path, dir+"/") })
 }
 
 // unescape is systemd's path unescaping (systemd.unit(5), "systemd-escape

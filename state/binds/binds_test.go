@@ -37,6 +37,9 @@ func TestNames(t *testing.T) {
 		{"bad_bytes", []string{`a\x00b`, "a\nb", `a\x0ab`, `a\xffb`}, nil, []string{"a\nb", `a\x00b`, `a\x0ab`, `a\xffb`}},
 		{"system_places", []string{"proc", "dev-shm", "run", "sys-fs", "state", "state-encrypted", "device"},
 			[]Bind{{"device", "/device", false}}, []string{"dev-shm", "proc", "run", "state", "state-encrypted", "sys-fs"}},
+		{"places_of_the_image", []string{"usr", "usr-bin", "usr-lib", "usr-share-x", "bin", "sbin", "lib", "lib64-x", "boot", "usr-local-x", "usr-localx", "library", "users"},
+			[]Bind{{"library", "/library", false}, {"users", "/users", false}, {"usr-local-x", "/usr/local/x", false}},
+			[]string{"bin", "boot", "lib", "lib64-x", "sbin", "usr", "usr-bin", "usr-lib", "usr-localx", "usr-share-x"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
