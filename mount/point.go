@@ -88,6 +88,9 @@ type Mounter interface {
 	// Unmount takes the topmost mount at a path away. It does not wait for
 	// users of the file system: a busy one is unix.EBUSY.
 	Unmount(where string) error
+	// Detach takes the topmost mount at a path away with all below it. What is busy goes
+	// with its last user.
+	Detach(where string) error
 }
 
 // Table is a list of points in the order in which they are mounted.

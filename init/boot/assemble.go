@@ -25,14 +25,6 @@ import (
 // could be written on an immutable root.
 var alwaysBound = [...]string{"home", "var"}
 
-// assemble puts the layers over the verified root, and the writable parts over them.
-func (b *boot) assemble(ctx context.Context) error {
-	if err := b.stackLayers(ctx); err != nil {
-		return err
-	}
-	return b.writable(ctx)
-}
-
 // writable puts the writable parts over the root.
 func (b *boot) writable(ctx context.Context) error {
 	volume, err := openDir(encryptedDir)
@@ -41,16 +33,7 @@ func (b *boot) writable(ctx context.Context) error {
 	}
 	defer volume.Close()
 	if err := b.etc(ctx, volume); err != nil {
-		if !b.volume.readOnly() {
-			return err
-		}
-		// The owner's /etc cannot be had. Its data must not be either.
-		volume.Close()
-		b.failed("layers", "", err)
-		if err := b.withoutState(errors.Join(err, b.closeVolume())); err != nil {
-			return err
-		}
-		return b.writable(ctx)
+		return err // without the owner's /etc its data must not be had either
 	}
 	if err := b.seedAll(volume); err != nil {
 		return err

@@ -12,6 +12,7 @@ import (
 	"sealroot/init/cmdline"
 	"sealroot/init/config"
 	"sealroot/init/report"
+	"sealroot/mount"
 	"sealroot/mount/kmod"
 	"sealroot/mount/uevent"
 	"sealroot/slots/live"
@@ -56,8 +57,9 @@ type boot struct {
 	kernelRelease string
 	rootRelease   osrelease.Release // of the root that runs
 	imageDevNo    string            // of the device that the image is on
-	layered       bool              // the root is an overlay
-	layersTried   bool              // what the machine changed about the layers is on trial
+	imageFS       mount.Filesystem
+	layered       bool // the root is an overlay
+	layersTried   bool // what the machine changed about the layers is on trial
 	volume        openedState
 	resetAgreed   bool      // at the console, to a reset that needs a key too
 	guard         *watchman // nil: no watchdog

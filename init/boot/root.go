@@ -79,6 +79,7 @@ func (b *boot) mountSlot(ctx context.Context, slot string, foreign bool) error {
 	}
 	b.imageDevNo = device.DevNo()
 	fs := mount.Filesystem{Type: r.Filesystem, Source: device.Path, Attr: mount.ReadOnly | mount.NoDev}
+	b.imageFS = fs
 	if err := b.mountImage(slot, fs); err != nil {
 		return err
 	}

@@ -22,7 +22,8 @@ import (
 
 // openedState is the state partition as this boot has it.
 type openedState struct {
-	outer  *os.File // root of the state partition's file system
+	outer  *os.File         // root of the state partition's file system
+	fs     mount.Filesystem // that one; without type: not mounted
 	volume *state.Volume
 	// unreplayed: the volume is mounted without its journal, which may hold what is newer.
 	unreplayed bool
@@ -111,7 +112,7 @@ func (b *boot) mountOuter(ctx context.Context) error {
 		dir.Close()
 		return stateError(slots.StateDamaged, "cannot make the mount point of the volume: %w", err)
 	}
-	b.volume.outer = dir
+	b.volume.outer, b.volume.fs = dir, fs
 	return nil
 }
 

@@ -39,6 +39,7 @@ func (m aMachine) image(name string, files map[string]string) {
 	for _, dir := range strings.Fields("etc home var state opt proc run usr/local srv/spool") {
 		m.step(os.MkdirAll(filepath.Join("/images", name, dir), 0o755))
 	}
+	usableRoot(m.t, filepath.Join("/images", name))
 	for path, text := range files {
 		path = filepath.Join("/images", name, path)
 		m.step(os.MkdirAll(filepath.Dir(path), 0o755))

@@ -87,6 +87,9 @@ func (r *Recorder) Move(from, to mount.Place) error { return r.step("mount --mov
 // Unmount implements mount.Mounter.
 func (r *Recorder) Unmount(where string) error { return r.step("umount %s", where) }
 
+// Detach implements mount.Mounter.
+func (r *Recorder) Detach(where string) error { return r.step("umount -l -R %s", where) }
+
 // SetPropagation implements mount.RootOps.
 func (r *Recorder) SetPropagation(flag uintptr) error {
 	word := map[uintptr]string{unix.MS_PRIVATE: "rprivate", unix.MS_SHARED: "rshared"}[flag]

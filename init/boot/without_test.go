@@ -1,0 +1,177 @@
+package boot
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"sealroot/init/config"
+	"sealroot/init/report"
+	"sealroot/mount"
+	"sealroot/mount/child"
+	"sealroot/slots"
+	"sealroot/state"
+	"sealroot/state/layout"
+)
+
+// bindMounts mounts directories in the place of devices.
+type bindMounts struct{ mount.Kernel }
+
+func (bindMounts) MountIn(f mount.Filesystem, where mount.Place) error {
+	if f.Type != "bind" {
+		return mount.Kernel{}.MountIn(f, where)
+	}
+	return unix.Mount(f.Source, filepath.Join(where.Root, where.Path), "", unix.MS_BIND, "")
+}
+
+// What lies in the volume, or as a layer in it, and keeps the root from being put
+// together or from starting, costs the volume: on_failure says what follows, nothing in
+// the volume is touched, and no slot is blamed.
+func TestStateThatSpoilsTheRoot(t *testing.T) {
+	file := func(path, text string) error {
+		return errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o644))
+	}
+	for _, tt := range []struct {
+		name     string
+		spoil    func() error
+		init     string
+		degraded bool
+		left     string // of the layer
+		why      string
+	}{
+		{"nothing", func() error { return nil }, "", false, "", ""},
+		{"home_is_a_link", func() error { return os.Symlink("/data/home", "/volume/home") }, "", true, "", "not a directory"},
+		{"var_is_a_file", func() error { return file("/volume/var", "") }, "", true, "", "not a directory"},
+		{"etc_is_a_file", func() error { return file("/volume/etc", "") }, "", true, "", "not a directory"},
+		{"usr", func() error { return os.MkdirAll("/volume/usr", 0o755) }, "", false, "", ""},
+		{"init_elsewhere", func() error { return os.MkdirAll("/volume/opt", 0o755) }, "/opt/init", true, "", "cannot start /opt/init"},
+		{"layer_without_execute_bit", func() error { return file("/volume/.layers/site/sbin/init", "x") }, "", false, "not an executable file", "spoil the root"},
+		{"layer_with_a_file_for_etc", func() error { return file("/volume/.layers/site/etc", "x") }, "", false, "not a directory", "spoil the root"},
+		{"layer_with_a_link_for_var", func() error { return os.Symlink("/run", "/volume/.layers/site/var") }, "", false, "unsafe path", "spoil the root"},
+	} {
+		for _, step := range []string{config.FailureDegraded, config.FailureHalt, config.FailureReboot} {
+			t.Run(tt.name+"_"+step, func(t *testing.T) {
+				inOwnRoot(t, func(t *testing.T) {
+					m := aMachine{t: t}
+					m.image("1", map[string]string{"opt/init": "", "etc/image": "1"})
+					m.step(os.Chmod("/images/1/opt/init", 0o755))
+					for _, dir := range []string{newRoot, "/volume/.layers/site/usr", "/outer/encrypted"} {
+						m.step(os.MkdirAll(dir, 0o755))
+					}
+					m.step(file("/volume/.layers/site/usr/added", "x"))
+					m.step(tt.spoil())
+					b, _ := testBoot(&person{}, config.State{Create: config.CreateFirstBoot, OnFailure: []string{config.FailurePrompt, step}})
+					b.sys.Mounter, b.sys.Verity = bindMounts{}, fakeVerity{}
+					b.sys.RunProgram = func(context.Context, string, ...string) (child.Result, error) { return child.Result{}, fs.ErrNotExist }
+					b.cfg.Etc, b.cmd.Init = config.EtcOverlay, tt.init
+					b.cfg.Layers = []config.Layer{{Name: "site", From: config.LayerFromVolume, Verity: config.LayerUnverified, OnFailure: config.LayerSkip}}
+					b.cfg.Overlays = []config.Overlay{{Path: "/var/lib/pkg", Upper: config.UpperEncrypted}, {Path: "/opt", Upper: config.UpperMemory}}
+					if tt.init != "" {
+						b.cfg.Overlays = nil
+					}
+					b.report.Slot.Name, b.report.Root.RootHash, b.report.State.Unlocked = "a", strings.Repeat("ab", 32), report.UnlockedTPM2
+					b.imageFS = mount.Filesystem{Type: "bind", Source: "/images/1"}
+					m.step(b.mountImage("a", b.imageFS))
+					b.volume.fs = mount.Filesystem{Type: "bind", Source: "/outer"}
+					m.step(b.mountIn(b.volume.fs, mount.Place{Root: newRoot, Path: "state"}))
+					var err error
+					b.volume.outer, err = openDir(stateDir)
+					m.step(err)
+					b.volume.volume = &state.Volume{}
+					m.step(unix.Mount("/volume", encryptedDir, "", unix.MS_BIND, ""))
+					before := listed(t, "/volume")
+
+					err = b.assemble(t.Context())
+					left := ""
+					if len(b.report.Layers) > 0 {
+						left = b.report.Layers[0].LeftOut
+					}
+					if tt.degraded && step != config.FailureDegraded {
+						class, _ := classOf(err)
+						if err == nil || errors.Is(err, errHalt) != (step == config.FailureHalt) || class != slots.StateFailure || b.report.Degraded {
+							t.Errorf("assemble() = %v, class %s, degraded %v", err, class, b.report.Degraded)
+						}
+						return
+					}
+					if err != nil || b.report.Degraded != tt.degraded || tt.why != "" && !strings.Contains(b.report.Failures[0].Error, tt.why) {
+						t.Fatalf("assemble() = %v, degraded %v, failures %+v", err, b.report.Degraded, b.report.Failures)
+					}
+					if !tt.degraded && (tt.left == "" && left != "" || !strings.Contains(left, tt.left)) {
+						t.Errorf("the layer is left out: %q, want %q", left, tt.left)
+					}
+					want := map[string]string{"etc/image": "1", "usr/added": "x"}
+					if tt.degraded || tt.left != "" {
+						want["usr/added"] = ""
+					}
+					m.has(want)
+					for name, text := range map[string]string{"home/x": "1", "var/x": "2", "etc/x": "3"} {
+						m.step(os.WriteFile(filepath.Join(newRoot, name), []byte(text), 0o644))
+					}
+					for _, f := range b.report.Failures {
+						if f.Class == string(slots.ImageFailure) {
+							t.Errorf("a slot is blamed: %+v", f)
+						}
+					}
+					if tt.degraded {
+						after := listed(t, "/volume")
+						if gone := slices.DeleteFunc(before, func(name string) bool { return slices.Contains(after, name) }); len(gone) > 0 {
+							t.Errorf("the volume has lost %q", gone)
+						}
+						if got := m.mounts(); strings.Contains(got, "/volume") || b.volume.volume != nil || b.volume.outer == nil {
+							t.Errorf("mounts\n%s", got)
+						}
+					} else if _, err := os.Stat("/volume/var/x"); err != nil {
+						t.Errorf("what is written goes elsewhere: %v", err)
+					}
+					b.volume.outer.Close()
+				})
+			})
+		}
+	}
+}
+
+// listed are the names below a directory, but for sealroot's own.
+func listed(t *testing.T, dir string) (names []string) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
+		if err == nil && d.Name() == layout.Private {
+			return fs.SkipDir
+		}
+		names = append(names, name)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return names
+}
+
+// A degraded boot does without the layers that it cannot have, whatever they are.
+func TestLayersOfADegradedBoot(t *testing.T) {
+	for _, partition := range []bool{true, false} {
+		inRoot(t, "partition", func(t *testing.T) {
+			b, m, _ := layeredBoot(t)
+			b.report.Degraded, b.report.State.Unlocked = true, report.UnlockedDegraded
+			if !partition {
+				b.volume.outer = nil
+			}
+			if err := os.Remove(imageOf(b.cfg.Layers[1])); err != nil {
+				t.Fatal(err)
+			}
+			if err := b.stackLayers(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if !strings.HasPrefix(b.report.Layers[1].LeftOut, "cannot use layer mid: ") || (b.report.Layers[0].LeftOut == "") != partition {
+				t.Errorf("reported %+v in\n%s", b.report.Layers, m.Trace())
+			}
+		})
+	}
+}
+
