@@ -23,7 +23,7 @@ binds:
     - {from: encrypted/data, to: /var/escape/outside}
     - {from: encrypted/good, to: /var/lib/good, options: [noexec, nosuid, nodev]}
     - {from: pool/x, to: /srv/pool}
-    - {from: encrypted/seeded, to: /seeded, seed: once}
+    - {from: encrypted/seeds, to: /seeded, seed: once}
 
 overlays:
   - {path: /opt, upper: encrypted}

@@ -174,4 +174,3 @@ func TestLayersOfADegradedBoot(t *testing.T) {
 		})
 	}
 }
-

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -409,7 +410,21 @@ func TestValidateBinds(t *testing.T) {
 		}, nil},
 		{"seed_overlay_of_usr", func(c *Config) {
 			c.Binds.Extra = []ExtraBind{{From: "encrypted/a", To: "/usr/lib", Seed: SeedOverlay}, {From: "encrypted/b", To: "/etc/ssh", Seed: SeedOverlay}}
-		}, []string{"binds.extra[0].seed", "binds.extra[1].seed"}},
+		}, []string{"binds.extra[0].to", "binds.extra[1].seed"}},
+		{"over_what_the_image_needs", func(c *Config) {
+			for _, to := range []string{"/usr", "/usr/lib/x", "/bin", "/sbin", "/lib64/x", "/boot", "/usr/local/x"} {
+				c.Binds.Extra = append(c.Binds.Extra, ExtraBind{From: "encrypted/db", To: to})
+			}
+		}, []string{"binds.extra[0].to", "binds.extra[1].to", "binds.extra[2].to", "binds.extra[3].to", "binds.extra[4].to", "binds.extra[5].to"}},
+		{"hides_by_its_name", func(c *Config) {
+			for i, from := range []string{"opt", "opt/app", "srv-a", "etc/ssh", "data", "usr-lib", "a--b", "home", "var/x", "db.d"} {
+				seed := []string{SeedNone, ""}[i%2]
+				c.Binds.Extra = append(c.Binds.Extra, ExtraBind{From: "encrypted/" + from, To: "/data/" + strconv.Itoa(i), Seed: seed})
+			}
+		}, []string{"binds.extra[0].from", "binds.extra[1].from", "binds.extra[2].from", "binds.extra[3].from", "binds.extra[4].from", "binds.extra[5].from", "binds.extra[6].from"}},
+		{"seed_once_that_hides_by_its_name", func(c *Config) {
+			c.Binds.Extra = []ExtraBind{{From: "encrypted/opt", To: "/opt", Seed: SeedOnce}, {From: "encrypted/home", To: "/srv/x", Seed: SeedOnce}}
+		}, []string{"binds.extra[0].from", "binds.extra[1].from"}},
 		{"seed_overlay_of_etc", func(c *Config) {
 			c.Binds.Extra = []ExtraBind{{From: "encrypted/etc", To: "/opt", Seed: SeedOverlay}}
 		}, []string{"binds.extra[0].from"}},
@@ -471,7 +486,7 @@ func TestValidateOverlays(t *testing.T) {
 		}, []string{"overlays[0].upper"}},
 		{"in_a_bind", func(c *Config) {
 			over("/srv/www")(c)
-			c.Binds.Extra = []ExtraBind{{From: "encrypted/srv", To: "/srv"}}
+			c.Binds.Extra = []ExtraBind{{From: "encrypted/data", To: "/srv"}}
 		}, []string{"overlays[0].path"}},
 		{"over_a_bind", func(c *Config) {
 			over("/srv")(c)

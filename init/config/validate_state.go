@@ -267,17 +267,25 @@ func upperUsed(b ExtraBind, before []ExtraBind) bool {
 	})
 }
 
-// hidesByName says that a directory of the volume has the name of a place where images
-// have something: those without this bind, to which a failed trial comes back, bind it
-// there by its name.
+// hidesByName says that the directory of the volume in which From lies has the name of a
+// place where images have something: those without this bind, to which a failed trial
+// comes back, bind it there by its name, and so does this one where From lies deeper.
+// Every volume has home and var, where they belong.
 func hidesByName(b ExtraBind) bool {
-	list, _ := binds.Names([]string{strings.TrimPrefix(b.From, layout.Volume+"/")})
-	return slices.ContainsFunc(list, func(named binds.Bind) bool {
+	from, inside := strings.CutPrefix(b.From, layout.Volume+"/")
+	top, _, _ := strings.Cut(from, "/")
+	if !inside || b.Seed == SeedOverlay || b.unseeded() && (top == "home" || top == "var") {
+		return false
+	}
+	list, bad := binds.Names([]string{top})
+	return len(bad) > 0 || slices.ContainsFunc(list, func(named binds.Bind) bool {
 		return overlap(named.To, b.To) || slices.ContainsFunc(
-			[]string{"/bin", "/boot", "/etc", "/home", "/lib", "/lib64", "/media", "/mnt", "/opt", "/root", "/sbin", "/srv", "/tmp", "/usr", "/var"},
+			[]string{"/etc", "/home", "/media", "/mnt", "/opt", "/root", "/srv", "/tmp", "/usr", "/var"},
 			func(dir string) bool { return within(named.To, dir) })
 	})
 }
+
+func (b ExtraBind) unseeded() bool { return b.Seed == "" || b.Seed == SeedNone }
 
 func (v *validator) extraBind(at string, b ExtraBind, unencrypted []string) {
 	switch {
@@ -287,16 +295,19 @@ func (v *validator) extraBind(at string, b ExtraBind, unencrypted []string) {
 		v.add(at+".from", "begin it with encrypted/, or list the target in binds.unencrypted",
 			"%.80q is on the unencrypted side", b.From)
 	}
-	if !isTarget(b.To) {
+	switch {
+	case !isTarget(b.To):
 		v.add(at+".to", "give a directory of the root such as /var/lib/db", "%.80q cannot be bound over", b.To)
+	case binds.OfImage(b.To):
+		v.add(at+".to", "give /opt or /usr/local, or make a layer of it", "%.80q belongs to the image, which could not start without", b.To)
 	}
-	if b.Seed != "" && b.Seed != SeedNone {
+	if hidesByName(b) {
+		v.add(at+".from", "give it a name that is no place, such as encrypted/db.d", "an image that knows nothing of this bind would have %.80q over what it has at the place of that name", b.From)
+	}
+	if !b.unseeded() {
 		v.oneOf(at+".seed", b.Seed, []string{SeedOnce, SeedTmpfiles, SeedOverlay, SeedNone}, nil)
-		if remedy := noOverlay(b.To); b.Seed == SeedOverlay && remedy != "" {
+		if remedy := noOverlay(b.To); b.Seed == SeedOverlay && remedy != "" && !binds.OfImage(b.To) {
 			v.add(at+".seed", remedy, "%.80q cannot be an overlay", b.To)
-		}
-		if b.Seed == SeedTmpfiles && hidesByName(b) {
-			v.add(at+".from", "give it a name that is no place, such as encrypted/db.d", "an image that knows nothing of this bind would have %.80q, empty, over what it has at the place of that name", b.From)
 		}
 		if name, ok := strings.CutPrefix(b.From, "encrypted/"); !ok || strings.Contains(name, "/") {
 			v.add(at+".seed", "let from be encrypted/NAME", "%.80q is not directly in the encrypted volume", b.From)
