@@ -1,10 +1,12 @@
 package boot
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -107,8 +109,8 @@ func (b *boot) findDisk(ctx context.Context) error {
 	if want == "" {
 		b.report.Disk.FoundBy = report.FoundAlone
 	}
-	b.report.BootPath = string(b.fw.path(b.grub()))
-	b.sys.Log.Info("boot disk %s; %s", b.disk.Block.Node, b.fw.path(b.grub()).Describe())
+	b.report.BootPath = string(b.started())
+	b.sys.Log.Info("boot disk %s; %s", b.disk.Block.Node, b.started().Describe())
 	return nil
 }
 
@@ -146,8 +148,19 @@ func (b *boot) sameDisk() error {
 
 func (b *boot) grub() bool { return b.cfg.Boot.Loader == config.LoaderGRUB }
 
-// readFirmware asks the EFI variables how the machine was started.
+// bootedBy is where the kernel (on x86) shows the loader's type times 16, kexecType that
+// of kexec (Documentation/arch/x86/boot.rst, type_of_loader). A loader may say so of
+// itself too, and gets nothing by that.
+const (
+	bootedBy  = "/proc/sys/kernel/bootloader_type"
+	kexecType = 0xd
+)
+
+// readFirmware asks the kernel and the EFI variables how the machine was started.
 func (b *boot) readFirmware(ctx context.Context) {
+	text, _ := readBounded(bootedBy, 16)
+	n, _ := strconv.Atoi(string(bytes.TrimSpace(text)))
+	b.fw.Kexec = n>>4 == kexecType
 	if _, err := os.Stat("/sys/firmware/efi"); errors.Is(err, os.ErrNotExist) {
 		return
 	}

@@ -85,6 +85,9 @@ func (b *boot) writeRecord(ctx context.Context, key int, write func(context.Cont
 	if b.tpm.broken != nil {
 		return b.tpm.broken
 	}
+	if err := b.closedBefore(); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, enrolTime)
 	defer cancel()
 	policy, keys, err := b.policyKeys()

@@ -169,6 +169,9 @@ func (b *boot) sealablePolicy(ctx context.Context) (tpm.Policy, error) {
 	if b.tpm.dev == nil || b.tpm.broken != nil {
 		return tpm.Policy{}, fmt.Errorf("cannot seal to the TPM: %w", b.tpm.broken)
 	}
+	if err := b.closedBefore(); err != nil {
+		return tpm.Policy{}, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, tpmTime)
 	defer cancel()
 	policy, err := b.provisionPolicy(ctx)

@@ -12,6 +12,7 @@ import (
 	"sealroot/slots/efi"
 	"sealroot/slots/fixed"
 	"sealroot/slots/live"
+	"sealroot/state/enrol"
 )
 
 // slotState is what this boot knows of the slots.
@@ -88,6 +89,9 @@ func (b *boot) observe(ctx context.Context) error {
 	loaded, err := efi.LoadedSlot(b.efiVars(), b.cmd.Slot)
 	if err != nil {
 		b.warn("cannot find out whose kernel runs: %v", err)
+	}
+	if b.fw.Kexec && b.cmd.Slot == "" {
+		loaded = efi.Loaded{From: enrol.Kexec.Describe()} // the variables tell of the kernel before
 	}
 	kept, err := b.keepers(ctx, loaded)
 	if err != nil {

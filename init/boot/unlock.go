@@ -113,6 +113,9 @@ func (b *boot) unlockByTPM(ctx context.Context, h *luks2.Header) []byte {
 		b.attempt("tpm2: %v", errNoToken)
 		b.binding.refused(errNoToken)
 	}
+	if b.fw.Kexec {
+		b.attempt("tpm2: %s", enrol.Kexec.Describe())
+	}
 	return b.unsealWithPIN(ctx, withPIN, open)
 }
 

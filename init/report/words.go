@@ -6,6 +6,7 @@ const (
 	PathUKI           = "uki"             // PCR 4 and 11
 	PathGRUBEFI       = "grub-efi"        // PCR 8 and 9
 	PathUnmeasured    = "unmeasured"      // nobody
+	PathKexec         = "kexec"           // nobody, and the TPM was closed by the boot before
 )
 
 // Words of Disk.FoundBy.

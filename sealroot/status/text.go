@@ -123,6 +123,8 @@ func meaning(r *report.Report) string {
 			return measures + "; the TPM did not open the state for it, and verity protects against accidents, not against a thief who edits the disk"
 		}
 		return measures + ", but nothing here is sealed to that: as on a BIOS machine, verity protects against accidents, not against a thief who edits the disk"
+	case report.PathKexec:
+		return "the kernel that ran before started this one (sealroot kexec): nobody vouches for what boots, and the TPM is closed until the machine restarts"
 	case report.PathUnmeasured:
 		return "nobody vouches for what boots: verity protects against accidents, not against a thief who edits the disk"
 	}

@@ -12,6 +12,7 @@ const (
 	UKI           Path = report.PathUKI           // PCR 4 and 11
 	GRUBEFI       Path = report.PathGRUBEFI       // PCR 8 and 9
 	Unmeasured    Path = report.PathUnmeasured    // nobody
+	Kexec         Path = report.PathKexec         // nobody
 )
 
 // Describe is the row in words, for the console and status.
@@ -23,6 +24,8 @@ func (p Path) Describe() string {
 		return "UKI without Secure Boot: PCR 4 and 11 tell an exchanged initramfs"
 	case GRUBEFI:
 		return "EFI GRUB: PCR 8 and 9 tell an exchanged initramfs"
+	case Kexec:
+		return "started by kexec: nobody vouches for the initramfs, and the TPM is closed until the machine restarts"
 	}
 	return "nobody vouches for the initramfs: verity protects against accidents, not against a thief who edits the disk"
 }

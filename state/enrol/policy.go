@@ -44,6 +44,10 @@ func Policy(c config.TPM2, publicKey []byte) (tpm.Policy, error) {
 // Backed checks, before anything is sealed, that the way this machine was
 // booted gives the policy its meaning. Errors: ErrNotBacked.
 func Backed(loader config.Loader, c config.TPM2, path Path) error {
+	if path == Kexec {
+		// Its PCRs tell of another kernel, and those that PID 1 closes are closed.
+		return fmt.Errorf("cannot seal to the TPM: %s: %w", path.Describe(), ErrNotBacked)
+	}
 	if c.WithoutMeasuredBoot == config.AcceptTheft || c.PINStandsIn(loader) && (path == Unmeasured || path == GRUBEFI) {
 		return nil
 	}

@@ -43,6 +43,9 @@ func TestPolicyThatTheBootPathDoesNotBackIsRefused(t *testing.T) {
 		{"grub_and_a_variable_of_the_stub_with_a_pin", "pcrs", "pin", UKI, []int{8}, false},
 		{"signed_7_without_secure_boot_with_a_pin", "signed-pcr11+7", "pin", UKI, nil, false},
 		{"pcrs_under_bios_with_another_word", "pcrs", "yes", Unmeasured, nil, false},
+		{"kexec_with_the_named_exception", "pcrs", exception, Kexec, nil, false},
+		{"kexec_with_a_pin", "pcrs", "pin", Kexec, nil, false},
+		{"kexec_of_a_uki", "signed-pcr11+7", "", Kexec, nil, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c, loader := config.TPM2{Policy: tt.policy, PCRs: tt.pcrs, WithoutMeasuredBoot: tt.exception}, config.LoaderGRUB
