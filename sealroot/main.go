@@ -24,6 +24,7 @@ import (
 	"sealroot/sealroot/exit"
 	"sealroot/sealroot/hooks"
 	"sealroot/sealroot/install"
+	"sealroot/sealroot/kexec"
 	"sealroot/sealroot/layers"
 	"sealroot/sealroot/machine"
 	"sealroot/sealroot/prebuilt"
@@ -139,6 +140,9 @@ type Env struct {
 	Version string
 	Open    func(Where) (Machine, error)
 	Reboot  func(context.Context) error
+	// Kexec loads a kernel to be started by the one that runs, StartKexec starts it.
+	Kexec      func(kexec.Kernel) error
+	StartKexec func(context.Context) error
 }
 
 // version is set by the linker.
@@ -183,6 +187,8 @@ func main() {
 		Version:    version,
 		Open:       open,
 		Reboot:     restart,
+		Kexec:      kexec.Load,
+		StartKexec: startKexec,
 	})
 	stop()
 	os.Exit(code)

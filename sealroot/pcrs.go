@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"sealroot/init/report"
 	"sealroot/sealroot/bootset"
 	statuspkg "sealroot/sealroot/status"
 	"sealroot/state/tpm/pcrsig"
@@ -22,9 +23,13 @@ type predictor interface {
 }
 
 // comparePCRs reads the PCRs and what the running image gives.
-func (e Env) comparePCRs(m Machine) *statuspkg.PCRs {
+func (e Env) comparePCRs(m Machine, r report.Report) *statuspkg.PCRs {
 	var c statuspkg.PCRs
 	c.Actual, c.ActualErr = readPCRs(e.TPM)
+	if r.BootPath == report.PathKexec {
+		c.PredictErr = fmt.Errorf("this kernel was started by kexec: they hold what more than one boot has measured")
+		return &c
+	}
 	p, ok := m.(predictor)
 	if !ok {
 		c.PredictErr = fmt.Errorf("this disk's image is not known: %w", bootset.ErrRefused)

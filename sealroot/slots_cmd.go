@@ -70,6 +70,7 @@ func (c *command) changing(ctx context.Context, d diskFlags) (target, error) {
 		machine: m, report: w.Report,
 		boot: bootset.Boot{
 			Running: w.Report.Slot.Name, Loaded: c.loaded(m), Trial: w.Report.Slot.Trial, Degraded: w.Report.Degraded,
+			Kexec: w.Report.BootPath == report.PathKexec,
 		},
 		close: func() {
 			if err := m.Close(); err != nil {

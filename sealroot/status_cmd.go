@@ -59,7 +59,7 @@ func (c *command) status(d diskFlags, pcrs bool) error {
 		in.Log, in.LogErr = m.Record()
 		in.Versions, in.VersionsErr = m.Versions()
 		if pcrs {
-			in.PCRs = c.env.comparePCRs(m)
+			in.PCRs = c.env.comparePCRs(m, r)
 		}
 		err = m.Close()
 	}

@@ -64,6 +64,9 @@ func Config(ctx context.Context, run tools.Runner, path string, o Options) (*con
 	return r.config, nil
 }
 
+// ConfigIn is the configuration in an initramfs. Errors are those of its reader.
+func ConfigIn(initrd []byte) (*config.Config, error) { return initramfs.ReadConfig(initrd) }
+
 type reader struct {
 	run     tools.Runner
 	options Options

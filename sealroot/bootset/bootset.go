@@ -27,6 +27,7 @@ type Boot struct {
 	Loaded   string // slot whose kernel runs; "" when unknown
 	Trial    bool   // it began on trial
 	Degraded bool   // the state could not be opened
+	Kexec    bool   // the kernel before has started this one
 }
 
 // Machine is what the changes act on.
@@ -67,6 +68,8 @@ func (m Machine) Commit(b Boot) (was bool, err error) {
 	case b.Trial && running.State() == slots.Unbootable:
 		// the time limit or a check came first; the restart is on its way
 		return false, fmt.Errorf("cannot commit slot %s: it was marked bad in this boot: %w", b.Running, ErrRefused)
+	case b.Trial && b.Kexec && !running.Successful:
+		return false, fmt.Errorf("cannot commit slot %s: kexec started this trial of it, past firmware, boot loader and TPM; restart the machine, and commit then: %w", b.Running, ErrRefused)
 	case b.Degraded:
 		return false, fmt.Errorf("cannot commit slot %s: this boot is degraded, its state was not opened (see sealroot status): %w", b.Running, ErrRefused)
 	}

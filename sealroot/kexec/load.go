@@ -1,0 +1,79 @@
+package kexec
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"sealroot/mount"
+	"sealroot/sealroot/bootset"
+)
+
+// Load has the running kernel keep another one, which reboot(2) with
+// LINUX_REBOOT_CMD_KEXEC starts. What the kernel reads are the very bytes that are given:
+// they lie in memory. Errors: bootset.ErrRefused where the kernel does not allow it.
+func Load(k Kernel) error {
+	image, err := inMemory("kernel", k.Image)
+	if err != nil {
+		return err
+	}
+	defer image.Close()
+	initrd, err := inMemory("initrd", k.Initrd)
+	if err != nil {
+		return err
+	}
+	defer initrd.Close()
+	err = unix.KexecFileLoad(int(image.Fd()), int(initrd.Fd()), k.Cmdline, 0)
+	if err == nil {
+		return nil
+	}
+	disabled, _ := os.ReadFile("/proc/sys/kernel/kexec_load_disabled")
+	lockdown, _ := os.ReadFile("/sys/kernel/security/lockdown")
+	return explain(err, string(disabled), string(lockdown))
+}
+
+// inMemory is a file in memory with this content, open for reading alone: the kernel takes
+// none that somebody has open for writing.
+func inMemory(name string, data []byte) (*os.File, error) {
+	w, err := mount.MemoryFile("sealroot-"+name, data)
+	if err != nil {
+		return nil, fmt.Errorf("cannot keep the %s in memory: %w", name, err)
+	}
+	defer w.Close()
+	r, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", w.Fd()))
+	if err != nil {
+		return nil, fmt.Errorf("cannot keep the %s in memory: %w", name, err)
+	}
+	return r, nil
+}
+
+// explain says why the kernel did not take another one; disabled and lockdown are the
+// texts of its settings, "" for unknown.
+func explain(err error, disabled, lockdown string) error {
+	is := func(list ...syscall.Errno) bool {
+		return slices.ContainsFunc(list, func(e syscall.Errno) bool { return errors.Is(err, e) })
+	}
+	unsigned := is(unix.EBADMSG, unix.EKEYREJECTED, unix.ENOKEY, unix.ENODATA, unix.ENOPKG)
+	locked := strings.Contains(lockdown, "[integrity]") || strings.Contains(lockdown, "[confidentiality]")
+	why := ""
+	switch {
+	case is(unix.ENOSYS, unix.EOPNOTSUPP):
+		why = "the running kernel has no kexec_file_load (CONFIG_KEXEC_FILE)"
+	case is(unix.EPERM) && strings.TrimSpace(disabled) == "1":
+		why = "it was switched off until the next restart (sysctl kernel.kexec_load_disabled)"
+	case unsigned, is(unix.EPERM) && locked:
+		why = "the running kernel takes only one that is signed with a key that it knows, as with Secure Boot on"
+	case is(unix.EPERM):
+		why = "the running kernel does not allow it"
+	case is(unix.ENOEXEC):
+		why = "it is no kernel that can be started so"
+	default:
+		return fmt.Errorf("cannot load a kernel: %w", err)
+	}
+	return fmt.Errorf("cannot load a kernel: %s: %w: %w", why, err, bootset.ErrRefused)
+}
