@@ -22,6 +22,7 @@ type Sides struct {
 	Spare         int64  `json:"spare_bytes"`              // what the volume could give back now
 	Gap           int64  `json:"gap_bytes"`                // of the volume's file system, not reserved
 	Copied        int64  `json:"copied_bytes"`             // of encrypted.img, what btrfs outside does not write in place
+	Moving        int64  `json:"moving_bytes"`             // what writes to the volume may need outside while a scrub or balance runs there
 	Spanned       int64  `json:"spanned_bytes"`            // of the device, by that file system
 	Device        string `json:"device"`                   // oversized or classic
 	DeviceBytes   int64  `json:"device_bytes"`             // of the decrypted device
@@ -89,6 +90,12 @@ func (s Sides) Write(to io.Writer, columns int, ascii bool) error {
 	}
 	if s.Copied > 0 {
 		fmt.Fprintf(&b, "NOT RESERVED %s of the volume: a snapshot was made of /state/%s; delete it, restart, sealroot state repair\n", balance.Text(s.Copied), layout.ImageSubvolume)
+	}
+	if s.Moving > 0 {
+		fmt.Fprintf(&b, "MOVING     a scrub or balance of /state runs: until it ends, what is written to the volume may need %s beside it\n", balance.Text(s.Moving))
+		if s.PartitionFree < s.Moving {
+			fmt.Fprintf(&b, "           %s are free there, and with none WRITES FAIL: end it (btrfs scrub cancel /state, btrfs balance cancel /state)\n", balance.Text(s.PartitionFree))
+		}
 	}
 	fmt.Fprintf(&b, "could give %s\n", balance.Text(s.Spare))
 	if s.Device == "classic" {

@@ -69,6 +69,14 @@ automatic  both, for writers up to 128 MiB/s; now: nothing to do: nothing is sho
 	if err := s.Write(&b, 80, false); err != nil || !strings.Contains(b.String(), "nothing is resized: state.yaml: line 1: ?\n") {
 		t.Errorf("%v, got\n%s", err, b.String())
 	}
+	s.LimitsProblem = ""
+	for free, fails := range map[int64]bool{2 * gib: false, gib / 2: true} {
+		b.Reset()
+		s.Moving, s.PartitionFree = gib, free
+		if err := s.Write(&b, 80, false); err != nil || !strings.Contains(b.String(), "may need 1.0 GiB beside it") || strings.Contains(b.String(), "WRITES FAIL") != fails {
+			t.Errorf("%d free during a scrub: %v, got\n%s", free, err, b.String())
+		}
+	}
 	s.Device, s.Spanned, s.DeviceBytes = "classic", 7*gib, 7*gib
 	for more, want := range map[int64]string{0: "devices    as large as the volume's", gib: "devices    1.0 GiB larger"} {
 		b.Reset()

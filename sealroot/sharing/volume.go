@@ -41,7 +41,8 @@ func Terms(s resize.Sizes) balance.Sizes {
 		device = 0
 	}
 	return balance.Sizes{
-		Outer: s.OuterTotal, OuterFree: s.OuterFree, Inner: inner, InnerFree: s.InnerFree, Gap: s.OverCommitted, ReadOnly: s.ReadOnly,
+		// What is written elsewhere meanwhile must find room: so the volume gives back for it.
+		Outer: s.OuterTotal, OuterFree: max(0, s.OuterFree-s.Moving), Inner: inner, InnerFree: s.InnerFree, Gap: s.OverCommitted, ReadOnly: s.ReadOnly,
 		Device: device, Copied: s.Copied,
 		Slack: max(0, s.InnerFree-max(0, s.Reserved-s.MinReserved)), OuterSlack: s.KeptOutside,
 		Unit: s.Unit,
@@ -105,7 +106,7 @@ func Look(s resize.Sizes, l balance.Limits, autoResize string, past []Past, d ba
 		Device: device, DeviceBytes: s.Device - s.DataOffset, Spanned: s.Spanned,
 		Partition: s.OuterTotal, PartitionFree: s.OuterFree, KeepFree: l.Keep(s.OuterTotal, s.KeptOutside), Reserved: s.Reserved,
 		Volume: s.InnerFree + s.InnerUsed, VolumeFree: s.InnerFree, GivenBack: s.GivenBack,
-		Spare: max(0, s.Reserved-s.MinReserved), Gap: s.OverCommitted, Copied: s.Copied,
+		Spare: max(0, s.Reserved-s.MinReserved), Gap: s.OverCommitted, Copied: s.Copied, Moving: s.Moving,
 		AutoResize: autoResize, StatedRate: l.StatedRate(s.OuterTotal), Decisions: append([]Past{}, past...), Now: Sentence(d, nil),
 	}
 }

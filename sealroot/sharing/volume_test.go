@@ -62,7 +62,11 @@ func TestResized(t *testing.T) {
 	if got, err := v.Measure(); err != nil || got.Device != 0 {
 		t.Errorf("Measure() of a classic one = %+v, %v", got, err)
 	}
-	r.sizes.Classic, r.sizes.Copied = false, gib
+	r.sizes.Classic, r.sizes.Moving = false, 2*gib // while a scrub runs so much has to be free beside it
+	if got, err := v.Measure(); err != nil || got.OuterFree != 4*gib {
+		t.Errorf("Measure() during a scrub = %+v, %v", got, err)
+	}
+	r.sizes.Moving, r.sizes.Copied = 0, gib
 	if _, err := v.Measure(); !errors.Is(err, resize.ErrCopied) {
 		t.Errorf("Measure() after a snapshot: %v, want %v", err, resize.ErrCopied)
 	}

@@ -64,6 +64,10 @@ type Sizes struct {
 	// after a snapshot (state.CopiedOnWrite).
 	Copied int64
 
+	// Moving is what of OuterFree writes to the volume may need as well, while a scrub or a
+	// balance of btrfs outside has a block group read-only; 0 where none runs.
+	Moving int64
+
 	InnerFree, InnerUsed  int64 // of the inner file system; balloons are in neither
 	OuterFree, OuterTotal int64
 

@@ -13,6 +13,7 @@ import (
 	"sealroot/state"
 	"sealroot/state/balloon"
 	"sealroot/state/balloon/files"
+	"sealroot/state/btrfs"
 	"sealroot/state/luks2"
 )
 
@@ -96,6 +97,15 @@ func (v *Volume) measure(durable bool) (m measured, err error) {
 		return m, err
 	}
 	s.Copied = balloon.Total(m.copied)
+	if state.OuterFilesystem(v.dir) == state.Btrfs {
+		moves, err := btrfs.Moves(int(v.dir.Fd()))
+		if err != nil {
+			return m, err
+		}
+		if moves {
+			s.Moving = v.keepOutside(s.OuterTotal)
+		}
+	}
 	s.InnerUsed -= balloon.Total(m.balloons)
 	m.Sizes = s.with(balloon.Total(balloon.Both(m.holes, m.balloons)), balloon.Total(m.holes), v.in.slack(s.InnerUsed), v.keepOutside(s.OuterTotal))
 	return m, nil
