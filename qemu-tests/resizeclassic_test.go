@@ -25,10 +25,7 @@ func TestResizeClassic(t *testing.T) {
 
 func resizeClassic(t *testing.T, kind judge.Filesystem, seed uint64) {
 	t.Helper()
-	r := &resized{t: t, disk: Image{
-		Edit: []string{"recovery: later", "recovery: later\n  device: classic\n  manage_key: true\n  filesystem: " + string(kind)},
-		Disk: []string{"--state-size", "2G"},
-	}.Build(t)}
+	r := &resized{t: t, disk: resizeSample{inner: kind, classic: true}.image().Build(t)}
 	r.machine = NewMachine(t, DirectKernel, r.disk).WithTPM()
 	r.machine.LoadSlot("a")
 	r.mark = r.disk.Part(t, markPart)

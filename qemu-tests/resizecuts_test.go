@@ -86,9 +86,10 @@ func (s resizeSample) image() Image {
 	}
 	if s.classic {
 		text += "\n  device: classic\n  manage_key: true"
-	}
-	if s.classic && s.inner == judge.Ext4 {
-		im.Disk = []string{"--state-size", "6G"} // it gets larger again and again, and never smaller
+		im.Disk = []string{"--state-size", "2G"}
+		if s.inner == judge.Ext4 && soaking() {
+			im.Disk = []string{"--state-size", "6G"} // it gets larger again and again, and never smaller
+		}
 	}
 	if text != last {
 		im.Edit = []string{last, text}
