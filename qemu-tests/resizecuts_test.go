@@ -28,7 +28,7 @@ const (
 func TestResizeCuts(t *testing.T) {
 	t.Parallel()
 	samples := []resizeSample{
-		{name: "ext4", inner: judge.Ext4, kills: 2, resizes: 20, flushes: 20, cuts: cuts{torn: 16, boots: 8, seed: 1}},
+		{name: "ext4", inner: judge.Ext4, kills: 2, resizes: 12, flushes: 12, cuts: cuts{torn: 12, boots: 6, seed: 1}},
 		{name: "btrfs", inner: judge.Btrfs, kills: 2, resizes: 8, flushes: 8, cuts: cuts{torn: 8, boots: 4, seed: 1}},
 		{name: "ext4_in_btrfs", inner: judge.Ext4, outer: judge.Btrfs, kills: 1, resizes: 6, flushes: 8, cuts: cuts{torn: 4, boots: 1, seed: 1}},
 		{name: "classic_ext4", inner: judge.Ext4, classic: true, kills: 1, resizes: 6, flushes: 8, cuts: cuts{torn: 4, boots: 1, seed: 1}},
