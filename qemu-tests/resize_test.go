@@ -35,7 +35,7 @@ func TestResize(t *testing.T) {
 	t.Parallel()
 	r := newResizing(t)
 	// In the emulator a file costs more than a resize, for it is synced through two journals.
-	pause := 150 * time.Millisecond
+	pause := 300 * time.Millisecond
 	if soaking() {
 		pause = 0
 	}
