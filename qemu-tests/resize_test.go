@@ -43,6 +43,7 @@ func TestResize(t *testing.T) {
 	r.boot("of the volume that gave back")
 	r.strayResize()
 	r.strayResizeNoRoom()
+	r.strayResizeAtBoot()
 	r.fullOutside()
 	r.copiedSparse()
 	r.withoutReservation()

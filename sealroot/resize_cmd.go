@@ -108,9 +108,10 @@ func repairState(c *command) action {
 
 func (c *command) repairVolume(ctx context.Context, v resize.Resizer) (resize.Sizes, error) {
 	s, err := v.Repair(ctx)
-	if err != nil || !s.ReadOnly {
+	if err != nil && !errors.Is(err, resize.ErrOverCommitted) || !s.ReadOnly {
 		return s, err
 	}
+	// Where there is no room, a writable one can do without.
 	r, err := c.booted()
 	if err == nil && r.Degraded && r.State.UUID != "" {
 		err = fmt.Errorf("cannot make the volume writable: this boot has found it damaged, %s says why: %w", report.Degraded, bootset.ErrRefused)

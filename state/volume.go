@@ -250,7 +250,12 @@ func (v *Volume) restore(dir *os.File, size, longest int64) error {
 			balloon.Total(copied)>>20, ImageName, layout.ImageSubvolume, errors.Join(ErrCopied, err))
 		return nil
 	}
-	if err := v.reserve(want); err != nil || v.ReadOnly != nil {
+	if err := v.reserve(want); errors.Is(err, ErrNoRoom) {
+		if !v.holdLater(want) {
+			v.ReadOnly = err
+		}
+		return nil
+	} else if err != nil {
 		return err
 	}
 	if sb.NeedsRecovery {
@@ -268,16 +273,22 @@ func (v *Volume) restore(dir *os.File, size, longest int64) error {
 // boot writes there too, and so does the journal of a volume that is read-only.
 const keepOutside = 16 << 20
 
-// reserve reserves ranges of the file, in order, or makes the volume read-only.
-func (v *Volume) reserve(list []balloon.Range) error {
+// holes are what of ranges of the file, in order, is not reserved. errors.ErrUnsupported:
+// that is in too many pieces, and some of them may be.
+func (v *Volume) holes(list []balloon.Range) ([]balloon.Range, error) {
 	if len(list) == 0 {
-		return nil
+		return nil, nil
 	}
 	there, err := files.Reserved(v.image, list[0].Start, list[len(list)-1].End)
-	if err != nil && !errors.Is(err, errors.ErrUnsupported) { // in too many pieces: the kernel finds out
+	return balloon.Without(list, there), err
+}
+
+// reserve reserves ranges of the file, in order. Errors: ErrNoRoom, then mostly nothing was.
+func (v *Volume) reserve(list []balloon.Range) error {
+	holes, err := v.holes(list)
+	if err != nil && !errors.Is(err, errors.ErrUnsupported) { // the kernel finds out
 		return err
 	}
-	holes := balloon.Without(list, there)
 	missing := balloon.Total(holes)
 	if missing == 0 {
 		return nil
@@ -285,14 +296,10 @@ func (v *Volume) reserve(list []balloon.Range) error {
 	if free, ferr := freeIn(v.image); ferr != nil {
 		return ferr
 	} else if err == nil && missing > free-keepOutside {
-		v.ReadOnly = fmt.Errorf("cannot reserve %d MiB for %s, %d MiB are free; free space on /state, then sealroot state repair: %w", missing>>20, ImageName, free>>20, ErrNoRoom)
-		return nil
+		return fmt.Errorf("cannot reserve %d MiB for %s, %d MiB are free; free space on /state, then sealroot state repair, or restart: %w", missing>>20, ImageName, free>>20, ErrNoRoom)
 	}
 	for _, r := range holes {
-		if err := Reserve(v.image, r.Start, r.Bytes()); errors.Is(err, ErrNoRoom) {
-			v.ReadOnly = err
-			return nil
-		} else if err != nil {
+		if err := Reserve(v.image, r.Start, r.Bytes()); err != nil {
 			return err
 		}
 	}
@@ -308,9 +315,12 @@ func (v *Volume) Settle(root *os.File) {
 	if v.ReadOnly != nil || v.Superblock.Type != Ext4 { // what btrfs has in its log does not change its size
 		return
 	}
-	if err := v.settle(root); err != nil {
-		v.ReadOnly = err
+	had := v.Superblock.Bytes
+	err := v.settle(root)
+	if errors.Is(err, ErrNoRoom) {
+		err = v.hold(root, had, err)
 	}
+	v.ReadOnly = err
 }
 
 func (v *Volume) settle(root *os.File) error {

@@ -14,11 +14,8 @@ import (
 	"sealroot/state/btrfs"
 )
 
-// btrfs gets smaller while it is mounted: the kernel moves what lies beyond the new
-// end. For that it needs room. Where it finds none in the middle of a transaction it
-// ends that and makes the file system read-only: measured with sizes close to what is
-// used, and never with those of shrinkStep. So it shrinks in steps, stops at the first
-// one for which there is no room, and tries no other sizes.
+// btrfs gets smaller while it is mounted, by the rules of state/btrfs: so it shrinks in
+// steps, stops at the first one for which there is no room, and tries no other sizes.
 type btrfsFS struct {
 	mounted
 	info   func(fd int) (btrfs.Info, error)        // btrfs.ReadInfo
@@ -26,29 +23,20 @@ type btrfsFS struct {
 	pack   func(fd int, percent uint64) error      // btrfs.Compact
 }
 
-const (
-	largestShrink = 1 << 30
-	leastShrink   = 64 << 20
-	// halfEmpty is of which chunks, in percent, the data is moved together.
-	halfEmpty = 50
-)
+// halfEmpty is of which chunks, in percent, the data is moved together.
+const halfEmpty = 50
 
 func (*btrfsFS) name() string { return "btrfs" }
 
 func (*btrfsFS) shrinks() bool { return true }
 
-// slack is a gigabyte, or 15 % of what is used where that is more. A volume that holds
-// less than a gigabyte keeps as much free as it holds: its chunks are smaller, too.
-func (*btrfsFS) slack(used int64) int64 {
-	return max(min(max(used, 256<<20), 1<<30), used/100*15)
-}
+func (*btrfsFS) slack(used int64) int64 { return btrfs.Slack(used) }
 
 // shrinkStep decides how much smaller a file system of size bytes may get at once, of n
 // that are asked for, where room bytes are free beside the slack and chunks have
-// allocated bytes. An eighth of it, at most a gigabyte, stays without chunks: then there
-// is a place for what is moved, and for the metadata of moving it.
+// allocated bytes.
 func shrinkStep(n, size, allocated, room int64) int64 {
-	step := min(n, max(size/8, leastShrink), largestShrink, room, size-allocated-min(size/8, largestShrink))
+	step := min(n, btrfs.LargestStep(size), room, size-allocated-btrfs.Unallocated(size))
 	return max(step, 0) / balloon.BlockSize * balloon.BlockSize
 }
 

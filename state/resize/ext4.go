@@ -7,14 +7,12 @@ import (
 	"io/fs"
 	"os"
 	"slices"
-	"strconv"
 
 	"golang.org/x/sys/unix"
 
 	"sealroot/state/balloon"
 	"sealroot/state/balloon/files"
 	"sealroot/state/ext4"
-	"sealroot/state/layout"
 )
 
 // ext4 cannot shrink while it is mounted. It gives back by balloons: files that hold
@@ -28,7 +26,7 @@ type ext4FS struct {
 const (
 	// largestBalloon bounds a step, and what a power cut can leave half done.
 	largestBalloon = 1 << 30
-	leastBalloon   = 1 << 20
+	leastBalloon   = files.LeastBytes
 	// slackBytes is what stays free at least after something was given back, beside
 	// a part of what is used: for metadata and who writes just then.
 	slackBytes = 32 << 20
@@ -134,21 +132,21 @@ func (e *ext4FS) give(ctx context.Context, n int64, release func([]balloon.Range
 // inflate makes a balloon of at most size bytes and proves what it holds, on stable
 // storage.
 func (e *ext4FS) inflate(size int64) (files.Balloon, error) {
-	dir, err := e.dir()
+	dir, err := files.MakeDir(e.root)
 	if err != nil {
 		return files.Balloon{}, err
 	}
 	defer dir.Close()
-	last, err := lastNumber(dir)
+	last, err := files.LastNumber(dir)
 	if err != nil {
 		return files.Balloon{}, err
 	}
-	f, err := newBalloon(dir, last+1)
+	f, err := files.Create(dir, last+1)
 	if err != nil {
 		return files.Balloon{}, err
 	}
 	defer f.Close()
-	err = allocate(f, size)
+	err = files.Allocate(f, size)
 	var b files.Balloon
 	if err == nil {
 		b, err = e.prove(f)
@@ -158,36 +156,6 @@ func (e *ext4FS) inflate(size int64) (files.Balloon, error) {
 		err = fmt.Errorf("cannot make a balloon: %w", errors.Join(err, deflate(dir, f.Name(), 0)))
 	}
 	return b, err
-}
-
-// newBalloon makes an empty file of that number.
-func newBalloon(dir *os.File, number int) (*os.File, error) {
-	name := fmt.Sprintf("%08d", number)
-	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("cannot make a balloon: %w", err)
-	}
-	return os.NewFile(uintptr(fd), name), nil
-}
-
-// allocate takes size bytes, or the half of it and so on where there is no room.
-func allocate(f *os.File, size int64) error {
-	for {
-		err := unix.Fallocate(int(f.Fd()), 0, 0, size)
-		if err == nil {
-			return nil
-		}
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if size /= 2; !errors.Is(err, unix.ENOSPC) || size < leastBalloon {
-			return err
-		}
-		size = size / balloon.BlockSize * balloon.BlockSize
-		if err := f.Truncate(0); err != nil {
-			return err
-		}
-	}
 }
 
 // prove makes a file a balloon.
@@ -221,27 +189,6 @@ func (e *ext4FS) prove(f *os.File) (b files.Balloon, err error) {
 		return b, fmt.Errorf("%w: its extents moved", balloon.ErrNotHeld)
 	}
 	return b, nil
-}
-
-// dir opens the folder of balloons, and makes it.
-func (e *ext4FS) dir() (*os.File, error) {
-	for _, name := range []string{layout.Private, layout.Balloons} {
-		if err := unix.Mkdirat(int(e.root.Fd()), name, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
-			return nil, fmt.Errorf("cannot make the folder of balloons: %w", err)
-		}
-	}
-	return files.OpenDir(e.root)
-}
-
-// lastNumber is the highest that names a balloon, or 0.
-func lastNumber(dir *os.File) (last int, err error) {
-	names, err := dir.Readdirnames(-1)
-	for _, name := range names {
-		if n, err := strconv.Atoi(name); err == nil {
-			last = max(last, n)
-		}
-	}
-	return last, err
 }
 
 func (e *ext4FS) take(ctx context.Context, n int64, reserve func([]balloon.Range) (int64, error)) (taken int64, err error) {

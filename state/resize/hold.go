@@ -5,62 +5,24 @@ import (
 	"errors"
 	"fmt"
 
-	"golang.org/x/sys/unix"
-
 	"sealroot/state/balloon"
 	"sealroot/state/balloon/files"
-)
-
-const (
-	// holdParts is in about how many balloons all free space is taken: each holds as well
-	// what happens to lie between the holes.
-	holdParts = 512
-	leastHold = 16 << 20
 )
 
 // hold takes all that is free, for it cannot choose the place of a balloon, and lets go
 // of what does not lie in the holes. For that moment the file system is full.
 func (e *ext4FS) hold(ctx context.Context, holes []balloon.Range) error {
-	err := errors.Join(e.takeFree(ctx), e.sync())
+	end, err := e.spanned(false)
+	if err != nil {
+		return err
+	}
+	err = files.Hold(ctx, e.root, end, holes)
 	// A file that is no balloon may have blocks in holes: it keeps them.
 	_, terr := e.deflateAll(holes, func(b files.Balloon) bool { return b.Err == nil })
 	if err = errors.Join(err, terr); err != nil {
 		return fmt.Errorf("cannot hold what is not reserved: %w", err)
 	}
 	return nil
-}
-
-func (e *ext4FS) takeFree(ctx context.Context) error {
-	dir, err := e.dir()
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	last, err := lastNumber(dir)
-	if err != nil {
-		return err
-	}
-	free, _, err := e.usage()
-	if err != nil {
-		return err
-	}
-	size := max(free/holdParts, leastHold) / balloon.BlockSize * balloon.BlockSize
-	for {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		last++
-		f, err := newBalloon(dir, last)
-		if err != nil {
-			return err
-		}
-		err = allocate(f, size)
-		if f.Close(); errors.Is(err, unix.ENOSPC) {
-			return nil
-		} else if err != nil {
-			return err
-		}
-	}
 }
 
 func (e *ext4FS) tidy(holes []balloon.Range) (bool, error) {

@@ -15,8 +15,8 @@ import (
 // Repair reserves what the inner file system spans and nobody has reserved: after
 // a stray resize2fs, or where the file was copied sparse. When the outer file system
 // has no room for that, what is free of it is held by balloons, for nobody to write
-// to. Where even that is not enough the inner one becomes read-only, if the kernel
-// lets it, and the error is ErrOverCommitted. What btrfs outside would write elsewhere
+// to. Where even that is not enough, or it is read-only, nothing is reserved; the inner one
+// becomes read-only, if the kernel lets it, and the error is ErrOverCommitted. What btrfs outside would write elsewhere
 // is written anew, while the volume is read-only. Errors besides: ErrBusy, ErrCopied.
 func (v *Volume) Repair(ctx context.Context) (Sizes, error) {
 	return v.locked(func() error {
@@ -52,13 +52,8 @@ func (v *Volume) repair(ctx context.Context, m measured) (measured, error) {
 		}
 	}
 	loose := balloon.Without(m.holes, m.balloons)
-	if cerr := v.cover(loose); cerr != nil {
-		err = fmt.Errorf("cannot reserve what the volume spans, %d MiB are missing, %d MiB are free on the state partition: %w",
-			balloon.Total(loose)>>20, m.OuterFree>>20, errors.Join(cerr, err))
-		if !m.ReadOnly {
-			err = errors.Join(err, v.remount(unix.MS_RDONLY))
-		}
-		return m, err
+	if cerr := v.coverAll(loose, m); cerr != nil {
+		return m, errors.Join(cerr, err)
 	}
 	// What holes are left in balloons the next boot has to know.
 	given, rest := balloon.Largest(balloon.Both(m.holes, m.balloons), balloon.MaxRanges)
@@ -82,6 +77,24 @@ func (v *Volume) repair(ctx context.Context, m measured) (measured, error) {
 	return v.measure(false)
 }
 
+// coverAll reserves loose ranges that the file system may write to at any moment, or has it
+// read-only: then nothing is reserved, for somebody needs that room to make more.
+func (v *Volume) coverAll(loose []balloon.Range, m measured) error {
+	err := ErrOverCommitted
+	if missing := balloon.Total(loose); missing == 0 || missing <= m.OuterFree {
+		err = v.cover(loose)
+	}
+	if err == nil {
+		return nil
+	}
+	err = fmt.Errorf("cannot reserve what the volume spans, %d MiB are missing, %d MiB are free on the state partition: %w",
+		balloon.Total(loose)>>20, m.OuterFree>>20, err)
+	if m.ReadOnly {
+		return err
+	}
+	return errors.Join(err, v.remount(unix.MS_RDONLY))
+}
+
 // cover reserves ranges that the file system may write to at any moment: what was
 // reserved stays so, whatever comes of the rest.
 func (v *Volume) cover(list []balloon.Range) error {
@@ -99,7 +112,8 @@ func (v *Volume) cover(list []balloon.Range) error {
 }
 
 // MakeWritable makes a volume writable again that is read-only because it was
-// over-committed: after Repair. Errors: ErrBusy, ErrOverCommitted, ErrCopied, ErrFrozen,
+// over-committed: after Repair, also where that had no room. Errors: ErrBusy, ErrOverCommitted,
+// ErrCopied, ErrFrozen,
 // ErrReadOnly where its journal was not replayed, or has made it larger than its devices;
 // any other where the file system is damaged.
 func (v *Volume) MakeWritable() (Sizes, error) {
@@ -108,8 +122,8 @@ func (v *Volume) MakeWritable() (Sizes, error) {
 		switch {
 		case err != nil || !m.ReadOnly:
 			return err
-		case m.OverCommitted > 0:
-			return fmt.Errorf("cannot make the volume writable, %d MiB are missing: %w", m.OverCommitted>>20, ErrOverCommitted)
+		case m.OverCommitted > 0 && m.OuterFree < 2*keepOutside+m.OverCommitted>>14:
+			return fmt.Errorf("cannot make the volume writable, %d MiB are missing, %d MiB are free on the state partition: %w", m.OverCommitted>>20, m.OuterFree>>20, ErrOverCommitted)
 		}
 		if m.Copied > 0 {
 			return fmt.Errorf("cannot make the volume writable: %w", ErrCopied)
@@ -126,9 +140,27 @@ func (v *Volume) MakeWritable() (Sizes, error) {
 			return err
 		}
 		m.ReadOnly = false
-		_, err = v.tidy(m)
-		return err
+		if m.OverCommitted == 0 {
+			_, err = v.tidy(m)
+			return err
+		}
+		return v.holdWritable(m)
 	})
+}
+
+// holdWritable does without what is not reserved in a volume that was made writable just
+// now, for nothing less lets it hold that; else it is read-only again. Who writes
+// meanwhile writes to what the state partition still has room for: the boot
+// (state.Volume.Settle) does the same while there is nobody.
+func (v *Volume) holdWritable(m measured) error {
+	_, err := v.repair(context.Background(), m)
+	if err == nil {
+		return nil
+	}
+	if now, merr := v.measure(false); merr == nil && (now.ReadOnly || now.OverCommitted == 0) {
+		return err
+	}
+	return errors.Join(err, v.remount(unix.MS_RDONLY))
 }
 
 // remount makes the inner file system read-only or writable, everywhere it is mounted:

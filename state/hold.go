@@ -1,0 +1,51 @@
+package state
+
+import (
+	"context"
+	"os"
+
+	"sealroot/state/balloon"
+	"sealroot/state/balloon/files"
+)
+
+// The inner file system may span more than there is room for: its file was copied without
+// what holds zeros, or another program made it larger and the power was cut before
+// anybody reserved that. Then it is mounted all the same, before anybody else can write
+// to it, and balloons take what is free where nothing is reserved. What is used there is
+// reserved after that.
+//
+// A power cut leaves files, of which the next boot makes balloons.
+
+// mayHold tells whether there is room for what a mount, and the balloons for n bytes, write
+// to what is not reserved: of each 128 MiB a bitmap, and the journal's copy of it.
+func (v *Volume) mayHold(n int64) bool {
+	free, err := freeIn(v.image)
+	return err == nil && free >= 2*keepOutside+n>>14
+}
+
+// holdLater leaves to Settle what is not reserved of these ranges, if that can do without.
+func (v *Volume) holdLater(want []balloon.Range) bool {
+	holes, err := v.holes(want)
+	missing := balloon.Total(holes)
+	if v.Superblock.Type != Ext4 || err != nil || !v.mayHold(missing) {
+		return false // btrfs gets smaller only by sealroot state repair
+	}
+	v.givenBack = balloon.Join(v.givenBack, holes)
+	v.Reserved -= missing
+	return true
+}
+
+// hold has balloons in place of what settle had no room for: err. The file system had so
+// many bytes before its journal was replayed.
+func (v *Volume) hold(root *os.File, had int64, err error) error {
+	begin := int64(v.Header.DataOffset())
+	v.givenBack = balloon.Join(v.givenBack, []balloon.Range{{Start: begin + had, End: begin + v.Superblock.Bytes}})
+	if !v.mayHold(balloon.Total(v.givenBack)) {
+		return err
+	}
+	err = files.Hold(context.Background(), root, v.Superblock.Bytes, balloon.Shift(v.givenBack, -begin))
+	if err != nil {
+		return err
+	}
+	return v.settle(root)
+}
