@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 
+	"golang.org/x/sys/unix"
+
 	"sealroot/state/balloon"
 	"sealroot/state/balloon/files"
 )
@@ -21,6 +23,15 @@ func (e *ext4FS) hold(ctx context.Context, holes []balloon.Range) error {
 	_, terr := e.deflateAll(holes, func(b files.Balloon) bool { return b.Err == nil })
 	if err = errors.Join(err, terr); err != nil {
 		return fmt.Errorf("cannot hold what is not reserved: %w", err)
+	}
+	return nil
+}
+
+// calm has the kernel leave the tables of inodes as they are that a larger file system got:
+// it would fill them with zeros, one after the other.
+func (e *ext4FS) calm() error {
+	if err := unix.Mount("", e.root.Name(), "", unix.MS_REMOUNT|mountAttr, "noinit_itable"); err != nil {
+		return fmt.Errorf("cannot keep the kernel from writing the volume's tables of inodes: %w", err)
 	}
 	return nil
 }

@@ -38,6 +38,8 @@ type inner interface {
 	// hold takes what is free in these ranges, all that are not reserved, out of its use, as
 	// far as it can: there is no room to reserve them.
 	hold(ctx context.Context, holes []balloon.Range) error
+	// calm keeps the kernel from writing what nobody has asked for.
+	calm() error
 	// tidy brings what it holds and need not into use again, and tells whether it did
 	// anything: what a step that was cut short has left, and does not lie in holes, which
 	// are all that is not reserved, and all in balloons.

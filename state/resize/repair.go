@@ -20,8 +20,14 @@ import (
 // is written anew, while the volume is read-only. Errors besides: ErrBusy, ErrCopied.
 func (v *Volume) Repair(ctx context.Context) (Sizes, error) {
 	return v.locked(func() error {
-		m, err := v.measure(true)
-		if err != nil {
+		m, serr := v.measure(true)
+		if serr != nil {
+			// A volume without its reservation may not be possible to sync for just that.
+			var err error
+			if m, err = v.measure(false); err != nil || m.OverCommitted == 0 {
+				return errors.Join(serr, err)
+			}
+			_, err = v.repair(ctx, m)
 			return err
 		}
 		var copied error
@@ -30,7 +36,7 @@ func (v *Volume) Repair(ctx context.Context) (Sizes, error) {
 				m, copied = v.measure(true)
 			}
 		}
-		_, err = v.repair(ctx, m)
+		_, err := v.repair(ctx, m)
 		return errors.Join(copied, err)
 	})
 }
@@ -52,6 +58,15 @@ func (v *Volume) repair(ctx context.Context, m measured) (measured, error) {
 		}
 	}
 	loose := balloon.Without(m.holes, m.balloons)
+	if lacks := balloon.Total(loose) - m.OuterFree; lacks > -leastBalloon && len(loose) > 0 && !m.ReadOnly && !v.in.shrinks() {
+		// What is free and reserved makes room for it.
+		gerr := v.smaller(ctx, max(lacks, 0)+leastBalloon)
+		var merr error
+		if m, merr = v.measure(false); merr != nil {
+			return m, errors.Join(err, gerr, merr)
+		}
+		loose = balloon.Without(m.holes, m.balloons)
+	}
 	if cerr := v.coverAll(loose, m); cerr != nil {
 		return m, errors.Join(cerr, err)
 	}
@@ -92,7 +107,12 @@ func (v *Volume) coverAll(loose []balloon.Range, m measured) error {
 	if m.ReadOnly {
 		return err
 	}
-	return errors.Join(err, v.remount(unix.MS_RDONLY))
+	if rerr := v.remount(unix.MS_RDONLY); rerr != nil {
+		// Who has a file open writes on. Nothing is free where nothing is reserved, and the
+		// kernel writes no inodes there that nobody uses; as much as there is room for is reserved.
+		return errors.Join(err, rerr, v.in.calm(), v.cover(loose))
+	}
+	return err
 }
 
 // cover reserves ranges that the file system may write to at any moment: what was
@@ -163,12 +183,14 @@ func (v *Volume) holdWritable(m measured) error {
 	return errors.Join(err, v.remount(unix.MS_RDONLY))
 }
 
+// mountAttr are the attributes of the volume's own mount, as at the boot.
+const mountAttr = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+
 // remount makes the inner file system read-only or writable, everywhere it is mounted:
 // PID 1 mounts none of it read-only by itself. The kernel refuses read-only while
 // somebody has a file open for writing.
 func (v *Volume) remount(readOnly uintptr) error {
-	const attr = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC // as at the boot
-	if err := unix.Mount("", v.root.Name(), "", unix.MS_REMOUNT|attr|readOnly, ""); err != nil {
+	if err := unix.Mount("", v.root.Name(), "", unix.MS_REMOUNT|mountAttr|readOnly, ""); err != nil {
 		if readOnly != 0 {
 			return fmt.Errorf("cannot make the volume read-only: %w", err)
 		}

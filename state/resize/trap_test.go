@@ -236,4 +236,3 @@ func TestTrapBtrfs(t *testing.T) {
 	b.whole(v)
 	b.whole(b.boot())
 }
-
