@@ -73,6 +73,9 @@ func balanceState(c *command) action {
 		if !*watch {
 			return refusedResize(c.balanceOnce(ctx, s))
 		}
+		if err := resize.Reclaim(ctx, v); err != nil {
+			c.say("%v", err)
+		}
 		return c.watchState(ctx, s)
 	}
 }

@@ -27,6 +27,7 @@ type resizedSizes struct {
 	Reserved      int64 `json:"reserved_bytes"`
 	OverCommitted int64 `json:"over_committed_bytes"`
 	GivenBack     int64 `json:"given_back_bytes"`
+	InBalloons    int64 `json:"in_balloons_bytes"`
 	Free          int64 `json:"free_bytes"`
 	StateFree     int64 `json:"state_free_bytes"`
 	Min           int64 `json:"min_bytes"`
@@ -35,7 +36,7 @@ type resizedSizes struct {
 }
 
 func sizesOf(s resize.Sizes) resizedSizes {
-	return resizedSizes{s.Reserved, s.OverCommitted, s.GivenBack, s.InnerFree, s.OuterFree, s.MinReserved, s.MaxReserved, s.ReadOnly}
+	return resizedSizes{s.Reserved, s.OverCommitted, s.GivenBack, s.InBalloons, s.InnerFree, s.OuterFree, s.MinReserved, s.MaxReserved, s.ReadOnly}
 }
 
 // resizeState gives the volume another share of the state partition. With state.device
@@ -163,8 +164,8 @@ func sizesText(before, after resize.Sizes) string {
 		fmt.Fprintf(&b, "the volume has %s, it had %s", balance.Text(after.Reserved), balance.Text(before.Reserved))
 	}
 	fmt.Fprintf(&b, "; free in it %s, beside it %s", balance.Text(after.InnerFree), balance.Text(after.OuterFree))
-	if after.GivenBack > 0 {
-		fmt.Fprintf(&b, "; %s that it gave back count as used in df", balance.Text(after.GivenBack))
+	if after.InBalloons > 0 {
+		fmt.Fprintf(&b, "; %s in balloons, of which %s are given back, count as used in df", balance.Text(after.InBalloons), balance.Text(after.GivenBack))
 	}
 	if after.OverCommitted > 0 {
 		fmt.Fprintf(&b, "; %s that it spans are NOT reserved", balance.Text(after.OverCommitted))

@@ -32,8 +32,8 @@ func TestWantedSize(t *testing.T) {
 
 func TestSizesText(t *testing.T) {
 	before := resize.Sizes{Reserved: 8 << 30, InnerFree: 1 << 30, OuterFree: 20 << 30}
-	after := resize.Sizes{Reserved: 16 << 30, InnerFree: 9 << 30, OuterFree: 12 << 30, GivenBack: 3 << 20, OverCommitted: 5 << 20, ReadOnly: true}
-	const want = "the volume has 16.0 GiB, it had 8.0 GiB; free in it 9.0 GiB, beside it 12.0 GiB; 3 MiB that it gave back count as used in df; 5 MiB that it spans are NOT reserved; it is read-only"
+	after := resize.Sizes{Reserved: 16 << 30, InnerFree: 9 << 30, OuterFree: 12 << 30, GivenBack: 3 << 20, InBalloons: 4 << 20, OverCommitted: 5 << 20, ReadOnly: true}
+	const want = "the volume has 16.0 GiB, it had 8.0 GiB; free in it 9.0 GiB, beside it 12.0 GiB; 4 MiB in balloons, of which 3 MiB are given back, count as used in df; 5 MiB that it spans are NOT reserved; it is read-only"
 	if got := sizesText(before, after); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}

@@ -18,7 +18,8 @@ type Sides struct {
 	Reserved      int64  `json:"reserved_bytes"`       // what encrypted.img has of it
 	Volume        int64  `json:"volume_bytes"`         // of the file system in the volume, what is in use or free
 	VolumeFree    int64  `json:"volume_free_bytes"`
-	GivenBack     int64  `json:"given_back_bytes"`         // balloons: df of the volume counts them as used
+	GivenBack     int64  `json:"given_back_bytes"`         // in balloons, and not reserved
+	InBalloons    int64  `json:"in_balloons_bytes"`        // df of the volume counts them as used
 	Spare         int64  `json:"spare_bytes"`              // what the volume could give back now
 	Gap           int64  `json:"gap_bytes"`                // of the volume's file system, not reserved
 	Copied        int64  `json:"copied_bytes"`             // of encrypted.img, what btrfs outside does not write in place
@@ -82,8 +83,8 @@ func (s Sides) Write(to io.Writer, columns int, ascii bool) error {
 	fmt.Fprintf(&b, "\nspace of the state partition, %s\n[%s]\n%s\n", balance.Text(s.Partition), bar, marks)
 	fmt.Fprintf(&b, "volume     %s, %s free, %s reserved for it\n", balance.Text(s.Volume), balance.Text(s.VolumeFree), balance.Text(s.Reserved))
 	fmt.Fprintf(&b, "beside it  %s free, of which the volume leaves %s\n", balance.Text(s.PartitionFree), balance.Text(s.KeepFree))
-	if s.GivenBack > 0 {
-		fmt.Fprintf(&b, "given back %s; df counts them as used in the volume, nothing is there\n", balance.Text(s.GivenBack))
+	if s.InBalloons > 0 {
+		fmt.Fprintf(&b, "balloons   %s, of which %s are given back; df counts them as used in the volume, nothing is there\n", balance.Text(s.InBalloons), balance.Text(s.GivenBack))
 	}
 	if s.Gap > 0 {
 		fmt.Fprintf(&b, "NOT RESERVED %s of the volume: sealroot state repair\n", balance.Text(s.Gap))

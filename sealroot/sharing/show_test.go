@@ -12,7 +12,7 @@ import (
 func sides() Sides {
 	return Sides{
 		Partition: 16 * gib, PartitionFree: 4 * gib, KeepFree: gib, Reserved: 8 * gib, Volume: 7 * gib, VolumeFree: 4 * gib,
-		GivenBack: gib / 2, Spare: 3 * gib, AutoResize: "both", StatedRate: 128 << 20, Now: "nothing to do: nothing is short",
+		GivenBack: gib / 2, InBalloons: gib/2 + 9<<20, Spare: 3 * gib, AutoResize: "both", StatedRate: 128 << 20, Now: "nothing to do: nothing is short",
 		Decisions: []Past{{Time: time.Unix(1e9, 0).UTC(), Action: balance.Grow, Bytes: 7 * gib, Reason: "the volume has 1 MiB free\x1b[2J", Error: "busy"}},
 	}
 }
@@ -50,7 +50,7 @@ space of the state partition, 16.0 GiB
 # used and - free in the volume, = used and . free beside it
 volume     7.0 GiB, 4.0 GiB free, 8.0 GiB reserved for it
 beside it  4.0 GiB free, of which the volume leaves 1.0 GiB
-given back 512 MiB; df counts them as used in the volume, nothing is there
+balloons   521 MiB, of which 512 MiB are given back; df counts them as used in the volume, nothing is there
 could give 3.0 GiB
 automatic  both, for writers up to 128 MiB/s; now: nothing to do: nothing is short
 2001-09-09 01:46:40  grow 7.0 GiB: the volume has 1 MiB free?[2J; failed: busy

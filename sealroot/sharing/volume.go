@@ -36,7 +36,7 @@ func (r Resized) Measure() (balance.Sizes, error) {
 // Terms are sizes as package balance has them.
 func Terms(s resize.Sizes) balance.Sizes {
 	inner := s.InnerFree + s.InnerUsed
-	device := inner + s.GivenBack + max(0, s.Apparent-s.DataOffset-s.Spanned)
+	device := inner + s.InBalloons + max(0, s.Apparent-s.DataOffset-s.Spanned)
 	if s.Classic { // it is made larger with the volume
 		device = 0
 	}
@@ -105,7 +105,7 @@ func Look(s resize.Sizes, l balance.Limits, autoResize string, past []Past, d ba
 	return Sides{
 		Device: device, DeviceBytes: s.Device - s.DataOffset, Spanned: s.Spanned,
 		Partition: s.OuterTotal, PartitionFree: s.OuterFree, KeepFree: l.Keep(s.OuterTotal, s.KeptOutside), Reserved: s.Reserved,
-		Volume: s.InnerFree + s.InnerUsed, VolumeFree: s.InnerFree, GivenBack: s.GivenBack,
+		Volume: s.InnerFree + s.InnerUsed, VolumeFree: s.InnerFree, GivenBack: s.GivenBack, InBalloons: s.InBalloons,
 		Spare: max(0, s.Reserved-s.MinReserved), Gap: s.OverCommitted, Copied: s.Copied, Moving: s.Moving,
 		AutoResize: autoResize, StatedRate: l.StatedRate(s.OuterTotal), Decisions: append([]Past{}, past...), Now: Sentence(d, nil),
 	}

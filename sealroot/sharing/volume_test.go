@@ -45,7 +45,7 @@ func (r taken) Resize(context.Context, int64) (resize.Sizes, error) {
 
 func eight() resize.Sizes {
 	return resize.Sizes{
-		Apparent: 20 * gib, DataOffset: 16 << 20, Spanned: 9 * gib, GivenBack: gib, Reserved: 8*gib + 16<<20,
+		Apparent: 20 * gib, DataOffset: 16 << 20, Spanned: 9 * gib, GivenBack: gib, InBalloons: gib, Reserved: 8*gib + 16<<20,
 		InnerFree: 5 * gib, InnerUsed: 2 * gib, OuterFree: 6 * gib, OuterTotal: 16 * gib,
 		MinReserved: 4*gib + 16<<20, MaxReserved: 13 * gib,
 	}

@@ -36,7 +36,10 @@ func (v *Volume) Repair(ctx context.Context) (Sizes, error) {
 				m, copied = v.measure(true)
 			}
 		}
-		_, err := v.repair(ctx, m)
+		m, err := v.repair(ctx, m)
+		if err == nil {
+			err = v.reclaimEnd(m)
+		}
 		return errors.Join(copied, err)
 	})
 }

@@ -57,6 +57,7 @@ type Sizes struct {
 	DataOffset    int64 // where the inner file system begins
 	Spanned       int64 // what the inner file system spans, by its superblock
 	GivenBack     int64 // of that: in balloons, held by nobody
+	InBalloons    int64 // of that: in balloons, also what is reserved still
 	Reserved      int64 // what the outer file system holds for the file, up to the end of the inner one
 	OverCommitted int64 // spanned, in no balloon, and not reserved: a stray resize2fs
 

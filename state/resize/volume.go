@@ -106,7 +106,8 @@ func (v *Volume) measure(durable bool) (m measured, err error) {
 			s.Moving = v.keepOutside(s.OuterTotal)
 		}
 	}
-	s.InnerUsed -= balloon.Total(m.balloons)
+	s.InBalloons = balloon.Total(m.balloons)
+	s.InnerUsed -= s.InBalloons
 	m.Sizes = s.with(balloon.Total(balloon.Both(m.holes, m.balloons)), balloon.Total(m.holes), v.in.slack(s.InnerUsed), v.keepOutside(s.OuterTotal))
 	return m, nil
 }

@@ -1,0 +1,53 @@
+package resize
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"sealroot/state/balloon"
+	"sealroot/state/balloon/files"
+)
+
+// Reclaim gives both sides what neither has: what balloons hold and is reserved all the
+// same, after a boot without the record or a step that was cut, and what is reserved behind
+// the end; and it records what balloons hold since the boot. For who starts: nobody may be
+// there who resizes. A volume that needs a repair is left to that.
+func Reclaim(ctx context.Context, v Resizer) error {
+	s, err := v.Measure()
+	if err != nil || s.ReadOnly || s.OverCommitted > 0 || s.Copied > 0 {
+		return err
+	}
+	_, err = v.Repair(ctx)
+	return err
+}
+
+// reclaimEnd gives back what is reserved behind the end, which a growing that was cut has
+// left: a boot does it only after one that ended in order. While it is frozen, nobody makes
+// the file system larger: whoever does that writes behind its end first.
+func (v *Volume) reclaimEnd(m measured) (err error) {
+	end := balloon.Up(v.begin+m.Spanned, v.unit)
+	if v.classic || m.ReadOnly || m.OverCommitted > 0 || end >= m.Apparent {
+		return nil // with classic devices the file ends there
+	}
+	behind, err := files.Reserved(v.image, end, m.Apparent)
+	if err != nil || len(behind) == 0 {
+		return err
+	}
+	if err := unix.IoctlSetInt(int(v.root.Fd()), fiFreeze, 0); errors.Is(err, unix.EBUSY) {
+		return nil // somebody else has frozen it
+	} else if err != nil {
+		return fmt.Errorf("cannot freeze the volume: %w", err)
+	}
+	// What has to be on the disk to look again is there: the freeze has written it.
+	now, err := v.in.spanned(false)
+	if err == nil && now == m.Spanned {
+		err = v.giveBack(behind...)
+	}
+	if terr := unix.IoctlSetInt(int(v.root.Fd()), fiThaw, 0); terr != nil {
+		err = errors.Join(err, fmt.Errorf("cannot thaw the volume: %w", terr))
+	}
+	return err
+}

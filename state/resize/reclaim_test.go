@@ -1,0 +1,92 @@
+package resize
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"sealroot/state"
+	"sealroot/state/balloon"
+	"sealroot/state/balloon/files"
+)
+
+// What balloons hold and a boot has reserved all the same comes back to the volume, once
+// somebody starts who resizes; until then the sizes tell of it.
+func TestReclaimBalloons(t *testing.T) {
+	v := newVolume(t, 2<<30, 1<<30)
+	sums := map[string][32]byte{"file": put(t, v, "file", 3<<20)}
+	first, err := v.Measure()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := v.Resize(t.Context(), first.Reserved-700<<20)
+	if err != nil || m.InBalloons != m.GivenBack {
+		t.Fatalf("Resize = %+v, %v", m, err)
+	}
+	if err := Reclaim(t.Context(), v); err != nil {
+		t.Error(err)
+	}
+	if s, err := v.Measure(); err != nil || s != m {
+		t.Errorf("with nothing to reclaim %+v, %v, before it %+v", s, err, m)
+	}
+	if err := state.Reserve(v.image, 0, v.begin+m.Spanned); err != nil { // a boot without the record
+		t.Fatal(err)
+	}
+	if s, err := v.Measure(); err != nil || s.GivenBack != 0 || s.InBalloons < 700<<20 {
+		t.Errorf("after the boot %+v, %v", s, err)
+	}
+	if err := Reclaim(t.Context(), v); err != nil {
+		t.Error(err)
+	}
+	if s, err := v.Measure(); err != nil || s.InBalloons != 0 || s.InnerFree < first.InnerFree-1<<20 || len(v.recorded()) != 0 {
+		t.Errorf("reclaimed %+v, %v, at first %+v", s, err, first)
+	}
+	check(t, v, sums)
+}
+
+// What a growing that was cut has reserved behind the end comes back, and nothing but that
+// while somebody makes the file system larger.
+func TestReclaimEnd(t *testing.T) {
+	for _, outer := range []state.Filesystem{state.Ext4, state.Btrfs} {
+		v := newVolumeOn(t, outer, state.Btrfs, 2<<30, 512<<20)
+		sums := map[string][32]byte{"file": put(t, v, "file", 3<<20)}
+		first, err := v.Measure()
+		if err != nil {
+			t.Fatal(err)
+		}
+		end := v.begin + first.Spanned
+		behind := func() int64 {
+			list, err := files.Reserved(v.image, end, first.Apparent)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return balloon.Total(list)
+		}
+		if err := state.Reserve(v.image, end, 400<<20); err != nil {
+			t.Fatal(err)
+		}
+		stop := writer(t, v)
+		if err := Reclaim(t.Context(), v); err != nil || behind() != 0 {
+			t.Errorf("%s outside: %d bytes are reserved behind the end: %v", outer, behind(), err)
+		}
+		for name, sum := range stop() {
+			sums[name] = sum
+		}
+		// Somebody is faster.
+		if err := state.Reserve(v.image, end, 400<<20); err != nil {
+			t.Fatal(err)
+		}
+		m, err := v.measure(true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		run(t, "btrfs", "filesystem", "resize", "+300M", v.root.Name())
+		if err := v.reclaimEnd(m); err != nil || behind() < 400<<20 {
+			t.Errorf("%s outside: %d bytes are reserved behind the old end: %v", outer, behind(), err)
+		}
+		if err := os.WriteFile(filepath.Join(v.root.Name(), "last"), []byte("x"), 0o600); err != nil {
+			t.Error(err) // it is thawed
+		}
+		check(t, v, sums)
+	}
+}
