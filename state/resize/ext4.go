@@ -98,6 +98,7 @@ func (e *ext4FS) give(ctx context.Context, n int64, release func([]balloon.Range
 	if err != nil {
 		return err
 	}
+	wanted := n
 	for given := balloon.Total(list); n >= balloon.BlockSize; {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -121,8 +122,10 @@ func (e *ext4FS) give(ctx context.Context, n int64, release func([]balloon.Range
 		if err != nil {
 			return err
 		}
-		if released == 0 {
+		if released == 0 && n < wanted {
 			return nil // a rest that the outer file system does not take back alone
+		} else if released == 0 {
+			return fmt.Errorf("cannot give back %d KiB, the state partition takes back more at once: %w", n>>10, ErrTooSmall)
 		}
 		n, given = n-released, given+b.Size
 	}

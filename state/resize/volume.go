@@ -220,6 +220,7 @@ func (v *Volume) resize(ctx context.Context, reserved int64) (err error) {
 		}
 	}()
 	// More than once only where less was given back than was held for it.
+	first := m.Reserved
 	for range 4 {
 		before := m.Reserved
 		switch {
@@ -227,8 +228,8 @@ func (v *Volume) resize(ctx context.Context, reserved int64) (err error) {
 			err = v.larger(ctx, m, want-before)
 		case want < before:
 			err = v.smaller(ctx, before-want)
-			if reserved == Smallest && errors.Is(err, ErrTooSmall) {
-				return nil // as small as it gets: somebody has written meanwhile
+			if errors.Is(err, ErrTooSmall) && (reserved == Smallest || before < first && before-want < v.unit) {
+				return nil // as small as it gets: somebody has written meanwhile, or what is left is no unit
 			}
 		}
 		if err != nil || want == before {
@@ -266,7 +267,11 @@ func (m measured) bounded(reserved int64) (want int64, err error) {
 // has given back, then behind its end.
 func (v *Volume) larger(ctx context.Context, m measured, n int64) error {
 	taken, err := v.in.take(ctx, n, func(list []balloon.Range) (int64, error) {
-		return v.reserve(balloon.Shift(list, v.begin))
+		holes, err := v.reserve(balloon.Shift(list, v.begin))
+		if err != nil {
+			return 0, errors.Join(err, v.giveBack(holes...)) // a balloon holds them still
+		}
+		return balloon.Total(holes), nil
 	})
 	if taken > 0 {
 		// crash point: the record has ranges that no balloon holds; the next boot
@@ -282,7 +287,7 @@ func (v *Volume) larger(ctx context.Context, m measured, n int64) error {
 	}
 	end := v.begin + m.Spanned
 	if _, err := v.reserve([]balloon.Range{{Start: end, End: end + n}}); err != nil {
-		return err
+		return errors.Join(err, v.trim(m.Spanned, end+n))
 	}
 	// crash point: reserved, and of no use; the next boot after a clean one gives it back
 	if v.classic {
@@ -299,27 +304,22 @@ func (v *Volume) larger(ctx context.Context, m measured, n int64) error {
 	return err
 }
 
-// reserve reserves ranges of the image and makes that last; it tells how many bytes of
-// them were not. When there is no room for all of them, what was reserved just now is
-// given back: no file system uses it yet.
-func (v *Volume) reserve(list []balloon.Range) (int64, error) {
-	var holes []balloon.Range
+// reserve reserves ranges of the image and makes that last; it returns what of
+// them was not. Errors: ErrNoRoom; then a part may be reserved.
+func (v *Volume) reserve(list []balloon.Range) (holes []balloon.Range, err error) {
 	for _, r := range list {
 		there, err := v.holes(r.Start, r.End)
 		if err != nil {
-			return 0, err
+			return nil, err
 		}
 		holes = append(holes, there...)
 	}
-	for i, r := range holes {
+	for _, r := range holes {
 		if err := state.Reserve(v.image, r.Start, r.Bytes()); err != nil {
-			return 0, errors.Join(err, v.giveBack(holes[:i+1]...))
+			return holes, err
 		}
 	}
-	if err := v.keep(); err != nil {
-		return 0, err
-	}
-	return balloon.Total(holes), nil
+	return holes, v.keep()
 }
 
 // trim gives back what is reserved behind the inner file system up to byte to, if that
