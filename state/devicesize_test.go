@@ -146,6 +146,13 @@ func TestOpenWithDeviceSize(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	large := func(mib int64) func(*testing.T, string) {
+		return func(t *testing.T, path string) {
+			if err := os.Truncate(path, mib<<20); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 	made := []string{fmt.Sprint("loop ", long), fmt.Sprint("crypt ", long)}
 	removed := []string{fmt.Sprint("-crypt ", long), fmt.Sprint("-loop ", long)}
 	stepped := fmt.Sprint(minApparent >> 20)
@@ -160,15 +167,18 @@ func TestOpenWithDeviceSize(t *testing.T) {
 		want     int64 // MiB
 		err      error
 	}{
-		"cut":       {device: Classic, want: small, steps: slices.Concat(made, removed, []string{fmt.Sprint("loop ", small), fmt.Sprint("crypt ", small)})},
-		"journal":   {device: Classic, want: long, change: recover, steps: made},
-		"torn":      {device: Classic, want: long, change: func(t *testing.T, f *os.File) { edit(t, f, 900, nil) }, steps: made},
-		"stuck":     {device: Classic, want: long, stuck: errRecorded, err: ErrMapped, steps: slices.Concat(made, removed)},
-		"behind":    {device: Classic, want: small, image: behind, steps: []string{fmt.Sprint("loop ", small), fmt.Sprint("crypt ", small)}},
-		"short":     {device: Classic, want: small, image: short, steps: longer},
-		"no_room":   {device: Classic, want: small, image: full, steps: longer, readOnly: ErrNoRoom},
-		"far":       {device: Classic, want: small - 8, image: short, change: far, err: ErrDamaged, steps: longer[:4]},
-		"oversized": {device: Oversized, want: minApparent >> 20, steps: []string{"loop " + stepped, "crypt " + stepped}},
+		"cut":                 {device: Classic, want: small, steps: slices.Concat(made, removed, []string{fmt.Sprint("loop ", small), fmt.Sprint("crypt ", small)})},
+		"journal":             {device: Classic, want: long, change: recover, steps: made},
+		"torn":                {device: Classic, want: long, change: func(t *testing.T, f *os.File) { edit(t, f, 900, nil) }, steps: made},
+		"stuck":               {device: Classic, want: long, stuck: errRecorded, err: ErrMapped, steps: slices.Concat(made, removed)},
+		"behind":              {device: Classic, want: small, image: behind, steps: []string{fmt.Sprint("loop ", small), fmt.Sprint("crypt ", small)}},
+		"short":               {device: Classic, want: small, image: short, steps: longer},
+		"no_room":             {device: Classic, want: small, image: full, steps: longer, readOnly: ErrNoRoom},
+		"far":                 {device: Classic, want: small - 8, image: short, change: far, err: ErrDamaged, steps: longer[:4]},
+		"oversized":           {device: Oversized, want: minApparent >> 20, steps: []string{"loop " + stepped, "crypt " + stepped}},
+		"was_large":           {device: Oversized, image: large(64 << 10), want: minApparent >> 20, steps: []string{"loop 65536", "crypt 65536", "-crypt 65536", "-loop 65536", "loop " + stepped, "crypt " + stepped}},
+		"was_not_much_larger": {device: Oversized, image: large(17 << 10), want: 17 << 10, steps: []string{"loop 17408", "crypt 17408"}},
+		"was_large_journal":   {device: Oversized, image: large(64 << 10), change: recover, want: 64 << 10, steps: []string{"loop 65536", "crypt 65536"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			where := t.TempDir()

@@ -176,6 +176,11 @@ func (v *Volume) open(dir *os.File, devs Devices, device DeviceSize, unlock Unlo
 	if err := v.restore(dir, size, device.longest(dir, size)); err != nil {
 		return err
 	}
+	if device != Classic {
+		if size, err = v.stepDown(devs, key, size); err != nil {
+			return err
+		}
+	}
 	sb := v.Superblock
 	if end := device.end(size, int64(v.Header.DataOffset())+sb.Bytes, !sb.NeedsRecovery && !v.Mended); end != size {
 		if end > size {
@@ -217,6 +222,18 @@ func (v *Volume) stepUp(dir *os.File, size int64) int64 {
 		return want
 	}
 	return size
+}
+
+// stepDown makes file and devices smaller where what is reserved has become less, by so much
+// that it is worth to make them anew: their size is what a stray resize can claim. Nothing
+// is behind the file system but what a journal that has to be replayed may put there.
+func (v *Volume) stepDown(devs Devices, volumeKey []byte, size int64) (int64, error) {
+	sb := v.Superblock
+	want := balloon.Up(max(int64(v.Header.DataOffset())+sb.Bytes, apparentFor(v.Reserved)), BlockSize)
+	if want > size/8*7 || sb.NeedsRecovery || v.Mended || v.ReadOnly != nil {
+		return size, nil
+	}
+	return want, v.endAt(devs, volumeKey, want)
 }
 
 // restore makes the invariant true again: what the inner file system spans is
