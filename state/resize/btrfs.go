@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,13 +19,18 @@ import (
 // steps, stops at the first one for which there is no room, and tries no other sizes.
 type btrfsFS struct {
 	mounted
-	info   func(fd int) (btrfs.Info, error)        // btrfs.ReadInfo
-	resize func(fd int, device, size uint64) error // btrfs.Resize
-	pack   func(fd int, percent uint64) error      // btrfs.Compact
+	info   func(fd int) (btrfs.Info, error)            // btrfs.ReadInfo
+	resize func(fd int, device, size uint64) error     // btrfs.Resize
+	pack   func(fd int, percent uint64) error          // btrfs.Compact
+	chunks func(fd int) (total, used int64, err error) // btrfs.DataChunks
 }
 
-// halfEmpty is of which chunks, in percent, the data is moved together.
-const halfEmpty = 50
+// packed is how full chunks of data are at least, in percent, once compact has moved together
+// what can be: of fuller ones little comes, and all of it has to be moved.
+const packed = 85
+
+// usage is of which chunks, in percent, the data is moved together, one after the other.
+func usage() []uint64 { return []uint64{50, 70, packed} }
 
 func (*btrfsFS) name() string { return "btrfs" }
 
@@ -94,8 +100,24 @@ func (b *btrfsFS) grow(size int64) error {
 	return b.sync()
 }
 
+// least is where shrinkStep ends once all that can be is moved together.
+func (b *btrfsFS) least() (int64, error) {
+	i, err := b.look()
+	if err != nil {
+		return 0, err
+	}
+	total, used, err := b.chunks(int(b.root.Fd()))
+	return leastSize(i.Allocated, total, used), err
+}
+
+// leastSize is of chunks that have allocated bytes, of which data has total and uses used.
+func leastSize(allocated, total, used int64) int64 {
+	allocated -= max(0, total-used/packed*100)
+	return allocated + min(allocated/7, btrfs.Unallocated(math.MaxInt64)) // an eighth of the sum
+}
+
 func (b *btrfsFS) give(ctx context.Context, n int64, release func([]balloon.Range) (int64, error)) error {
-	for n >= balloon.BlockSize {
+	for usage := usage(); n >= balloon.BlockSize; {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -110,11 +132,18 @@ func (b *btrfsFS) give(ctx context.Context, n int64, release func([]balloon.Rang
 		room := free - b.slack(used)
 		step := shrinkStep(n, i.Bytes, i.Allocated, room)
 		if step < min(n, leastBalloon)/balloon.BlockSize*balloon.BlockSize {
-			if room >= leastBalloon {
-				if err := b.compact(i.Allocated); err != nil {
+			if room >= leastBalloon && len(usage) > 0 {
+				less, err := b.compact(i.Allocated, usage[0])
+				if err != nil {
 					return err
 				}
+				if !less {
+					usage = usage[1:]
+				}
 				continue
+			}
+			if room >= leastBalloon {
+				return fmt.Errorf("cannot give more back, what is free lies between what is used: %w", ErrTooSmall)
 			}
 			return fmt.Errorf("cannot give more back, %d MiB are free: %w", free>>20, ErrTooSmall)
 		}
@@ -149,20 +178,18 @@ func (b *btrfsFS) shrink(i btrfs.Info, size int64) error {
 	return nil
 }
 
-// compact frees a chunk of data that is half empty, of all that have allocated bytes.
-func (b *btrfsFS) compact(allocated int64) error {
-	err := b.pack(int(b.root.Fd()), halfEmpty)
+// compact frees a chunk of data of which at most percent are used, of all that have
+// allocated bytes, and tells whether those are less now.
+func (b *btrfsFS) compact(allocated int64, percent uint64) (less bool, err error) {
+	err = b.pack(int(b.root.Fd()), percent)
 	switch {
 	case errors.Is(err, unix.EBUSY):
-		return fmt.Errorf("%w: %w", ErrBusy, err)
+		return false, fmt.Errorf("%w: %w", ErrBusy, err)
 	case err != nil && !errors.Is(err, unix.ENOSPC):
-		return err
+		return false, err
 	}
 	i, err := b.look()
-	if err == nil && i.Allocated >= allocated {
-		err = fmt.Errorf("cannot give more back, what is free lies between what is used: %w", ErrTooSmall)
-	}
-	return err
+	return i.Allocated < allocated, err
 }
 
 // hold gives up the end of the file system from the first hole on: other programs may

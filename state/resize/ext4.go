@@ -37,6 +37,8 @@ func (*ext4FS) name() string { return "ext4" }
 
 func (*ext4FS) shrinks() bool { return false }
 
+func (*ext4FS) least() (int64, error) { return 0, nil }
+
 func (*ext4FS) slack(used int64) int64 { return slackBytes + used/slackPart }
 
 func (e *ext4FS) spanned(durable bool) (int64, error) {

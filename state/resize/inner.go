@@ -24,6 +24,8 @@ type inner interface {
 	// slack is how many bytes have to be free in it after it has given back, where used
 	// bytes are used beside what was given back.
 	slack(used int64) int64
+	// least is about the size in bytes below which give makes none smaller that shrinks.
+	least() (int64, error)
 	// give takes about n bytes out of its use, never more, in steps. For each step
 	// release is called, once no power cut can bring what is in its ranges back into
 	// use, and says how much it has released; for those that lie beyond its end its size

@@ -109,7 +109,11 @@ func (v *Volume) measure(durable bool) (m measured, err error) {
 	s.InBalloons = balloon.Total(m.balloons)
 	s.InnerUsed -= s.InBalloons
 	m.Sizes = s.with(balloon.Total(balloon.Both(m.holes, m.balloons)), balloon.Total(m.holes), v.in.slack(s.InnerUsed), v.keepOutside(s.OuterTotal))
-	return m, nil
+	least, err := v.in.least()
+	if err == nil && least > 0 {
+		m.MinReserved = min(m.Reserved, max(m.MinReserved, v.begin+least))
+	}
+	return m, err
 }
 
 // holes are the blocks of the image from start to before end that are not reserved, or
