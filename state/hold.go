@@ -1,7 +1,6 @@
 package state
 
 import (
-	"context"
 	"os"
 
 	"sealroot/state/balloon"
@@ -43,8 +42,7 @@ func (v *Volume) hold(root *os.File, had int64, err error) error {
 	if !v.mayHold(balloon.Total(v.givenBack)) {
 		return err
 	}
-	err = files.Hold(context.Background(), root, v.Superblock.Bytes, balloon.Shift(v.givenBack, -begin))
-	if err != nil {
+	if err := files.Hold(root, v.Superblock.Bytes, balloon.Shift(v.givenBack, -begin)); err != nil {
 		return err
 	}
 	return v.settle(root)

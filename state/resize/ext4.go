@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 
@@ -142,7 +143,7 @@ func (e *ext4FS) inflate(size int64) (files.Balloon, error) {
 		return files.Balloon{}, err
 	}
 	defer dir.Close()
-	last, err := files.LastNumber(dir)
+	last, err := lastNumber(dir)
 	if err != nil {
 		return files.Balloon{}, err
 	}
@@ -151,7 +152,7 @@ func (e *ext4FS) inflate(size int64) (files.Balloon, error) {
 		return files.Balloon{}, err
 	}
 	defer f.Close()
-	err = files.Allocate(f, size)
+	err = allocate(f, size)
 	var b files.Balloon
 	if err == nil {
 		b, err = e.prove(f)
@@ -161,6 +162,26 @@ func (e *ext4FS) inflate(size int64) (files.Balloon, error) {
 		err = fmt.Errorf("cannot make a balloon: %w", errors.Join(err, deflate(dir, f.Name(), 0)))
 	}
 	return b, err
+}
+
+// allocate takes size bytes, or the half of it and so on where there is no room.
+func allocate(f *os.File, size int64) error {
+	for {
+		err := unix.Fallocate(int(f.Fd()), 0, 0, size)
+		if err == nil {
+			return nil
+		}
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if size /= 2; !errors.Is(err, unix.ENOSPC) || size < leastBalloon {
+			return err
+		}
+		size = size / balloon.BlockSize * balloon.BlockSize
+		if err := f.Truncate(0); err != nil {
+			return err
+		}
+	}
 }
 
 // prove makes a file a balloon.
@@ -194,6 +215,17 @@ func (e *ext4FS) prove(f *os.File) (b files.Balloon, err error) {
 		return b, fmt.Errorf("%w: its extents moved", balloon.ErrNotHeld)
 	}
 	return b, nil
+}
+
+// lastNumber is the highest that names a balloon, or 0.
+func lastNumber(dir *os.File) (last int, err error) {
+	names, err := dir.Readdirnames(-1)
+	for _, name := range names {
+		if n, err := strconv.Atoi(name); err == nil {
+			last = max(last, n)
+		}
+	}
+	return last, err
 }
 
 func (e *ext4FS) take(ctx context.Context, n int64, reserve func([]balloon.Range) (int64, error)) (taken int64, err error) {

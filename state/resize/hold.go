@@ -18,7 +18,7 @@ func (e *ext4FS) hold(ctx context.Context, holes []balloon.Range) error {
 	if err != nil {
 		return err
 	}
-	err = files.Hold(ctx, e.root, end, holes)
+	err = files.Hold(e.root, end, holes)
 	// A file that is no balloon may have blocks in holes: it keeps them.
 	_, terr := e.deflateAll(holes, func(b files.Balloon) bool { return b.Err == nil })
 	if err = errors.Join(err, terr); err != nil {

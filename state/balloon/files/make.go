@@ -1,11 +1,9 @@
 package files
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
 
 	"golang.org/x/sys/unix"
 
@@ -33,23 +31,9 @@ func MakeDir(root *os.File) (*os.File, error) {
 	return OpenDir(root)
 }
 
-// LastNumber is the highest that names a balloon in their folder, or 0.
-func LastNumber(dir *os.File) (last int, err error) {
-	names, err := dir.Readdirnames(-1)
-	for _, name := range names {
-		if n, err := strconv.Atoi(name); err == nil {
-			last = max(last, n)
-		}
-	}
-	return last, err
-}
-
-// Name is the name of a balloon of that number.
-func Name(number int) string { return fmt.Sprintf("%08d", number) }
-
 // Create makes an empty file of that number.
 func Create(dir *os.File, number int) (*os.File, error) {
-	name := Name(number)
+	name := fmt.Sprintf("%08d", number)
 	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("cannot make a balloon: %w", err)
@@ -57,54 +41,33 @@ func Create(dir *os.File, number int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// Allocate takes size bytes, or the half of it and so on where there is no room.
-func Allocate(f *os.File, size int64) error {
-	for {
-		err := unix.Fallocate(int(f.Fd()), 0, 0, size)
-		if err == nil {
-			return nil
-		}
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if size /= 2; !errors.Is(err, unix.ENOSPC) || size < LeastBytes {
-			return err
-		}
-		size = size / balloon.BlockSize * balloon.BlockSize
-		if err := f.Truncate(0); err != nil {
-			return err
-		}
-	}
-}
-
 // Hold takes all that is free in the file system of root, of end bytes, into balloons, for
 // nobody can choose the place of one, and lets go of those without any block in holes, which
 // are in order. For that moment the file system is full. What somebody else gets first, or is
 // less than LeastBytes, stays in use.
-func Hold(ctx context.Context, root *os.File, end int64, holes []balloon.Range) error {
+func Hold(root *os.File, end int64, holes []balloon.Range) error {
 	dir, err := MakeDir(root)
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	last, err := LastNumber(dir)
 	var fs unix.Statfs_t
-	if err == nil {
-		err = unix.Fstatfs(int(root.Fd()), &fs)
+	if err := unix.Fstatfs(int(root.Fd()), &fs); err != nil {
+		return err
 	}
 	size := max(int64(fs.Bavail)*fs.Bsize/holdParts, leastHold) / balloon.BlockSize * balloon.BlockSize
 	var others []string
-	for err == nil {
-		if err = ctx.Err(); err == nil {
-			last++
-			var kept bool
-			if kept, err = hold(dir, last, size, end, holes); !kept {
-				others = append(others, Name(last))
-			}
+	for number := 1; size >= LeastBytes; number++ {
+		other, herr := hold(dir, number, size, end, holes)
+		if other != "" {
+			others = append(others, other)
 		}
-	}
-	if errors.Is(err, unix.ENOSPC) {
-		err = nil
+		if errors.Is(herr, unix.ENOSPC) {
+			size = size / 2 / balloon.BlockSize * balloon.BlockSize
+		} else if herr != nil && !errors.Is(herr, unix.EEXIST) && !errors.Is(herr, unix.EINTR) {
+			err = herr
+			break
+		}
 	}
 	for _, name := range others {
 		_ = unix.Unlinkat(int(dir.Fd()), name, 0) // what stays, the next resize lets go of
@@ -112,19 +75,21 @@ func Hold(ctx context.Context, root *os.File, end int64, holes []balloon.Range) 
 	return errors.Join(err, unix.Syncfs(int(root.Fd())))
 }
 
-// hold makes a balloon of size bytes, or of less, and tells whether it has blocks in holes.
-func hold(dir *os.File, number int, size, end int64, holes []balloon.Range) (kept bool, err error) {
+// hold makes a balloon of size bytes, and returns its name where it has no blocks in
+// holes.
+func hold(dir *os.File, number int, size, end int64, holes []balloon.Range) (other string, err error) {
 	f, err := Create(dir, number)
 	if err != nil {
-		return false, err
+		return "", err
 	}
 	defer f.Close()
-	if err := Allocate(f, size); err != nil {
-		return false, err
+	if err := unix.Fallocate(int(f.Fd()), 0, 0, size); err != nil {
+		_ = f.Truncate(0) // or it keeps what there was
+		return f.Name(), err
 	}
 	b, err := Look(f, end)
 	if err != nil || len(balloon.Both(b.Held, holes)) == 0 {
-		return false, err
+		return f.Name(), err
 	}
-	return true, ChangeFlags(f, Immutable|NoDump, 0)
+	return "", ChangeFlags(f, Immutable|NoDump, 0)
 }
