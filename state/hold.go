@@ -13,7 +13,8 @@ import (
 // to it, and balloons take what is free where nothing is reserved. What is used there is
 // reserved after that.
 //
-// A power cut leaves files, of which the next boot makes balloons.
+// A power cut leaves balloons, some of which hold what need not be: the next boot does it
+// again, and who resizes lets go of the rest.
 
 // mayHold tells whether there is room for what a mount, and the balloons for n bytes, write
 // to what is not reserved: of each 128 MiB a bitmap, and the journal's copy of it.

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -44,9 +45,9 @@ func newTrap(t *testing.T, kind state.Filesystem, outside, inside int64) *trap {
 	}
 	if kind == state.Btrfs {
 		run(t, "btrfs", "filesystem", "resize", "max", b.inner)
-		run(t, "umount", b.inner)
+		b.unmount(b.device)
 	} else {
-		run(t, "umount", b.inner)
+		b.unmount(b.device)
 		run(t, "e2fsck", "-fp", b.device)
 		run(t, "resize2fs", b.device)
 	}
@@ -57,6 +58,23 @@ func newTrap(t *testing.T, kind state.Filesystem, outside, inside int64) *trap {
 	return b
 }
 
+// unmount returns once the device is out of use: namespaces of other programs may have
+// copies of its mount.
+func (b *trap) unmount(device string) {
+	b.t.Helper()
+	run(b.t, "umount", b.inner)
+	for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		fd, err := unix.Open(device, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
+		if err == nil {
+			unix.Close(fd)
+			return
+		}
+		if time.Now().After(end) {
+			b.t.Fatalf("%s is in use: %v", device, err)
+		}
+	}
+}
+
 // off stops the machine.
 func (b *trap) off() {
 	b.t.Helper()
@@ -64,7 +82,7 @@ func (b *trap) off() {
 		return
 	}
 	b.last.Close()
-	run(b.t, "umount", b.inner)
+	b.unmount(b.opened.Device())
 	if err := b.opened.Close(); err != nil {
 		b.t.Fatal(err)
 	}
