@@ -231,7 +231,7 @@ func TestClassicBehindTheEnd(t *testing.T) {
 	key := v.key
 	for name, change := range map[string]func() error{
 		"no room": func() error {
-			_, err := v.reserve([]balloon.Range{{Start: end, End: end + first.OuterTotal}})
+			err := v.larger(t.Context(), measured{Sizes: first}, first.OuterTotal)
 			if !errors.Is(err, ErrNoRoom) {
 				return fmt.Errorf("%v, want %w", err, ErrNoRoom)
 			}
