@@ -136,9 +136,8 @@ func (v *Volume) cover(list []balloon.Range) error {
 
 // MakeWritable makes a volume writable again that is read-only because it was
 // over-committed: after Repair, also where that had no room. Errors: ErrBusy, ErrOverCommitted,
-// ErrCopied, ErrFrozen,
-// ErrReadOnly where its journal was not replayed, or has made it larger than its devices;
-// any other where the file system is damaged.
+// ErrCopied, ErrFrozen, ErrReadOnly where its journal was not replayed, or has made it larger
+// than its devices; any other where the file system is damaged.
 func (v *Volume) MakeWritable() (Sizes, error) {
 	return v.locked(func() error {
 		m, err := v.measure(true)
