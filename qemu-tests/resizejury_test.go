@@ -151,18 +151,21 @@ func (j *jury) judge(state string, mark []byte) (judge.Verdict, error) {
 
 // place says where in a resize a disk is.
 func (j *jury) place(v judge.Verdict) string {
+	place := "reserved as far as it spans"
 	switch {
-	case j.classic && v.File > v.Spanned:
-		return "its file longer than it"
-	case v.Beyond > 0:
-		return "reserved for the end and not yet used"
 	case v.Double > 0 && v.Double < v.Balloons:
-		return "balloons partly given back"
+		place = "balloons partly given back"
 	case v.Double > 0:
-		return "balloons and nothing given back"
+		place = "balloons and nothing given back"
 	case v.Balloons > 0:
-		return "balloons given back"
-	default:
-		return "reserved as far as it spans"
+		place = "balloons given back"
 	}
+	// This stays where a grow was cut, until a boot after a clean one.
+	if v.Beyond > 0 {
+		place += " (reserved behind the end)"
+	}
+	if j.classic && v.File > v.Spanned {
+		place += " (a longer file)"
+	}
+	return place
 }
