@@ -44,6 +44,10 @@ func main() {
 	if os.Getpid() != 1 {
 		os.Exit(notInit(os.Args))
 	}
+	if _, err := os.Stat(plainPath); err == nil {
+		fmt.Println(plainRoot())
+		time.Sleep(time.Hour)
+	}
 	began := handedOver()
 	if err := serve(began); err != nil {
 		fmt.Printf("probe: %v\n", err)
@@ -196,6 +200,8 @@ func run(w io.Writer, began start, words []string) (status int, then func()) {
 		return 0, func() { unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF) }
 	case "reboot":
 		return 0, func() { unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART) }
+	case "shutdown": // shutdown VERB: as systemd-shutdown does it
+		return 0, func() { say("probe: " + shutDown(words[len(words)-1]).Error() + "\n") }
 	case "sync":
 		unix.Sync()
 	case "unseal": // unseal FILE: asks the TPM for the secret of a LUKS volume
