@@ -278,6 +278,15 @@ func (im Image) extraDir(t *testing.T) string {
 		tool(t, filepath.Join(rootDir, "sealroot/units/install"), dir, filepath.Join(buildDir, "sealroot"))
 	}
 	for name, content := range im.Extra {
+		if target, ok := strings.CutPrefix(content, linkTo); ok {
+			if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Symlink(target, filepath.Join(dir, name)); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
 		mode := os.FileMode(0o644)
 		if strings.HasPrefix(content, "#!") || strings.HasPrefix(content, "\x7fELF") {
 			mode = 0o755
@@ -286,6 +295,9 @@ func (im Image) extraDir(t *testing.T) string {
 	}
 	return dir
 }
+
+// linkTo begins what Image.Extra has for a symbolic link, before its target.
+const linkTo = "-> "
 
 func writeFile(t *testing.T, path string, data []byte, mode os.FileMode) {
 	t.Helper()
