@@ -69,6 +69,12 @@ func divide(in, out side) int64 {
 	return in.free
 }
 
+// soonFull tells whether who writes there now fills that side in the time of two looks and
+// what the last steps took.
+func (l Limits) soonFull(h History, a side) bool {
+	return a.rate > 0 && float64(a.free)/float64(a.rate) < 2*(l.Interval+h.slow).Seconds()
+}
+
 // pace is when to look again.
 func (l Limits) pace(h History, s Sizes, d Decision) (next, idleFor time.Duration) {
 	in, out := l.sides(h, s)
@@ -88,7 +94,7 @@ func (l Limits) pace(h History, s Sizes, d Decision) (next, idleFor time.Duratio
 		return next, 0
 	case h.quiet >= quietPasses: // a trickle of writes must not wake the service at each
 		return min(max(next, l.Interval/4), l.Interval), idle
-	case in.rate > 0 && in.free/in.rate < 2 || out.rate > 0 && out.free/out.rate < 2:
+	case l.soonFull(h, in) || l.soonFull(h, out):
 		return l.Interval / 4, 0
 	}
 	return max(next, l.Interval), 0
