@@ -5,15 +5,19 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"sealroot/qemu-tests/judge"
 )
 
 // A volume with btrfs in it is made by the first boot, grows and shrinks under a
-// writer, bears a stray resize, and is opened by the TPM and checked at the next boot
-// after a power cut that tore the superblock by which the kernel mounts.
+// writer, bears a full partition and a stray resize, and is opened by the TPM and checked
+// at the next boot after a power cut that tore the superblock by which the kernel mounts.
+// There the service has it grow before it is full, and bears a stray resize as well.
 func TestResizeBtrfs(t *testing.T) {
 	t.Parallel()
 	disk := Image{
-		Edit:  []string{"recovery: later", "recovery: later\n  filesystem: btrfs\n  fsck: auto"},
+		Edit:  []string{"recovery: later", "recovery: later\n  filesystem: btrfs\n  fsck: auto\n  auto_resize: grow"},
 		Extra: hostPrograms(t, "/usr/bin/btrfs"),
 		Disk:  []string{"--state-size", "2G"},
 	}.Build(t)
@@ -44,6 +48,15 @@ func TestResizeBtrfs(t *testing.T) {
 	}
 	vm.Run("verify /var/lib/written")
 
+	res := &resizing{t: t, disk: disk, vm: vm, key: []byte(vm.recoveryKey()), inner: judge.Btrfs}
+	vm.Run(fmt.Sprintf("promise %s %d 1", withinVolume(keptDir), keptFiles))
+	vm.Run("mkdir " + withinVolume(besideDir))
+	vm.Run("sealroot state resize min")
+	if f, problem := res.full(1); problem != "" || f.Left != 0 || f.Inside < 50<<20 || f.Files == 0 {
+		t.Errorf("on a full state partition: %+v: %s", f, problem)
+	}
+	vm.Run("rm /state/filler")
+
 	// The partition has no room for all of the device: what was taken is given up again.
 	vm.Run("sealroot state resize 1G")
 	vm.Run("btrfs filesystem resize max /state/encrypted")
@@ -71,10 +84,55 @@ func TestResizeBtrfs(t *testing.T) {
 	if said := vm.Run("verify /var/lib/written"); said == "0 files\n" {
 		t.Error("what was written is gone")
 	}
+	res.vm = vm
+	vm.Run("sealroot state resize min")
+	before := res.sizes()
+	res.serve()
+	const more = 64 << 20
+	vm.Run(fmt.Sprintf("write-at-rate %s %d 64", withinVolume(".much"), before.InnerFree+more))
+	if now := res.sizes(); now.Reserved < before.Reserved+more || now.OverCommitted != 0 {
+		t.Errorf("the service has let it grow from %+v to %+v", before, now)
+	}
+	res.strayed("btrfs filesystem resize max /state/encrypted")
+	res.whole("the service was at work")
 	for line := range strings.Lines(vm.Run("kmsg")) {
 		if strings.Contains(line, "BTRFS") && (strings.Contains(line, "error") || strings.Contains(line, "critical")) {
 			t.Errorf("the kernel says %s", line)
 		}
 	}
 	vm.PowerOff()
+	if v := res.judgeOff(); v.Reserved == 0 {
+		t.Errorf("the host judges %+v", v)
+	}
+}
+
+// served is where the service says what it does.
+const served = "/run/served"
+
+// serve starts the service as the unit does, beside which commands go on.
+func (r *resizing) serve() {
+	r.t.Helper()
+	r.vm.Run("background " + served + " sealroot state balance --watch --configured")
+}
+
+// strayed has another program make the volume's file system larger, of which nothing
+// wakes the service, and waits until it has reserved that or taken it back.
+func (r *resizing) strayed(command string) {
+	t, vm := r.t, r.vm
+	t.Helper()
+	const said = "reserved, or taken out of its use"
+	before := strings.Count(vm.Run("cat "+served), said)
+	began := time.Now()
+	vm.Run(command)
+	// The next look is 10 s away, at most, on a host that may be busy.
+	for strings.Count(vm.Run("cat "+served), said) == before {
+		if time.Since(began) > time.Minute {
+			t.Fatalf("%s: nothing is reserved: %+v; the service says:\n%s", command, r.sizes(), vm.Run("cat "+served))
+		}
+		time.Sleep(500 * time.Millisecond)
+	}
+	t.Logf("%s: mended after %s", command, time.Since(began).Round(time.Second))
+	if s := r.sizes(); s.OverCommitted != 0 || s.ReadOnly {
+		t.Errorf("%s: %+v; the service says:\n%s", command, s, vm.Run("cat "+served))
+	}
 }

@@ -1,6 +1,7 @@
 package qemutests
 
 import (
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -19,7 +20,7 @@ func TestResizeOuterBtrfsBtrfs(t *testing.T) { t.Parallel(); resizeOuterBtrfs(t,
 func resizeOuterBtrfs(t *testing.T, inside judge.Filesystem) {
 	const more = 64 << 20
 	r := &resizing{t: t, disk: Image{
-		Edit:  []string{"recovery: later", "recovery: later\n  partition_filesystem: btrfs\n  filesystem: " + string(inside)},
+		Edit:  []string{"recovery: later", "recovery: later\n  partition_filesystem: btrfs\n  auto_resize: both\n  filesystem: " + string(inside)},
 		Extra: hostPrograms(t, "/usr/bin/btrfs"),
 		Disk:  []string{"--state-size", "900M"},
 	}.Build(t), outer: judge.Btrfs, inner: inside, place: layout.ImageSubvolume}
@@ -97,12 +98,41 @@ func resizeOuterBtrfs(t *testing.T, inside judge.Filesystem) {
 	if inside == "ext4" {
 		r.boot("after the repair")
 		vm = r.vm
+		r.shared()
 	}
+	phase("shared")
 	vm.PowerOff()
 	phase("ended")
 	if v := r.judgeOff(); v.Double != 0 && inside == judge.Btrfs || v.Reserved == 0 {
 		t.Errorf("the host judges %+v", v)
 	}
+}
+
+// shared has the service give space to the volume, to the partition, and to who has made
+// the file system larger, each in time.
+func (r *resizing) shared() {
+	t, vm := r.t, r.vm
+	t.Helper()
+	before := r.sizes()
+	const rate, more = 32, 48 << 20
+	inside, outside := withinVolume(".much"), "/state/much"
+	r.serve()
+	vm.Run(fmt.Sprintf("write-at-rate %s %d %d", inside, before.InnerFree+more, rate))
+	grown := r.sizes()
+	if grown.Reserved < before.Reserved+more {
+		t.Errorf("the service has let it grow from %+v to %+v", before, grown)
+	}
+	vm.Run("rm " + inside)
+	vm.Run(fmt.Sprintf("write-at-rate %s %d %d", outside, grown.OuterFree+more, rate))
+	if now := r.sizes(); now.Reserved > grown.Reserved-more || now.OverCommitted != 0 {
+		t.Errorf("the service has let it shrink from %+v to %+v", grown, now)
+	}
+	vm.Run("rm " + outside)
+	r.strayed(fmt.Sprintf("volume-stray %d", 16<<20))
+	if text := vm.Run("cat " + served); strings.Contains(text, "failed") {
+		t.Errorf("the service says:\n%s", text)
+	}
+	r.whole("the service was at work")
 }
 
 // judgeOff judges the disk of a machine that was switched off in order.

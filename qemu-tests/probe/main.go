@@ -268,6 +268,8 @@ func run(w io.Writer, began start, words []string) (status int, then func()) {
 		_, err = f.WriteString(strings.Join(words[2:], " ") + "\n")
 		err = errors.Join(err, f.Close())
 		unix.Sync()
+	case "background": // background FILE PROGRAM…: starts one that goes on
+		err = background(words)
 	case "resizeloop": // lets the encrypted volume grow and shrink
 		err = resizeLoop(w, words)
 	case "resizewrong": // does what a resize must not, for a moment

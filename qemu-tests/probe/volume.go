@@ -44,6 +44,7 @@ const (
 //	volume-sparse: gives up what a sparse copy loses: all that was never written to
 //	promise DIR N SEED | promised DIR KEEP: makes files, and reads them past the cache
 //	fill FILE | rm FILE
+//	write-at-rate FILE BYTES MIB: so many bytes to a file, so many MiB per second
 func changeVolume(w io.Writer, words []string) (known bool, err error) {
 	command, ok := map[string]struct {
 		args int
@@ -59,6 +60,7 @@ func changeVolume(w io.Writer, words []string) (known bool, err error) {
 		"promise":       {3, func(a []string) (any, error) { return promise(a[0], a[1], a[2]) }},
 		"promised":      {2, func(a []string) (any, error) { return promised(a[0], a[1]) }},
 		"fill":          {1, func(a []string) (any, error) { return fillWith(a[0]) }},
+		"write-at-rate": {3, func(a []string) (any, error) { return writeAtRate(a[0], a[1], a[2]) }},
 		"rm":            {1, func(a []string) (any, error) { return nil, os.Remove(a[0]) }},
 	}[words[0]]
 	if !ok {
