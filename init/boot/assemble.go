@@ -106,20 +106,26 @@ func (b *boot) etc(ctx context.Context, volume *os.File) error {
 		}
 		return nil
 	}
-	o := etcLayers(image, b.cfg.Etc, b.volume.readOnly())
-	if o.Upper.Root != encryptedDir {
-		if err := mkdirs(o.Upper.Root+"/upper", o.Upper.Root+"/work"); err != nil {
-			return stateError(slots.StateDamaged, "cannot make a volatile /etc: %w", err)
-		}
-	} else {
+	readOnly := b.volume.readOnly()
+	o := etcLayers(image, b.cfg.Etc, readOnly)
+	if o.Upper.Root == encryptedDir {
 		if _, _, err := seed.Into(volume, "etc", nil); err != nil {
 			return stateError(slots.StateDamaged, "cannot make the upper layer of /etc: %w", err)
 		}
 		if err := mkdirIn(o.Work.Root, o.Work.Path, 0o700); err != nil {
 			return stateError(slots.StateDamaged, "cannot make %s on the encrypted volume: %w", o.Work.Path, err)
 		}
-		b.mergeEtc(ctx, volume, image)
+		if readOnly = b.mergeEtc(ctx, volume, image); readOnly {
+			b.warn("/etc is not this trial's: changes to it in this boot are in memory")
+			o = etcLayers(image, b.cfg.Etc, readOnly)
+		}
 	}
+	if o.Upper.Root != encryptedDir {
+		if err := mkdirs(o.Upper.Root+"/upper", o.Upper.Root+"/work"); err != nil {
+			return stateError(slots.StateDamaged, "cannot make a volatile /etc: %w", err)
+		}
+	}
+	b.report.EtcInMemory = readOnly && b.cfg.Etc != config.EtcVolatile
 	where := mount.Place{Root: newRoot, Path: "etc"}
 	if err := b.sys.Mounter.Overlay(o, where); err != nil {
 		return stateError(slots.StateDamaged, "cannot mount /etc: %w", err)

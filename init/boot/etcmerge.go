@@ -5,9 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
@@ -30,41 +30,48 @@ const mergeProgram = "/usr/bin/sealroot"
 var (
 	errNoMerge  = errors.New("the image has no " + mergeProgram)
 	errUnmerged = errors.New("it did not finish")
+	errWaits    = errors.New("it waits until no layer is missing or damaged")
 )
 
 // mergeEtc has the upper layer of /etc made that of the image that runs, where it is
 // another one's. The root's own command does it, so that PID 1 has no parser of what
 // users write into /etc. If that fails the layer stays as it was, as it always did
-// before there was a merge, and the next boot tries again.
-func (b *boot) mergeEtc(ctx context.Context, volume *os.File, image mount.Place) {
-	id := b.etcIdentity()
+// before there was a merge, and the next boot tries again; foreign tells that this boot,
+// on trial, must not write to it.
+func (b *boot) mergeEtc(ctx context.Context, volume *os.File, image mount.Place) (foreign bool) {
 	if b.report.Degraded || b.cfg.State.Create == config.CreateNone {
-		return
+		return false
 	}
-	defer func() {
-		if etcOwner(volume, id) {
-			b.report.EtcImage = id
-		}
-	}()
-	if etcOwner(volume, id) {
-		return
+	id, err := b.etcIdentity(), error(nil)
+	if !isOwner(etcOwner(volume), id) {
+		err = b.tryMerge(ctx, id, image)
 	}
-	// What a damaged layer has in /etc would pass for gone, and be back with the layer.
-	// What the machine itself added or turned off does not come back by waiting, nor does
-	// what is not for this system.
-	if slices.ContainsFunc(b.report.Layers, func(l report.Layer) bool {
-		return l.LeftOut != "" && l.LeftOut != report.LayerOff && l.Source == "" && !l.Absent
-	}) {
-		b.warn("/etc is merged when no layer is missing or damaged")
-		return
-	}
-	err := b.runMerge(ctx, id, image)
-	if err == nil && !etcOwner(volume, id) {
+	owner := etcOwner(volume)
+	if isOwner(owner, id) {
+		b.report.EtcImage = id
+	} else if err == nil {
 		err = errUnmerged
 	}
 	if err != nil {
 		b.warn("/etc is not merged with that of this image, what the machine changed hides the image's: %v", err)
 	}
+	return b.report.EtcImage == "" && b.onTrial() && (owner != "" || !isEmptyIn(volume, layout.Etc))
+}
+
+// onTrial: the slot is, or the layers are.
+func (b *boot) onTrial() bool { return b.report.Slot.Trial || b.layersTried }
+
+// tryMerge merges, unless that has to wait.
+func (b *boot) tryMerge(ctx context.Context, id string, image mount.Place) error {
+	// What a damaged layer has in /etc would pass for gone, and be back with the layer.
+	// What the machine itself added or turned off does not come back by waiting, nor does
+	// what is not for this system.
+	for _, l := range b.report.Layers {
+		if l.LeftOut != "" && l.LeftOut != report.LayerOff && l.Source == "" && !l.Absent {
+			return errWaits
+		}
+	}
+	return b.runMerge(ctx, id, image)
 }
 
 // etcIdentity names what the image's /etc comes from: the root hash, which says the
@@ -86,15 +93,27 @@ func (b *boot) etcIdentity() string {
 	return id
 }
 
-// etcOwner tells whether the upper layer of /etc was merged for an image.
-func etcOwner(volume *os.File, id string) bool {
+// etcOwner is whom the upper layer of /etc was merged for; "" for nobody.
+func etcOwner(volume *os.File) string {
 	upper, err := mount.OpenBeneath(volume, layout.Etc, unix.O_RDONLY|unix.O_DIRECTORY, mount.Strict)
+	if err != nil {
+		return ""
+	}
+	defer upper.Close()
+	owner, _ := seed.Attribute(upper, layout.EtcOwner)
+	return owner
+}
+
+func isOwner(owner, id string) bool { return strings.HasPrefix(owner, id+" ") }
+
+func isEmptyIn(in *os.File, name string) bool {
+	dir, err := mount.OpenBeneath(in, name, unix.O_RDONLY|unix.O_DIRECTORY, mount.Strict)
 	if err != nil {
 		return false
 	}
-	defer upper.Close()
-	owner, err := seed.Attribute(upper, layout.EtcOwner)
-	return err == nil && strings.HasPrefix(owner, id+" ")
+	defer dir.Close()
+	_, err = dir.Readdirnames(1)
+	return errors.Is(err, io.EOF)
 }
 
 // runMerge runs the command, with /proc, which it reaches extended attributes by.
@@ -107,7 +126,7 @@ func (b *boot) runMerge(ctx context.Context, id string, image mount.Place) error
 	defer cancel()
 	argv := []string{mergeProgram, "etc-merge", "--image", id,
 		"--from", image.Root[len(newRoot):] + "/" + image.Path, "--volume", encryptedDir[len(newRoot):]}
-	if b.report.Slot.Trial || b.layersTried {
+	if b.onTrial() {
 		argv = append(argv, "--trial")
 	}
 	result, err := b.sys.RunProgram(ctx, newRoot, argv...)

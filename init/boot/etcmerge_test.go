@@ -17,6 +17,7 @@ import (
 	"sealroot/mount"
 	"sealroot/mount/child"
 	"sealroot/mount/mounttest"
+	"sealroot/state"
 	"sealroot/state/layout"
 )
 
@@ -44,7 +45,7 @@ func TestMergeEtc(t *testing.T) {
 		{name: "this_image", owner: hash + " 3"},
 		{name: "name_begins_alike", owner: hash + "ab 3", takes: true, runs: true},
 		{name: "degraded", degraded: true},
-		{name: "layer_left_out", leftOut: "damaged", warns: "when no layer is missing or damaged"},
+		{name: "layer_left_out", leftOut: "damaged", warns: errWaits.Error()},
 		{name: "layer_left_out_by_design", leftOut: "not there", absent: true, takes: true, runs: true},
 		{name: "no_state", create: config.CreateNone},
 		{name: "conflicts", result: child.Result{Output: []byte(strings.Repeat("conflict: c: both\n", 30) + "merged\nwarning: both changed c\n")}, takes: true, runs: true, warns: "both changed c"},
@@ -129,5 +130,85 @@ func TestMergeEtcWithoutProc(t *testing.T) {
 	b.mergeEtc(t.Context(), volume, mount.Place{Root: newRoot, Path: "etc"})
 	if len(b.report.Warnings) != 1 {
 		t.Errorf("warns %q", b.report.Warnings)
+	}
+}
+
+// A trial whose /etc could not be merged has that of the image before below its own
+// changes, which are in memory: when it fails, nothing of them is left. Of a layer that is
+// nobody's nothing can be spoiled, and an image that is not on trial writes to it as ever.
+func TestUnmergedTrialChangesNothing(t *testing.T) {
+	for _, tt := range []struct {
+		name                    string
+		slot, layers            bool // on trial
+		leftOut                 bool // a layer is damaged
+		merges, empty, nobodys  bool
+		noVolume, readOnly, mem bool
+	}{
+		{name: "on_trial", slot: true, mem: true},
+		{name: "layers_on_trial", layers: true, mem: true},
+		{name: "layer_left_out", slot: true, leftOut: true, merges: true, mem: true},
+		{name: "layer_of_before", slot: true, nobodys: true, mem: true},
+		{name: "nothing_changed_before", slot: true, empty: true, mem: true},
+		{name: "new_volume", slot: true, nobodys: true, empty: true},
+		{name: "merged", slot: true, merges: true},
+		{name: "committed"},
+		{name: "no_state", slot: true, noVolume: true},
+		{name: "read_only", readOnly: true, mem: true},
+	} {
+		inOwnRoot(t, func(t *testing.T) {
+			m := aMachine{t: t}
+			m.image("1", map[string]string{"etc/own": "image\n"})
+			for _, dir := range []string{newRoot, "/volume/etc"} {
+				m.step(os.MkdirAll(dir, 0o755))
+			}
+			if !tt.empty {
+				m.step(os.WriteFile("/volume/etc/kept", []byte("committed\n"), 0o644))
+			}
+			own := func(id string) { m.step(unix.Setxattr("/volume/etc", layout.EtcOwner, []byte(id+" 1"), 0)) }
+			if !tt.nobodys {
+				own(strings.Repeat("cd", 32))
+			}
+			m.step(unix.Mount("/images/1", newRoot, "", unix.MS_BIND, ""))
+			m.step(unix.Mount("outer", stateDir, "tmpfs", 0, "mode=0755"))
+			m.step(os.Mkdir(encryptedDir, 0o755))
+			m.step(unix.Mount("/volume", encryptedDir, "", unix.MS_BIND, ""))
+			b, _ := testBoot(&person{}, config.State{Create: config.CreateFirstBoot})
+			b.sys.Mounter, b.cfg.Etc = mount.Kernel{}, config.EtcOverlay
+			b.report.Slot.Trial, b.layersTried, b.report.Root.RootHash = tt.slot, tt.layers, strings.Repeat("ab", 32)
+			if tt.leftOut {
+				b.report.Layers = []report.Layer{{Name: "x", LeftOut: "damaged"}}
+			}
+			if tt.noVolume {
+				b.cfg.State.Create = config.CreateNone
+			}
+			if tt.readOnly {
+				b.volume.volume = &state.Volume{ReadOnly: errors.New("for this test")}
+			}
+			b.sys.RunProgram = func(context.Context, string, ...string) (child.Result, error) {
+				if tt.merges {
+					own(b.report.Root.RootHash)
+					return child.Result{}, nil
+				}
+				return child.Result{}, fs.ErrNotExist
+			}
+			volume, err := openDir(encryptedDir)
+			m.step(err)
+			m.step(b.etc(t.Context(), volume))
+			volume.Close()
+			if !tt.empty {
+				m.has(map[string]string{"etc/kept": "committed\n"})
+			}
+			m.has(map[string]string{"etc/own": "image\n"})
+			m.write(map[string]string{"etc/new": "trial\n", "etc/own": "trial\n"})
+			_, err = os.Stat("/volume/etc/new")
+			if tt.mem != errors.Is(err, fs.ErrNotExist) || b.report.EtcInMemory != tt.mem {
+				t.Errorf("%s: in the volume: %v; reported as in memory: %v, want %v", tt.name, err, b.report.EtcInMemory, tt.mem)
+			}
+			warned := strings.Contains(strings.Join(b.report.Warnings, "\n"), "in memory")
+			if warned != (tt.mem && !tt.readOnly) {
+				t.Errorf("%s: warns %q", tt.name, b.report.Warnings)
+			}
+			m.off()
+		})
 	}
 }

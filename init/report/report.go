@@ -41,6 +41,8 @@ type Report struct {
 	// EtcImage names the image, with its layers, that the upper layer of /etc was merged
 	// for; "" when that is not this boot's, or not used.
 	EtcImage string `json:"etc_image,omitempty"`
+	// EtcInMemory: changes of /etc last for this boot alone, over those of the volume.
+	EtcInMemory bool `json:"etc_in_memory,omitempty"`
 	// EtcConflicts is what this boot's merge of /etc found changed by the image and by
 	// the machine, at most MaxEtcConflicts; each a path and, after a colon, why.
 	EtcConflicts []string `json:"etc_conflicts,omitempty"`

@@ -105,7 +105,8 @@ func TestGolden(t *testing.T) {
 			degraded(r)
 			r.Degraded, r.State.Unlocked, r.Mounts = false, report.UnlockedNone, r.Mounts[:4]
 		}), stateless()),
-		"running_degraded": Running(booted(degraded), kiosk()),
+		"running_degraded":      Running(booted(degraded), kiosk()),
+		"running_etc_in_memory": Running(booted(func(r *report.Report) { r.EtcInMemory, r.Mounts = true, r.Mounts[3:4] }), kiosk()),
 	} {
 		goldentest.Check(t, name+".txt", e.Text())
 		text, err := e.JSON()

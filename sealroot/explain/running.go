@@ -58,6 +58,8 @@ func whyMounted(m report.Mount, r report.Report, c config.Config) string {
 		return "the state partition of the boot disk " + r.Disk.Device + "; anybody may have written it, so nothing there runs or leads elsewhere"
 	case m.Where == volume:
 		return whyVolume(r)
+	case m.Where == "/etc" && r.EtcInMemory:
+		return "etc is overlay: the image's, with the changes in " + volume + "/etc; what is changed in this boot is in memory, and gone after it"
 	case m.Where == "/etc":
 		return whyEtc(c.Etc, inMemory(r))
 	case m.Type == "overlay":

@@ -30,6 +30,7 @@ func whole() report.Report {
 		Layers:    []report.Layer{{Name: "tools", RootHash: "0a", Version: "7", LeftOut: "it is not there", Absent: true, Source: report.LayerAdded, Measured: true}},
 		LayerList: "0a", LayerTrial: true,
 		EtcImage:     strings.Repeat("0a", 32),
+		EtcInMemory:  true,
 		EtcConflicts: []string{"ssh/sshd_config: both changed it"},
 		Mounts:       []report.Mount{{What: "/dev/vda3", Where: "/", Type: "squashfs", Options: []string{"ro"}}},
 		TPM:          report.TPM{Present: true, Banks: []string{"sha256"}, Capped: []int{11}, Policy: "pcrs", PCRs: []int{7}, PIN: true, RecordKeys: []string{"pcr-previous.pub"}},
