@@ -52,15 +52,15 @@ func etcMerge(c *command) action {
 
 // mergeText says what a merge has done.
 func mergeText(r etc.Result) []string {
-	if r.Done {
-		return []string{"is this image's already"}
-	}
 	var lines []string
 	if r.VarDirs > 0 {
 		lines = append(lines, fmt.Sprintf("%d new directories of the image are in /var now", r.VarDirs))
 	}
 	if r.VarError != nil {
 		lines = append(lines, "warning: "+r.VarError.Error())
+	}
+	if r.Done {
+		return append(lines, "is this image's already")
 	}
 	if r.PutBack {
 		return append(lines, "warning: /etc is what this image had before the trial, which failed: its changes are put aside (sealroot etc diff)")

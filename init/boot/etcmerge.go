@@ -43,17 +43,20 @@ func (b *boot) mergeEtc(ctx context.Context, volume *os.File, image mount.Place)
 		return false
 	}
 	id, err := b.etcIdentity(), error(nil)
-	if !isOwner(etcOwner(volume), id) {
+	if !isOwner(etcOwner(volume), id) || isThere(volume, layout.EtcPending(id)) {
 		err = b.tryMerge(ctx, id, image)
 	}
-	owner := etcOwner(volume)
+	owner, what := etcOwner(volume), "the next boot goes on with the image's new directories for /var"
 	if isOwner(owner, id) {
 		b.report.EtcImage = id
-	} else if err == nil {
-		err = errUnmerged
+	} else {
+		what = "/etc is not merged with that of this image, what the machine changed hides the image's"
+		if err == nil {
+			err = errUnmerged
+		}
 	}
 	if err != nil {
-		b.warn("/etc is not merged with that of this image, what the machine changed hides the image's: %v", err)
+		b.warn("%s: %v", what, err)
 	}
 	return b.report.EtcImage == "" && b.onTrial() && (owner != "" || !isEmptyIn(volume, layout.Etc))
 }
@@ -105,6 +108,14 @@ func etcOwner(volume *os.File) string {
 }
 
 func isOwner(owner, id string) bool { return strings.HasPrefix(owner, id+" ") }
+
+func isThere(in *os.File, name string) bool {
+	f, err := mount.OpenBeneath(in, name, unix.O_PATH, mount.Strict)
+	if err == nil {
+		f.Close()
+	}
+	return err == nil
+}
 
 func isEmptyIn(in *os.File, name string) bool {
 	dir, err := mount.OpenBeneath(in, name, unix.O_RDONLY|unix.O_DIRECTORY, mount.Strict)

@@ -31,6 +31,7 @@ func TestMergeEtc(t *testing.T) {
 		trial    bool
 		leftOut  string // of a layer
 		absent   bool   // by design
+		pending  bool   // directories for /var
 		degraded bool
 		create   string
 		result   child.Result
@@ -43,6 +44,10 @@ func TestMergeEtc(t *testing.T) {
 		{name: "another_image", owner: strings.Repeat("cd", 32) + " 3", takes: true, runs: true},
 		{name: "on_trial", trial: true, takes: true, runs: true},
 		{name: "this_image", owner: hash + " 3"},
+		{name: "directories_are_missing", owner: hash + " 3", pending: true, runs: true},
+		{name: "directories_of_another", owner: strings.Repeat("cd", 32) + " 3", pending: true, takes: true, runs: true},
+		{name: "directories_take_too_long", owner: hash + " 3", pending: true, err: child.ErrTime, runs: true, warns: "new directories for /var: " + child.ErrTime.Error()},
+		{name: "takes_too_long_behind_the_merge", err: child.ErrTime, takes: true, runs: true, warns: "new directories for /var: " + child.ErrTime.Error()},
 		{name: "name_begins_alike", owner: hash + "ab 3", takes: true, runs: true},
 		{name: "degraded", degraded: true},
 		{name: "layer_left_out", leftOut: "damaged", warns: errWaits.Error()},
@@ -73,6 +78,12 @@ func TestMergeEtc(t *testing.T) {
 			}
 			if tt.owner != "" {
 				own(tt.owner)
+			}
+			if tt.pending {
+				name := filepath.Join(filepath.Dir(upper), layout.EtcPending(hash))
+				if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, nil, 0o600)); err != nil {
+					t.Fatal(err)
+				}
 			}
 			var ran []string
 			b.sys.RunProgram = func(ctx context.Context, root string, argv ...string) (child.Result, error) {

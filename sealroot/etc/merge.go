@@ -145,7 +145,17 @@ func (m *merger) ensure(in *os.File, name string) (*os.File, error) {
 	return d, err
 }
 
+// run merges, and then adds directories to /var, which may take its time: a boot that ends
+// before they are all there has its /etc.
 func (m *merger) run() (Result, error) {
+	result, err := m.merge()
+	if err == nil && m.Var != nil {
+		result.VarDirs, result.VarError, err = m.varDirs()
+	}
+	return result, err
+}
+
+func (m *merger) merge() (Result, error) {
 	upper, err := m.ensure(m.volume, layout.Etc)
 	if err != nil {
 		return Result{}, err
@@ -383,11 +393,10 @@ func (m *merger) build(upper *os.File, next owner) (Result, error) {
 	if err := seed.Attributes(upper, layer); err != nil {
 		return result, err
 	}
-	if err := m.step("record", func() error { return m.keepRecord(layer, next, result) }); err != nil {
+	if err := m.step("mark /var", func() error { return m.markVar(next.image) }); err != nil {
 		return result, err
 	}
-	// Before the layer counts: what follows that is not made up for.
-	if result.VarDirs, result.VarError, err = m.varDirs(layer); err != nil {
+	if err := m.step("record", func() error { return m.keepRecord(layer, next, result) }); err != nil {
 		return result, err
 	}
 	return result, m.step("own", func() error {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -140,5 +141,20 @@ func TestPutBackCutAtEveryWrite(t *testing.T) {
 			}
 			return
 		}
+	}
+}
+
+// A second trial of an image begins with the /etc of the image before, not with what was
+// changed under the first one, which failed.
+func TestSecondTrialBeginsAnew(t *testing.T) {
+	w := inMemory(t, "")
+	w.booted(v1)
+	for try := range 2 {
+		w.trial(v2)
+		w.has(v2, map[string]string{"a": "a1\n", "b": "b2\n", "failed": "", "only-v2": "y\n", "under-v1": strings.Repeat("u\n", try)})
+		w.shell(v2, "echo migrated >a; rm only-v2; echo f >failed")
+		w.booted(v1)
+		w.has(v1, map[string]string{"a": "a1\n", "failed": ""})
+		w.shell(v1, "echo u >>under-v1")
 	}
 }

@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 
 	"golang.org/x/sys/unix"
 
 	"sealroot/state/etcmerge"
+	"sealroot/state/layout"
 	"sealroot/state/seed"
 )
 
@@ -18,28 +20,87 @@ import (
 // newDirTmp is the unfinished copy of a directory, below layout.EtcKept.
 const newDirTmp = "var.tmp"
 
-// varDirs copies the directories of the image's /var that the machine has not, with all
-// that they hold; what it has stays. Each is there whole or not at all. Their owners
-// are those of the new layer's account files, by name. A problem costs directories
-// alone, err the merge.
-func (m *merger) varDirs(layer *os.File) (made int, problem, err error) {
+// maxVarTries is how many boots try to add them, each within the time that PID 1 has for
+// a merge.
+const maxVarTries = 5
+
+// errGivenUp: none of them came to its end.
+var errGivenUp = errors.New("it was given up")
+
+// markVar makes the mark (layout.EtcPending) that directories are to be added: a byte for
+// each boot that may try, so that nothing has to be written to a full volume.
+func (m *merger) markVar(image string) error {
 	if m.Var == nil {
+		return nil
+	}
+	dir, err := m.ensure(m.kept, image)
+	if err != nil {
+		return err
+	}
+	name := path.Base(layout.EtcPending(image))
+	if err := seed.Remove(dir, name); err != nil {
+		return err
+	}
+	return createFile(dir, name, make([]byte, maxVarTries))
+}
+
+// varDirs copies the directories of the image's /var that the machine has not, with all
+// that they hold, as long as there is the mark; what it has stays. Each is there whole or
+// not at all. Their owners are those of the live layer's account files, by name. A problem
+// costs directories alone, and the next boot tries again.
+//
+// Crash points: one try less, and the directories so far; all of them, and the mark.
+func (m *merger) varDirs() (made int, problem, err error) {
+	if m.kept, err = m.dir(m.volume, layout.EtcKept); err != nil || m.kept == nil {
+		return 0, nil, err
+	}
+	dir, err := m.dir(m.kept, m.Image)
+	if err != nil || dir == nil {
+		return 0, nil, err
+	}
+	name := path.Base(layout.EtcPending(m.Image))
+	mark, err := openIn(dir, name, unix.O_RDWR|unix.O_NONBLOCK)
+	if errors.Is(err, fs.ErrNotExist) {
 		return 0, nil, nil
 	}
+	if err != nil {
+		return 0, nil, err
+	}
+	defer mark.Close()
+	info, err := mark.Stat()
+	if err != nil {
+		return 0, nil, err
+	}
 	d := dirAdder{merger: m}
-	problem = d.all(layer)
+	if left := info.Size(); left == 0 {
+		problem = fmt.Errorf("%w after %d boots", errGivenUp, maxVarTries)
+	} else {
+		err := m.step("count a try", func() error { return errors.Join(mark.Truncate(left-1), mark.Sync()) })
+		if err != nil {
+			return 0, nil, err
+		}
+		problem = d.all()
+	}
 	if d.refused != nil {
 		return d.made, nil, d.refused
+	}
+	err = m.step("remove the unfinished copy", func() error { return seed.Remove(m.kept, newDirTmp) })
+	if err == nil && (problem == nil || errors.Is(problem, errGivenUp) || errors.Is(problem, ErrTooLarge)) {
+		err = m.step("remove the mark", func() error { return errors.Join(seed.Remove(dir, name), syncDirs(dir)) })
 	}
 	if problem != nil {
 		problem = fmt.Errorf("cannot add the image's new directories to /var: %w", problem)
 	}
-	return d.made, problem, nil
+	return d.made, problem, err
 }
 
-func (d *dirAdder) all(layer *os.File) error {
+func (d *dirAdder) all() error {
 	machine, err := d.dir(d.volume, "var")
 	if err != nil || machine == nil { // the first boot fills it
+		return err
+	}
+	layer, err := d.dir(d.volume, layout.Etc)
+	if err != nil {
 		return err
 	}
 	for i, name := range []string{"passwd", "group"} {

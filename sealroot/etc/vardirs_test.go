@@ -131,3 +131,64 @@ func TestVarDirsProblem(t *testing.T) {
 		t.Errorf("/etc is not merged:\n%s", got)
 	}
 }
+
+// A directory that takes too long, or for which there is no room, costs no merge: /etc is
+// the image's by then, and the next boots go on, a few times.
+func TestVarDirsAreTriedAgain(t *testing.T) {
+	w, content := varWorld(t)
+	errCut := errors.New("killed")
+	for try := range maxVarTries + 2 {
+		if try > 0 && try <= maxVarTries {
+			must(t, os.MkdirAll(filepath.Join(w.volume, layout.EtcKept, newDirTmp), 0o755)) // as a kill leaves it
+		}
+		r, err := w.boot(v2, Options{Var: content, Step: func(name string) error {
+			if name == "copy a directory of /var" {
+				return errCut
+			}
+			return nil
+		}})
+		switch {
+		case try < maxVarTries && !errors.Is(err, errCut):
+			t.Errorf("try %d: %+v, %v", try, r, err)
+		case try == maxVarTries && (err != nil || !errors.Is(r.VarError, errGivenUp) || !r.Done):
+			t.Errorf("after the last try: %+v, %v", r, err)
+		case try > maxVarTries && (err != nil || r.VarError != nil || !r.Done):
+			t.Errorf("for ever: %+v, %v", r, err)
+		}
+		upper, err := os.Open(filepath.Join(w.volume, layout.Etc))
+		must(t, err)
+		owner, err := readOwner(upper)
+		must(t, err)
+		upper.Close()
+		if owner.image != v2 {
+			t.Errorf("try %d: /etc is that of %v", try, owner)
+		}
+		must(t, err)
+		mark := filepath.Join(w.volume, layout.EtcPending(v2))
+		if _, err := os.Stat(mark); (err == nil) != (try < maxVarTries) {
+			t.Errorf("try %d: the mark: %v", try, err)
+		}
+		if _, err := os.Stat(filepath.Join(w.volume, layout.EtcKept, newDirTmp)); err == nil && try >= maxVarTries {
+			t.Error("an unfinished copy is there for ever")
+		}
+	}
+	w, content = varWorld(t)
+	_, err := w.boot(v2, Options{Var: content, Step: func(name string) error {
+		if name == "name a directory of /var" {
+			return errCut
+		}
+		return nil
+	}})
+	if !errors.Is(err, errCut) {
+		t.Error(err)
+	}
+	if r, err := w.boot(v2, Options{Var: content}); err != nil || r.VarError != nil || !r.Done || r.VarDirs != 3 {
+		t.Errorf("the next boot: %+v, %v", r, err)
+	}
+	if got := w.listVar(); got != varWant {
+		t.Errorf("/var is\n%swant\n%s", got, varWant)
+	}
+	if _, err := os.Stat(filepath.Join(w.volume, layout.EtcPending(v2))); err == nil {
+		t.Error("the mark is there with nothing to do")
+	}
+}

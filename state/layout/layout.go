@@ -68,6 +68,10 @@ const (
 	EtcKept = Private + "/etc"
 )
 
+// EtcPending is there while the new directories of an image, by the identity that
+// EtcOwner names, are not all in /var.
+func EtcPending(image string) string { return EtcKept + "/" + image + "/pending" }
+
 // SlotUpper is where an overlay, by its escaped path, has upper and work directory of
 // one slot for the image with this root hash, in lower-case hex.
 func SlotUpper(overlay, slot, rootHash string) string {
