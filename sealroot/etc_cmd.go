@@ -11,7 +11,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sealroot/init/config"
 	"sealroot/init/report"
+	"sealroot/sealroot/bootset"
 	"sealroot/sealroot/etc"
 )
 
@@ -94,8 +96,19 @@ func (c *command) etcCommitted(r report.Report) {
 
 func etcDiff(c *command) action {
 	return func(context.Context, []string) error {
-		if _, err := c.booted(); err != nil {
+		r, err := c.booted()
+		if err != nil {
 			return err
+		}
+		cfg, err := c.env.configuration()
+		if err != nil {
+			return err
+		}
+		if why := notKept(r, cfg); why != "" {
+			return fmt.Errorf("cannot compare /etc: its changes are not kept: %s: %w", why, bootset.ErrRefused)
+		}
+		if r.EtcInMemory {
+			c.say("what is changed in this boot is in memory, and not listed")
 		}
 		d, err := etc.Compare(c.env.volume())
 		if err != nil {
@@ -107,6 +120,19 @@ func etcDiff(c *command) action {
 		}
 		return nil
 	}
+}
+
+// notKept says why /etc of a boot has nothing of the volume's; "" where it has.
+func notKept(r report.Report, cfg config.Config) string {
+	switch {
+	case cfg.Etc != config.EtcOverlay:
+		return "etc is " + string(cfg.Etc) + " in this boot's configuration"
+	case r.Degraded:
+		return "this boot is degraded"
+	case cfg.State.Create == config.CreateNone:
+		return "state.create is none"
+	}
+	return ""
 }
 
 func printDiff(c *command, d etc.Diff) {

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,7 +22,7 @@ import (
 // and compared.
 func TestEtcCommands(t *testing.T) {
 	dir := t.TempDir()
-	env := Env{State: filepath.Join(dir, "state"), Report: filepath.Join(dir, "boot.json"), Lock: filepath.Join(dir, "lock")}
+	env := Env{State: filepath.Join(dir, "state"), Report: filepath.Join(dir, "boot.json"), Config: filepath.Join(dir, "config.json"), Lock: filepath.Join(dir, "lock")}
 	upper := filepath.Join(env.volume(), layout.Etc)
 	must := func(err error) {
 		t.Helper()
@@ -37,6 +38,7 @@ func TestEtcCommands(t *testing.T) {
 	text, err := running(nil).Encode()
 	must(err)
 	write(env.Report, string(text))
+	write(env.Config, "{}")
 	must(os.MkdirAll(upper, 0o755))
 	for version, text := range map[string]string{"1": "one\n", "2": "two\n"} {
 		write(filepath.Join(dir, version, "both"), text)
@@ -104,6 +106,40 @@ func TestEtcCommands(t *testing.T) {
 	}
 	if code, out := run("etc", "diff"); code != 0 || !strings.Contains(out, kept+"/"+strings.Repeat("2", 64)+"/failed\n") {
 		t.Errorf("etc diff after the trial: exit status %d, %s", code, out)
+	}
+}
+
+// Where /etc is not the volume's in this boot, what lies there is no difference of it.
+func TestEtcDiffGoesByTheMode(t *testing.T) {
+	for _, tt := range []struct {
+		config string
+		change func(*report.Report)
+		code   int
+		says   string
+	}{
+		{`{}`, nil, 0, ""},
+		{`{"etc":"overlay"}`, nil, 0, ""},
+		{`{"etc":"volatile"}`, nil, exitRefused, "etc is volatile in this boot's"},
+		{`{"etc":"read-only"}`, nil, exitRefused, "etc is read-only in this boot's"},
+		{`{}`, func(r *report.Report) { r.Degraded = true }, exitRefused, "this boot is degraded"},
+		{`{"state":{"create":"none"}}`, nil, exitRefused, "state.create is none"},
+		{`{}`, func(r *report.Report) { r.EtcInMemory = true }, 0, "what is changed in this boot is in memory, and not listed"},
+		{``, nil, exitFailed, "configuration of this boot"},
+	} {
+		dir := t.TempDir()
+		env := Env{State: filepath.Join(dir, "state"), Report: filepath.Join(dir, "boot.json"), Config: filepath.Join(dir, "config.json"), Lock: filepath.Join(dir, "lock")}
+		text, err := running(tt.change).Encode()
+		if err := errors.Join(err, os.WriteFile(env.Report, text, 0o644), os.WriteFile(env.Config, []byte(tt.config), 0o644), os.MkdirAll(env.volume(), 0o755)); err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
+		if code := Main(t.Context(), []string{"etc-merge", "--image", strings.Repeat("1", 64), "--volume", env.volume(), "--from", t.TempDir()}, &out, &out, env); code != 0 {
+			t.Fatal(out.String())
+		}
+		out.Reset()
+		if code := Main(t.Context(), []string{"etc", "diff"}, &out, &out, env); code != tt.code || !strings.Contains(out.String(), tt.says) || strings.Contains(out.String(), "/etc is the image's") != (code == 0) {
+			t.Errorf("%s: exit status %d, %s", tt.config, code, out.String())
+		}
 	}
 }
 
