@@ -87,3 +87,60 @@ func judged(out, image, etc string) []string {
 	slices.Sort(list)
 	return list
 }
+
+// A conflict is listed until somebody has looked at the file: through updates that do not
+// touch it, back and forth, and through a trial that failed.
+func TestConflictsAreCarriedOver(t *testing.T) {
+	v4 := strings.Repeat("4", 64)
+	paths := func(w *world) string {
+		d, err := Compare(w.volume)
+		must(t, err)
+		var list []string
+		for _, c := range d.Conflicts {
+			list = append(list, c.Path)
+		}
+		return strings.Join(list, " ")
+	}
+	const root = "root:x:0:0::/:/bin/sh\n"
+	w := newWorld(t)
+	w.files(v1, map[string]string{"a": "a1\n", "b": "b1\n", "gone": "g1\n", "same": "s1\n", "passwd": root})
+	w.files(v2, map[string]string{"a": "a2\n", "b": "b2\n", "gone": "g2\n", "same": "s2\n", "passwd": root + "new:x:103:103::/:\n"})
+	for _, id := range []string{v3, v4} {
+		w.files(id, map[string]string{"a": "a2\n", "b": "b2\n", "gone": "g2\n", "same": "mine\n", "passwd": root + "new:x:103:103::/:\n"})
+	}
+	w.booted(v1)
+	w.shell(v1, "for f in a b same; do echo mine >$f; done; rm gone; echo collector:x:103:103::/: >>passwd")
+	r := w.booted(v2)
+	const all = "a b gone passwd same"
+	if got := paths(w); got != all || len(r.Conflicts) != 5 {
+		t.Fatalf("conflicts %q, %q, want %q", got, r.Conflicts, all)
+	}
+	// The image before has none: back there nothing of it is hidden.
+	w.booted(v1)
+	if got := paths(w); got != "" {
+		t.Errorf("back in the image before: %q", got)
+	}
+	w.booted(v2)
+	if got := paths(w); got != all {
+		t.Errorf("once more in that with the conflicts: %q", got)
+	}
+	w.trial(v3)
+	if got, want := paths(w), "a b gone passwd"; got != want { // of the other the image has the same now
+		t.Errorf("an image that changes none of them: %q, want %q", got, want)
+	}
+	w.booted(v2)
+	if got := paths(w); got != all {
+		t.Errorf("after the trial: %q", got)
+	}
+	w.files(v2x, map[string]string{"a": "a2\n", "b": "b2\n", "gone": "g2\n", "same": "s2\n", "passwd": root + "new:x:103:103::/:\n"})
+	w.booted(v2x)
+	if got := paths(w); got != all {
+		t.Errorf("with another list of layers: %q", got)
+	}
+	w.booted(v3)
+	w.shell(v3, "echo looked >a; cp -p b x; mv x b; echo back >gone; useradd() { echo y:x:1000:1000::/: >>passwd; }; useradd")
+	w.booted(v4)
+	if got, want := paths(w), "b"; got != want {
+		t.Errorf("once the machine has looked: %q, want %q", got, want)
+	}
+}

@@ -64,10 +64,11 @@ type Options struct {
 
 // Result tells what was done.
 type Result struct {
-	Done      bool // the image had taken over before: nothing was to do
-	From      string
-	PutBack   bool // the image's own /etc, as it was, for the last one failed on trial
-	Files     int  // of the new upper layer
+	Done    bool // the image had taken over before: nothing was to do
+	From    string
+	PutBack bool // the image's own /etc, as it was, for the last one failed on trial
+	Files   int  // of the new upper layer
+	// Conflicts are those of this merge, and of earlier ones those that nobody has looked at.
 	Conflicts []etcmerge.Conflict
 	VarDirs   int   // directories that /var got
 	VarError  error // why it did not get all of them; /etc is merged all the same
@@ -75,9 +76,9 @@ type Result struct {
 
 // record is what is kept of a merge.
 type record struct {
-	From      string              `json:"from,omitempty"`
-	PutBack   bool                `json:"put_back,omitempty"`
-	Conflicts []etcmerge.Conflict `json:"conflicts,omitempty"`
+	From      string     `json:"from,omitempty"`
+	PutBack   bool       `json:"put_back,omitempty"`
+	Conflicts []conflict `json:"conflicts,omitempty"`
 	chain
 }
 
@@ -109,6 +110,7 @@ type merger struct {
 	live                owner
 	last                chain    // of the live layer's merge
 	lastTrial           bool     // that was on trial, and never committed
+	own                 tree     // the image's, as it has it
 	start               []change // what this merge's start holds; nil: the layer
 	opened              []*os.File
 	reader              reader
@@ -428,7 +430,11 @@ func (m *merger) keepRecord(layer *os.File, next owner, result Result) error {
 	if err := m.keepStart(layer, merge); err != nil {
 		return err
 	}
-	text, err := json.Marshal(record{result.From, result.PutBack, result.Conflicts, m.chain(next)})
+	conflicts, err := m.withFiles(result.Conflicts, layer)
+	if err != nil {
+		return err
+	}
+	text, err := json.Marshal(record{result.From, result.PutBack, conflicts, m.chain(next)})
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package etc
 
 import (
+	"cmp"
 	"maps"
 	"os"
 	"slices"
@@ -13,6 +14,7 @@ import (
 type sides struct {
 	base, image, machine, own tree
 	putBack                   bool // image is the result, and the last one was on trial
+	before                    earlier
 }
 
 // plan reads the trees and decides what the new layer holds.
@@ -28,7 +30,17 @@ func (m *merger) plan(upper *os.File) ([]change, Result, error) {
 		base, machine = s.base, s.machine
 	}
 	image, plan, conflicts := merge3(base, s.image, machine)
-	result.Conflicts = conflicts
+	merged := func(name string) (e etcmerge.Entry, isImage bool) {
+		own := s.own.entries[name]
+		if at, there := slices.BinarySearchFunc(plan, name, func(s etcmerge.Step, name string) int { return cmp.Compare(s.Path, name) }); there {
+			c, _ := changeOf(plan[at], image, machine)
+			return c.entry, c.text == nil && same(c.entry, own)
+		}
+		return e, own.Kind == etcmerge.Missing
+	}
+	if result.Conflicts, err = m.carry(conflicts, s, merged); err != nil {
+		return nil, result, err
+	}
 	// Copies that passwd(1) and its like make of the files before a change.
 	copies := []string{"passwd-", "shadow-", "group-", "gshadow-", "subuid-", "subgid-"}
 	result.Conflicts = slices.DeleteFunc(result.Conflicts, func(c etcmerge.Conflict) bool { return slices.Contains(copies, c.Path) })
@@ -46,7 +58,7 @@ func (m *merger) sides(upper *os.File) (s sides, err error) {
 	if _, s.own, err = m.over(tree{}, m.lower); err != nil {
 		return s, err
 	}
-	s.image = s.own
+	s.image, m.own = s.own, s.own
 	_, last, err := m.stored(tree{}, m.live.image, imageDir)
 	if err != nil {
 		return s, err
@@ -62,6 +74,7 @@ func (m *merger) sides(upper *os.File) (s sides, err error) {
 		s.base = unknown(s.base)
 		return s, nil
 	}
+	s.before = earlier{m.lastMerge(), s.machine, false}
 	taken, start, err := m.stored(*last, m.lastMerge(), startDir)
 	if err != nil {
 		return s, err
@@ -85,8 +98,10 @@ func (m *merger) sides(upper *os.File) (s sides, err error) {
 	switch {
 	case m.lastTrial && aside+1 == m.last.TrialBegan: // and on trial: else there was no merge
 		s.image, s.putBack = *own, true
+		s.before = earlier{m.Image + "/" + mergeDir(aside), *own, false}
 	case start != nil && aside+1 == m.last.Began:
 		s.image, s.base = *own, *start
+		s.before = earlier{m.Image + "/" + mergeDir(aside), *own, true}
 	} // else start is not of the time when own was put aside
 	return s, nil
 }
