@@ -67,6 +67,9 @@ func mergeText(r etc.Result) []string {
 	if r.PutBack {
 		return append(lines, "warning: /etc is what this image had before the trial, which failed: its changes are put aside (sealroot etc diff)")
 	}
+	if r.Failed != "" {
+		lines = append(lines, "warning: what was changed in /etc under a trial that failed is put aside (sealroot etc diff)")
+	}
 	lines = append(lines, fmt.Sprintf("merged for this image; %d files differ from its own", r.Files))
 	for _, c := range r.Conflicts[:min(len(r.Conflicts), report.MaxEtcConflicts)] {
 		// A name of a file may be anything, a line too.

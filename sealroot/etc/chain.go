@@ -80,8 +80,8 @@ func (m *merger) keeps(next owner, name string) (bool, error) {
 	case !isIdentity(name):
 		return false, nil
 	}
-	if m.live.image == "" { // the first merge: what there is failed on trial
-		return true, nil
+	if failed, err := m.failedMerge(name); err != nil || failed > 0 && failed >= m.live.merge {
+		return true, err
 	}
 	n, err := m.aside(name)
 	c := m.chain(next)
@@ -112,17 +112,27 @@ func (m *merger) collect(next owner) error {
 	return nil
 }
 
-// dropFailed removes the layer of a trial that failed, once there is another merge than
-// the one that put it aside.
+// failedMerge is the merge of the layer of a trial that failed; 0 for none.
+func (m *merger) failedMerge(image string) (uint64, error) {
+	dir, err := m.dir(m.kept, image+"/"+failedDir)
+	if err != nil || dir == nil {
+		return 0, err
+	}
+	o, err := readOwner(dir)
+	return o.merge, err
+}
+
+// dropFailed removes the layer of a trial that failed before the live one was merged.
 func (m *merger) dropFailed(image string) error {
-	if image == m.live.image || m.live.image == "" || !isIdentity(image) {
+	if !isIdentity(image) {
 		return nil
 	}
-	dir, err := m.dir(m.kept, image)
-	if err != nil || dir == nil {
+	n, err := m.failedMerge(image)
+	if err != nil || n == 0 || n >= m.live.merge {
 		return err
 	}
-	if failed, err := m.dir(dir, failedDir); err != nil || failed == nil {
+	dir, err := m.dir(m.kept, image)
+	if err != nil {
 		return err
 	}
 	return m.step("remove failed", func() error { return seed.Remove(dir, failedDir) })

@@ -102,7 +102,7 @@ func TestCommittedListIsNotPutBack(t *testing.T) {
 	if r := w.booted(v1); r.PutBack {
 		t.Errorf("an /etc of before the commit was put back: %+v", r)
 	}
-	w.has(v1, map[string]string{"kept": "kept\n", "only-2": ""})
+	w.has(v1, map[string]string{"kept": "kept\n", "only-2": "", "lost": ""})
 }
 
 // With a list that the image had before, /etc is what it is now: what was put aside when

@@ -133,7 +133,13 @@ func (m *merger) failed(live owner) (string, error) {
 			if err != nil {
 				return "", err
 			}
-			if (path.Base(name) == failedDir || o.image != image) && o.merge >= last.merge {
+			failed := path.Base(name) == failedDir
+			if !failed {
+				if failed, err = m.isFailed(image, o); err != nil {
+					return "", err
+				}
+			}
+			if failed && o.merge >= last.merge {
 				last, at = o, name
 			}
 		}

@@ -66,8 +66,9 @@ type Options struct {
 type Result struct {
 	Done    bool // the image had taken over before: nothing was to do
 	From    string
-	PutBack bool // the image's own /etc, as it was, for the last one failed on trial
-	Files   int  // of the new upper layer
+	PutBack bool   // the image's own /etc, as it was, for the last one failed on trial
+	Failed  string // the image on trial whose changes were put aside, if there is one
+	Files   int    // of the new upper layer
 	// Conflicts are those of this merge, and of earlier ones those that nobody has looked at.
 	Conflicts []etcmerge.Conflict
 	VarDirs   int   // directories that /var got
@@ -181,19 +182,18 @@ func (m *merger) merge() (Result, error) {
 	if err := m.readLast(); err != nil {
 		return Result{}, err
 	}
-	from, err := m.putBack()
+	failed, err := m.putBack()
 	if err != nil {
 		return Result{}, err
 	}
-	if from == "" {
-		return m.replace(upper)
+	if upper, err = m.dir(m.volume, layout.Etc); err != nil {
+		return Result{}, err
 	}
-	if upper, err = m.dir(m.volume, layout.Etc); err != nil || m.live.image == m.Image {
-		return Result{From: from, PutBack: true}, err
+	if m.live.image == m.Image {
+		return Result{From: failed, PutBack: true, Failed: failed}, nil
 	}
-	// of a time before there was a merge
 	result, err := m.replace(upper)
-	result.From, result.PutBack = from, true
+	result.Failed = failed
 	return result, err
 }
 
@@ -261,24 +261,24 @@ func (m *merger) tidy(live owner) error {
 	if err != nil {
 		return err
 	}
+	images = slices.DeleteFunc(images, func(name string) bool { return !isIdentity(name) })
 	for _, image := range images {
-		if !isIdentity(image) {
-			continue
+		if err := m.tidyFailed(image); err != nil {
+			return err
 		}
-		if err := m.tidyImage(image, live); err != nil {
+	}
+	for _, image := range images { // now: what is removed tells which of them was on trial
+		if err := m.tidyMerges(image, live); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// tidyImage does it for one image.
-func (m *merger) tidyImage(image string, live owner) error {
+// tidyMerges removes the merges of an image that no layer comes from.
+func (m *merger) tidyMerges(image string, live owner) error {
 	dir, err := m.dir(m.kept, image)
 	if err != nil || dir == nil {
-		return err
-	}
-	if err := m.tidyFailed(image, dir); err != nil {
 		return err
 	}
 	aside, err := m.aside(image)

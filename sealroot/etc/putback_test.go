@@ -158,3 +158,42 @@ func TestSecondTrialBeginsAnew(t *testing.T) {
 		w.shell(v1, "echo u >>under-v1")
 	}
 }
+
+// What was changed under a trial that failed does not get into the /etc of a committed
+// image that is not just the one of before: with another layer in use it is merged from
+// what was committed last.
+func TestFailedTrialLeaksNothing(t *testing.T) {
+	for name, before := range map[string]bool{"merged_before": true, "first_merge": false} {
+		t.Run(name, func(t *testing.T) {
+			w := inMemory(t, "")
+			w.files(v1x, map[string]string{"a": "a1\n", "b": "b1\n", "layer": "l\n"})
+			w.files(v2x, map[string]string{"a": "a2\n"})
+			w.files(v3, map[string]string{"a": "a3\n"})
+			if before {
+				w.booted(v1)
+			}
+			w.shell(v1, "echo mine >mine")
+			w.trial(v2)
+			w.shell(v2, "echo migrated >a; echo f >failed")
+			w.trial(v2x)
+			w.shell(v2x, "echo more >failed")
+			if r := w.booted(v1x); r.PutBack || r.Failed != v2x || before && r.From != v1 {
+				t.Errorf("after the trial: %+v", r)
+			}
+			w.has(v1x, map[string]string{"a": "a1\n", "mine": "mine\n", "layer": "l\n", "failed": ""})
+			for range 2 {
+				d, err := Compare(w.volume)
+				must(t, err)
+				if got, err := os.ReadFile(filepath.Join(d.PutAside, "failed")); string(got) != "more\n" {
+					t.Errorf("put aside in %q: %q, %v, want what the trial wrote", d.PutAside, got, err)
+				}
+				w.trial(v3)
+			}
+			must(t, Committed(w.volume, v3))
+			w.booted(v1)
+			if d, err := Compare(w.volume); err != nil || d.PutAside != "" {
+				t.Errorf("put aside for ever: %q, %v", d.PutAside, err)
+			}
+		})
+	}
+}
