@@ -43,11 +43,13 @@ func (b *boot) mergeEtc(ctx context.Context, volume *os.File, image mount.Place)
 		return false
 	}
 	id, err := b.etcIdentity(), error(nil)
-	if !isOwner(etcOwner(volume), id) || isThere(volume, layout.EtcPending(id)) {
-		err = b.tryMerge(ctx, id, image)
+	ours, free := etcOwner(volume, id)
+	if _, pending := readIn(volume, layout.EtcPending(id), 0); !ours || pending == nil {
+		err = b.runMerge(ctx, id, image)
+		ours, free = etcOwner(volume, id)
 	}
-	owner, what := etcOwner(volume), "the next boot goes on with the image's new directories for /var"
-	if isOwner(owner, id) {
+	what := "the next boot goes on with the image's new directories for /var"
+	if ours {
 		b.report.EtcImage = id
 	} else {
 		what = "/etc is not merged with that of this image, what the machine changed hides the image's"
@@ -58,24 +60,11 @@ func (b *boot) mergeEtc(ctx context.Context, volume *os.File, image mount.Place)
 	if err != nil {
 		b.warn("%s: %v", what, err)
 	}
-	return b.report.EtcImage == "" && b.onTrial() && (owner != "" || !isEmptyIn(volume, layout.Etc))
+	return !ours && !free && b.onTrial()
 }
 
 // onTrial: the slot is, or the layers are.
 func (b *boot) onTrial() bool { return b.report.Slot.Trial || b.layersTried }
-
-// tryMerge merges, unless that has to wait.
-func (b *boot) tryMerge(ctx context.Context, id string, image mount.Place) error {
-	// What a damaged layer has in /etc would pass for gone, and be back with the layer.
-	// What the machine itself added or turned off does not come back by waiting, nor does
-	// what is not for this system.
-	for _, l := range b.report.Layers {
-		if l.LeftOut != "" && l.LeftOut != report.LayerOff && l.Source == "" && !l.Absent {
-			return errWaits
-		}
-	}
-	return b.runMerge(ctx, id, image)
-}
 
 // etcIdentity names what the image's /etc comes from: the root hash, which says the
 // configuration's layers too, for the root's os-release names them; and those in use, where
@@ -96,39 +85,29 @@ func (b *boot) etcIdentity() string {
 	return id
 }
 
-// etcOwner is whom the upper layer of /etc was merged for; "" for nobody.
-func etcOwner(volume *os.File) string {
+// etcOwner tells whether the upper layer of /etc was merged for an image, or is free: for
+// nobody, and empty.
+func etcOwner(volume *os.File, id string) (ours, free bool) {
 	upper, err := mount.OpenBeneath(volume, layout.Etc, unix.O_RDONLY|unix.O_DIRECTORY, mount.Strict)
 	if err != nil {
-		return ""
+		return false, false
 	}
 	defer upper.Close()
-	owner, _ := seed.Attribute(upper, layout.EtcOwner)
-	return owner
-}
-
-func isOwner(owner, id string) bool { return strings.HasPrefix(owner, id+" ") }
-
-func isThere(in *os.File, name string) bool {
-	f, err := mount.OpenBeneath(in, name, unix.O_PATH, mount.Strict)
-	if err == nil {
-		f.Close()
-	}
-	return err == nil
-}
-
-func isEmptyIn(in *os.File, name string) bool {
-	dir, err := mount.OpenBeneath(in, name, unix.O_RDONLY|unix.O_DIRECTORY, mount.Strict)
-	if err != nil {
-		return false
-	}
-	defer dir.Close()
-	_, err = dir.Readdirnames(1)
-	return errors.Is(err, io.EOF)
+	owner, err := seed.Attribute(upper, layout.EtcOwner)
+	_, empty := upper.Readdirnames(1)
+	return strings.HasPrefix(owner, id+" "), err == nil && owner == "" && errors.Is(empty, io.EOF)
 }
 
 // runMerge runs the command, with /proc, which it reaches extended attributes by.
 func (b *boot) runMerge(ctx context.Context, id string, image mount.Place) error {
+	// What a damaged layer has in /etc would pass for gone, and be back with the layer.
+	// What the machine itself added or turned off does not come back by waiting, nor does
+	// what is not for this system.
+	for _, l := range b.report.Layers {
+		if l.LeftOut != "" && l.LeftOut != report.LayerOff && l.Source == "" && !l.Absent {
+			return errWaits
+		}
+	}
 	proc := mount.Filesystem{Type: "proc", Source: "proc", Attr: mount.NoSUID | mount.NoDev | mount.NoExec}
 	if err := b.sys.Mounter.MountIn(proc, mount.Place{Root: newRoot, Path: "proc"}); err != nil {
 		return err
