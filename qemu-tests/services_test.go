@@ -17,6 +17,18 @@ func servicesOf(version string) map[string]string {
 	}
 }
 
+// firstBootOf has an image count first boots, by machine-id(5). Nobody answers the questions
+// of systemd-firstboot, and what is enabled stays what the image has.
+func firstBootOf(extra map[string]string) map[string]string {
+	const dir = "etc/systemd/system/"
+	extra["etc/machine-id"] = "uninitialized\n"
+	extra[dir+"count.service"] = "[Unit]\nConditionFirstBoot=yes\n[Service]\nType=oneshot\nExecStart=/bin/sh -c 'echo one >>/var/lib/first-boots'\n"
+	extra[dir+"multi-user.target.d/count.conf"] = "[Unit]\nWants=count.service\n"
+	extra[dir+"systemd-firstboot.service"] = ""
+	extra["etc/systemd/system-preset/00-image.preset"] = "disable *\n"
+	return extra
+}
+
 // services has the guest say whether each service is active, and what a client of each
 // gets: the row in the database, the page of the machine's, of the image's and of both.
 const services = `systemctl is-active nginx postgresql@15-main memcached
@@ -36,17 +48,28 @@ func hooksOf(extra map[string]string) map[string]string {
 // A Debian machine with a web server, a database and people is updated to an image
 // with one more daemon, whose system user has a number that the machine gave away; then
 // it goes back. All runs each time, and what people made is there. What dpkg knows is
-// what the running image has, and the images' hooks are run in their time.
+// what the running image has, and the images' hooks are run in their time. Of all these
+// boots one is the machine's first, and it has one identity.
 func TestRootServices(t *testing.T) {
 	t.Parallel()
-	image := Image{Root: Services, Commit: true, Extra: hooksOf(servicesOf("1")), Disk: []string{"--root-size", "160M"},
+	image := Image{Root: Services, Commit: true, Extra: firstBootOf(hooksOf(servicesOf("1"))), Disk: []string{"--root-size", "160M"},
 		Edit: []string{"etc: overlay\n", "etc: overlay\noverlays: [{path: /var/lib/dpkg, upper: per-slot}]\n"}}
 	next := image.next(t)
-	next.Root, next.Extra = ServicesNext, hooksOf(servicesOf("2"))
+	next.Root, next.Extra = ServicesNext, firstBootOf(hooksOf(servicesOf("2")))
 	m := NewMachine(t, BIOS, image.Build(t)).WithTPM().withParts(t, readFile(t, next.Parts(t))).Hold()
 	vm := m.Boot()
+	id := ""
 	up := func(slot string) {
 		t.Helper()
+		defer func() {
+			got := vm.Run("cat /etc/machine-id /var/lib/first-boots")
+			if id == "" {
+				id = got
+			}
+			if got != id || !strings.HasSuffix(got, "\none") || len(got) != 36 {
+				t.Errorf("identity and first boots are %q, and were %q", got, id)
+			}
+		}()
 		vm.Expect(`slot `+slot+`: starting /sbin/init`, bootTime)
 		vm.WaitReady(bootTime)
 		checkSystemd(t, vm)

@@ -140,16 +140,21 @@ func (b *boot) forgetLayers() bool {
 
 // saveProofs replaces the proofs, durably.
 func saveProofs(volume *os.File, text string) error {
+	return replaceFile(volume, layerlist.ProofsFile, []byte(text))
+}
+
+// replaceFile replaces a file of the private directory, durably.
+func replaceFile(volume *os.File, path string, text []byte) error {
 	dir, err := mount.OpenBeneath(volume, layout.Private, unix.O_RDONLY|unix.O_DIRECTORY, mount.Strict)
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	at, name := int(dir.Fd()), layerlist.ProofsFile[len(layout.Private)+1:]
+	at, name := int(dir.Fd()), path[len(layout.Private)+1:]
 	temp := name + layout.PendingSuffix
 	_ = unix.Unlinkat(at, temp, 0) // else it cannot be made
-	err = keep(dir, temp, []byte(text))
-	// crash point: the old proofs, and a file that the next save removes
+	err = keep(dir, temp, text)
+	// crash point: the old file, and one that the next save removes
 	if err == nil {
 		err = unix.Renameat(at, temp, at, name)
 	}

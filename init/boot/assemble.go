@@ -98,11 +98,13 @@ func (b *boot) etc(ctx context.Context, volume *os.File) error {
 		return imageError(slots.Mount, "cannot open /etc of the image: %w", err)
 	}
 	if b.cfg.Etc == config.EtcReadOnly {
-		if !b.cfg.Root.Usr() {
-			return nil
+		if b.cfg.Root.Usr() {
+			if err := b.bind(image, "/etc", mount.ReadOnly|mount.NoSUID|mount.NoDev); err != nil {
+				return imageError(slots.Mount, "%w", err)
+			}
 		}
-		if err := b.bind(image, "/etc", mount.ReadOnly|mount.NoSUID|mount.NoDev); err != nil {
-			return imageError(slots.Mount, "%w", err)
+		if err := b.bindID(volume, image); err != nil {
+			b.warn("the machine-id is another one at each boot: %v", err)
 		}
 		return nil
 	}
@@ -126,6 +128,11 @@ func (b *boot) etc(ctx context.Context, volume *os.File) error {
 		}
 	}
 	b.report.EtcInMemory = readOnly && b.cfg.Etc != config.EtcVolatile
+	if b.cfg.Etc == config.EtcVolatile || !b.ofVolume() {
+		if err := b.putID(volume, image, o.Upper); err != nil {
+			b.warn("the machine-id is another one at each boot: %v", err)
+		}
+	}
 	where := mount.Place{Root: newRoot, Path: "etc"}
 	if err := b.sys.Mounter.Overlay(o, where); err != nil {
 		return stateError(slots.StateDamaged, "cannot mount /etc: %w", err)

@@ -40,6 +40,7 @@ func (m aMachine) image(name string, files map[string]string) {
 		m.step(os.MkdirAll(filepath.Join("/images", name, dir), 0o755))
 	}
 	usableRoot(m.t, filepath.Join("/images", name))
+	m.step(os.WriteFile(filepath.Join("/images", name, "etc/machine-id"), nil, 0o444))
 	for path, text := range files {
 		path = filepath.Join("/images", name, path)
 		m.step(os.MkdirAll(filepath.Dir(path), 0o755))
@@ -153,7 +154,7 @@ func TestWritableParts(t *testing.T) {
 			"srv/spool/image": "", // tmpfiles.d would make it
 		})
 		want := strings.Join([]string{
-			" ro,relatime tmpfs", "/home rw,nosuid,nodev,relatime tmpfs", "/opt rw,nosuid,nodev,relatime overlay", "/srv/spool rw,relatime tmpfs",
+			" ro,relatime tmpfs", "/etc/machine-id ro,nosuid,nodev,noexec,relatime tmpfs", "/home rw,nosuid,nodev,relatime tmpfs", "/opt rw,nosuid,nodev,relatime overlay", "/srv/spool rw,relatime tmpfs",
 			"/state rw,relatime tmpfs", "/state/encrypted rw,relatime tmpfs", "/usr/local rw,nodev,relatime overlay", "/var rw,nodev,relatime tmpfs",
 			"/var/lib/app rw,relatime overlay", "/var/lib/pkg rw,nosuid,nodev,relatime overlay", "/var/lib/shared rw,nosuid,nodev,relatime overlay",
 		}, "\n")

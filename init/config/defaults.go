@@ -123,6 +123,11 @@ func set[T ~string](v *T, def T) {
 // can tells whether means is among the ways to unlock the state.
 func (s State) can(means string) bool { return slices.Contains(s.Unlock, means) }
 
+// KeepsEtc tells whether changes to /etc outlive a boot.
+func (c *Config) KeepsEtc() bool {
+	return (c.Etc == "" || c.Etc == EtcOverlay) && c.State.Create != CreateNone
+}
+
 // Plain tells whether the state is not encrypted.
 func (s State) Plain() bool { return s.can(UnlockPlain) }
 

@@ -39,7 +39,7 @@ var errReaderGone = errors.New("the program that makes the image has ended")
 // rootImage streams the root through the filter into what makes the image.
 func (b *Builder) rootImage(ctx context.Context, in SlotInput, p *parts, dir string) error {
 	edit := rootEdit{
-		release: p.release, needModules: in.RootModules, extra: in.Extra, now: b.Time, usr: in.Config.Root.Usr(),
+		release: p.release, needModules: in.RootModules, extra: in.Extra, now: b.Time, usr: in.Config.Root.Usr(), firstBoot: in.Config.KeepsEtc(),
 		osRelease: map[string]string{
 			"IMAGE_ID":                   strconv.Quote(in.Config.Name),
 			"IMAGE_VERSION":              strconv.Quote(in.Config.Version),

@@ -28,11 +28,15 @@ type rootEdit struct {
 	osRelease   map[string]string // variables of os-release to set
 	now         time.Time         // time stamp of files that are made here
 	usr         bool              // the image is to be a /usr, see inUsr
+	firstBoot   bool              // a machine's first boot may be known by its machine-id
 }
 
 const (
 	osReleasePath = "usr/lib/os-release"
 	machineIDPath = "etc/machine-id"
+	// uninitialized is what machine-id(5) has there in place of an ID that the first
+	// boot is to make.
+	uninitialized = "uninitialized\n"
 	// maxSmallFile bounds a file of the root that is read into memory.
 	maxSmallFile = 64 << 10
 )
@@ -48,6 +52,7 @@ type rootFilter struct {
 	left    map[string]int    // files that are left out of a /usr, by their first directory
 	merged  []string          // links of the merged /usr
 	osText  []byte            // content of os-release
+	id      *string           // content of machine-id; nil: none
 	hasMods bool              // the root has modules of the kernel
 }
 
@@ -151,7 +156,19 @@ func (f *rootFilter) entry(name string, h *tar.Header, content io.Reader) (err e
 		}
 	}
 	isDir := h.Typeflag == tar.TypeDir
-	if name == osReleasePath || name == machineIDPath || f.usr && name == inUsr(machineIDPath) || f.extras[name] && !isDir {
+	isID := name == machineIDPath || f.usr && name == inUsr(machineIDPath)
+	if isID && f.id == nil { // that of a factory comes first
+		text, err := []byte(nil), error(nil)
+		if h.Typeflag == tar.TypeReg {
+			text, err = readSmall(content, h.Size, name)
+		}
+		if err != nil {
+			return err
+		}
+		id := string(text)
+		f.id = &id
+	}
+	if name == osReleasePath || isID || f.extras[name] && !isDir {
 		f.dropped[name] = true
 		return nil
 	}
@@ -293,8 +310,8 @@ func (f *rootFilter) addMountPoints() error {
 	return nil
 }
 
-// addReleaseFiles writes os-release, and machine-id as an empty file: one that
-// came with the image would be the same on every machine.
+// addReleaseFiles writes os-release, and machine-id without an ID: one that came with
+// the image would be the same on every machine.
 func (f *rootFilter) addReleaseFiles() error {
 	if f.extras[osReleasePath] {
 		var err error
@@ -314,7 +331,11 @@ func (f *rootFilter) addReleaseFiles() error {
 	if f.extras[machineIDPath] || f.extras[at] {
 		return nil
 	}
-	return f.file(at, 0o444, nil)
+	id := ""
+	if f.firstBoot && (f.id == nil || strings.TrimSpace(*f.id) == strings.TrimSpace(uninitialized)) {
+		id = uninitialized
+	}
+	return f.file(at, 0o444, []byte(id))
 }
 
 // addModuleTree adds the kernel's modules when the root has none.

@@ -107,6 +107,41 @@ func bootable(init string) []entry {
 	return append(mergedRoot(), entry{"home/", "", tar.TypeDir, ""}, entry{"var/", "", tar.TypeDir, ""}, entry{"sbin/init", init, 0, ""})
 }
 
+// A root that says its first boot is to make its ID, by machine-id(5), says so in the image
+// too, where that boot can keep it. What has an ID loses it and says nothing.
+func TestMachineIDOfTheImage(t *testing.T) {
+	without := slices.DeleteFunc(mergedRoot(), func(e entry) bool { return e.name == "./etc/machine-id" })
+	with := func(id string) []entry { return append(slices.Clone(without), entry{"etc/machine-id", id, 0, ""}) }
+	for _, tt := range []struct {
+		name string
+		root []entry
+		usr  bool
+		want string
+	}{
+		{"filled", mergedRoot(), false, ""},
+		{"empty", with(""), false, ""},
+		{"uninitialized", with(uninitialized), false, uninitialized},
+		{"uninitialized_without_newline", with("uninitialized"), false, uninitialized},
+		{"missing", without, false, uninitialized},
+		{"link", append(slices.Clone(without), entry{"etc/machine-id", "", tar.TypeSymlink, "/run/machine-id"}), false, ""},
+		{"usr_of_a_root", append(usrRoot(), entry{"etc/machine-id", uninitialized, 0, ""}), true, ""}, // the factory's is filled
+	} {
+		for _, firstBoot := range []bool{true, false} {
+			at, want := "etc/machine-id", tt.want
+			if tt.usr {
+				at = "share/factory/etc/machine-id"
+			}
+			if !firstBoot {
+				want = ""
+			}
+			files, err := filter(t, tarOf(t, tt.root), rootEdit{release: release, usr: tt.usr, firstBoot: firstBoot})
+			if f := files[at]; err != nil || f.header == nil || f.content != want || f.header.Mode != 0o444 {
+				t.Errorf("%s, first boot %v: %q, %v, want %q", tt.name, firstBoot, f.content, err, want)
+			}
+		}
+	}
+}
+
 func TestFilterRoot(t *testing.T) {
 	extra := t.TempDir()
 	for name, content := range map[string]string{"etc/hostname": "new", "lib/systemd/system/a.service": "unit"} {

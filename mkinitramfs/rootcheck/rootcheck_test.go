@@ -160,6 +160,8 @@ func TestJudge(t *testing.T) {
 		{"machine_id_filled", kiosk(nil), files{"etc/machine-id": text("0123\n")}, "warning /etc/machine-id (machine-id)", "same identity"},
 		{"machine_id_filled_by_extra", built(kiosk(nil)), files{"etc/machine-id": text("0123\n")}, "warning /etc/machine-id (machine-id)", "same identity"},
 		{"machine_id_uninitialized", kiosk(nil), files{"etc/machine-id": text("uninitialized\n")}, "", ""},
+		{"machine_id_uninitialized_by_extra", built(kiosk(nil)), files{"etc/machine-id": text("uninitialized\n")}, "", ""},
+		{"machine_id_uninitialized_at_every_boot", built(kiosk(func(c *config.Config) { c.Etc = config.EtcVolatile })), files{"etc/machine-id": text("uninitialized\n")}, "warning /etc/machine-id (machine-id)", "each one would be a first boot"},
 		{"machine_id_of_dbus", kiosk(nil), files{"var/lib/dbus/machine-id": text("0123\n")}, "warning /var/lib/dbus/machine-id (machine-id)", "same"},
 
 		{"ssh_host_key", kiosk(nil), files{"etc/ssh/ssh_host_ed25519_key": text("x"), "etc/ssh/ssh_host_ed25519_key.pub": text("x")}, "warning /etc/ssh/ssh_host_ed25519_key (ssh-host-keys)", "every machine"},

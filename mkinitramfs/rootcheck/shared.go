@@ -13,6 +13,8 @@ import (
 func (v *verdict) machineID() {
 	const etc, dbus = "etc/machine-id", "var/lib/dbus/machine-id"
 	switch id := strings.TrimSpace(string(v.t.files[etc].Text)); {
+	case id == "uninitialized" && v.w.Built && !v.w.Config.KeepsEtc():
+		v.warn(etc, "leave it out of --extra", "uninitialized, and no change to /etc outlives a boot: each one would be a first boot")
 	case id == "" || id == "uninitialized":
 	case v.w.Built: // --extra has one
 		v.warn(etc, "leave it out of --extra", "filled: every machine gets the same identity, and DHCP addresses")

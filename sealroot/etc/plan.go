@@ -41,9 +41,10 @@ func (m *merger) plan(upper *os.File) ([]change, Result, error) {
 	if result.Conflicts, err = m.carry(conflicts, s, merged); err != nil {
 		return nil, result, err
 	}
-	// Copies that passwd(1) and its like make of the files before a change.
-	copies := []string{"passwd-", "shadow-", "group-", "gshadow-", "subuid-", "subgid-"}
-	result.Conflicts = slices.DeleteFunc(result.Conflicts, func(c etcmerge.Conflict) bool { return slices.Contains(copies, c.Path) })
+	// Copies that passwd(1) and its like make of the files before a change, and what is the
+	// machine's whatever an image has there.
+	quiet := []string{"passwd-", "shadow-", "group-", "gshadow-", "subuid-", "subgid-", "machine-id"}
+	result.Conflicts = slices.DeleteFunc(result.Conflicts, func(c etcmerge.Conflict) bool { return slices.Contains(quiet, c.Path) })
 	result.Conflicts = result.Conflicts[:min(len(result.Conflicts), maxConflicts)]
 	list := changes(s.own.entries, plan, image, machine)
 	result.Files = len(list)

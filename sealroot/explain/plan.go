@@ -116,14 +116,17 @@ func (e *Explanation) planMemory(why string) {
 
 func (e *Explanation) planEtc(c config.Config) {
 	m := Mount{Where: "/etc", What: "overlay", Type: "overlay", Options: []string{"nosuid", "nodev"}, Why: whyEtc(c.Etc, c.State.Create == config.CreateNone)}
-	if c.Etc == config.EtcReadOnly {
-		if !c.Root.Usr() {
-			e.note("/etc is the image's and read-only: etc is read-only")
-			return
-		}
-		m.What, m.Type, m.Options = "/usr/share/factory/etc", "bind", []string{"ro", "nosuid", "nodev"}
+	if c.Etc != config.EtcReadOnly {
+		e.add(m)
+		return
 	}
-	e.add(m)
+	if c.Root.Usr() {
+		m.What, m.Type, m.Options = "/usr/share/factory/etc", "bind", []string{"ro", "nosuid", "nodev"}
+		e.add(m)
+	} else {
+		e.note("/etc is the image's and read-only: etc is read-only")
+	}
+	e.add(Mount{Where: machineID, What: report.Dir + "/machine-id", Type: "bind", Options: []string{"ro", "nosuid", "nodev", "noexec"}, Why: whyMachineID})
 }
 
 // planOverlays plans those that lie below /var, or the others.

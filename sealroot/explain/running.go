@@ -14,6 +14,10 @@ import (
 
 const whyLayers = "layers of the configuration lie over the image"
 
+const whyMachineID = "etc is read-only: the machine's identity, which the volume keeps"
+
+const machineID = "/etc/machine-id"
+
 const volume = layout.State + "/" + layout.Volume
 
 // Running explains the boot that the report is of, by the configuration that it had.
@@ -58,6 +62,8 @@ func whyMounted(m report.Mount, r report.Report, c config.Config) string {
 		return "the state partition of the boot disk " + r.Disk.Device + "; anybody may have written it, so nothing there runs or leads elsewhere"
 	case m.Where == volume:
 		return whyVolume(r)
+	case m.Where == machineID:
+		return whyMachineID
 	case m.Where == "/etc" && r.EtcInMemory:
 		return "etc is overlay: the image's, with the changes in " + volume + "/etc; what is changed in this boot is in memory, and gone after it"
 	case m.Where == "/etc":

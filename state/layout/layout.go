@@ -54,6 +54,8 @@ const (
 	Balloons = Private + "/balloons"
 	// Removed begins the names of folders with what a reset that keeps /home takes away.
 	Removed = Private + "/removed-"
+	// MachineID is the machine-id(5) of a machine whose /etc does not keep it.
+	MachineID = Private + "/machine-id"
 	// EtcWork is the work directory of the overlay over /etc.
 	EtcWork = Private + "/etc-work"
 	// Overlays has upper and work directory of each other overlay, by the escaped path
