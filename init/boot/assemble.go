@@ -49,6 +49,11 @@ func (b *boot) writable(ctx context.Context) error {
 		}
 	}
 	b.bindExtra(extra)
+	if b.cfg.Etc != config.EtcOverlay || !b.ofVolume() {
+		if err := b.bindID(volume); err != nil {
+			b.warn("the machine-id is another one at each boot: %v", err)
+		}
+	}
 	return nil
 }
 
@@ -98,13 +103,11 @@ func (b *boot) etc(ctx context.Context, volume *os.File) error {
 		return imageError(slots.Mount, "cannot open /etc of the image: %w", err)
 	}
 	if b.cfg.Etc == config.EtcReadOnly {
-		if b.cfg.Root.Usr() {
-			if err := b.bind(image, "/etc", mount.ReadOnly|mount.NoSUID|mount.NoDev); err != nil {
-				return imageError(slots.Mount, "%w", err)
-			}
+		if !b.cfg.Root.Usr() {
+			return nil
 		}
-		if err := b.bindID(volume, image); err != nil {
-			b.warn("the machine-id is another one at each boot: %v", err)
+		if err := b.bind(image, "/etc", mount.ReadOnly|mount.NoSUID|mount.NoDev); err != nil {
+			return imageError(slots.Mount, "%w", err)
 		}
 		return nil
 	}
@@ -128,11 +131,6 @@ func (b *boot) etc(ctx context.Context, volume *os.File) error {
 		}
 	}
 	b.report.EtcInMemory = readOnly && b.cfg.Etc != config.EtcVolatile
-	if b.cfg.Etc == config.EtcVolatile || !b.ofVolume() {
-		if err := b.putID(volume, image, o.Upper); err != nil {
-			b.warn("the machine-id is another one at each boot: %v", err)
-		}
-	}
 	where := mount.Place{Root: newRoot, Path: "etc"}
 	if err := b.sys.Mounter.Overlay(o, where); err != nil {
 		return stateError(slots.StateDamaged, "cannot mount /etc: %w", err)
@@ -238,7 +236,7 @@ func (b *boot) bind(from mount.Place, to string, attr mount.Attr) error {
 	if err := b.sys.Mounter.Bind(mount.Bind{From: from, To: mount.Place{Root: newRoot, Path: to}, Attr: attr}); err != nil {
 		return fmt.Errorf("cannot bind %s: %w", to, err)
 	}
-	b.noteMount(report.Mount{What: from.Root[len(newRoot):] + "/" + from.Path, Where: to, Type: "bind", Options: attr.Names()})
+	b.noteMount(report.Mount{What: strings.TrimPrefix(from.Root, newRoot) + "/" + from.Path, Where: to, Type: "bind", Options: attr.Names()})
 	return nil
 }
 

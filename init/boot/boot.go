@@ -57,13 +57,18 @@ type boot struct {
 	kernelRelease string
 	rootRelease   osrelease.Release // of the root that runs
 	imageDevNo    string            // of the device that the image is on
-	imageFS       mount.Filesystem
-	layered       bool // the root is an overlay
-	layersTried   bool // what the machine changed about the layers is on trial
+	layered       bool              // the root is an overlay
+	layersTried   bool              // what the machine changed about the layers is on trial
 	volume        openedState
 	resetAgreed   bool      // at the console, to a reset that needs a key too
 	guard         *watchman // nil: no watchdog
 	sysRq         []byte    // the kernel's setting before muteSysRq; nil: untouched
+
+	// What is mounted as image, state partition and volume; without type: nothing.
+	imageFS, outerFS, volumeFS mount.Filesystem
+	layers                     []config.Layer // of this boot
+	unsigned                   bool           // one is in use that lies in the volume
+	spoilt                     error          // why none is
 }
 
 // Run boots the machine. It returns only when this boot came to its end: with

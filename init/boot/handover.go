@@ -194,8 +194,5 @@ func (b *boot) handOver(ctx context.Context) error {
 	unix.Umask(0o022) // what a fresh init has
 	b.letWatchdogGo()
 	err = b.sys.Exec(initPath, args, initEnv[:], passed)
-	if b.layerOfVolume() {
-		return stateError(slots.StateDamaged, "cannot start %s: %w", initPath, err)
-	}
-	return imageError(slots.Mount, "cannot start %s: %w", initPath, err)
+	return b.notImage(imageError(slots.Mount, "cannot start %s: %w", initPath, err))
 }

@@ -51,7 +51,10 @@ var errUnsigned = errors.New("nobody has signed it")
 // cannot be used is left out or stops the boot, as configured.
 func (b *boot) stackLayers(ctx context.Context) error {
 	var lower []mount.Place // the topmost first
-	for i, l := range b.layersOfBoot() {
+	if b.layers == nil {
+		b.layers = b.layersOfBoot()
+	}
+	for i, l := range b.layers {
 		note := &b.report.Layers[i]
 		if note.LeftOut != "" {
 			continue
@@ -75,63 +78,25 @@ func (b *boot) stackLayers(ctx context.Context) error {
 			note.Absent = errors.Is(err, errLayer) || l.From == config.LayerFromVolume && errors.Is(err, unix.ENOENT)
 		} else {
 			lower = append([]mount.Place{place}, lower...)
+			b.unsigned = b.unsigned || l.From == config.LayerFromVolume
 		}
 	}
 	if len(lower) == 0 {
 		return nil
 	}
-	image := mount.Place{Root: newRoot, Path: "."}
-	err := b.replaceRoot(append(lower, image))
-	if errors.Is(err, errSpoilt) {
-		if lower = b.withoutVolumes(lower, err); len(lower) == 0 {
-			return nil
-		}
-		err = b.replaceRoot(append(lower, image))
-	}
-	if err != nil {
+	b.layered = true
+	if err := b.replaceRoot(append(lower, mount.Place{Root: newRoot, Path: "."})); err != nil {
 		return imageError(slots.Mount, "cannot stack the layers: %w", err)
 	}
 	return nil
 }
 
-// withoutVolumes leaves out the layers that lie in the volume.
-func (b *boot) withoutVolumes(lower []mount.Place, err error) []mount.Place {
-	b.failed("layers", "", stateError(slots.StateDamaged, "%w", err))
-	for i := range b.report.Layers {
-		if note := &b.report.Layers[i]; i < len(b.cfg.Layers) && b.cfg.Layers[i].From == config.LayerFromVolume && note.LeftOut == "" {
-			note.LeftOut = err.Error()
-		}
-	}
-	return slices.DeleteFunc(lower, ofVolume)
-}
-
-func ofVolume(p mount.Place) bool { return p.Root == encryptedDir }
-
-// errSpoilt: nobody has signed what lies in the volume.
-var errSpoilt = errors.New("layers of the encrypted volume spoil the root")
-
-// spoilt looks at a root with layers of the volume as checkRoot did at the image.
-func (b *boot) spoilt(path string) error {
-	root, err := mount.OpenRoot(path)
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	err = mount.CheckInit(root, b.initPath())
-	for _, name := range [...]string{"etc", "home", "state", "var"} {
-		d, derr := mount.OpenBeneath(root, name, unix.O_PATH|unix.O_DIRECTORY, mount.Strict)
-		err = errors.Join(err, derr)
-		d.Close()
-	}
-	if err != nil {
-		err = fmt.Errorf("%w: %w", errSpoilt, err)
-	}
-	return err
-}
-
 // openLayer makes a layer's tree visible and returns where.
 func (b *boot) openLayer(ctx context.Context, i int, l config.Layer) (mount.Place, error) {
 	if l.From == config.LayerFromVolume {
+		if b.spoilt != nil {
+			return mount.Place{}, b.spoilt
+		}
 		place := mount.Place{Root: encryptedDir, Path: layout.LayerDir(l.Name)}
 		volume, err := openDir(place.Root)
 		if err != nil {
@@ -209,9 +174,13 @@ func (b *boot) openLayerImage(ctx context.Context, i int, l config.Layer) (dm.De
 	if err == nil && b.report.Layers[i].Source != "" {
 		err = errUnsigned
 		if sig != nil {
-			err = b.vouch(ctx, l, io.NewSectionReader(f, table.Offset(*sig), table.Size(*sig)))
+			err = b.vouch(l, io.NewSectionReader(f, table.Offset(*sig), table.Size(*sig)))
 		}
-		b.report.Layers[i].Measured = err == nil && b.tpm.dev != nil
+		if note := &b.report.Layers[i]; err == nil && !note.Measured && b.tpm.dev != nil {
+			b.measureLayer(ctx, l)
+			err = b.tpm.broken
+			note.Measured = err == nil
+		}
 	}
 	if err != nil {
 		return dm.Device{}, err
@@ -296,12 +265,6 @@ func (b *boot) replaceRoot(lower []mount.Place) error {
 	if err := b.sys.Mounter.Overlay(o, overlay); err != nil {
 		return err
 	}
-	if slices.ContainsFunc(lower, ofVolume) {
-		if err := b.spoilt(layersRoot); err != nil {
-			return errors.Join(err, b.sys.Mounter.Unmount(layersRoot))
-		}
-	}
-	b.layered = true
 	state := mount.Place{Root: newRoot, Path: layout.State}
 	if err := b.sys.Mounter.Move(state, mount.Place{Root: layersRoot, Path: layout.State}); err != nil {
 		return err

@@ -85,9 +85,12 @@ func (b *boot) overlayBind(volume *os.File, e config.ExtraBind) (err error) {
 	return b.overlay(volume, e.To, w)
 }
 
+// asideDir has, in the initramfs, the overlays that are mounted aside.
+const asideDir = "/overlays"
+
 // aside is where, in the initramfs, an overlay is mounted until its place is there.
 func aside(path string) mount.Place {
-	return mount.Place{Root: "/", Path: "/overlays/" + binds.Escape(path)}
+	return mount.Place{Root: "/", Path: asideDir + "/" + binds.Escape(path)}
 }
 
 // moveOverlay moves an overlay that was mounted aside to its place.

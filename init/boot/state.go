@@ -22,8 +22,7 @@ import (
 
 // openedState is the state partition as this boot has it.
 type openedState struct {
-	outer  *os.File         // root of the state partition's file system
-	fs     mount.Filesystem // that one; without type: not mounted
+	outer  *os.File // root of the state partition's file system
 	volume *state.Volume
 	// unreplayed: the volume is mounted without its journal, which may hold what is newer.
 	unreplayed bool
@@ -112,7 +111,7 @@ func (b *boot) mountOuter(ctx context.Context) error {
 		dir.Close()
 		return stateError(slots.StateDamaged, "cannot make the mount point of the volume: %w", err)
 	}
-	b.volume.outer, b.volume.fs = dir, fs
+	b.volume.outer, b.outerFS = dir, fs
 	return nil
 }
 
@@ -256,6 +255,7 @@ func (b *boot) mountVolume(device string, kind state.Filesystem, readOnly bool) 
 	if err != nil {
 		return nil, fmt.Errorf("cannot mount the encrypted volume: %w", err)
 	}
+	b.volumeFS = fs
 	root, err := openDir(encryptedDir)
 	if err != nil {
 		return nil, errors.Join(err, b.unmountVolume())

@@ -3,54 +3,65 @@ package boot
 import (
 	"context"
 	"errors"
-	"os"
 
-	"golang.org/x/sys/unix"
-
-	"sealroot/init/config"
 	"sealroot/init/report"
 	"sealroot/mount"
 	"sealroot/slots"
+	"sealroot/state"
 )
 
 // assemble puts the layers over the verified root, and the writable parts over them.
-// What the state spoils there costs the state and no slot: it goes down the ladder of
-// state.on_failure as one that does not open.
+// What spoils that and is of the volume costs no slot: first go its layers, and then the
+// volume, down the ladder of state.on_failure as one that does not open.
 func (b *boot) assemble(ctx context.Context) error {
-	err := b.putTogether(ctx)
-	class, reason := classOf(err)
-	if class == slots.ImageFailure && b.layerOfVolume() {
-		err = stateError(reason, "%w", err) // the image alone was looked at before
-	} else if class != slots.StateFailure {
-		return err
+	for {
+		err := b.notImage(b.putTogether(ctx))
+		if class, _ := classOf(err); class != slots.StateFailure || !b.ofVolume() {
+			return err
+		}
+		b.failed("layers", "", err)
+		if b.unsigned {
+			b.spoilt = err
+			err = b.takeDown(true)
+		} else {
+			err = b.withoutState(errors.Join(err, b.takeDown(false)))
+		}
+		if err != nil {
+			return err
+		}
 	}
-	if !b.ofVolume() {
-		return err
-	}
-	b.failed("layers", "", err)
-	if err = b.withoutState(errors.Join(err, b.takeDown())); err == nil {
-		err = b.putTogether(ctx)
-	}
-	return err
 }
 
 func (b *boot) putTogether(ctx context.Context) error {
 	if err := b.stackLayers(ctx); err != nil {
 		return err
 	}
-	if err := b.writable(ctx); err != nil || !b.ofVolume() {
-		return err
+	err := b.writable(ctx)
+	if err == nil && b.ofVolume() {
+		if err = b.findInit(newRoot); err != nil { // which passed on the image alone
+			err = stateError(slots.StateDamaged, "cannot start %s with what the state has over the image: %w", b.initPath(), err)
+		}
 	}
-	// It passed on the image alone.
-	root, err := mount.OpenRoot(newRoot)
+	return err
+}
+
+// notImage takes the blame from an image that passed alone, and has layers over it which
+// nobody has signed.
+func (b *boot) notImage(err error) error {
+	if class, reason := classOf(err); class == slots.ImageFailure && b.unsigned {
+		return stateError(reason, "%w", err)
+	}
+	return err
+}
+
+// findInit looks for the real init in a root.
+func (b *boot) findInit(dir string) error {
+	root, err := mount.OpenRoot(dir)
 	if err == nil {
 		err = mount.CheckInit(root, b.initPath())
 		root.Close()
 	}
-	if err != nil {
-		return stateError(slots.StateDamaged, "cannot start %s with what the state has over the image: %w", b.initPath(), err)
-	}
-	return nil
+	return err
 }
 
 // ofVolume tells whether this boot has a state that outlives it.
@@ -58,56 +69,32 @@ func (b *boot) ofVolume() bool {
 	return b.report.State.Unlocked != report.UnlockedDegraded && b.report.State.Unlocked != report.UnlockedNone
 }
 
-// layerOfVolume tells whether a layer is in use that lies in the volume.
-func (b *boot) layerOfVolume() bool {
-	for i, l := range b.cfg.Layers {
-		if l.From == config.LayerFromVolume && i < len(b.report.Layers) && b.report.Layers[i].LeftOut == "" {
-			return true
+// takeDown takes the root apart, and mounts the image and the state partition anew. The
+// volume is kept, or closed. Errors: state.ErrMapped.
+func (b *boot) takeDown(keep bool) (err error) {
+	_ = b.volume.outer.Close()
+	b.volume.outer = nil
+	_ = b.sys.Mounter.Detach(newRoot) // one that stays keeps the volume open
+	names, _ := listDir(asideDir)
+	for _, name := range names {
+		_ = b.sys.Mounter.Detach(asideDir + "/" + name)
+	}
+	for i := range b.layers {
+		b.dropLayer(i, b.layers[i])
+	}
+	b.layered, b.unsigned = false, false
+	if v := b.volume.volume; !keep {
+		if v != nil {
+			err = v.Close()
+		}
+		b.volume.volume, b.layers, b.layersTried, b.report.LayerList, b.report.LayerTrial = nil, nil, false, "", false
+	}
+	// What cannot be mounted the next step finds out.
+	if b.mountImage(b.report.Slot.Name, b.imageFS) == nil && b.outerFS.Type != "" && b.mountIn(b.outerFS, mount.Place{Root: newRoot, Path: "state"}) == nil {
+		b.volume.outer, _ = openDir(stateDir)
+		if keep {
+			err = b.mountIn(b.volumeFS, mount.Place{Root: stateDir, Path: state.MountDir})
 		}
 	}
-	return false
-}
-
-// takeDown takes the root apart and closes the volume, and mounts the image and the state
-// partition anew. Errors: state.ErrMapped.
-func (b *boot) takeDown() error {
-	v := b.volume.volume
-	b.volume.volume = nil
-	if b.volume.outer != nil {
-		b.volume.outer.Close()
-		b.volume.outer = nil
-	}
-	places := []string{newRoot, layersRoot}
-	for _, o := range b.cfg.Overlays {
-		places = append(places, aside(o.Path).Path)
-	}
-	for _, e := range b.cfg.Binds.Extra {
-		places = append(places, aside(e.To).Path)
-	}
-	for _, where := range places {
-		if err := b.sys.Mounter.Detach(where); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, os.ErrNotExist) {
-			b.sys.Log.Warn("%v", err)
-		}
-	}
-	for i, l := range b.report.Layers {
-		if l.RootHash != "" && l.LeftOut == "" {
-			b.dropLayer(i, config.Layer{Name: l.Name, From: config.LayerFromState})
-		}
-	}
-	b.layered, b.layersTried, b.report.LayerList, b.report.LayerTrial = false, false, "", false
-	var closed error
-	if v != nil {
-		closed = v.Close()
-	}
-	if err := b.mountImage(b.report.Slot.Name, b.imageFS); err != nil || b.volume.fs.Type == "" {
-		return errors.Join(closed, err)
-	}
-	err := b.mountIn(b.volume.fs, mount.Place{Root: newRoot, Path: "state"})
-	if err == nil {
-		b.volume.outer, err = openDir(stateDir)
-	}
-	if err != nil {
-		b.warn("the state partition cannot be had any more: %v", err)
-	}
-	return closed
+	return err
 }

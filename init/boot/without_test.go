@@ -52,9 +52,9 @@ func TestStateThatSpoilsTheRoot(t *testing.T) {
 		{"etc_is_a_file", func() error { return file("/volume/etc", "") }, "", true, "", "not a directory"},
 		{"usr", func() error { return os.MkdirAll("/volume/usr", 0o755) }, "", false, "", ""},
 		{"init_elsewhere", func() error { return os.MkdirAll("/volume/opt", 0o755) }, "/opt/init", true, "", "cannot start /opt/init"},
-		{"layer_without_execute_bit", func() error { return file("/volume/.layers/site/sbin/init", "x") }, "", false, "not an executable file", "spoil the root"},
-		{"layer_with_a_file_for_etc", func() error { return file("/volume/.layers/site/etc", "x") }, "", false, "not a directory", "spoil the root"},
-		{"layer_with_a_link_for_var", func() error { return os.Symlink("/run", "/volume/.layers/site/var") }, "", false, "unsafe path", "spoil the root"},
+		{"layer_without_execute_bit", func() error { return file("/volume/.layers/site/sbin/init", "x") }, "", false, "not an executable file", ""},
+		{"layer_with_a_file_for_etc", func() error { return file("/volume/.layers/site/etc", "x") }, "", false, "not a directory", ""},
+		{"layer_with_a_link_for_var", func() error { return os.Symlink("/run", "/volume/.layers/site/var") }, "", false, "unsafe path", ""},
 	} {
 		for _, step := range []string{config.FailureDegraded, config.FailureHalt, config.FailureReboot} {
 			t.Run(tt.name+"_"+step, func(t *testing.T) {
@@ -79,13 +79,14 @@ func TestStateThatSpoilsTheRoot(t *testing.T) {
 					b.report.Slot.Name, b.report.Root.RootHash, b.report.State.Unlocked = "a", strings.Repeat("ab", 32), report.UnlockedTPM2
 					b.imageFS = mount.Filesystem{Type: "bind", Source: "/images/1"}
 					m.step(b.mountImage("a", b.imageFS))
-					b.volume.fs = mount.Filesystem{Type: "bind", Source: "/outer"}
-					m.step(b.mountIn(b.volume.fs, mount.Place{Root: newRoot, Path: "state"}))
+					b.outerFS = mount.Filesystem{Type: "bind", Source: "/outer"}
+					m.step(b.mountIn(b.outerFS, mount.Place{Root: newRoot, Path: "state"}))
 					var err error
 					b.volume.outer, err = openDir(stateDir)
 					m.step(err)
 					b.volume.volume = &state.Volume{}
-					m.step(unix.Mount("/volume", encryptedDir, "", unix.MS_BIND, ""))
+					b.volumeFS = mount.Filesystem{Type: "bind", Source: "/volume"}
+					m.step(b.mountIn(b.volumeFS, mount.Place{Root: stateDir, Path: "encrypted"}))
 					before := listed(t, "/volume")
 
 					err = b.assemble(t.Context())

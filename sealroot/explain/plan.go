@@ -38,6 +38,9 @@ func Plan(slot string, c config.Config) Explanation {
 	e.planByName(c)
 	e.planOverlays(c, true)
 	e.planExtra(c)
+	if !c.KeepsEtc() {
+		e.add(Mount{Where: machineID, What: report.Dir + "/machine-id", Type: "bind", Options: []string{"ro", "nosuid", "nodev", "noexec"}, Why: whyMachineID})
+	}
 	return e
 }
 
@@ -116,17 +119,14 @@ func (e *Explanation) planMemory(why string) {
 
 func (e *Explanation) planEtc(c config.Config) {
 	m := Mount{Where: "/etc", What: "overlay", Type: "overlay", Options: []string{"nosuid", "nodev"}, Why: whyEtc(c.Etc, c.State.Create == config.CreateNone)}
-	if c.Etc != config.EtcReadOnly {
-		e.add(m)
-		return
-	}
-	if c.Root.Usr() {
+	if c.Etc == config.EtcReadOnly {
+		if !c.Root.Usr() {
+			e.note("/etc is the image's and read-only: etc is read-only")
+			return
+		}
 		m.What, m.Type, m.Options = "/usr/share/factory/etc", "bind", []string{"ro", "nosuid", "nodev"}
-		e.add(m)
-	} else {
-		e.note("/etc is the image's and read-only: etc is read-only")
 	}
-	e.add(Mount{Where: machineID, What: report.Dir + "/machine-id", Type: "bind", Options: []string{"ro", "nosuid", "nodev", "noexec"}, Why: whyMachineID})
+	e.add(m)
 }
 
 // planOverlays plans those that lie below /var, or the others.

@@ -14,7 +14,7 @@ import (
 
 const whyLayers = "layers of the configuration lie over the image"
 
-const whyMachineID = "etc is read-only: the machine's identity, which the volume keeps"
+const whyMachineID = "the machine's identity, which the volume keeps, if there is one: /etc does not"
 
 const machineID = "/etc/machine-id"
 

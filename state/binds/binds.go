@@ -148,7 +148,12 @@ func OfImage(path string) bool { return within(path, images...) && !within(path,
 
 // within says that a path is one of the directories, or in one.
 func within(path string, dirs ...string) bool {
-	return slices.ContainsFunc(dirs, func(dir string) bool { return path == dir || strings.HasPrefix(path, dir+"/") })
+	for _, dir := range dirs {
+		if rest, ok := strings.CutPrefix(path, dir); ok && (rest == "" || rest[0] == '/') {
+			return true
+		}
+	}
+	return false
 }
 
 // unescape is systemd's path unescaping (systemd.unit(5), "systemd-escape
