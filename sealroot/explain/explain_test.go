@@ -56,6 +56,27 @@ func hashed() config.Config {
 	return c
 }
 
+func layered() config.Config {
+	c := kiosk()
+	c.Trust.Layer, c.LayersAllowed = []string{"apps.crt"}, []string{"app-*"}
+	c.Layers = []config.Layer{
+		{Name: "tools", Hash: strings.Repeat("12", 32)}, {Name: "demo", Hash: strings.Repeat("34", 32), OnFailure: config.LayerSkip},
+		{Name: "docs", Hash: strings.Repeat("56", 32), OnFailure: config.LayerSkip}, {Name: "site", From: config.LayerFromVolume, Verity: config.LayerUnverified},
+	}
+	return c.WithDefaults()
+}
+
+func withLayers(r *report.Report) {
+	r.LayerList = "0011"
+	r.Mounts = slices.Insert(r.Mounts, 3, report.Mount{What: "overlay", Where: "/", Type: "overlay", Options: []string{"ro", "nodev"}})
+	r.Layers = []report.Layer{
+		{Name: "tools", RootHash: strings.Repeat("12", 32), Version: "1.2"}, {Name: "demo", RootHash: strings.Repeat("34", 32), LeftOut: "cannot use layer demo: no such file or directory"},
+		{Name: "docs", RootHash: strings.Repeat("56", 32), LeftOut: report.LayerOff}, {Name: "site"},
+		{Name: "app-x", RootHash: strings.Repeat("78", 32), Source: report.LayerAdded, Measured: true},
+	}
+	r.Failures = []report.Failure{{Stage: "layers", Slot: "b", Class: "image", Error: "cannot use layer demo: no such file or directory"}}
+}
+
 // booted is the report of a boot of kiosk.
 func booted(change func(*report.Report)) report.Report {
 	r := report.Report{
@@ -100,7 +121,9 @@ func TestGolden(t *testing.T) {
 		"plan_usr":       Plan("b", usr()),
 		"plan_stateless": Plan("a", stateless()),
 		"plan_plain":     Plan("a", hashed()),
+		"plan_layers":    Plan("a", layered()),
 		"running":        Running(booted(nil), kiosk()),
+		"running_layers": Running(booted(withLayers), layered()),
 		"running_stateless": Running(booted(func(r *report.Report) {
 			degraded(r)
 			r.Degraded, r.State.Unlocked, r.Mounts = false, report.UnlockedNone, r.Mounts[:4]

@@ -70,8 +70,9 @@ func (e *Explanation) planRoot(slot string, c config.Config) {
 		var names []string
 		for _, l := range c.Layers {
 			names = append(names, l.Name)
+			e.note("layer %s: %s; for a root and kernel as its extension-release says; %s", l.Name, sourceOf(l), withoutLayer(l.OnFailure))
 		}
-		e.add(Mount{Where: "/", What: "overlay", Type: "overlay", Why: whyLayers + ": " + strings.Join(names, ", "), DependsOn: "whether the machine has them"})
+		e.add(Mount{Where: "/", What: "overlay", Type: "overlay", Options: []string{"ro", "nodev"}, Why: whyLayers + ": " + strings.Join(names, ", "), DependsOn: "whether the machine has them"})
 	}
 }
 

@@ -26,6 +26,7 @@ func Running(r report.Report, c config.Config) Explanation {
 	for _, m := range r.Mounts {
 		e.Mounts = append(e.Mounts, Mount{Where: m.Where, What: m.What, Type: m.Type, Options: m.Options, Why: whyMounted(m, r, c)})
 	}
+	e.layers(r, c)
 	there := func(where string) bool {
 		return slices.ContainsFunc(r.Mounts, func(m report.Mount) bool { return m.Where == where })
 	}
