@@ -206,18 +206,23 @@ func TestRootHostilePartition(t *testing.T) {
 	})
 }
 
-// explained are the places and types that `sealroot explain --json` tells of.
+// explained are the places, types and flags that `sealroot explain --json` tells of.
 func explained(t *testing.T, text string) map[string]string {
 	t.Helper()
 	var e struct {
-		Mounts []struct{ Where, Type string }
+		Mounts []struct {
+			Where, Type string
+			Options     []string
+		}
 	}
 	if err := json.Unmarshal([]byte(text), &e); err != nil {
 		t.Fatalf("%v: %s", err, text)
 	}
 	places := map[string]string{}
 	for _, m := range e.Mounts {
-		places[m.Where] = m.Type
+		flags := slices.DeleteFunc(m.Options, func(o string) bool { return strings.Contains(o, "=") }) // of the file system
+		slices.Sort(flags)
+		places[m.Where] = m.Type + " " + strings.Join(flags, ",")
 	}
 	return places
 }
