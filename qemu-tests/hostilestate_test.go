@@ -220,7 +220,9 @@ func explained(t *testing.T, text string) map[string]string {
 	}
 	places := map[string]string{}
 	for _, m := range e.Mounts {
-		flags := slices.DeleteFunc(m.Options, func(o string) bool { return strings.Contains(o, "=") }) // of the file system
+		flags := slices.DeleteFunc(m.Options, func(o string) bool { // of the file system
+			return !slices.Contains([]string{"ro", "nosuid", "nodev", "noexec", "nosymfollow", "noatime"}, o)
+		})
 		slices.Sort(flags)
 		places[m.Where] = m.Type + " " + strings.Join(flags, ",")
 	}
