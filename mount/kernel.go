@@ -102,16 +102,14 @@ func (Kernel) Move(from, to Place) error {
 }
 
 // Unmount takes the topmost mount at the path away; a link there is not followed.
-func (Kernel) Unmount(where string) error { return unmount(where, unix.UMOUNT_NOFOLLOW) }
-
-// Detach does the same with all mounts below it, also where they are busy.
-func (Kernel) Detach(where string) error {
-	return unmount(where, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
-}
-
-func unmount(where string, flags int) error {
-	if err := unix.Unmount(where, flags); err != nil {
+func (Kernel) Unmount(where string) error {
+	if err := unix.Unmount(where, unix.UMOUNT_NOFOLLOW); err != nil {
 		return fmt.Errorf("cannot unmount %s: %w", where, err)
 	}
 	return nil
+}
+
+// Detach does the same with all mounts below it, also where they are busy.
+func (Kernel) Detach(where string) error {
+	return os.NewSyscallError("umount2", unix.Unmount(where, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH))
 }

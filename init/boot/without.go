@@ -36,13 +36,18 @@ func (b *boot) putTogether(ctx context.Context) error {
 	if err := b.stackLayers(ctx); err != nil {
 		return err
 	}
-	err := b.writable(ctx)
-	if err == nil && b.ofVolume() {
-		if err = b.findInit(newRoot); err != nil { // which passed on the image alone
-			err = stateError(slots.StateDamaged, "cannot start %s with what the state has over the image: %w", b.initPath(), err)
-		}
+	if err := b.writable(ctx); err != nil || !b.ofVolume() {
+		return err
 	}
-	return err
+	root, err := mount.OpenRoot(newRoot)
+	if err == nil {
+		err = mount.CheckInit(root, b.initPath()) // it passed on the image alone
+		root.Close()
+	}
+	if err != nil {
+		return stateError(slots.StateDamaged, "cannot start %s with what the state has over the image: %w", b.initPath(), err)
+	}
+	return nil
 }
 
 // notImage takes the blame from an image that passed alone, and has layers over it which
@@ -50,16 +55,6 @@ func (b *boot) putTogether(ctx context.Context) error {
 func (b *boot) notImage(err error) error {
 	if class, reason := classOf(err); class == slots.ImageFailure && b.unsigned {
 		return stateError(reason, "%w", err)
-	}
-	return err
-}
-
-// findInit looks for the real init in a root.
-func (b *boot) findInit(dir string) error {
-	root, err := mount.OpenRoot(dir)
-	if err == nil {
-		err = mount.CheckInit(root, b.initPath())
-		root.Close()
 	}
 	return err
 }
