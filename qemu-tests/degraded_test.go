@@ -8,7 +8,8 @@ import (
 // The TPM refuses and nobody sits there: the machine comes up degraded, is unlocked
 // from a file on the running system, and the next boot is whole although nobody can
 // type anything there: by the voucher of the degraded boot. On its way there a
-// state partition that was marked as having errors is repaired by the root's e2fsck.
+// state partition that was marked as having errors is repaired by the root's e2fsck. A
+// volume that opens, and cannot be used, is closed again, and the boot degraded.
 func TestStateDegradedIsUnlocked(t *testing.T) {
 	t.Parallel()
 	disk := Image{
@@ -71,8 +72,24 @@ func TestStateDegradedIsUnlocked(t *testing.T) {
 	if names := vm.Run("ls /state"); strings.Contains(names, "voucher") {
 		t.Errorf("the voucher is still there: %s", names)
 	}
+	vm.Run("mv /state/encrypted/home /state/encrypted/.home")
+	vm.Run("symlink /run /state/encrypted/home")
 	vm.PowerOff()
 	if dump := tool(t, "dumpe2fs", "-h", disk.Extract(t, "state")); strings.Contains(dump, "errors") && !strings.Contains(dump, "Filesystem state:         clean\n") {
 		t.Errorf("the state partition after its repair:\n%s", dump)
+	}
+
+	vm = m.Boot()
+	if r := vm.UpIn("a"); !r.Degraded || r.State.Unlocked != "degraded" || len(r.Failures) != 1 || !strings.Contains(r.Failures[0].Error, "cannot fill /home") {
+		t.Errorf("with a link in the place of /home: state %+v, failures %+v; want it degraded", r.State, r.Failures)
+	}
+	vm.Run("write /run/key " + key)
+	vm.Run("sealroot state unlock --recovery-key-file /run/key") // it was closed, and is as it was
+	if got := vm.Run("cat /state/encrypted/var/lib/mine"); got != "words that stay" {
+		t.Errorf("the volume holds %q", got)
+	}
+	vm.PowerOff()
+	if after := disk.Slot(t, "a"); after != before {
+		t.Errorf("slot a is %+v, was %+v", after, before)
 	}
 }

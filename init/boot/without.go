@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 
+	"golang.org/x/sys/unix"
+
 	"sealroot/init/report"
 	"sealroot/mount"
 	"sealroot/slots"
@@ -18,6 +20,9 @@ func (b *boot) assemble(ctx context.Context) error {
 		err := b.notImage(b.putTogether(ctx))
 		if class, _ := classOf(err); class != slots.StateFailure || !b.ofVolume() {
 			return err
+		}
+		if errors.Is(err, unix.EIO) && b.corrupted() { // what was copied was not to be read
+			return imageError(slots.Mount, "%w", err)
 		}
 		b.failed("layers", "", err)
 		if b.unsigned {

@@ -138,6 +138,37 @@ func TestStateThatSpoilsTheRoot(t *testing.T) {
 	}
 }
 
+// A block of the image that does not match is its own fault, also where the state is what
+// is made of it; a disk that cannot be read is not.
+func TestCorruptImageIsNoFaultOfTheState(t *testing.T) {
+	for status, want := range map[string]slots.Class{"C": slots.ImageFailure, "V": slots.StateFailure} {
+		inOwnRoot(t, func(t *testing.T) {
+			m := aMachine{t: t}
+			m.image("1", nil)
+			for _, dir := range []string{newRoot, "/volume"} {
+				m.step(os.MkdirAll(dir, 0o755))
+			}
+			b, _ := testBoot(&person{}, config.State{Create: config.CreateFirstBoot, OnFailure: []string{config.FailureReboot}})
+			b.sys.Mounter, b.sys.Verity = noOverlay{}, fakeVerity{status: status}
+			b.cfg.Etc, b.cfg.State.Create = config.EtcVolatile, config.CreateFirstBoot
+			b.imageFS = mount.Filesystem{Type: "bind", Source: "/images/1"}
+			m.step(b.mountImage("a", b.imageFS))
+			m.step(unix.Mount("outer", stateDir, "tmpfs", 0, "mode=0755"))
+			m.step(os.Mkdir(encryptedDir, 0o755))
+			m.step(unix.Mount("/volume", encryptedDir, "", unix.MS_BIND, ""))
+			err := b.assemble(t.Context())
+			if class, _ := classOf(err); class != want || !errors.Is(err, unix.EIO) {
+				t.Errorf("status %s: %v of class %s, want %s", status, err, class, want)
+			}
+		})
+	}
+}
+
+// noOverlay mounts no overlay.
+type noOverlay struct{ bindMounts }
+
+func (noOverlay) Overlay(mount.Overlay, mount.Place) error { return unix.EIO }
+
 // listed are the names below a directory, but for sealroot's own.
 func listed(t *testing.T, dir string) (names []string) {
 	t.Helper()
