@@ -7,6 +7,8 @@ import (
 	"os"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"sealroot/mount"
 	"sealroot/state/layout"
 )
@@ -38,6 +40,7 @@ func (b *boot) bindID(volume *os.File) error {
 		raw[6], raw[8] = raw[6]&0x0f|0x40, raw[8]&0x3f|0x80 // as a UUID of version 4
 		id = hex.EncodeToString(raw[:])
 		if !b.volume.readOnly() {
+			_ = unix.Mkdirat(int(volume.Fd()), layout.Private, 0o700) // or it is there
 			err = replaceFile(volume, layout.MachineID, []byte(id))
 		}
 	}

@@ -344,6 +344,24 @@ type Binds struct {
 	// come from the unencrypted side; empty by default.
 	Unencrypted []string    `json:"unencrypted,omitempty"`
 	Extra       []ExtraBind `json:"extra,omitempty"`
+	// Tmpfs are empty directories in memory, and Symlinks links that are made where a
+	// boot can write; both after all else.
+	Tmpfs    []Tmpfs   `json:"tmpfs,omitempty"`
+	Symlinks []Symlink `json:"symlinks,omitempty"`
+}
+
+// Tmpfs is one directory in memory.
+type Tmpfs struct {
+	To      string   `json:"to"`                 // in the root: /srv/scratch
+	SizeMiB int      `json:"size_mib,omitempty"` // 0: half of the memory, as tmpfs(5) has it
+	Mode    string   `json:"mode,omitempty"`     // octal, default 0755
+	Options []string `json:"options,omitempty"`  // as those of ExtraBind; nosuid and nodev always
+}
+
+// Symlink is one link.
+type Symlink struct {
+	At string `json:"at"` // in the root: /srv/www
+	To string `json:"to"`
 }
 
 // ExtraBind is one explicit bind.

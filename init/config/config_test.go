@@ -442,6 +442,27 @@ func TestValidateBinds(t *testing.T) {
 			c.Binds.Unencrypted = []string{"/srv/db"}
 			c.Binds.Extra = []ExtraBind{{From: "db", To: "/srv/db", Seed: SeedOnce}}
 		}, []string{"binds.extra[0].seed"}},
+		{"tmpfs", func(c *Config) {
+			c.Binds.Tmpfs = []Tmpfs{{To: "/tmp", SizeMiB: 64, Mode: "1777", Options: []string{"noexec"}}, {To: "/var/cache"}, {To: "/usr/local"}}
+		}, nil},
+		{"tmpfs_elsewhere", func(c *Config) {
+			for _, to := range []string{"/usr", "/boot", "/etc", "/proc/x", "tmp", "/", "/etc/", "/a/../b", "/state/encrypted", "/run/x"} {
+				c.Binds.Tmpfs = append(c.Binds.Tmpfs, Tmpfs{To: to})
+			}
+		}, []string{"binds.tmpfs[0].to", "binds.tmpfs[1].to", "binds.tmpfs[2].to", "binds.tmpfs[3].to", "binds.tmpfs[4].to", "binds.tmpfs[5].to", "binds.tmpfs[6].to", "binds.tmpfs[7].to", "binds.tmpfs[8].to", "binds.tmpfs[9].to"}},
+		{"tmpfs_over_others", func(c *Config) {
+			c.Binds.Extra = []ExtraBind{{From: "encrypted/db", To: "/srv/db"}}
+			c.Binds.Unencrypted = []string{"/mnt/a"}
+			c.Overlays = []Overlay{{"/opt/app", UpperMemory}}
+			c.Binds.Tmpfs = []Tmpfs{{To: "/srv"}, {To: "/mnt/a"}, {To: "/opt"}, {To: "/opt"}, {To: "/srv/db/scratch"}}
+		}, []string{"binds.tmpfs[0].to", "binds.tmpfs[1].to", "binds.tmpfs[2].to", "binds.tmpfs[3].to"}},
+		{"tmpfs_values", func(c *Config) {
+			c.Binds.Tmpfs = []Tmpfs{{To: "/a", SizeMiB: -1}, {To: "/b", Mode: "4755"}, {To: "/c", Mode: "rwx"}, {To: "/d", Options: []string{"exec"}}}
+		}, []string{"binds.tmpfs[0].size_mib", "binds.tmpfs[1].mode", "binds.tmpfs[2].mode", "binds.tmpfs[3].options[0]"}},
+		{"symlinks", func(c *Config) { c.Binds.Symlinks = []Symlink{{"/srv/www", "/var/www"}, {"/etc/x", "../y"}} }, nil},
+		{"symlinks_elsewhere", func(c *Config) {
+			c.Binds.Symlinks = []Symlink{{"/usr/bin/x", "y"}, {"/etc", "y"}, {"/srv/a", ""}, {"/srv/b", "a\nb"}, {"/srv/c", "x"}, {"/srv/c", "y"}, {"/srv/../etc/x", "y"}}
+		}, []string{"binds.symlinks[0].at", "binds.symlinks[1].at", "binds.symlinks[2].to", "binds.symlinks[3].to", "binds.symlinks[5].at", "binds.symlinks[6].at"}},
 		{"home_unencrypted", func(c *Config) {
 			c.Binds.Unencrypted = []string{"/home"}
 			c.Binds.Extra = []ExtraBind{{From: "homes", To: "/home"}}

@@ -255,6 +255,8 @@ func (v *validator) binds(c *Config) {
 		}
 		targets = append(targets, b.To)
 	}
+	v.tmpfs(c, append(targets, c.Binds.Unencrypted...))
+	v.symlinks(c.Binds.Symlinks)
 }
 
 // upperUsed says that the name of an overlay's changes is that of something else too.
@@ -313,7 +315,7 @@ func (v *validator) extraBind(at string, b ExtraBind, unencrypted []string) {
 			v.add(at+".seed", "let from be encrypted/NAME", "%.80q is not directly in the encrypted volume", b.From)
 		}
 	}
-	v.list(at+".options", b.Options, []string{"nosuid", "nodev", "noexec", "nosymfollow", "ro", "noatime"})
+	v.list(at+".options", b.Options, bindOptions())
 }
 
 func mayBeUnencrypted(target string) bool {

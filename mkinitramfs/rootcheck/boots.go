@@ -73,6 +73,9 @@ func (v *verdict) binds() {
 		targets = append(targets, o.Path)
 		v.lower(o.Path)
 	}
+	for _, t := range c.Binds.Tmpfs {
+		targets = append(targets, t.To)
+	}
 	for _, to := range targets {
 		v.bind(strings.TrimPrefix(to, "/"))
 	}

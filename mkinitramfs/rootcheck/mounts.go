@@ -126,6 +126,11 @@ func (v *verdict) tmp() {
 			return
 		}
 	}
+	for _, t := range v.w.Config.Binds.Tmpfs {
+		if t.To == "/tmp" {
+			return
+		}
+	}
 	for _, o := range v.w.Config.Overlays {
 		if o.Path == "/tmp" {
 			return

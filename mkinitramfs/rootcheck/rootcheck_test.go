@@ -157,6 +157,8 @@ func TestJudge(t *testing.T) {
 		{"image_id_of_another", kiosk(nil), files{"usr/lib/os-release": text("IMAGE_ID=tv\nIMAGE_VERSION=1\n")}, "warning /usr/lib/os-release (os-release)", `IMAGE_ID is "tv", that of the configuration "kiosk"`},
 		{"image_version_of_another", kiosk(nil), files{"usr/lib/os-release": text("IMAGE_ID=kiosk\nIMAGE_VERSION=2\n")}, "warning /usr/lib/os-release (os-release)", "IMAGE_VERSION"},
 
+		{"tmp_is_in_memory", kiosk(func(c *config.Config) { c.Binds.Tmpfs = []config.Tmpfs{{To: "/tmp"}} }), files{"usr/share/systemd/tmp.mount": gone, "etc/systemd/system/local-fs.target.wants/tmp.mount": gone}, "", ""},
+		{"tmpfs_without_place", kiosk(func(c *config.Config) { c.Binds.Tmpfs = []config.Tmpfs{{To: "/scratch"}} }), nil, "warning /scratch (binds)", ""},
 		{"machine_id_filled", kiosk(nil), files{"etc/machine-id": text("0123\n")}, "warning /etc/machine-id (machine-id)", "same identity"},
 		{"machine_id_filled_by_extra", built(kiosk(nil)), files{"etc/machine-id": text("0123\n")}, "warning /etc/machine-id (machine-id)", "same identity"},
 		{"machine_id_uninitialized", kiosk(nil), files{"etc/machine-id": text("uninitialized\n")}, "", ""},

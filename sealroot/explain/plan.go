@@ -27,6 +27,16 @@ func unencryptedFlags(where string) []string {
 	return flags
 }
 
+// flags leaves out what is there twice.
+func flags(list []string) (once []string) {
+	for _, o := range list {
+		if !slices.Contains(once, o) {
+			once = append(once, o)
+		}
+	}
+	return once
+}
+
 // Plan explains the boots of a slot that holds an image with that configuration, as far
 // as it decides; what the machine's state decides is said as such.
 func Plan(slot string, c config.Config) Explanation {
@@ -38,6 +48,12 @@ func Plan(slot string, c config.Config) Explanation {
 	e.planByName(c)
 	e.planOverlays(c, true)
 	e.planExtra(c)
+	for _, t := range c.Binds.Tmpfs {
+		e.add(Mount{Where: t.To, What: "tmpfs", Type: "tmpfs", Options: flags(append([]string{"nosuid", "nodev"}, t.Options...)), Why: whyTmpfs})
+	}
+	for _, l := range c.Binds.Symlinks {
+		e.note("%s is made a link to %s, where nothing is", l.At, l.To)
+	}
 	if !c.KeepsEtc() {
 		e.add(Mount{Where: machineID, What: report.Dir + "/machine-id", Type: "bind", Options: []string{"ro", "nosuid", "nodev", "noexec"}, Why: whyMachineID})
 	}
@@ -157,12 +173,7 @@ func (e *Explanation) planExtra(c config.Config) {
 	for _, b := range c.Binds.Extra {
 		options := b.Options
 		if !strings.HasPrefix(b.From, layout.Volume+"/") {
-			options = unencryptedFlags(b.To)
-			for _, o := range b.Options {
-				if !slices.Contains(options, o) {
-					options = append(options, o)
-				}
-			}
+			options = flags(append(unencryptedFlags(b.To), b.Options...))
 		}
 		if b.Seed == config.SeedOverlay {
 			e.add(Mount{Where: b.To, What: "overlay", Type: "overlay", Options: options, Why: whyOverlay(b.To, c, false)})

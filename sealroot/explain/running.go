@@ -16,6 +16,8 @@ const whyLayers = "layers of the configuration lie over the image"
 
 const whyMachineID = "the machine's identity, which the volume keeps, if there is one: /etc does not"
 
+const whyTmpfs = "binds.tmpfs names it: begins empty at each boot"
+
 const machineID = "/etc/machine-id"
 
 const volume = layout.State + "/" + layout.Volume
@@ -38,6 +40,11 @@ func Running(r report.Report, c config.Config) Explanation {
 	for _, b := range c.Binds.Extra {
 		if !there(b.To) {
 			e.note("%s is not bound, though binds.extra of the configuration names it", b.To)
+		}
+	}
+	for _, t := range c.Binds.Tmpfs {
+		if !there(t.To) {
+			e.note("%s is not in memory, though binds.tmpfs of the configuration names it", t.To)
 		}
 	}
 	for _, w := range r.Warnings {
@@ -67,6 +74,8 @@ func whyMounted(m report.Mount, r report.Report, c config.Config) string {
 		return whyMachineID
 	case m.Where == "/etc" && r.EtcInMemory:
 		return "etc is overlay: the image's, with the changes in " + volume + "/etc; what is changed in this boot is in memory, and gone after it"
+	case m.Type == "tmpfs" && slices.ContainsFunc(c.Binds.Tmpfs, func(t config.Tmpfs) bool { return t.To == m.Where }):
+		return whyTmpfs
 	case m.Where == "/etc":
 		return whyEtc(c.Etc, inMemory(r))
 	case m.Type == "overlay":
