@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"sealroot/mkinitramfs/keys"
+	"sealroot/mkinitramfs/keys/keystest"
 	"sealroot/slots/manifest"
 	"sealroot/verity/signature"
 )
@@ -93,9 +94,7 @@ func TestSignCommandWithAnotherDBKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	other := t.TempDir()
-	if err := keys.Generate(other, "other", b.Now); err != nil {
-		t.Fatal(err)
-	}
+	keystest.WriteOther(t, other)
 	b.Signing.Secure.Cert = filepath.Join(other, keys.DBCert)
 	if _, err := b.buildParts(t.Context(), in, t.TempDir()); err == nil || !strings.Contains(err.Error(), "sbverify") {
 		t.Errorf("buildParts = %v, want the refusal of sbverify", err)

@@ -16,7 +16,7 @@ import (
 	"time"
 
 	"sealroot/init/config"
-	"sealroot/mkinitramfs/keys"
+	"sealroot/mkinitramfs/keys/keystest"
 	"sealroot/mkinitramfs/tools"
 	"sealroot/slots/gpt"
 	"sealroot/verity/signature"
@@ -111,9 +111,7 @@ func builder(t *testing.T) (*Builder, SlotInput) {
 	t.Helper()
 	dir := t.TempDir()
 	keyDir := filepath.Join(dir, "keys")
-	if err := keys.Generate(keyDir, "test", time.Now()); err != nil {
-		t.Fatal(err)
-	}
+	keystest.Write(t, keyDir)
 	dep := ""
 	write := func(name, content string) string {
 		path := filepath.Join(dir, name)

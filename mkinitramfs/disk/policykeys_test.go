@@ -12,6 +12,7 @@ import (
 
 	"sealroot/mkinitramfs/initramfs"
 	"sealroot/mkinitramfs/keys"
+	"sealroot/mkinitramfs/keys/keystest"
 	"sealroot/slots/manifest"
 	"sealroot/state/tpm/pcrsig"
 )
@@ -20,9 +21,7 @@ import (
 func roll(t *testing.T, b *Builder) {
 	t.Helper()
 	dir, fresh := b.Signing.Dir, t.TempDir()
-	if err := keys.Generate(fresh, "test", b.Now); err != nil {
-		t.Fatal(err)
-	}
+	keystest.WriteOther(t, fresh)
 	for _, ext := range []string{".key", ".pub"} {
 		if err := os.Rename(filepath.Join(dir, "pcr"+ext), filepath.Join(dir, "pcr-previous"+ext)); err != nil {
 			t.Fatal(err)

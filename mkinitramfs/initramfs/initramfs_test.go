@@ -13,6 +13,7 @@ import (
 
 	"sealroot/init/config"
 	"sealroot/mkinitramfs/keys"
+	"sealroot/mkinitramfs/keys/keystest"
 	"sealroot/mount/kmod"
 )
 
@@ -35,9 +36,7 @@ func sources(t *testing.T) Sources {
 	t.Helper()
 	dir := t.TempDir()
 	keyDir := filepath.Join(dir, "keys")
-	if err := keys.Generate(keyDir, "test", time.Now()); err != nil {
-		t.Fatal(err)
-	}
+	keystest.Write(t, keyDir)
 	needed := []string{"dm_verity", "squashfs", "overlay", "loop", "dm_crypt", "ext4", "vfat", "virtio_blk"}
 	files := map[string]string{"init": "static program", "modules/" + release + "/modules.alias": "alias virtio:d00000002v* virtio_blk\n"}
 	dep := ""

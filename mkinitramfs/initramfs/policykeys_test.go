@@ -5,19 +5,17 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"sealroot/init/config"
 	"sealroot/mkinitramfs/keys"
+	"sealroot/mkinitramfs/keys/keystest"
 )
 
 // A previous PCR policy key lies in the initramfs where its configuration names it.
 func TestPreviousPolicyKeys(t *testing.T) {
 	s := sources(t)
 	other := t.TempDir()
-	if err := keys.Generate(other, "other", time.Now()); err != nil {
-		t.Fatal(err)
-	}
+	keystest.WriteOther(t, other)
 	want, err := os.ReadFile(filepath.Join(other, keys.PCRPublic))
 	if err != nil {
 		t.Fatal(err)

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"sealroot/mkinitramfs/keys"
+	"sealroot/mkinitramfs/keys/keystest"
 	"sealroot/mkinitramfs/tools"
 	"sealroot/state/tpm/pcrsig"
 	"sealroot/state/tpm/predict"
@@ -224,12 +225,8 @@ func TestTwoKeysAsSystemdSigns(t *testing.T) {
 
 func TestSecureBootSignature(t *testing.T) {
 	dir := t.TempDir()
-	if err := keys.Generate(filepath.Join(dir, "k"), "test", time.Now()); err != nil {
-		t.Fatal(err)
-	}
-	if err := keys.Generate(filepath.Join(dir, "other"), "test", time.Now()); err != nil {
-		t.Fatal(err)
-	}
+	keystest.Write(t, filepath.Join(dir, "k"))
+	keystest.WriteOther(t, filepath.Join(dir, "other"))
 	sb := &SecureBoot{Key: filepath.Join(dir, "k", keys.DBKey), Cert: filepath.Join(dir, "k", keys.DBCert)}
 	out := filepath.Join(dir, "x.efi")
 	if err := Build(t.Context(), tools.New(), testImage(t), sb, out, dir); err != nil {
