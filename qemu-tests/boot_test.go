@@ -11,7 +11,7 @@ import (
 // gets is what the kernel would have given it.
 func TestBootDirectKernel(t *testing.T) {
 	t.Parallel()
-	m := NewMachine(t, DirectKernel, Image{}.Build(t)).WithTPM()
+	m := NewMachine(t, DirectKernel, Image{Compress: true}.Build(t)).WithTPM()
 	m.LoadSlot("a")
 	vm := m.Boot()
 	r := vm.UpIn("a")
@@ -83,7 +83,7 @@ func TestBootBIOS(t *testing.T) {
 // Debian with systemd under UEFI with Secure Boot.
 func TestBootSecureBoot(t *testing.T) {
 	t.Parallel()
-	disk := Image{Config: "uki", Root: Debian, Commit: true, SecureBoot: true, Compress: true}.Build(t)
+	disk := Image{Config: "uki", Root: Debian, Commit: true, SecureBoot: true}.Build(t)
 	vm := NewMachine(t, UEFISecure, disk).WithTPM().Boot()
 	vm.Expect(`sealroot login: root`, bootTime)
 	checkSystemd(t, vm)
