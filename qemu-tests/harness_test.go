@@ -128,6 +128,7 @@ func (vm *VM) start() {
 	t, m := vm.t, vm.machine
 	t.Helper()
 	m.boots++
+	boot := m.boots
 	name := filepath.Join(logDir(t), fmt.Sprintf("console-%d.log", m.boots))
 	log, err := os.Create(name)
 	if err != nil {
@@ -144,6 +145,8 @@ func (vm *VM) start() {
 	vm.guest = guest
 	t.Cleanup(func() {
 		guest.Kill()
+		// scripts/test adds these up.
+		t.Logf("machine %d: %.1f s of a processor", boot, guest.CPU().Seconds())
 		if t.Failed() && !vm.fine {
 			t.Logf("qemu: %s\nconsole (whole: %s), last lines:\n%s", guest.CommandLine(), name, guest.Tail(60))
 		}

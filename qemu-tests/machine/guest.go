@@ -220,3 +220,6 @@ func (g *Guest) Tail(lines int) string { return g.console.tail(lines) }
 
 // CommandLine returns QEMU's command line for a person to read.
 func (g *Guest) CommandLine() string { return strings.Join(g.command, " ") }
+
+// CPU returns what QEMU has used of a processor, once it has ended; 0 before.
+func (g *Guest) CPU() time.Duration { return g.qemu.cpu() }

@@ -80,3 +80,11 @@ func (p *process) ended() bool {
 		return false
 	}
 }
+
+// cpu is the time of a processor that the process has used, once it has ended.
+func (p *process) cpu() time.Duration {
+	if !p.ended() {
+		return 0
+	}
+	return p.cmd.ProcessState.UserTime() + p.cmd.ProcessState.SystemTime()
+}
