@@ -16,8 +16,8 @@ func (r *resizing) strayResizeAtBoot() {
 	if s := r.sizes(); s.OverCommitted < 8<<30 || s.OuterFree > s.OverCommitted/2 {
 		t.Fatalf("without its balloons %+v, before it %+v", s, before)
 	}
-	vm.Reboot()
-	got := vm.UpIn("a")
+	got := r.again()
+	vm = r.vm
 	if got.State.Unlocked != "tpm2" || got.Degraded || strings.Contains(strings.Join(got.Warnings, "\n"), "volume") {
 		t.Errorf("a volume that was never reserved: state %+v, degraded %v, warnings %q", got.State, got.Degraded, got.Warnings)
 	}
