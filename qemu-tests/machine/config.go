@@ -60,6 +60,14 @@ const (
 	defaultMiB   = 1024
 )
 
+// cpu is what QEMU emulates, without what its 7.2 is bad at.
+//   - It loses an interrupted cmpxchg16b, on which the kernel's slab allocator relies:
+//     kernels panic at random. Without it they use locks.
+//   - It copies byte by byte where a processor says that rep movsb is fast (erms, fsrm).
+//   - Vectors of 256 bits are made by calls, and page tables of five levels (la57) are one
+//     more look for each miss.
+const cpu = "max,cx16=off,erms=off,fsrm=off,la57=off,avx=off,avx2=off,xsave=off"
+
 // Config is one computer: hardware, and what it keeps when it is switched off.
 type Config struct {
 	// Dir holds the firmware's variables, made on the first start.
@@ -107,9 +115,7 @@ func (c *Config) arguments(tpmSocket string) ([]string, error) {
 	args := []string{
 		"-machine", machine,
 		"-accel", orDefault(c.Accel, defaultAccel),
-		// QEMU 7.2 loses an interrupted cmpxchg16b, on which the kernel's slab
-		// allocator relies: kernels panic at random. Without it they use locks.
-		"-cpu", "max,cx16=off",
+		"-cpu", cpu,
 		"-m", strconv.Itoa(orDefault(c.MemoryMiB, defaultMiB)),
 		"-nodefaults", "-no-user-config", "-display", "none",
 		"-chardev", fmt.Sprintf("socket,id=console,fd=%d", consoleFD), "-serial", "chardev:console",
