@@ -255,6 +255,15 @@ func (vm *VM) offAndOn() *VM {
 	return vm.machine.Boot()
 }
 
+// restarted waits until the guest restarts the machine, which has NoReboot set, and
+// switches that on again, for what offAndOn says.
+func (vm *VM) restarted() *VM {
+	vm.t.Helper()
+	vm.Expect(`reboot: (Restarting system|machine restart)`, 2*bootTime)
+	vm.WaitPowerOff(commandTime)
+	return vm.machine.Boot()
+}
+
 // post sends a command that ends the boot, perhaps before it is answered.
 func (vm *VM) post(command string) {
 	vm.t.Helper()
