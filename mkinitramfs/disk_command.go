@@ -73,6 +73,27 @@ func (s *size) Set(text string) error {
 	return nil
 }
 
+// layerSizes are sizes by name of a layer.
+type layerSizes map[string]int64
+
+func (l *layerSizes) String() string { return "" }
+
+func (l *layerSizes) Set(text string) error {
+	name, of, ok := strings.Cut(text, "=")
+	if !ok {
+		return fmt.Errorf("%q is not NAME=SIZE", text)
+	}
+	var n size
+	if err := n.Set(of); err != nil {
+		return err
+	}
+	if *l == nil {
+		*l = layerSizes{}
+	}
+	(*l)[name] = int64(n)
+	return nil
+}
+
 // stateSize is a size, or 0 for no partition at all.
 type stateSize struct {
 	size
@@ -168,6 +189,7 @@ type diskFlags struct {
 	rootSize, espSize size
 	stateSize         stateSize
 	diskSize          size
+	layerSizes        layerSizes
 }
 
 func (f *diskFlags) register(fs *flag.FlagSet) {
@@ -175,6 +197,7 @@ func (f *diskFlags) register(fs *flag.FlagSet) {
 	f.b.register(fs, "slot-b-", " of slot b")
 	fs.StringVar(&f.state, "slot-b", string(disk.Good), "how slot b begins: good, trial or off")
 	fs.Var(&f.rootSize, "root-size", "size of a root slot (default: 1.5 times the image)")
+	fs.Var(&f.layerSizes, "layer-size", "NAME=SIZE: size of the partition of a layer with from: partition (default: 1.5 times its image); may be given several times")
 	fs.Var(&f.espSize, "esp-size", "size of the EFI system partition (default: three boot sets)")
 	fs.Var(&f.stateSize, "state-size", "size of the state partition (default: 1G); 0: the first boot adds it, as large as the medium lets it")
 	fs.Var(&f.diskSize, "size", "size of the disk; the state partition gets what is left")
@@ -203,7 +226,7 @@ func diskCommand(ctx context.Context, args []string, stdin io.Reader, stderr io.
 func (f *diskFlags) options() (disk.Options, error) {
 	o := disk.Options{
 		BState: disk.SlotState(f.state), Output: f.out,
-		Sizes: disk.Sizes{Root: int64(f.rootSize), ESP: int64(f.espSize), State: int64(f.stateSize.size), Disk: int64(f.diskSize), NoState: f.stateSize.none},
+		Sizes: disk.Sizes{Root: int64(f.rootSize), ESP: int64(f.espSize), State: int64(f.stateSize.size), Disk: int64(f.diskSize), NoState: f.stateSize.none, Layers: f.layerSizes},
 	}
 	var err error
 	if o.A, err = f.a.input(f.cmdline, f.extra, !f.noRootModules); err != nil {

@@ -1,6 +1,8 @@
 package qemutests
 
 import (
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -105,4 +107,57 @@ func TestUsrRefused(t *testing.T) {
 	vm.Run("sealroot verify b")
 	vm.PowerOff()
 	disk.CheckVerity(t, "b")
+}
+
+// Layers over a /usr: the /usr of each, in their order, and nothing else of them; the
+// factory of one gives /etc its file. What the machine adds comes over them. One whose
+// bytes were changed is left out, and later boots can tell, though nobody kept the report.
+func TestUsrLayers(t *testing.T) {
+	t.Parallel()
+	const which = "usr/share/which"
+	layers := layerImages(t, []string{"low", "top"}, map[string]string{
+		"low/" + which: "low\n", "low/usr/share/factory/etc/low.conf": "low, from the factory of a layer\n", "low/srv/outside": "low\n",
+		"top/" + which: "top\n",
+	})
+	extra, _ := madeLayer(t, "extra", "", "usr/share/extra", "extra\n")
+	edit := append(usrEdit("", usrTrust+"  layer: [image.crt]\n"), "etc: overlay\n", "etc: overlay\nlayers_allowed: [extra]\n"+layers)
+	disk := Image{Edit: edit, Extra: map[string]string{"usr/share/extra.raw": extra}}.Build(t)
+	m := directMachine(t, disk).WithTPM()
+	vm := m.Boot()
+	r := vm.UpIn("a")
+	if layersText(r) != "low 7, top 7" || r.Root.Role != "usr" || len(r.Failures)+len(unexpected(r)) > 0 {
+		t.Errorf("layers %s over %+v, warnings %q, failures %q", layersText(r), r.Root, r.Warnings, failuresText(r))
+	}
+	if got := vm.Run("cat /" + which + " /etc/low.conf /etc/from-image /var/lib/from-image"); got != "top\nlow, from the factory of a layer\netc of the image\nvar of the image" {
+		t.Errorf("what the layers hold: %q", got)
+	}
+	if got := vm.Run("ls /srv"); strings.Contains(got, "outside") {
+		t.Errorf("what a layer has outside of its /usr is there: %q", got)
+	}
+	want := []string{"/ tmpfs rw", "/dev devtmpfs rw", "/dev/pts devpts rw", "/dev/shm tmpfs rw", "/etc overlay rw", "/home ext4 rw", "/proc proc rw", "/run tmpfs rw", "/state ext4 rw", "/state/encrypted ext4 rw", "/sys sysfs rw", "/usr overlay ro", "/var ext4 rw"}
+	if got := mounts(vm.Run("cat /proc/1/mountinfo")); !slices.Equal(got, want) {
+		t.Errorf("mounts\n%q, want\n%q", got, want)
+	}
+	if got := vm.Run("sealroot status --pcrs"); strings.Count(got, "sealroot:layer:") < 2 || strings.Contains(got, "DIFFERS") {
+		t.Errorf("sealroot status --pcrs:\n%s", got)
+	}
+	if got := vm.Run("sealroot explain"); !strings.Contains(got, "the /usr of each layer") {
+		t.Errorf("sealroot explain:\n%s", got)
+	}
+	vm.Run("sealroot layer add /usr/share/extra.raw")
+	vm.PowerOff()
+
+	disk.damageLayer(t, layers, "low")
+	vm = m.Boot()
+	r = vm.UpIn("a")
+	if got := layersText(r); !strings.HasPrefix(got, "low left out: cannot use layer low: ") || !strings.HasSuffix(got, ", top 7, extra 1") {
+		t.Errorf("layers %s, want low left out and extra added", got)
+	}
+	if got := vm.Run("cat /" + which + " /usr/share/extra"); got != "top\nextra" {
+		t.Errorf("without low: %q", got)
+	}
+	vm.PowerOff()
+	if got := tool(t, filepath.Join(buildDir, "sealroot"), "status", "--disk", disk.Path, "--store", "gpt"); !strings.Contains(got, "layer low left out: ") {
+		t.Errorf("sealroot status of the disk does not tell of the layer:\n%s", got)
+	}
 }

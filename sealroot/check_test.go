@@ -176,6 +176,21 @@ func TestRecord(t *testing.T) {
 	}
 }
 
+// TestRecordOfALoggedBoot: of a boot that PID 1 left a report of in the boot log, for it
+// left out a layer, the whole one is kept, once.
+func TestRecordOfALoggedBoot(t *testing.T) {
+	logged := json.RawMessage(`{"schema":1,"boot_id":"` + thisBoot + `","name":"logged"}`)
+	w := world{report: running(nil), list: pair(), log: bootlog.Record{Reports: []json.RawMessage{logged}}}
+	code, stdout, stderr, o := w.outcome(t, "record")
+	if code != 0 || !strings.Contains(stdout, "and 0 of earlier ones") || len(o.log.Reports) != 0 {
+		t.Errorf("exit status %d, %q, %q, the boot log keeps %s", code, stdout, stderr, o.log.Reports)
+	}
+	kept, err := boots.List(o.env.State)
+	if err != nil || len(kept) != 1 || kept[0].BootID != thisBoot || strings.Contains(string(kept[0].Text), "logged") {
+		t.Errorf("kept %v, %v; want this boot's whole report", kept, err)
+	}
+}
+
 // TestRecordWithoutState: a report that cannot be kept stays in the boot log.
 func TestRecordWithoutState(t *testing.T) {
 	earlier := json.RawMessage(`{"boot_id":"00000000-0000-4000-8000-000000000000"}`)

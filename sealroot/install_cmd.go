@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"sealroot/init/config"
@@ -335,7 +336,11 @@ func (j *job) verify(ctx context.Context, c *command, slot string) (verified, er
 
 func bootFilesText(h install.Held) string {
 	if h.BootFiles {
-		return " with its boot files, version " + h.Version
+		text := " with its boot files"
+		if len(h.Layers) > 0 {
+			text += " and layers (" + strings.Join(h.Layers, ", ") + ")"
+		}
+		return text + ", version " + h.Version
 	}
 	return ", without its boot files (it has no signed manifest of this image)"
 }

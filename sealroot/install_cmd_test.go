@@ -38,6 +38,10 @@ func (b blank) OpenPart(string, manifest.Name, bool) (install.Partition, error) 
 	return zeros{bytes.NewReader(make([]byte, 1<<20))}, nil
 }
 
+func (b blank) OpenLayer(string, string, manifest.Name, bool) (install.Partition, error) {
+	return nil, install.ErrNoPartition
+}
+
 type zeros struct{ *bytes.Reader }
 
 func (zeros) WriteAt([]byte, int64) (int, error) { return 0, errors.New("written") }

@@ -79,7 +79,7 @@ func (c *command) neededLayers(t target, m layerKeeper) ([]string, error) {
 			return nil, fmt.Errorf("nobody says which slot %s needs: %w", s.Name, err)
 		}
 		images = append(images, hex.EncodeToString(mf.RootHash))
-		for _, l := range mf.Layers {
+		for _, l := range mf.OnState() {
 			files = append(files, layout.LayerImage(l.Name, hex.EncodeToString(l.RootHash)))
 		}
 	}

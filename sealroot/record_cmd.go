@@ -15,8 +15,8 @@ import (
 )
 
 // record keeps the report of this boot on the state partition, after those of
-// boots that ended before they reached it, which are in the boot log until
-// then. Only what was kept is taken from the log.
+// boots that ended before they reached it, or left out a layer, which are in the
+// boot log until then. Only what was kept is taken from the log.
 // A report that a power cut left in both places is kept once, and the next boot
 // takes it from the log.
 func record(c *command) action {
@@ -61,22 +61,25 @@ func record(c *command) action {
 // says how many those were. The lock is held.
 func (c *command) keepReports(m Machine, text []byte) (earlier int, err error) {
 	log, logErr := m.Record()
-	var reports [][]byte
-	for _, text := range log.Reports {
-		if boots.Valid(text) {
-			reports = append(reports, text)
+	var reports, logged [][]byte
+	for _, one := range log.Reports {
+		if boots.Valid(one) {
+			logged = append(logged, one)
+			if !boots.SameBoot(one, text) { // PID 1 left that of this boot, too
+				reports = append(reports, one)
+			}
 		}
 	}
 	if err := boots.Record(c.env.State, append(slices.Clone(reports), text)...); err != nil {
 		return 0, errors.Join(err, logErr)
 	}
-	if logErr != nil || len(reports) == 0 {
+	if logErr != nil || len(logged) == 0 {
 		return len(reports), logErr
 	}
 	// crash point: a report in both places
 	return len(reports), m.UpdateRecord(func(now bootlog.Record) (bootlog.Record, error) {
 		now.Reports = slices.DeleteFunc(slices.Clone(now.Reports), func(text json.RawMessage) bool {
-			return slices.ContainsFunc(reports, func(kept []byte) bool { return bytes.Equal(kept, text) })
+			return slices.ContainsFunc(logged, func(kept []byte) bool { return bytes.Equal(kept, text) })
 		})
 		return now, nil
 	})

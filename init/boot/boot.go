@@ -59,6 +59,8 @@ type boot struct {
 	imageDevNo    string            // of the device that the image is on
 	layered       bool              // the root is an overlay
 	layersTried   bool              // what the machine changed about the layers is on trial
+	logged        []byte            // this boot's report in the boot log
+	layerFailed   bool              // an image of one was no good, and is left out
 	volume        openedState
 	resetAgreed   bool      // at the console, to a reset that needs a key too
 	guard         *watchman // nil: no watchdog

@@ -1,6 +1,7 @@
 package boot
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -80,12 +81,21 @@ func (b *boot) backoff() time.Duration {
 // boot log, and counts it as failed. A restart that belongs to the ordinary
 // course, as into a slot on trial, leaves none; one that destroyed the state does.
 func (b *boot) keepReport(stage string, cause error, count bool) {
-	if b.slots.log == nil || len(b.report.Failures) == 0 && b.report.State.ResetBegun == "" && !count {
+	if len(b.report.Failures) == 0 && b.report.State.ResetBegun == "" && !count {
 		return
 	}
 	// A last resort was counted when it was chosen.
 	count = count && b.report.Slot.Reason != string(slots.BecauseLastResort)
 	b.report.Ended = clean(fmt.Sprintf("%s: %v", stage, cause))
+	b.logReport(count)
+}
+
+// logReport leaves the report of this boot in the boot log, in place of one that it
+// left there before, and counts it as failed.
+func (b *boot) logReport(count bool) {
+	if b.slots.log == nil {
+		return
+	}
 	b.report.Stages = b.clock.list
 	text, err := b.report.Line()
 	if err == nil {
@@ -93,11 +103,15 @@ func (b *boot) keepReport(stage string, cause error, count bool) {
 			if count {
 				r.Pauses = b.slots.observed.Pauses + 1
 			}
+			if n := len(r.Reports); n > 0 && b.logged != nil && bytes.Equal(r.Reports[n-1], b.logged) {
+				r.Reports = r.Reports[:n-1]
+			}
 			with, err := r.AddReport(text)
 			if err != nil {
 				b.sys.Log.Warn("%v", err)
 				return r, nil // the count matters more
 			}
+			b.logged = text
 			return with, nil
 		})
 	}

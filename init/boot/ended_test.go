@@ -58,6 +58,23 @@ func TestBlame(t *testing.T) {
 	}
 }
 
+// A boot that went on without a layer is in the boot log once, also when it ends later.
+func TestLogReport(t *testing.T) {
+	b, _ := testBoot(&person{}, config.State{})
+	earlier := json.RawMessage(`{"boot_id":"0"}`)
+	store := &fakeStore{record: bootlog.Record{Pauses: 1, Reports: []json.RawMessage{earlier}}}
+	b.slots.log, b.slots.observed.Pauses = store, 1
+	b.report.Layers = []report.Layer{{Name: "mid", LeftOut: "cannot use layer mid: <gone>"}}
+	b.logReport(false)
+	if r := store.record; r.Pauses != 1 || len(r.Reports) != 2 || !strings.Contains(string(r.Reports[1]), "gone") {
+		t.Fatalf("the boot log has %d pauses, %s", r.Pauses, r.Reports)
+	}
+	b.keepReport("handover", errors.New("no init"), true)
+	if r := store.record; r.Pauses != 2 || len(r.Reports) != 2 || !strings.Contains(string(r.Reports[1]), "no init") || string(r.Reports[0]) != string(earlier) {
+		t.Errorf("then it has %d pauses, %s", r.Pauses, r.Reports)
+	}
+}
+
 // fakeStore keeps slots, hint and log in memory.
 type fakeStore struct {
 	list    []slots.Slot

@@ -41,6 +41,10 @@ func (b *boot) publish(context.Context) error {
 	if err := errors.Join(b.leaveTrust(), b.leaveMarks(), b.leaveVolatileRoot(), b.leaveVoucher()); err != nil {
 		b.warn("%v", err)
 	}
+	if b.layerFailed {
+		// A system without the layer may never get to keep a report.
+		b.logReport(false)
+	}
 	return b.writeReport()
 }
 

@@ -16,6 +16,7 @@ import (
 	"sealroot/init/config"
 	"sealroot/init/report"
 	"sealroot/mount"
+	"sealroot/mount/blockdev"
 	"sealroot/mount/dm"
 	"sealroot/mount/loop"
 	"sealroot/slots"
@@ -25,7 +26,7 @@ import (
 	"sealroot/verity/osrelease"
 )
 
-// Layers are trees over the verified root. Which ones, and which content each has, is
+// Layers are trees over the verified root, or /usr. Which ones, and which content each has, is
 // the configuration's word: it names the root hash of every image, and is itself part
 // of what the boot path vouches for. So each slot has the layers it was made with. Over
 // them come those that the running system added, see addedlayers.go.
@@ -63,19 +64,20 @@ func (b *boot) stackLayers(ctx context.Context) error {
 		if err == nil {
 			note.Version, err = b.fits(l, place)
 		}
+		if err == nil {
+			place, err = b.overImage(place)
+		}
 		if err != nil {
 			err = fmt.Errorf("cannot use layer %s: %w", l.Name, b.blameLayer(l, err))
 			b.dropLayer(i, l)
-			switch {
-			case l.OnFailure != config.LayerStop, b.report.State.Unlocked == report.UnlockedDegraded:
-			case b.volume.outer == nil || l.From == config.LayerFromVolume || b.report.Degraded || isDamage(err): // no slot is to blame
-				return stateError(slots.StateDamaged, "%w", err)
-			default:
-				return imageError(slots.Mount, "%w", err)
+			// a degraded boot does without what it cannot have of the state
+			if l.OnFailure == config.LayerStop && (l.From == config.LayerFromPartition || b.report.State.Unlocked != report.UnlockedDegraded) {
+				return b.layerError(l, err)
 			}
 			b.failed("layers", b.report.Slot.Name, err)
 			note.LeftOut = err.Error()
 			note.Absent = errors.Is(err, errLayer) || l.From == config.LayerFromVolume && errors.Is(err, unix.ENOENT)
+			b.layerFailed = b.layerFailed || l.From != config.LayerFromVolume && !note.Absent
 		} else {
 			lower = append([]mount.Place{place}, lower...)
 			b.unsigned = b.unsigned || l.From == config.LayerFromVolume
@@ -85,10 +87,37 @@ func (b *boot) stackLayers(ctx context.Context) error {
 		return nil
 	}
 	b.layered = true
-	if err := b.replaceRoot(append(lower, mount.Place{Root: newRoot, Path: "."})); err != nil {
+	if err := b.replaceImage(append(lower, mount.Place{Root: b.imageDir(), Path: "."})); err != nil {
 		return imageError(slots.Mount, "cannot stack the layers: %w", err)
 	}
 	return nil
+}
+
+// layerError says whom a layer that stops the boot is held against.
+func (b *boot) layerError(l config.Layer, err error) error {
+	var known *stageError
+	switch {
+	case errors.As(err, &known):
+		return &stageError{known.class, known.reason, err}
+	case l.From == config.LayerFromPartition:
+	case b.volume.outer == nil || l.From == config.LayerFromVolume || b.report.Degraded || isDamage(err): // no slot is to blame
+		return stateError(slots.StateDamaged, "%w", err)
+	}
+	return imageError(slots.Mount, "%w", err)
+}
+
+// overImage is what of a layer's tree lies over the image: over a /usr its /usr alone,
+// as the root around that is made in memory.
+func (b *boot) overImage(tree mount.Place) (mount.Place, error) {
+	if !b.cfg.Root.Usr() {
+		return tree, nil
+	}
+	tree.Path = filepath.Join(tree.Path, "usr")
+	dir, err := openIn(tree)
+	if err != nil {
+		return tree, fmt.Errorf("it has no /usr: %w", err)
+	}
+	return tree, dir.Close()
 }
 
 // openLayer makes a layer's tree visible and returns where.
@@ -109,7 +138,13 @@ func (b *boot) openLayer(ctx context.Context, i int, l config.Layer) (mount.Plac
 		}
 		return place, dir.Close()
 	}
-	device, err := b.openLayerImage(ctx, i, l)
+	var device dm.Device
+	var err error
+	if l.From == config.LayerFromPartition {
+		device, err = b.openLayerPartitions(l)
+	} else {
+		device, err = b.openLayerImage(ctx, i, l)
+	}
 	if err != nil {
 		return mount.Place{}, err
 	}
@@ -134,7 +169,7 @@ func (b *boot) blameLayer(l config.Layer, err error) error {
 
 // dropLayer takes what there is of a layer away again.
 func (b *boot) dropLayer(i int, l config.Layer) {
-	if l.From != config.LayerFromState {
+	if l.From == config.LayerFromVolume {
 		return
 	}
 	for _, err := range []error{b.sys.Mounter.Unmount(layerDir(i)), b.sys.Verity.Remove(layerName(l))} {
@@ -189,25 +224,48 @@ func (b *boot) openLayerImage(ctx context.Context, i int, l config.Layer) (dm.De
 	if _, err := f.ReadAt(superblock, table.Offset(tree)); err != nil {
 		return dm.Device{}, err
 	}
-	params, err := verity.ParseSuperblock(superblock)
-	if err == nil {
-		err = params.Blocks(512, os.Getpagesize())
-	}
-	if err == nil {
-		err = params.Fits(table.Size(data), table.Size(tree))
-	}
+	params, err := layerParams(superblock, 512, table.Size(data), table.Size(tree))
 	if err != nil {
 		return dm.Device{}, err
 	}
 	return b.mapLayer(l, f, table, [2]gpt.Partition{data, tree}, params)
 }
 
-// mapLayer puts data and hash tree behind loop devices, and dm-verity over them.
-func (b *boot) mapLayer(l config.Layer, f *os.File, table *gpt.Table, parts [2]gpt.Partition, params verity.Params) (dm.Device, error) {
-	hash, err := hex.DecodeString(l.Hash)
+// openLayerPartitions does that for a layer in partitions of the slot that runs, which
+// are found as the root's are: by label, on the boot disk.
+func (b *boot) openLayerPartitions(l config.Layer) (dm.Device, error) {
+	var part [2]blockdev.Partition
+	for i, of := range []gpt.Part{gpt.Data, gpt.Tree} {
+		var err error
+		if part[i], err = b.disk.Partition(gpt.LayerLabel(l.Name, b.report.Slot.Name, of)); err != nil {
+			return dm.Device{}, blamePartition(err)
+		}
+	}
+	superblock, err := readHead(part[1], verity.SuperblockSize)
 	if err != nil {
 		return dm.Device{}, err
 	}
+	params, err := layerParams(superblock, b.disk.Block.SectorSize, part[0].Size, part[1].Size)
+	if err != nil {
+		return dm.Device{}, err
+	}
+	return b.layerDevice(l, params, part[0].DevNo(), part[1].DevNo())
+}
+
+// layerParams checks what a superblock claims against the devices, in bytes.
+func layerParams(superblock []byte, sector int, data, tree int64) (verity.Params, error) {
+	params, err := verity.ParseSuperblock(superblock)
+	if err == nil {
+		err = params.Blocks(sector, os.Getpagesize())
+	}
+	if err == nil {
+		err = params.Fits(data, tree)
+	}
+	return params, err
+}
+
+// mapLayer puts data and hash tree behind loop devices, and dm-verity over them.
+func (b *boot) mapLayer(l config.Layer, f *os.File, table *gpt.Table, parts [2]gpt.Partition, params verity.Params) (dm.Device, error) {
 	var number [2]string
 	for i, p := range parts {
 		// The device goes with its last user, which is dm-verity.
@@ -220,7 +278,17 @@ func (b *boot) mapLayer(l config.Layer, f *os.File, table *gpt.Table, parts [2]g
 		defer d.Release()
 		number[i] = d.DevNo()
 	}
-	target, err := params.Table(number[0], number[1], hash)
+	return b.layerDevice(l, params, number[0], number[1])
+}
+
+// layerDevice opens dm-verity over data and hash tree, by the root hash of the
+// configuration.
+func (b *boot) layerDevice(l config.Layer, params verity.Params, data, tree string) (dm.Device, error) {
+	hash, err := hex.DecodeString(l.Hash)
+	if err != nil {
+		return dm.Device{}, err
+	}
+	target, err := params.Table(data, tree, hash)
 	if err != nil {
 		return dm.Device{}, err
 	}
@@ -254,25 +322,29 @@ func (b *boot) fits(l config.Layer, at mount.Place) (version string, err error) 
 	return extension.ImageVersion, err
 }
 
-// replaceRoot mounts an overlay of these trees and puts it where the root is, with the
-// state partition in it. The kernel has copies of their mounts then, so that theirs go.
-func (b *boot) replaceRoot(lower []mount.Place) error {
+// replaceImage mounts an overlay of these trees and puts it where the image is, a root
+// with the state partition in it. The kernel has copies of their mounts then, so that
+// theirs go.
+func (b *boot) replaceImage(lower []mount.Place) error {
 	if err := os.MkdirAll(layersRoot, 0o755); err != nil {
 		return err
 	}
-	overlay, root := mount.Place{Root: "/", Path: layersRoot}, mount.Place{Root: "/", Path: newRoot}
+	overlay := mount.Place{Root: "/", Path: layersRoot}
 	o := mount.Overlay{Lower: lower, Attr: mount.ReadOnly | mount.NoDev}
 	if err := b.sys.Mounter.Overlay(o, overlay); err != nil {
 		return err
 	}
-	state := mount.Place{Root: newRoot, Path: layout.State}
-	if err := b.sys.Mounter.Move(state, mount.Place{Root: layersRoot, Path: layout.State}); err != nil {
+	if !b.cfg.Root.Usr() {
+		state := mount.Place{Root: newRoot, Path: layout.State}
+		if err := b.sys.Mounter.Move(state, mount.Place{Root: layersRoot, Path: layout.State}); err != nil {
+			return err
+		}
+	}
+	if err := b.sys.Mounter.Unmount(b.imageDir()); err != nil {
 		return err
 	}
-	if err := b.sys.Mounter.Unmount(newRoot); err != nil {
-		return err
-	}
-	if err := b.sys.Mounter.Move(overlay, root); err != nil {
+	image := mount.Place{Root: "/", Path: b.imageDir()}
+	if err := b.sys.Mounter.Move(overlay, image); err != nil {
 		return err
 	}
 	for _, l := range slices.Backward(lower) {
@@ -283,6 +355,13 @@ func (b *boot) replaceRoot(lower []mount.Place) error {
 			return err
 		}
 	}
-	b.noteMount(report.Mount{What: "overlay", Where: "/", Type: "overlay", Options: o.Attr.Names()})
-	return nil
+	b.noteMount(report.Mount{What: "overlay", Where: b.image(), Type: "overlay", Options: o.Attr.Names()})
+	if !b.cfg.Root.Usr() {
+		return nil
+	}
+	names, err := listDir(b.imageDir())
+	if err != nil {
+		return err
+	}
+	return makeLinks(newRoot, names)
 }

@@ -149,6 +149,11 @@ func usableRoot(t *testing.T, at string) {
 	}
 }
 
+// recorderOf are the recorders of layeredBoot.
+func recorderOf(b *boot) (*mounttest.Recorder, *layerDevices) {
+	return b.sys.Mounter.(*mounttest.Recorder), b.sys.Verity.(*layerDevices)
+}
+
 const layersTrace = `mount -t squashfs -o ro,nodev /dev/sealroot-layer-low/7:0,7:1 ///layers/0
 mount -t squashfs -o ro,nodev /dev/sealroot-layer-mid/7:2,7:3 ///layers/1
 mount -t squashfs -o ro,nodev /dev/sealroot-layer-top/7:4,7:5 ///layers/2
@@ -172,6 +177,42 @@ func TestStackLayers(t *testing.T) {
 		}
 		if len(b.report.Layers) != 4 || b.report.Layers[1].Version != "mid.1" || b.report.Layers[1].RootHash != b.cfg.Layers[1].Hash || !b.layered {
 			t.Errorf("reported are %+v, layered %v", b.report.Layers, b.layered)
+		}
+	})
+	// Over a /usr the trees are the /usr of each layer; the root with the state stays.
+	inRoot(t, "over_usr", func(t *testing.T) {
+		b, m, _ := layeredBoot(t)
+		b.cfg.Root.Source, b.cfg.Layers[2].OnFailure = config.SourceUsrVerity, config.LayerSkip
+		for _, err := range []error{
+			mkdirs(filepath.Join(encryptedDir, layout.LayerDir("mine"), "usr")),
+			mkdirs(filepath.Join(newRoot, "usr", "lib32"), filepath.Join(newRoot, "usr", "sbin")), os.Symlink("usr/sbin", filepath.Join(newRoot, "sbin")),
+			os.Rename(layerDir(2)+"/usr", layerDir(2)+"/real"), os.Symlink("/layers/0/usr", layerDir(2)+"/usr"),
+		} {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		usableRoot(t, newRoot)
+		if err := b.stackLayers(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		want := `mount -t overlay -o ro,nodev,lowerdir=/sysroot/state/encrypted//.layers/mine/usr:/layers/1//usr:/layers/0//usr:/sysroot/usr//.,redirect_dir=nofollow,metacopy=off,index=off,xino=off overlay ///layered
+umount /sysroot/usr
+mount --move ///layered ///sysroot/usr
+umount /layers/0
+umount /layers/1
+`
+		if _, got, _ := strings.Cut(m.Trace(), "umount /layers/2\n"); got != want {
+			t.Errorf("got\n%swant, behind a layer whose /usr is a link,\n%s", m.Trace(), want)
+		}
+		if left := b.report.Layers[2].LeftOut; !strings.HasPrefix(left, "cannot use layer top: ") {
+			t.Errorf("a layer whose /usr is a link: left out %q", left)
+		}
+		if at := b.report.Mounts[len(b.report.Mounts)-1]; at.Where != "/usr" || at.Type != "overlay" {
+			t.Errorf("reported is %+v", at)
+		}
+		if to, err := os.Readlink(newRoot + "/lib32"); err != nil || to != "usr/lib32" {
+			t.Errorf("/lib32, which a layer may bring: %q, %v", to, err)
 		}
 	})
 	inRoot(t, "on_corruption", func(t *testing.T) {
@@ -263,6 +304,12 @@ func TestLayerFailures(t *testing.T) {
 				b.cfg.Layers[1].OnFailure = config.LayerStop
 			}
 		}, unix.ENOENT, slots.StateFailure},
+		{"no_usr_over_usr", func(t *testing.T, b *boot, _ *mounttest.Recorder, _ *layerDevices) {
+			b.cfg.Root.Source, b.cfg.Layers = config.SourceUsrVerity, b.cfg.Layers[:3]
+			if err := errors.Join(mkdirs(newRoot+"/usr"), os.Rename(layerDir(1)+"/usr", layerDir(1)+"/lost")); err != nil {
+				t.Fatal(err)
+			}
+		}, unix.ENOENT, slots.ImageFailure},
 		{"no_state_partition", func(t *testing.T, b *boot, _ *mounttest.Recorder, _ *layerDevices) { b.volume.outer = nil }, nil, slots.StateFailure},
 	} {
 		inRoot(t, tt.name, func(t *testing.T) {
@@ -293,6 +340,10 @@ func TestLayerFailures(t *testing.T) {
 			}
 			if !strings.HasPrefix(note.LeftOut, "cannot use layer mid: ") || len(b.report.Failures) == 0 {
 				t.Errorf("reported %+v", note)
+			}
+			ordinary := errors.Is(tt.want, errLayer) && b.rootRelease.ID == "fedora" || mid(b).From == config.LayerFromVolume
+			if b.layerFailed == ordinary {
+				t.Errorf("goes into the boot log: %t", b.layerFailed)
 			}
 			if !strings.Contains(m.Trace(), "lowerdir") || strings.Contains(m.Trace(), ":/layers/1/") || mid(b).From == config.LayerFromState && !slices.Contains(d.removed, layerName(*mid(b))) {
 				t.Errorf("removed %q in\n%s", d.removed, m.Trace())

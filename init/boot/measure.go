@@ -159,7 +159,7 @@ func (b *boot) measureRoot(ctx context.Context) error {
 	text := pcrsig.RootEvent(string(b.cfg.Root.ImageRole()), hash, b.report.Root.SecurityVersion)
 	b.measure(ctx, tpm.Event{PCR: b.cfg.Trust.MeasurePCR, Data: []byte(text), Text: text})
 	// What a directory in the volume holds is not known before it is open.
-	for _, l := range b.cfg.FromState() {
+	for _, l := range b.cfg.Images() {
 		b.measureLayer(ctx, l)
 	}
 	return nil

@@ -168,13 +168,17 @@ func (b *boot) rootHash(ctx context.Context, slot string, foreign bool) (vouched
 // is the slot's fault, one that is ambiguous or not shown the machine's.
 func (b *boot) slotPartition(slot string, of gpt.Part) (blockdev.Partition, error) {
 	part, err := b.disk.InSlot(slot, of)
+	return part, blamePartition(err)
+}
+
+func blamePartition(err error) error {
 	switch {
 	case errors.Is(err, gpt.ErrNotFound):
-		return part, imageError(slots.Verity, "%w", err)
+		return imageError(slots.Verity, "%w", err)
 	case err != nil:
-		return part, environmentError(slots.DeviceMissing, "%w", err)
+		return environmentError(slots.DeviceMissing, "%w", err)
 	}
-	return part, nil
+	return nil
 }
 
 // openVerity opens the slot's data behind its hash tree. Everything in the

@@ -90,15 +90,6 @@ func listDir(dir string) ([]string, error) {
 	return d.Readdirnames(-1)
 }
 
-// aroundUsr lists what a root has beside /usr, which holds these names: the
-// directories that systemd makes in one that lacks them (base-filesystem.c) or that
-// others mount on, and the links of the merged /usr.
-func aroundUsr(names []string) (dirs, links []string) {
-	links = strings.Fields("bin lib lib32 lib64 libx32 sbin")
-	links = slices.DeleteFunc(links, func(name string) bool { return !slices.Contains(names, name) })
-	return strings.Fields("boot dev efi etc home media mnt opt proc root run srv state sys tmp var"), links
-}
-
 func modeOf(dir string) uint32 {
 	switch dir {
 	case "root":
@@ -111,14 +102,15 @@ func modeOf(dir string) uint32 {
 	return 0o755
 }
 
-// makeAround makes them in a directory that is ours alone. errWholeRoot when the
-// names are not those of a /usr.
+// makeAround makes what a root has beside /usr, which holds these names, in a directory
+// that is ours alone: the directories that systemd makes in one that lacks them
+// (base-filesystem.c) or that others mount on, and the links of the merged /usr.
+// errWholeRoot when the names are not those of a /usr.
 func makeAround(root string, names []string) error {
 	if slices.Contains(names, "usr") {
 		return errWholeRoot
 	}
-	dirs, links := aroundUsr(names)
-	for _, name := range dirs {
+	for _, name := range strings.Fields("boot dev efi etc home media mnt opt proc root run srv state sys tmp var") {
 		at := path.Join(root, name)
 		if err := unix.Mkdir(at, 0); err != nil {
 			return &os.PathError{Op: "mkdir", Path: at, Err: err}
@@ -127,8 +119,16 @@ func makeAround(root string, names []string) error {
 			return &os.PathError{Op: "chmod", Path: at, Err: err}
 		}
 	}
-	for _, name := range links {
-		if err := os.Symlink("usr/"+name, path.Join(root, name)); err != nil {
+	return makeLinks(root, names)
+}
+
+// makeLinks makes those links of the merged /usr that are missing.
+func makeLinks(root string, names []string) error {
+	for _, name := range strings.Fields("bin lib lib32 lib64 libx32 sbin") {
+		if !slices.Contains(names, name) {
+			continue
+		}
+		if err := os.Symlink("usr/"+name, path.Join(root, name)); err != nil && !errors.Is(err, os.ErrExist) {
 			return err
 		}
 	}

@@ -402,7 +402,7 @@ const (
 type Layer struct {
 	// Name is that of the layer's extension-release file: 1 to 32 of a-z, 0-9 and -.
 	Name string `json:"name"`
-	From string `json:"from"` // LayerFromState (default) | LayerFromVolume
+	From string `json:"from"` // LayerFromState (default) | LayerFromPartition | LayerFromVolume
 	// Verity is LayerVerified (default), or LayerUnverified for a directory in the
 	// encrypted volume.
 	Verity string `json:"verity,omitempty"`
@@ -416,8 +416,9 @@ type Layer struct {
 
 // The values of Layer.
 const (
-	LayerFromState  = "state"     // an image on the state partition
-	LayerFromVolume = "encrypted" // a directory in the encrypted volume
+	LayerFromState     = "state"     // an image on the state partition
+	LayerFromPartition = "partition" // one in partitions of the slot, beside its root's
+	LayerFromVolume    = "encrypted" // a directory in the encrypted volume
 
 	LayerVerified   = "required"
 	LayerUnverified = "none"

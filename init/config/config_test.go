@@ -152,7 +152,24 @@ func TestValidate(t *testing.T) {
 		}, []string{"layers[0].from"}},
 		{"layer_words", func(c *Config) { c.Layers = []Layer{{Name: "x", Hash: hash, Filesystem: "ext4", OnFailure: "halt"}} },
 			[]string{"layers[0].filesystem", "layers[0].on_failure"}},
-		{"layer_from_a_partition", func(c *Config) { c.Layers = []Layer{{Name: "x", Hash: hash, From: "partition"}} }, []string{"layers[0].from"}},
+		{"layer_from_a_partition", func(c *Config) {
+			c.Layers, c.State = []Layer{{Name: "seventeen-letters", Hash: hash, From: LayerFromPartition}}, State{Create: CreateNone}
+		}, nil},
+		{"layer_from_somewhere", func(c *Config) { c.Layers = []Layer{{Name: "x", Hash: hash, From: "disk"}} }, []string{"layers[0].from"}},
+		{"layer_whose_label_is_too_long", func(c *Config) {
+			c.Layers = []Layer{{Name: "eighteen-letters-x", Hash: hash, From: LayerFromPartition}}
+		}, []string{"layers[0].name"}},
+		{"layer_from_a_partition_nobody_checks", func(c *Config) {
+			c.Layers = []Layer{{Name: "x", From: LayerFromPartition, Verity: LayerUnverified}}
+		}, []string{"layers[0].verity"}},
+		{"layer_from_a_partition_without_labels", func(c *Config) {
+			c.Root.Partitions, c.Layers = PartitionsDiscoverable, []Layer{{Name: "x", Hash: hash, From: LayerFromPartition}}
+		}, []string{"root.partitions", "layers[0].from"}},
+		{"layers_from_too_many_partitions", func(c *Config) {
+			for i := range MaxPartitionLayers + 1 { // names of up to 17 characters
+				c.Layers = append(c.Layers, Layer{Name: "x" + strings.Repeat("y", i), Hash: hash, From: LayerFromPartition})
+			}
+		}, []string{"layers"}},
 		{"layers_allowed", func(c *Config) {
 			c.Trust.Layer, c.LayersAllowed = []string{"l.crt"}, []string{"x", "x-*", "*", strings.Repeat("x", 32)}
 		}, nil},
@@ -170,12 +187,14 @@ func TestValidate(t *testing.T) {
 			c.Trust.Layer, c.LayersAllowed, c.State = []string{"l.crt"}, []string{"x"}, State{Create: CreateFirstBoot, Unlock: []string{UnlockPlain}}
 		}, []string{"layers_allowed"}},
 		{"layers_allowed_over_usr", func(c *Config) {
-			c.Root.Source, c.Trust.Layer, c.LayersAllowed = SourceUsrVerity, []string{"l.crt"}, []string{"x"}
-		}, []string{"layers_allowed", "trust.usr"}},
+			c.Root.Source, c.Trust, c.LayersAllowed = SourceUsrVerity, Trust{Usr: []string{"u.crt"}, Layer: []string{"l.crt"}}, []string{"x"}
+		}, nil},
 		{"too_many_layers_allowed", func(c *Config) {
 			c.Trust.Layer, c.LayersAllowed = []string{"l.crt"}, make([]string, MaxLayers+1)
 		}, []string{"layers_allowed"}},
-		{"layers_over_usr", func(c *Config) { c.Root.Source, c.Layers = SourceUsrVerity, []Layer{{Name: "x", Hash: hash}} }, []string{"layers", "trust.usr"}},
+		{"layers_over_usr", func(c *Config) {
+			c.Root.Source, c.Trust, c.Layers = SourceUsrVerity, Trust{Usr: []string{"u.crt"}}, []Layer{{Name: "x", Hash: hash}}
+		}, nil},
 		{"systemd_boot_and_pcr_12", func(c *Config) { c.Boot.Loader, c.State.TPM2.Policy = LoaderSystemdBoot, PolicySignedPCR11And4 }, []string{"state.tpm2.policy"}},
 		{"systemd_boot_with_secure_boot", func(c *Config) { c.Boot.Loader = LoaderSystemdBoot }, nil},
 		{"measured", func(c *Config) { c.Trust.Cmdline = CmdlineMeasured }, nil},

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"sealroot/slots/gpt"
 	"sealroot/verity"
 )
 
@@ -15,16 +16,21 @@ import (
 // three devices, and the kernel stacks 500 directories.
 const MaxLayers = 400
 
+// MaxPartitionLayers is how many layers may have partitions of their own: six each, of
+// the 128 that a table has at least.
+const MaxPartitionLayers = 16
+
 func (v *validator) layers(c *Config) {
 	if len(c.Layers) > MaxLayers {
 		v.add("layers", "", "%d layers, at most %d", len(c.Layers), MaxLayers)
 		return
 	}
-	if len(c.Layers) > 0 && c.Root.Usr() {
-		v.add("layers", "use root.source verity, or leave it out", "a /usr has no layers in this version")
+	inPartitions := len(c.FromPartitions())
+	if len(c.Layers) > inPartitions && c.State.Create == CreateNone {
+		v.add("layers", "use from: partition, leave it out, or give the machine a state", "state.create none has nowhere to keep them")
 	}
-	if len(c.Layers) > 0 && c.State.Create == CreateNone {
-		v.add("layers", "leave it out, or give the machine a state", "state.create none has nowhere to keep them")
+	if inPartitions > MaxPartitionLayers {
+		v.add("layers", "use from: state for some", "%d layers have partitions, at most %d", inPartitions, MaxPartitionLayers)
 	}
 	v.layersAllowed(c)
 	for i, l := range c.Layers {
@@ -33,7 +39,7 @@ func (v *validator) layers(c *Config) {
 		if slices.ContainsFunc(c.Layers[:i], func(o Layer) bool { return o.Name == l.Name }) {
 			v.add(at+"name", "", "%.40q is given twice", l.Name)
 		}
-		v.oneOf(at+"from", l.From, []string{LayerFromState, LayerFromVolume}, []string{"partition"})
+		v.oneOf(at+"from", l.From, []string{LayerFromState, LayerFromPartition, LayerFromVolume}, nil)
 		v.oneOf(at+"verity", l.Verity, []string{LayerVerified, LayerUnverified}, nil)
 		v.oneOf(at+"on_failure", l.OnFailure, []string{LayerStop, LayerSkip}, nil)
 		v.layerTrust(c, at, l)
@@ -51,8 +57,6 @@ func (v *validator) layersAllowed(c *Config) {
 	case len(c.LayersAllowed) > MaxLayers:
 		v.add(at, "", "%d names, at most %d", len(c.LayersAllowed), MaxLayers)
 		return
-	case c.Root.Usr():
-		v.add(at, "use root.source verity, or leave it out", "a /usr has no layers in this version")
 	case c.State.Create == CreateNone || c.State.Plain():
 		v.add(at, "leave it out, or give the machine an encrypted volume", "the list of what was added must lie where nobody from outside can change it")
 	case len(c.LayerRoles()) == 0:
@@ -107,6 +111,16 @@ func (c *Config) FromState() []Layer {
 	return slices.DeleteFunc(c.WithDefaults().Layers, func(l Layer) bool { return l.From != LayerFromState })
 }
 
+// FromPartitions are the layers that are images in partitions of the slot.
+func (c *Config) FromPartitions() []Layer {
+	return slices.DeleteFunc(c.WithDefaults().Layers, func(l Layer) bool { return l.From != LayerFromPartition })
+}
+
+// Images are the layers that have a root hash.
+func (c *Config) Images() []Layer {
+	return slices.DeleteFunc(c.WithDefaults().Layers, func(l Layer) bool { return l.From == LayerFromVolume })
+}
+
 // Check says whether name and file system of a layer are ones that a configuration may
 // have.
 func (l Layer) Check() error {
@@ -132,8 +146,12 @@ func (v *validator) layerWords(at string, l Layer) {
 func (v *validator) layerTrust(c *Config, at string, l Layer) {
 	inVolume := l.From == LayerFromVolume
 	switch {
-	case l.Verity == LayerUnverified && l.From == LayerFromState:
+	case l.Verity == LayerUnverified && !inVolume:
 		v.add(at+"verity", "use required, or from: encrypted", "anybody who has the disk could change a layer from the unencrypted side")
+	case l.From == LayerFromPartition && c.Root.Partitions != PartitionsLabels:
+		v.add(at+"from", "use state, or root.partitions labels", "its partitions are found by labels, and root.partitions is %s", c.Root.Partitions)
+	case l.From == LayerFromPartition && len(l.Name) > gpt.MaxLayerName:
+		v.add(at+"name", "use a shorter one, or from: state", "%.40q has more than the %d characters that fit into the label of a partition", l.Name, gpt.MaxLayerName)
 	case l.Verity == LayerVerified && inVolume:
 		v.add(at+"verity", "use none, or from: state", "a layer in the encrypted volume is a directory, which has no hash tree")
 	case inVolume && l.OnFailure == LayerStop:

@@ -125,7 +125,7 @@ func (r *reader) image(uki io.ReaderAt, initrd, rootHash []byte) (predict.Image,
 	r.config = c
 	// What PID 1 measures stands in os-release, where it comes from here.
 	im.Role, im.SecurityVersion, im.RootPCR = string(c.Root.ImageRole()), c.SecurityVersion, c.Trust.MeasurePCR
-	for _, l := range c.FromState() {
+	for _, l := range c.Images() {
 		im.Layers = append(im.Layers, predict.Layer{Name: l.Name, RootHash: l.Hash})
 	}
 	return im, nil

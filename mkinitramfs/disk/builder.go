@@ -137,7 +137,9 @@ func (b *Builder) assemble(ctx context.Context, disk *os.File, parts []partition
 	if err := bootlog.Format(window{disk, at[gpt.LabelLog]}); err != nil {
 		return err
 	}
-	if err := writeTable(disk, size, parts, attributesOf(p.needs.naming, p.slots, p.kept.attr), rand.Reader); err != nil {
+	attr := attributesOf(p.needs.naming, p.slots, p.kept.attr)
+	readOnlyLayers(attr, parts)
+	if err := writeTable(disk, size, parts, attr, rand.Reader); err != nil {
 		return err
 	}
 	return p.loader.place(disk, at[gpt.LabelBIOSBoot])
@@ -161,6 +163,9 @@ func placeSets(disk *os.File, at map[string]partition, sets []set) error {
 		}
 		if _, err := disk.WriteAt(s.parts.signature, at[n.Label(s.name, gpt.Sig)].start); err != nil {
 			return fmt.Errorf("slot %s: cannot write signature: %w", s.name, err)
+		}
+		if err := placeInPartitions(disk, at, s); err != nil {
+			return fmt.Errorf("slot %s: %w", s.name, err)
 		}
 	}
 	return nil

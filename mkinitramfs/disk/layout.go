@@ -26,6 +26,8 @@ var ErrSize = errors.New("sizes do not fit")
 // Sizes are those that a person may choose, in bytes; 0 lets layout choose.
 type Sizes struct {
 	Root, ESP, State, Disk int64
+	// Layers are those of the data partitions of layers, by name.
+	Layers map[string]int64
 	// NoState leaves the state partition to the machine's first boot.
 	NoState bool
 }
@@ -38,6 +40,7 @@ type needs struct {
 	esp    int64 // files on the ESP for one slot
 	shared int64 // files on the ESP for no slot
 	naming gpt.Naming
+	layers []layerNeed // with partitions of their own
 }
 
 // partition is one partition of the disk that is to be made.
@@ -88,6 +91,10 @@ func layout(sizes Sizes, need needs, slots []string) (parts []partition, disk in
 	if stateSize == 0 {
 		stateSize = 1024 * mib
 	}
+	layerSize, err := layerSizes(sizes.Layers, need.layers)
+	if err != nil {
+		return nil, 0, err
+	}
 
 	at := alignment
 	add := func(label, kind string, size int64) {
@@ -101,6 +108,12 @@ func layout(sizes Sizes, need needs, slots []string) (parts []partition, disk in
 			if part := gpt.Part(part); part != gpt.Tree || need.treeAt == 0 {
 				add(need.naming.Label(s, part), need.naming.Type(part), size)
 				parts[len(parts)-1].uuid = need.naming.UUID(s, part)
+			}
+		}
+		for _, l := range need.layers {
+			size := layerSize[l.name]
+			for part, size := range [...]int64{size, roundUp(l.tree(size), alignment), mib} {
+				add(gpt.LayerLabel(l.name, s, gpt.Part(part)), gpt.TypeLayer, size)
 			}
 		}
 	}

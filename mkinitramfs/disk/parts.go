@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"sealroot/mkinitramfs/atomicfile"
@@ -67,8 +66,11 @@ func moveParts(p parts, output string) error {
 	if err != nil {
 		return err
 	}
-	for _, l := range p.layers {
-		if err := l.copyTo(p.dir); err != nil {
+	for _, f := range p.files {
+		if filepath.Dir(f.path) == p.dir {
+			continue
+		}
+		if err := f.copyTo(p.dir); err != nil {
 			return err
 		}
 	}
@@ -90,7 +92,7 @@ func moveParts(p parts, output string) error {
 	return nil
 }
 
-func (l layerFile) copyTo(dir string) error {
+func (l setFile) copyTo(dir string) error {
 	from, err := os.Open(l.path)
 	if err != nil {
 		return fmt.Errorf("cannot write layer: %w", err)
@@ -153,11 +155,7 @@ func (b *Builder) tarParts(ctx context.Context, p parts, to io.Writer) error {
 			return err
 		}
 	}
-	files := slices.Clone(p.layers)
-	for _, name := range p.names {
-		files = append(files, layerFile{p.file(name), p.path(name)})
-	}
-	for _, file := range files {
+	for _, file := range p.files {
 		f, err := os.Open(file.path)
 		if err != nil {
 			return fmt.Errorf("cannot pack part: %w", err)

@@ -30,7 +30,7 @@ func layersOf(sets []set) []config.Layer {
 
 // checkLayers: what a disk or a set holds must be there to be copied.
 func checkLayers(c *config.Config) error {
-	for _, l := range c.FromState() {
+	for _, l := range c.Images() {
 		if l.Image == "" {
 			return fmt.Errorf("cannot find layer %s: the configuration has its hash; give image: FILE in its place, so that the file comes along: %w", l.Name, ErrOptions)
 		}

@@ -101,7 +101,7 @@ func (o Options) checkState() error {
 		case s.Create != config.CreateFirstBoot && s.Create != config.CreateNone:
 			return fmt.Errorf("cannot %s with state.create %s: only first-boot does it at the first boot: %w", what, s.Create, ErrOptions)
 		case len(in.Config.FromState()) > 0:
-			return fmt.Errorf("cannot %s: layer %s comes from it; give --state-size and ext4, or make the layer from: encrypted: %w", what, in.Config.FromState()[0].Name, ErrOptions)
+			return fmt.Errorf("cannot %s: layer %s comes from it; give --state-size and ext4, or make the layer from: partition or encrypted: %w", what, in.Config.FromState()[0].Name, ErrOptions)
 		case slices.Contains(s.TPM2.PCRs, 5):
 			return fmt.Errorf("cannot %s with PCR 5 in state.tpm2.pcrs: that changes it: %w", what, ErrOptions)
 		}
@@ -208,6 +208,7 @@ func (p *plan) count() error {
 		maps.Copy(p.files, files)
 	}
 	p.needs.naming = p.sets[0].in.Config.Root.Naming()
+	p.needs.layers = layerNeeds(p.sets)
 	p.needs.treeAt = p.sets[0].in.Config.Root.Verity.TreeAt()
 	p.needs.verity = func(root int64) int64 {
 		size := int64(0)

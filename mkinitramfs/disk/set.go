@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -94,17 +95,32 @@ func (b *Builder) describe(in SlotInput, p *parts) error {
 		part.Name, part.File = name, p.file(name)
 		m.Parts = append(m.Parts, part)
 	}
-	for _, l := range in.Config.FromState() {
-		file, err := digest(l.Image)
-		if err != nil {
-			return err
-		}
+	images := map[string]string{} // of layers on the state partition
+	for _, l := range in.Config.Images() {
 		hash, err := hex.DecodeString(l.Hash)
 		if err != nil {
 			return fmt.Errorf("cannot use the root hash of layer %s: %w", l.Name, err)
 		}
-		described := manifest.Layer{Name: l.Name, RootHash: hash, File: "layer-" + l.Name + ".raw", Size: file.Size, SHA256: file.SHA256}
-		m.Layers, p.layers = append(m.Layers, described), append(p.layers, layerFile{described.File, l.Image})
+		described := manifest.Layer{Name: l.Name, RootHash: hash}
+		if l.From == config.LayerFromPartition {
+			described, err = p.unpackLayer(described, l)
+		} else {
+			var file manifest.Part
+			file, err = digest(l.Image)
+			described.File, described.Size, described.SHA256 = "layer-"+l.Name+".raw", file.Size, file.SHA256
+			images[described.File] = l.Image
+		}
+		if err != nil {
+			return err
+		}
+		m.Layers = append(m.Layers, described)
+	}
+	for _, name := range m.Files()[2:] {
+		path, ok := images[name]
+		if !ok {
+			path = filepath.Join(p.dir, name)
+		}
+		p.files = append(p.files, setFile{name, path})
 	}
 	var err error
 	if p.manifest, err = manifest.Encode(m); err != nil {

@@ -55,11 +55,19 @@ type parts struct {
 	initrd    []byte
 	osRelease []byte
 	previous  []crypto.Signer // PCR policy keys of before that sign too
-	layers    []layerFile
+	files     []setFile       // behind the manifest, in the order of the set
+	// inPartitions are the layers with partitions of their own.
+	inPartitions []partitioned
 }
 
-// layerFile is a layer's file in a set, and where its image is.
-type layerFile struct{ name, path string }
+// setFile is a file of a set, and where its content is.
+type setFile struct{ name, path string }
+
+// partitioned is a layer whose parts lie in the folder of the set.
+type partitioned struct {
+	manifest.Layer
+	params verity.Params
+}
 
 // path is where a part is.
 func (p parts) path(name manifest.Name) string { return filepath.Join(p.dir, p.file(name)) }

@@ -101,6 +101,9 @@ func Open(path string) (rootHash []byte, err error) {
 type Image struct {
 	Data       *io.SectionReader // the file system
 	DataOffset int64             // where it begins, in bytes
+	Tree       *io.SectionReader // superblock and hash tree
+	Params     verity.Params
+	Signed     *io.SectionReader // its signature, as it lies there
 	Signature  signature.Signature
 }
 
@@ -139,7 +142,7 @@ func Read(f io.ReaderAt, size int64) (Image, error) {
 	if err := verity.Verify(in(data), in(tree), params, signed.RootHash); err != nil {
 		return Image{}, err
 	}
-	return Image{Data: in(data), DataOffset: table.Offset(data), Signature: signed}, nil
+	return Image{Data: in(data), DataOffset: table.Offset(data), Tree: in(tree), Params: params, Signed: in(*sig), Signature: signed}, nil
 }
 
 // FillIn puts the root hashes of images into a configuration that was read from a file

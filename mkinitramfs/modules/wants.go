@@ -69,7 +69,8 @@ func For(cfg *config.Config) ([]Want, error) {
 	}
 	wants = append(wants, Want{"dm_verity", kmod.GroupRoot, false}, Want{whole.Root.Filesystem, kmod.GroupRoot, false}, Want{"overlay", kmod.GroupRoot, false})
 	for _, l := range whole.Layers {
-		if w := (Want{l.Filesystem, kmod.GroupState, false}); l.From == config.LayerFromState && l.Filesystem != whole.Root.Filesystem && !slices.Contains(wants, w) {
+		// with the root's: a layer in partitions may come without a state
+		if w := (Want{l.Filesystem, kmod.GroupRoot, false}); l.From != config.LayerFromVolume && !slices.Contains(wants, w) {
 			wants = append(wants, w)
 		}
 	}

@@ -253,6 +253,13 @@ func read(dir *os.Root, n name) (Report, error) {
 	return Report{Number: n.number, BootID: n.id, Recorded: st.ModTime(), Text: text}, nil
 }
 
+// SameBoot says whether two reports are of one boot.
+func SameBoot(a, b []byte) bool {
+	one, errA := bootID(a)
+	other, errB := bootID(b)
+	return errA == nil && errB == nil && one == other
+}
+
 // Valid says whether the text is a report that Record would keep.
 func Valid(text []byte) bool {
 	_, err := bootID(text)

@@ -39,6 +39,7 @@ func usr() config.Config {
 	c := kiosk()
 	c.Root.Source, c.Trust = config.SourceUsrVerity, config.Trust{Usr: []string{"usr.crt"}}
 	c.Etc, c.Binds, c.Overlays = config.EtcReadOnly, config.Binds{}, nil
+	c.Layers = []config.Layer{{Name: "tools", Hash: strings.Repeat("cd", 32)}, {Name: "apps", From: config.LayerFromPartition, Hash: strings.Repeat("ef", 32)}, {Name: "site", From: config.LayerFromVolume, Verity: config.LayerUnverified}}
 	return c.WithDefaults()
 }
 
@@ -124,6 +125,12 @@ func TestGolden(t *testing.T) {
 		"plan_layers":    Plan("a", layered()),
 		"running":        Running(booted(nil), kiosk()),
 		"running_layers": Running(booted(withLayers), layered()),
+		"running_usr_layers": Running(booted(func(r *report.Report) {
+			r.Mounts, r.LayerList = []report.Mount{
+				{What: "rootfs", Where: "/", Type: "tmpfs"}, {What: "/dev/dm-0", Where: "/usr", Type: "squashfs", Options: []string{"ro", "nodev"}},
+				{What: "overlay", Where: "/usr", Type: "overlay", Options: []string{"ro", "nodev"}},
+			}, "0123456789abcdef"
+		}), usr()),
 		"running_stateless": Running(booted(func(r *report.Report) {
 			degraded(r)
 			r.Degraded, r.State.Unlocked, r.Mounts = false, report.UnlockedNone, r.Mounts[:4]

@@ -5,13 +5,17 @@ import (
 
 	"sealroot/init/config"
 	"sealroot/init/report"
+	"sealroot/slots/gpt"
 	"sealroot/state/layout"
 )
 
 // sourceOf says where a layer of the configuration comes from, and who vouches for it.
-func sourceOf(l config.Layer) string {
-	if l.From == config.LayerFromVolume {
+func sourceOf(l config.Layer, slot string) string {
+	switch l.From {
+	case config.LayerFromVolume:
 		return fmt.Sprintf("the directory %s/%s, which nobody has signed", volume, layout.LayerDir(l.Name))
+	case config.LayerFromPartition:
+		return fmt.Sprintf("partition %s, root hash %.16s…, by the configuration", gpt.LayerLabel(l.Name, slot, gpt.Data), l.Hash)
 	}
 	return imageOf(l.Name, l.Hash) + ", by the configuration"
 }
@@ -33,7 +37,7 @@ func (e *Explanation) layers(r report.Report, c config.Config) {
 		name, from, otherwise := l.Name, imageOf(l.Name, l.RootHash)+", added on this machine (sealroot layer list)", withoutLayer(config.LayerSkip)
 		for _, own := range c.Layers {
 			if own.Name == l.Name {
-				from, otherwise = sourceOf(own), withoutLayer(own.OnFailure)
+				from, otherwise = sourceOf(own, r.Slot.Name), withoutLayer(own.OnFailure)
 			}
 		}
 		if l.Version != "" {

@@ -43,6 +43,7 @@ func Plan(slot string, c config.Config) Explanation {
 	e := Explanation{Schema: Schema, Plan: true, Slot: slot, Image: c.Name + " " + c.Version}
 	e.planRoot(slot, c)
 	e.planState(c)
+	e.planLayers(slot, c)
 	e.planEtc(c)
 	e.planOverlays(c, false)
 	e.planByName(c)
@@ -82,14 +83,22 @@ func (e *Explanation) planRoot(slot string, c config.Config) {
 	e.add(Mount{Where: where, What: part + " behind dm-verity", Type: c.Root.Filesystem, Options: []string{"ro", "nodev"},
 		Why:       "the image of the slot; its root hash is vouched for by " + by,
 		DependsOn: "whether slot " + slot + " is the one to run (sealroot status --disk), and passes the check of its signature"})
-	if len(c.Layers) > 0 {
-		var names []string
-		for _, l := range c.Layers {
-			names = append(names, l.Name)
-			e.note("layer %s: %s; for a root and kernel as its extension-release says; %s", l.Name, sourceOf(l), withoutLayer(l.OnFailure))
-		}
-		e.add(Mount{Where: "/", What: "overlay", Type: "overlay", Options: []string{"ro", "nodev"}, Why: whyLayers + ": " + strings.Join(names, ", "), DependsOn: "whether the machine has them"})
+}
+
+func (e *Explanation) planLayers(slot string, c config.Config) {
+	if len(c.Layers) == 0 {
+		return
 	}
+	where := "/"
+	if c.Root.Usr() {
+		where = "/usr"
+	}
+	var names []string
+	for _, l := range c.Layers {
+		names = append(names, l.Name)
+		e.note("layer %s: %s; for a root and kernel as its extension-release says; %s", l.Name, sourceOf(l, slot), withoutLayer(l.OnFailure))
+	}
+	e.add(Mount{Where: where, What: "overlay", Type: "overlay", Options: []string{"ro", "nodev"}, Why: whyLayers(c) + ": " + strings.Join(names, ", "), DependsOn: "whether the machine has them"})
 }
 
 func (e *Explanation) planState(c config.Config) {

@@ -12,7 +12,13 @@ import (
 	"sealroot/state/layout"
 )
 
-const whyLayers = "layers of the configuration lie over the image"
+// whyLayers says what lies over the image.
+func whyLayers(c config.Config) string {
+	if c.Root.Usr() {
+		return "the /usr of each layer of the configuration lies over the image"
+	}
+	return "layers of the configuration lie over the image"
+}
 
 const whyMachineID = "the machine's identity, which the volume keeps, if there is one: /etc does not"
 
@@ -57,11 +63,11 @@ func whyMounted(m report.Mount, r report.Report, c config.Config) string {
 	switch {
 	case m.Where == "/" && m.Type == "tmpfs":
 		return "root.source is " + c.Root.Source + ": the root around /usr is made in memory at each boot"
-	case m.Where == "/" && m.Type == "overlay":
+	case (m.Where == "/" || m.Where == "/usr") && m.Type == "overlay":
 		if r.LayerList != "" {
-			return whyLayers + ", and what this machine changed about them (sealroot layer list)"
+			return whyLayers(c) + ", and what this machine changed about them (sealroot layer list)"
 		}
-		return whyLayers
+		return whyLayers(c)
 	case m.Where == "/" || m.Where == "/usr" && m.Type != "bind":
 		return whyImage(r)
 	case m.Where == layout.State && m.Type == "tmpfs":

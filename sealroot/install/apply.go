@@ -43,8 +43,8 @@ type Installed struct {
 //	           yet, each whole or not at all, under names that no slot has in use.
 //	           Of a set that is refused then they stay until the next commit.
 //	begin:     see Machine.begin. From its end on the slot is unbootable.
-//	image:     tree, root, signature; synced, and read back against the signed
-//	           root hash.
+//	image:     tree, root, signature, then layers in partitions of the slot; synced, and
+//	           read back against the signed root hashes.
 //	boot files: beside the old ones, read back, put in their place.
 //	trial:     slots, one-shot, boot log, by slots.Apply.
 //
@@ -57,6 +57,7 @@ func (m Machine) Install(ctx context.Context, source Source, r Running, o Option
 		return Installed{Slot: w.slot}, err
 	}
 	defer w.parts.close()
+	defer w.layers.close()
 	defer w.closer.Close()
 	done := Installed{Slot: w.slot, Version: w.manifest.Version, RootHash: hexOf(w.manifest.RootHash), Certificate: w.signer}
 	if o.Ready != nil {
@@ -69,7 +70,9 @@ func (m Machine) Install(ctx context.Context, source Source, r Running, o Option
 	}
 	err = inOrder(ctx, []step{
 		{"write the image", func() error { return m.writeImage(ctx, w) }},
-		// crash point: the image is there, kernel and initramfs are the old ones
+		// crash point: the image is there, its layers, kernel and initramfs are the old ones
+		{"write the layers", func() error { return m.writeLayers(ctx, w) }},
+		// crash point: those are there too
 		{"check what was written", func() error { return m.checkWritten(ctx, w) }},
 		{"write the boot files", func() error { return m.writeBootFiles(w.set, w.slot) }},
 		// crash point: everything is there, and the slot is not bootable yet
@@ -96,6 +99,7 @@ type work struct {
 	slot   string
 	sig    []byte // content of the signature partition
 	parts  slotParts
+	layers slotLayers // in partitions of the slot
 	tree   io.Reader
 	closer io.Closer // of tree
 }
@@ -148,6 +152,18 @@ func (m Machine) prepare(source Source, r Running, o Options) (w work, err error
 		}
 	}
 	if err := m.checkESP(w.set, w.slot); err != nil {
+		return work{}, err
+	}
+	if w.layers, err = m.openLayers(w.slot, w.manifest.InPartitions(), true); err != nil {
+		return work{}, err
+	}
+	opened := w.layers
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, opened.close())
+		}
+	}()
+	if err := w.layers.room(); err != nil {
 		return work{}, err
 	}
 	if err := m.placeLayers(w.set); err != nil {
@@ -325,6 +341,9 @@ func (m Machine) stream(ctx context.Context, to Partition, from io.Reader) error
 // checkWritten verifies what the medium holds now.
 func (m Machine) checkWritten(ctx context.Context, w work) error {
 	im, err := m.verifyImage(ctx, w.slot, w.parts)
+	if err == nil {
+		err = m.verifyLayers(ctx, w.slot, w.layers)
+	}
 	return readBack(im.rootHash, w.manifest.RootHash, err)
 }
 

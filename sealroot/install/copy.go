@@ -83,15 +83,24 @@ func (m Machine) Copy(ctx context.Context, r Running, o CopyOptions) (Copied, er
 	if err != nil {
 		return done, err
 	}
+	layers, err := m.openCopies(ctx, r.Running, target, o.Quick)
+	if err != nil {
+		return done, err
+	}
+	defer layers.close()
 	files, err := m.checkBootFiles(r.Running, target, im)
 	if err != nil {
 		return done, err
 	}
-	if done.Already, err = m.isCopy(ctx, list, target, to, im, files, o.Quick); err != nil || done.Already {
+	if done.Already, err = m.isCopy(ctx, list, target, to, im, layers, files, o.Quick); err != nil || done.Already {
 		return done, err
 	}
 	if o.Quick { // it was only looked at so far
-		if _, err := m.verifyImage(ctx, r.Running, from); err != nil {
+		_, err := m.verifyImage(ctx, r.Running, from)
+		if err == nil {
+			err = layers.verify(ctx, m, r.Running, func(c layerCopy) slotLayer { return c.from })
+		}
+		if err != nil {
 			return done, fmt.Errorf("slot %s cannot be copied: %w", r.Running, err)
 		}
 	}
@@ -100,16 +109,16 @@ func (m Machine) Copy(ctx context.Context, r Running, o CopyOptions) (Copied, er
 			return done, err
 		}
 	}
-	return done, m.copySlot(ctx, r, target, from, to, im, files)
+	return done, m.copySlot(ctx, r, target, from, to, im, layers, files)
 }
 
 // isCopy says whether the slot is a committed copy already. What is wrong with
 // it is no error: it is about to be written.
-func (m Machine) isCopy(ctx context.Context, list []slots.Slot, target string, to slotParts, im image, files digests, quick bool) (bool, error) {
+func (m Machine) isCopy(ctx context.Context, list []slots.Slot, target string, to slotParts, im image, layers layerCopies, files digests, quick bool) (bool, error) {
 	if s, _ := slots.Find(list, target); s.State() != slots.Committed {
 		return false, nil
 	}
-	if held, err := m.readImage(to); err != nil || !bytes.Equal(held.rootHash, im.rootHash) {
+	if held, err := m.readImage(to); err != nil || !bytes.Equal(held.rootHash, im.rootHash) || !layers.alike() {
 		return false, nil
 	}
 	have, err := m.digestsOf(target)
@@ -117,6 +126,9 @@ func (m Machine) isCopy(ctx context.Context, list []slots.Slot, target string, t
 		return err == nil && have.same(files), err
 	}
 	_, err = m.verifyImage(ctx, target, to)
+	if err == nil {
+		err = layers.verify(ctx, m, target, copied)
+	}
 	if err := ctx.Err(); err != nil {
 		return false, err
 	}
@@ -124,15 +136,20 @@ func (m Machine) isCopy(ctx context.Context, list []slots.Slot, target string, t
 }
 
 // copySlot writes the target.
-func (m Machine) copySlot(ctx context.Context, r Running, target string, from, to slotParts, im image, files digests) error {
+func (m Machine) copySlot(ctx context.Context, r Running, target string, from, to slotParts, im image, layers layerCopies, files digests) error {
 	if err := m.begin(ctx, r, target); err != nil {
 		return err
 	}
 	err := inOrder(ctx, []step{
 		{"copy the image", func() error { return m.copyImage(ctx, from, to, im) }},
-		// crash point: the image is there, kernel and initramfs are the old ones
+		// crash point: the image is there, its layers, kernel and initramfs are the old ones
+		{"copy the layers", func() error { return layers.write(ctx, m) }},
+		// crash point: those are there too
 		{"check what was written", func() error {
 			held, err := m.verifyImage(ctx, target, to)
+			if err == nil {
+				err = layers.verify(ctx, m, target, copied)
+			}
 			return readBack(held.rootHash, im.rootHash, err)
 		}},
 		{"copy the boot files", func() error { return m.copyBootFiles(r.Running, target, files) }},
@@ -157,14 +174,20 @@ func (m Machine) copySlot(ctx context.Context, r Running, target string, from, t
 
 // copyImage copies what the image takes of each partition.
 func (m Machine) copyImage(ctx context.Context, from, to slotParts, im image) error {
+	return m.copyParts(ctx, "root image", from, to, m.areaSize(im, from.verity.Size()), im.params.DataSize())
+}
+
+// copyParts copies so many bytes of hash tree and data, and the signature, and makes them
+// durable.
+func (m Machine) copyParts(ctx context.Context, what string, from, to slotParts, tree, data int64) error {
 	defer m.Progress.Done()
 	for _, c := range []struct {
 		name     string
 		from, to Partition
 		size     int64
 	}{
-		{"copy hash tree", from.verity, to.verity, m.areaSize(im, from.verity.Size())},
-		{"copy root image", from.root, to.root, im.params.DataSize()},
+		{"copy hash tree", from.verity, to.verity, tree},
+		{"copy " + what, from.root, to.root, data},
 	} {
 		m.Progress.Step(c.name, c.size)
 		if err := m.stream(ctx, c.to, io.NewSectionReader(c.from, 0, c.size)); err != nil {

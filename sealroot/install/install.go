@@ -24,6 +24,8 @@ var (
 	ErrSet = errors.New("unusable image")
 	// ErrRoom: the parts do not fit.
 	ErrRoom = errors.New("not enough room")
+	// ErrNoPartition: the disk was made without partitions for a layer.
+	ErrNoPartition = errors.New("the disk has no partition for it")
 	// ErrReadBack: the medium did not keep what was written.
 	ErrReadBack = errors.New("what was written does not read back")
 	// ErrBad: a slot does not hold what its signature promises.
@@ -49,6 +51,9 @@ type Partition interface {
 // Disk opens the partitions of a slot: manifest.Root, Verity and Signature.
 type Disk interface {
 	OpenPart(slot string, part manifest.Name, write bool) (Partition, error)
+	// OpenLayer opens the same of a layer that lies in partitions of the slot; the error
+	// is ErrNoPartition when the disk has none for it.
+	OpenLayer(slot, layer string, part manifest.Name, write bool) (Partition, error)
 }
 
 // Layers is where the images of layers are, on the state partition; all slots share it.
@@ -122,6 +127,9 @@ type Machine struct {
 	Layout manifest.Layout
 	// State is the type of the state partition's file system now, "" for none known.
 	State string
+	// Own are the layers of the running system that lie in partitions of its slot, with
+	// name and root hash.
+	Own []manifest.Layer
 	// FECRoots is root.verity.fec_roots of the running system.
 	FECRoots int
 	// Say is told what a person should know, one line each. Not nil.

@@ -9,10 +9,11 @@ import (
 
 // placeLayers copies the layers of a set that are not there yet.
 func (m Machine) placeLayers(s set) error {
-	if len(s.manifest.Layers) > 0 && m.Layers == nil {
+	list := s.manifest.OnState()
+	if len(list) > 0 && m.Layers == nil {
 		return fmt.Errorf("the image has layers on the state partition, and this machine keeps no state: %w", bootset.ErrRefused)
 	}
-	for _, l := range s.manifest.Layers {
+	for _, l := range list {
 		if err := m.placeLayer(s, l); err != nil {
 			return fmt.Errorf("cannot write layer %s: %w", l.Name, err)
 		}

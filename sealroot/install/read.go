@@ -171,12 +171,16 @@ type slotParts struct {
 }
 
 // openSlot opens the three partitions of a slot.
-func (m Machine) openSlot(slot string, write bool) (p slotParts, err error) {
+func (m Machine) openSlot(slot string, write bool) (slotParts, error) {
+	return openParts(func(part manifest.Name) (Partition, error) { return m.Disk.OpenPart(slot, part, write) })
+}
+
+func openParts(open func(manifest.Name) (Partition, error)) (p slotParts, err error) {
 	for _, one := range []struct {
 		name manifest.Name
 		to   *Partition
 	}{{manifest.Root, &p.root}, {manifest.Verity, &p.verity}, {manifest.Signature, &p.signature}} {
-		if *one.to, err = m.Disk.OpenPart(slot, one.name, write); err != nil {
+		if *one.to, err = open(one.name); err != nil {
 			*one.to = nil
 			return slotParts{}, errors.Join(err, p.close())
 		}
@@ -230,6 +234,16 @@ func (m Machine) readImage(p slotParts) (image, error) {
 	if err != nil {
 		return image{}, fmt.Errorf("%w: root hash %x: %w", ErrBad, sig.RootHash, err)
 	}
+	params, err := readParams(p, hash)
+	if err != nil {
+		return image{}, err
+	}
+	return image{hash, signer.Subject, params}, nil
+}
+
+// readParams reads the superblock of what has that root hash. Its error is ErrBad, or
+// that of the disk.
+func readParams(p slotParts, hash []byte) (verity.Params, error) {
 	params, err := verity.ReadSuperblock(p.verity)
 	if err == nil {
 		err = params.Fits(p.root.Size(), p.verity.Size())
@@ -239,13 +253,10 @@ func (m Machine) readImage(p slotParts) (image, error) {
 	}
 	for _, bad := range []error{verity.ErrSuperblock, verity.ErrParams, verity.ErrAlgorithm} {
 		if errors.Is(err, bad) {
-			return image{}, fmt.Errorf("%w: %w", ErrBad, err)
+			return verity.Params{}, fmt.Errorf("%w: %w", ErrBad, err)
 		}
 	}
-	if err != nil {
-		return image{}, err
-	}
-	return image{hash, signer.Subject, params}, nil
+	return params, err
 }
 
 // readSlot is readImage with the signature of verifyImage.
@@ -260,16 +271,22 @@ func (m Machine) verifyImage(ctx context.Context, slot string, p slotParts) (ima
 	if err != nil {
 		return image{}, err
 	}
-	m.Progress.Step("verify slot "+slot, im.params.DataSize())
-	defer m.Progress.Done()
-	err = verity.Verify(watched{ctx, p.root, m.Progress.Add}, watched{ctx, p.verity, nil}, im.params, im.rootHash)
-	if errors.Is(err, verity.ErrCorrupt) {
-		err = fmt.Errorf("%w: %w", ErrBad, err)
-	}
-	if err != nil {
+	if err := m.verifyTree(ctx, "verify slot "+slot, p, im.params, im.rootHash); err != nil {
 		return image{}, err
 	}
 	return im, nil
+}
+
+// verifyTree reads data as a whole and compares it with a root hash. Its error is ErrBad,
+// or that of the disk.
+func (m Machine) verifyTree(ctx context.Context, step string, p slotParts, params verity.Params, rootHash []byte) error {
+	m.Progress.Step(step, params.DataSize())
+	defer m.Progress.Done()
+	err := verity.Verify(watched{ctx, p.root, m.Progress.Add}, watched{ctx, p.verity, nil}, params, rootHash)
+	if errors.Is(err, verity.ErrCorrupt) {
+		return fmt.Errorf("%w: %w", ErrBad, err)
+	}
+	return err
 }
 
 // watched ends reading with ctx, and tells how far it is. Calls may come at the

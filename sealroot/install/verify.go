@@ -20,13 +20,15 @@ type Held struct {
 	// BootFiles says that kernel and companions are those of the signed
 	// manifest; false when there is none, as on a slot made by hand.
 	BootFiles bool `json:"boot_files_verified"`
+	// Layers are those in partitions of the slot, which the manifest names.
+	Layers []string `json:"layers_verified,omitempty"`
 	// Restored: a failure that this has disproved had lowered the slot, and it
 	// has its place back.
 	Restored bool `json:"restored,omitempty"`
 }
 
 // Verify reads the whole image of a slot from the medium and compares it with
-// its signature, and the boot files with the signed manifest. ErrBad says what
+// its signature, and the boot files, and layers in partitions, with the signed manifest. ErrBad says what
 // is wrong.
 func (m Machine) Verify(ctx context.Context, slot string) (h Held, err error) {
 	h.Slot = slot
@@ -52,6 +54,12 @@ func (m Machine) Verify(ctx context.Context, slot string) (h Held, err error) {
 	mf, err := m.compareBootFiles(slot, files, im)
 	if err != nil {
 		return h, fmt.Errorf("slot %s: %w", slot, err)
+	}
+	if err := m.checkSlotLayers(ctx, slot, mf); err != nil {
+		return h, fmt.Errorf("slot %s: %w", slot, err)
+	}
+	for _, l := range mf.InPartitions() {
+		h.Layers = append(h.Layers, l.Name)
 	}
 	h.Version, h.BootFiles = mf.Version, mf.Version != ""
 	return h, nil

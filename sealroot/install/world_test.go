@@ -141,15 +141,40 @@ func (s testSet) clone() testSet {
 
 // order is the order of a set's files.
 func (s testSet) order() []string {
-	names := []string{manifest.File, manifest.SignatureFile}
-	for _, l := range s.manifest.Layers {
-		names = append(names, l.File)
-	}
-	for _, p := range s.manifest.Parts {
-		names = append(names, p.File)
-	}
-	return names
+	return s.manifest.Files()
 }
+
+// withSlotLayers adds layers in partitions to the set.
+func (s *testSet) withSlotLayers(t testing.TB, k signaturetest.Signer, seed uint64, names ...string) {
+	t.Helper()
+	for i, name := range names {
+		data := bytesOf(seed+uint64(i), 40*4096)
+		params, err := verity.NewParams(int64(len(data)), bytesOf(seed, 32), [16]byte{byte(seed)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tree := make(buffer, params.HashSize())
+		l := manifest.Layer{Name: name}
+		if l.RootHash, err = verity.Format(bytes.NewReader(data), params, &tree); err != nil {
+			t.Fatal(err)
+		}
+		sig, err := sign.RootHash(l.RootHash, k.Cert, k.Key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for part, b := range map[manifest.Name][]byte{manifest.Signature: bytes.TrimRight(sig, "\x00"), manifest.Verity: tree, manifest.Root: data} {
+			s.files[layerFile(name, part)] = b
+		}
+		for _, part := range manifest.LayerParts() {
+			b := s.files[layerFile(name, part)]
+			l.Parts = append(l.Parts, manifest.Part{Name: part, File: layerFile(name, part), Size: int64(len(b)), SHA256: sha256.Sum256(b)})
+		}
+		s.manifest.Layers = append(s.manifest.Layers, l)
+	}
+	s.seal(t, k)
+}
+
+func layerFile(layer string, part manifest.Name) string { return "layer-" + layer + "." + string(part) }
 
 // tar is the set as a tar of the files in an order.
 func (s testSet) tar(t testing.TB, order ...string) []byte {
@@ -251,6 +276,13 @@ func (w *world) put(slot string, s testSet) {
 		copy(part, s.files[n])
 		w.parts[slot+"/"+n] = part
 	}
+	for _, l := range s.manifest.InPartitions() {
+		for _, p := range l.Parts {
+			part := make([]byte, len(s.files[p.File])+slack)
+			copy(part, s.files[p.File])
+			w.parts[slot+"/"+p.File] = part
+		}
+	}
 	for _, f := range BootFiles() {
 		if b, ok := s.files[string(f)]; ok {
 			w.files[slot+"/"+string(f)] = b
@@ -319,6 +351,14 @@ func (w *world) OpenPart(slot string, part manifest.Name, write bool) (Partition
 	name := slot + "/" + string(part)
 	if w.parts[name] == nil {
 		return nil, fs.ErrNotExist
+	}
+	return &partition{w: w, name: name, write: write}, nil
+}
+
+func (w *world) OpenLayer(slot, layer string, part manifest.Name, write bool) (Partition, error) {
+	name := slot + "/" + layerFile(layer, part)
+	if w.parts[name] == nil {
+		return nil, ErrNoPartition
 	}
 	return &partition{w: w, name: name, write: write}, nil
 }
@@ -468,6 +508,13 @@ func (w *world) whole(slot string, sets ...testSet) error {
 		for _, n := range []string{"root", "verity"} {
 			if !bytes.HasPrefix(w.parts[slot+"/"+n], s.files[n]) {
 				return fmt.Errorf("its %s is not that of version %s", n, s.manifest.Version)
+			}
+		}
+		for _, l := range s.manifest.InPartitions() {
+			for _, p := range l.Parts {
+				if !bytes.HasPrefix(w.parts[slot+"/"+p.File], s.files[p.File]) {
+					return fmt.Errorf("%s of layer %s is not that of version %s", p.Name, l.Name, s.manifest.Version)
+				}
 			}
 		}
 		for _, f := range BootFiles() {

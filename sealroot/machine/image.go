@@ -25,7 +25,7 @@ func (m *Machine) Image() (predict.Image, error) {
 		return predict.Image{}, err
 	}
 	im := predict.Image{Role: m.boot.Root.Role, RootHash: hash, SecurityVersion: m.boot.Root.SecurityVersion, RootPCR: c.WithDefaults().Trust.MeasurePCR}
-	for _, l := range c.FromState() {
+	for _, l := range c.Images() {
 		im.Layers = append(im.Layers, predict.Layer{Name: l.Name, RootHash: l.Hash})
 	}
 	for _, l := range m.boot.Layers {

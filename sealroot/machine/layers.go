@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sealroot/init/config"
 	"sealroot/sealroot/bootset"
 	"sealroot/sealroot/durable"
 	"sealroot/sealroot/install"
@@ -24,6 +25,19 @@ import (
 type layerFiles struct{ state string }
 
 var _ install.Layers = layerFiles{}
+
+// ownLayers are the layers of a configuration that lie in partitions of the slot.
+func ownLayers(c config.Config) ([]manifest.Layer, error) {
+	var list []manifest.Layer
+	for _, l := range c.FromPartitions() {
+		hash, err := hex.DecodeString(l.Hash)
+		if err != nil {
+			return nil, fmt.Errorf("cannot use the root hash of layer %s: %w", l.Name, err)
+		}
+		list = append(list, manifest.Layer{Name: l.Name, RootHash: hash})
+	}
+	return list, nil
+}
 
 func (d layerFiles) path(l manifest.Layer) string {
 	return filepath.Join(d.state, layout.LayerImage(l.Name, hex.EncodeToString(l.RootHash)))

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sealroot/init/config"
 	"sealroot/slots/manifest"
 	"sealroot/state/layout"
 )
@@ -104,3 +105,17 @@ var errBroken = errors.New("broken")
 type failingReader struct{}
 
 func (failingReader) Read([]byte) (int, error) { return 0, errBroken }
+
+// The layers that a copy of the running slot takes along.
+func TestOwnLayers(t *testing.T) {
+	c := config.Config{Layers: []config.Layer{
+		{Name: "low", Hash: "ab"}, {Name: "mid", From: config.LayerFromPartition, Hash: "cd"}, {Name: "top", From: config.LayerFromVolume},
+	}}
+	if list, err := ownLayers(c); err != nil || len(list) != 1 || list[0].Name != "mid" || list[0].RootHash[0] != 0xcd {
+		t.Errorf("got %+v, %v; want mid", list, err)
+	}
+	c.Layers[1].Hash = "x"
+	if list, err := ownLayers(c); err == nil || list != nil {
+		t.Errorf("no hash: %+v, %v", list, err)
+	}
+}

@@ -30,6 +30,7 @@ import (
 	"sealroot/slots/esp"
 	"sealroot/slots/gpt"
 	"sealroot/slots/live"
+	"sealroot/slots/manifest"
 	"sealroot/verity/signature"
 )
 
@@ -55,6 +56,7 @@ type Machine struct {
 	tries     int // boot.tries
 	root      config.Root
 	replicate []string
+	own       []manifest.Layer // of the running system, in partitions of its slot
 	esp       live.ESP
 	vars      efi.Vars // nil for a disk that is not this machine's
 	offline   bool     // opened by OpenDisk
@@ -87,8 +89,12 @@ func Open(boot report.Report, locked bool) (*Machine, error) {
 	_, noEFI := os.Stat(filepath.Dir(efiVars))
 	_, noVars := os.Stat(efiVars)
 	c = c.WithDefaults()
+	own, err := ownLayers(c)
+	if err != nil {
+		return nil, err
+	}
 	m := &Machine{
-		disk: disk, boot: boot, vars: vars, choice: chosen(c, boot, firmware{noEFI == nil, noVars == nil}), refill: refill(c), tries: c.Boot.Tries, replicate: c.Boot.Replicate, root: c.Root,
+		disk: disk, own: own, boot: boot, vars: vars, choice: chosen(c, boot, firmware{noEFI == nil, noVars == nil}), refill: refill(c), tries: c.Boot.Tries, replicate: c.Boot.Replicate, root: c.Root,
 		esp: live.ESP{Disk: disk, Mounter: mounter{mount.Kernel{}, locked}, Dir: espMount},
 	}
 	if m.choice.Discoverable {

@@ -32,7 +32,7 @@ func (m *Machine) Install(changed func(place, slot string)) (install.Machine, er
 		return install.Machine{}, err
 	}
 	return install.Machine{Machine: b, Disk: m, ESP: bootESP{m.esp, m.choice}, Layers: layerFiles{layout.State}, FECRoots: m.root.Verity.FECRoots,
-		State: stateType(layout.State),
+		State: stateType(layout.State), Own: m.own,
 		Layout: manifest.Layout{
 			Loader: m.choice.Loader, Store: m.choice.Store, Source: m.root.Source,
 			Partitions: cmp.Or(m.root.Partitions, config.PartitionsLabels), PartUUIDs: m.root.PartUUIDs.Line(), TreeAtMiB: m.root.Verity.TreeAtMiB,
@@ -83,6 +83,25 @@ func (m *Machine) OpenPart(slot string, part manifest.Name, write bool) (install
 		return nil, err
 	}
 	return newWindow(d, at, d.Size())
+}
+
+// OpenLayer opens a partition of a layer that lies in partitions of the slot.
+func (m *Machine) OpenLayer(slot, layer string, part manifest.Name, write bool) (install.Partition, error) {
+	of := gpt.Data
+	switch part {
+	case manifest.Verity:
+		of = gpt.Tree
+	case manifest.Signature:
+		of = gpt.Sig
+	}
+	p, err := m.disk.Partition(gpt.LayerLabel(layer, slot, of))
+	if errors.Is(err, gpt.ErrNotFound) {
+		return nil, fmt.Errorf("%w: %w", install.ErrNoPartition, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return openNode(p.Node, write)
 }
 
 func openNode(node string, write bool) (install.Partition, error) {

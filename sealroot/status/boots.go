@@ -27,6 +27,27 @@ type Boot struct {
 	FellBack *report.Fallback     `json:"fell_back,omitempty"`
 	Failures []report.Failure     `json:"failures,omitempty"`
 	Disagree *report.Disagreement `json:"disagreement,omitempty"`
+	LeftOut  []LeftOut            `json:"layers_left_out,omitempty"` // but those that were turned off
+}
+
+// LeftOut is a layer that a boot went on without.
+type LeftOut struct {
+	Name string `json:"name"`
+	Why  string `json:"why"`
+}
+
+func (l LeftOut) String() string { return "layer " + l.Name + " left out: " + l.Why }
+
+// leftOut are the layers that a report misses.
+func leftOut(r report.Report) []LeftOut {
+	var list []LeftOut
+	for _, l := range r.Layers {
+		if l.LeftOut != "" && l.LeftOut != report.LayerOff {
+			why := strings.TrimPrefix(l.LeftOut, "cannot use layer "+l.Name+": ")
+			list = append(list, LeftOut{Name: printable(l.Name), Why: printable(why)})
+		}
+	}
+	return list
 }
 
 // LastFallback is the newest boot on record that was not the slot's that should
@@ -93,7 +114,7 @@ func bootOf(r report.Report, kept boots.Report, running bool) Boot {
 	b := Boot{
 		BootID: printable(r.BootID), Running: running, Number: kept.Number,
 		Slot: printable(r.Slot.Name), Version: printable(r.Root.ImageVersion), Reason: printable(r.Slot.Reason),
-		Degraded: r.Degraded, Ended: printable(r.Ended),
+		Degraded: r.Degraded, Ended: printable(r.Ended), LeftOut: leftOut(r),
 	}
 	if !kept.Recorded.IsZero() {
 		b.Recorded = kept.Recorded.UTC().Format(time.RFC3339)
@@ -143,6 +164,9 @@ func (v Boot) remark() string {
 	}
 	if v.Degraded {
 		words = append(words, "degraded")
+	}
+	for _, l := range v.LeftOut {
+		words = append(words, l.String())
 	}
 	if len(words) == 0 && len(v.Failures) > 0 {
 		words = append(words, v.Failures[0].Error)

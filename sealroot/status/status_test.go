@@ -164,6 +164,18 @@ func situations() map[string]Input {
 		r.Slot.Reason, r.Slot.Loaded, r.Slot.Successful = "last-resort", "b", false
 	})
 	add("last_boots", lastBoots(slotsOf(good, slots.Slot{})), nil)
+	add("layers_left_out", Input{Slots: slotsOf(good, other), Log: bootlog.Record{Reports: []json.RawMessage{
+		reportOf(7, func(r *report.Report) {
+			r.Layers = []report.Layer{{Name: "low", LeftOut: "cannot use layer low: cannot mount: input/output error (a block does not match the hash tree)\x1b[31m"}}
+			r.Failures = []report.Failure{{Stage: "layers", Slot: "a", Class: "environment", Error: r.Layers[0].LeftOut}}
+			r.FellBack = &report.Fallback{From: "b", Reason: "kernel never reached init", Class: "image"}
+		}),
+	}}}, func(r *report.Report) {
+		r.Layers = []report.Layer{
+			{Name: "low", Version: "1"}, {Name: "mid", LeftOut: report.LayerOff}, {Name: "top", LeftOut: "cannot use layer top: not a layer for this root: it is for ID fedora, this is ID debian"},
+		}
+		r.Failures = []report.Failure{{Stage: "layers", Slot: "a", Class: "environment", Error: r.Layers[2].LeftOut}}
+	})
 	add("loader_disagreed", Input{Slots: slotsOf(other, good), Store: "gpt", Loader: "systemd-boot"}, func(r *report.Report) {
 		r.Slot.Loaded = "?"
 		r.Disagreement = &report.Disagreement{Loaded: "?", Wanted: "b", Why: "the entry was chosen by hand"}

@@ -80,6 +80,9 @@ func (s Status) bootRows(row func(name, format string, args ...any)) {
 		source += ", certificate " + cert
 	}
 	row("vouched for by", "%s", source)
+	for _, l := range leftOut(*r) {
+		row("layer", "%s LEFT OUT: %s", l.Name, l.Why)
+	}
 	if len(r.Stages) > 0 {
 		row("time in init", "%s", timing(r.Stages))
 	}

@@ -28,7 +28,17 @@ type SlotUUIDs [3]guid.GUID
 
 // Label is the label that a part of the slot has.
 func (n Naming) Label(slot string, part Part) string {
-	return n.prefix() + slot + [...]string{"", "-verity", "-verity-sig"}[part]
+	return n.prefix() + slot + suffix(part)
+}
+
+func suffix(part Part) string { return [...]string{"", "-verity", "-verity-sig"}[part] }
+
+// MaxLayerName is how many characters of a layer's name LayerLabel has room for.
+const MaxLayerName = 17
+
+// LayerLabel is the label that a part of the slot's layer of that name has.
+func LayerLabel(layer, slot string, part Part) string {
+	return "layer-" + layer + "-" + slot + suffix(part)
 }
 
 func (n Naming) prefix() string {

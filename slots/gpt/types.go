@@ -13,8 +13,10 @@ const (
 	TypeUsr       = "8484680c-9521-48c6-9c11-b0720656f69e"
 	TypeUsrVerity = "77ff5f63-e7b6-4633-acf4-1565b864c0e6"
 	TypeUsrSig    = "e7bb33fb-06cf-4e81-8273-e543b413e2e2"
-	TypeLog       = "05346ab1-46a4-4036-9234-7d170c31b7c4"
-	TypeState     = "a6487b78-d59c-42e7-b616-1cd78b6773d4"
+	// Those of layers are Linux data like any other: nothing looks for them by type.
+	TypeLayer = "0fc63daf-8483-4772-8e79-3d69d8477de4"
+	TypeLog   = "05346ab1-46a4-4036-9234-7d170c31b7c4"
+	TypeState = "a6487b78-d59c-42e7-b616-1cd78b6773d4"
 )
 
 // Partition labels on a sealroot disk. Those of a slot with a root are RootLabel,

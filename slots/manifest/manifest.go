@@ -1,7 +1,6 @@
 // Package manifest describes a set of image parts, as `sealroot-mkinitramfs
 // parts` makes it and `sealroot install` takes it. A set is a directory, or a
-// tar of its files in this order: manifest.json, manifest.sig, the layers, and the parts
-// in the order of the manifest. manifest.json is one JSON object:
+// tar of its files in the order of Manifest.Files. manifest.json is one JSON object:
 //
 //	{
 //	  "schema": 1,
@@ -15,8 +14,9 @@
 //	    {"name": "root", "file": "root.squashfs", "size": 1234944, "sha256": "<hex>"}
 //	  ],
 //	  "layers": [                   images on the state partition that the root needs
-//	    {"name": "tools", "root_hash": "<hex>", "file": "layer-tools.raw", "size": 5242880, "sha256": "<hex>"}
-//	  ],
+//	    {"name": "tools", "root_hash": "<hex>", "file": "layer-tools.raw", "size": 5242880, "sha256": "<hex>"},
+//	    {"name": "site", "root_hash": "<hex>", "parts": [ … ]}    in partitions of the slot:
+//	  ],                            verity-sig, verity and root of the layer, as in "parts"
 //	  "x-layout": {                 the disk that the set is for, as in the configuration
 //	    "loader": "uki", "store": "gpt", "partitions": "labels", "tree_at_mib": 0,
 //	    "source": "usr-verity",     missing: verity
@@ -97,13 +97,58 @@ type Part struct {
 	SHA256 [32]byte
 }
 
-// Layer is the image of a layer.
+// Layer is the image of a layer: one file, for the state partition, or three parts, for
+// partitions of the slot.
 type Layer struct {
 	Name     string // as in the configuration
 	RootHash []byte // 32 or 64 bytes
 	File     string // base name
 	Size     int64  // bytes
 	SHA256   [32]byte
+	Parts    []Part // LayerParts, in their order; nil: File
+}
+
+// LayerParts are the parts of a layer in partitions, in their order.
+func LayerParts() []Name { return []Name{Signature, Verity, Root} }
+
+// Part returns the part of that name.
+func (l Layer) Part(name Name) Part {
+	i := slices.IndexFunc(l.Parts, func(p Part) bool { return p.Name == name })
+	if i < 0 {
+		return Part{}
+	}
+	return l.Parts[i]
+}
+
+// InPartitions are the layers that lie in partitions of the slot.
+func (m Manifest) InPartitions() []Layer {
+	return slices.DeleteFunc(slices.Clone(m.Layers), func(l Layer) bool { return l.Parts == nil })
+}
+
+// OnState are the layers that lie on the state partition.
+func (m Manifest) OnState() []Layer {
+	return slices.DeleteFunc(slices.Clone(m.Layers), func(l Layer) bool { return l.Parts != nil })
+}
+
+// Files are the names of a set's files in their order: the layers on the state partition
+// come first, and those in partitions behind the root.
+func (m Manifest) Files() []string {
+	files := []string{File, SignatureFile}
+	for _, l := range m.OnState() {
+		files = append(files, l.File)
+	}
+	for _, p := range m.Parts {
+		files = append(files, p.File)
+		if p.Name != Root {
+			continue
+		}
+		for _, l := range m.InPartitions() {
+			for _, p := range l.Parts {
+				files = append(files, p.File)
+			}
+		}
+	}
+	return files
 }
 
 // Manifest describes a set.
@@ -222,9 +267,12 @@ type layoutDocument struct {
 type layerDocument struct {
 	Name     string `json:"name"`
 	RootHash string `json:"root_hash"`
-	File     string `json:"file"`
-	Size     int64  `json:"size"`
-	SHA256   string `json:"sha256"`
+	// either these three
+	File   string `json:"file,omitempty"`
+	Size   int64  `json:"size,omitempty"`
+	SHA256 string `json:"sha256,omitempty"`
+	// or these
+	Parts []partDocument `json:"parts,omitempty"`
 }
 
 type partDocument struct {
@@ -249,17 +297,27 @@ func Encode(m Manifest) ([]byte, error) {
 		Architecture: m.Architecture, KernelRelease: m.KernelRelease,
 		RootHash: hex.EncodeToString(m.RootHash), Layers: []layerDocument{}, Layout: (*layoutDocument)(m.Layout), System: (*systemDocument)(m.System), Sealed: m.Sealed, StatePartition: m.StatePartition,
 	}
-	for _, p := range m.Parts {
-		d.Parts = append(d.Parts, partDocument{p.Name, p.File, p.Size, hex.EncodeToString(p.SHA256[:])})
-	}
+	d.Parts = partDocuments(m.Parts)
 	for _, l := range m.Layers {
-		d.Layers = append(d.Layers, layerDocument{l.Name, hex.EncodeToString(l.RootHash), l.File, l.Size, hex.EncodeToString(l.SHA256[:])})
+		doc := layerDocument{Name: l.Name, RootHash: hex.EncodeToString(l.RootHash), Parts: partDocuments(l.Parts)}
+		if l.Parts == nil {
+			doc.File, doc.Size, doc.SHA256 = l.File, l.Size, hex.EncodeToString(l.SHA256[:])
+		}
+		d.Layers = append(d.Layers, doc)
 	}
 	text, err := json.MarshalIndent(d, "", "  ")
 	if err != nil {
 		return nil, fmt.Errorf("cannot write the manifest: %w", err)
 	}
 	return append(text, '\n'), nil
+}
+
+func partDocuments(parts []Part) []partDocument {
+	var list []partDocument
+	for _, p := range parts {
+		list = append(list, partDocument{p.Name, p.File, p.Size, hex.EncodeToString(p.SHA256[:])})
+	}
+	return list
 }
 
 // check holds the rules for the values, which are the same for both ways.
@@ -300,21 +358,9 @@ func (m Manifest) check() error {
 	if m.StatePartition != "" && !word(m.StatePartition, 32, "-") {
 		return fmt.Errorf("%w: x-state-partition %.40q", ErrFormat, m.StatePartition)
 	}
-	order, at := Names(), -1
-	files := []string{File, SignatureFile}
-	for _, p := range m.Parts {
-		n := slices.Index(order, p.Name)
-		switch {
-		case n < 0:
-			return fmt.Errorf("%w: unknown part %.40q", ErrFormat, p.Name)
-		case n <= at:
-			return fmt.Errorf("%w: part %s is given twice or out of order", ErrFormat, p.Name)
-		case !word(p.File, 100, "._-+~") || strings.HasPrefix(p.File, ".") || slices.Contains(files, p.File):
-			return fmt.Errorf("%w: part %s has file name %.120q", ErrFormat, p.Name, p.File)
-		case p.Size < 1 || p.Size > maxPart:
-			return fmt.Errorf("%w: part %s has %d bytes", ErrFormat, p.Name, p.Size)
-		}
-		at, files = n, append(files, p.File)
+	files, err := checkParts(m.Parts, Names(), []string{File, SignatureFile})
+	if err != nil {
+		return err
 	}
 	if err := m.checkLayers(files); err != nil {
 		return err
@@ -330,6 +376,27 @@ func (m Manifest) check() error {
 	return nil
 }
 
+// checkParts checks that parts come in this order, each at most once; files are the names
+// that are taken, and it returns them with those of the parts.
+func checkParts(parts []Part, order []Name, files []string) ([]string, error) {
+	at := -1
+	for _, p := range parts {
+		n := slices.Index(order, p.Name)
+		switch {
+		case n < 0:
+			return nil, fmt.Errorf("%w: unknown part %.40q", ErrFormat, p.Name)
+		case n <= at:
+			return nil, fmt.Errorf("%w: part %s is given twice or out of order", ErrFormat, p.Name)
+		case !word(p.File, 100, "._-+~") || strings.HasPrefix(p.File, ".") || slices.Contains(files, p.File):
+			return nil, fmt.Errorf("%w: part %s has file name %.120q", ErrFormat, p.Name, p.File)
+		case p.Size < 1 || p.Size > maxPart:
+			return nil, fmt.Errorf("%w: part %s has %d bytes", ErrFormat, p.Name, p.Size)
+		}
+		at, files = n, append(files, p.File)
+	}
+	return files, nil
+}
+
 // checkLayers holds the rules for layers, whose names become those of files; files are
 // the names that are taken.
 func (m Manifest) checkLayers(files []string) error {
@@ -343,6 +410,15 @@ func (m Manifest) checkLayers(files []string) error {
 			return fmt.Errorf("%w: layer name %.40q", ErrFormat, l.Name)
 		case len(l.RootHash) != 32 && len(l.RootHash) != 64:
 			return fmt.Errorf("%w: layer %s has a root_hash of %d bytes", ErrFormat, l.Name, len(l.RootHash))
+		case l.Parts != nil && (l.File != "" || l.Size != 0 || len(l.Parts) != len(LayerParts())):
+			return fmt.Errorf("%w: layer %s has parts %d, and a file too or not all that a layer has", ErrFormat, l.Name, len(l.Parts))
+		case l.Parts != nil:
+			taken, err := checkParts(l.Parts, LayerParts(), files)
+			if err != nil {
+				return fmt.Errorf("layer %s: %w", l.Name, err)
+			}
+			names, files = append(names, l.Name), taken
+			continue
 		case !word(l.File, 100, "._-+~") || strings.HasPrefix(l.File, ".") || slices.Contains(files, l.File):
 			return fmt.Errorf("%w: layer %s has file name %.120q", ErrFormat, l.Name, l.File)
 		case l.Size < 1 || l.Size > maxPart:

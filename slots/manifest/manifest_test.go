@@ -26,7 +26,11 @@ func example() Manifest {
 		System: &System{ID: "debian", VersionID: "12", LayersAllowed: "site app-* *"},
 		Sealed: "signed-pcr11+7 " + strings.Repeat("ab", 32), StatePartition: StateBtrfs,
 	}
-	m.Layers = []Layer{{"tools-2", bytes.Repeat([]byte{0xcd}, 32), "layer-tools-2.raw", 4096, sha256.Sum256([]byte("tools"))}, {"apps", bytes.Repeat([]byte{0xce}, 64), "apps", 1, [32]byte{}}}
+	m.Layers = []Layer{
+		{Name: "tools-2", RootHash: bytes.Repeat([]byte{0xcd}, 32), File: "layer-tools-2.raw", Size: 4096, SHA256: sha256.Sum256([]byte("tools"))},
+		{Name: "site", RootHash: bytes.Repeat([]byte{0xcf}, 32), Parts: []Part{{Name: Signature, File: "s.sig", Size: 9}, {Name: Verity, File: "s.verity", Size: 8}, {Name: Root, File: "s.squashfs", Size: 7}}},
+		{Name: "apps", RootHash: bytes.Repeat([]byte{0xce}, 64), File: "apps", Size: 1},
+	}
 	for i, n := range Names() {
 		m.Parts = append(m.Parts, Part{n, "file-" + string(n), int64(i) + 1, sha256.Sum256([]byte(n))})
 	}
@@ -65,6 +69,15 @@ func TestEncodeParse(t *testing.T) {
 	}
 }
 
+// The order of a set's files: what is checked before a slot changes, then what is
+// written into it.
+func TestFiles(t *testing.T) {
+	want := "manifest.json manifest.sig layer-tools-2.raw apps file-verity-sig file-verity file-root s.sig s.verity s.squashfs file-kernel file-initrd file-uki"
+	if got := strings.Join(example().Files(), " "); got != want {
+		t.Errorf("files %s, want %s", got, want)
+	}
+}
+
 func TestParseRefuses(t *testing.T) {
 	bare := example()
 	bare.Layers = nil
@@ -73,6 +86,12 @@ func TestParseRefuses(t *testing.T) {
 		one := fmt.Sprintf(`{"name": %q, "root_hash": "%064d", "file": %q, "size": 1, "sha256": "%064d"}`, name, 0, file, 0)
 		return `"layers": [` + strings.Join(slices.Repeat([]string{one}, n), ", ") + `]`
 	}
+	oneLayer := strings.TrimSuffix(strings.TrimPrefix(layers("x", "l.raw", 1), `"layers": [`), `]`)
+	inParts := fmt.Sprintf(`{"name": "x", "root_hash": "%064d", "parts": [`, 0)
+	for i, n := range LayerParts() {
+		inParts += strings.Repeat(", ", min(i, 1)) + fmt.Sprintf(`{"name": %q, "file": "x-%s", "size": 1, "sha256": "%064d"}`, n, n, 0)
+	}
+	inParts += "]}"
 	replace := func(old, with string) string {
 		t.Helper()
 		if !strings.Contains(good, old) {
@@ -104,6 +123,12 @@ func TestParseRefuses(t *testing.T) {
 		{"layout_with_odd_words", replace(`"store": "bls"`, `"store": "b l"`), "in x-layout"},
 		{"layout_before_the_image", replace(`"tree_at_mib": 256`, `"tree_at_mib": -1`), "in x-layout"},
 		{"no_version", replace(`"version": "2026.11.1~rc1",`, ``), "no version"},
+		{"layer_without_sum", replace(`"layers": []`, `"layers": [`+strings.Replace(oneLayer, `, "sha256"`, `, "x-sha256"`, 1)+`]`), "a sha256 or parts"},
+		{"layer_with_file_and_parts", replace(`"layers": []`, `"layers": [`+strings.Replace(inParts, `"parts"`, `"file": "x", "size": 1, "parts"`, 1)+`]`), "a file too"},
+		{"layer_with_sum_and_parts", replace(`"layers": []`, `"layers": [`+strings.Replace(oneLayer, `"name"`, `"parts": [], "name"`, 1)+`]`), "a sha256 or parts"},
+		{"layer_without_parts", replace(`"layers": []`, `"layers": [{"name": "x", "root_hash": "`+strings.Repeat("0", 64)+`", "parts": []}]`), "not all that a layer has"},
+		{"layer_with_a_kernel", replace(`"layers": []`, `"layers": [`+strings.Replace(inParts, `"root", `, `"kernel", `, 1)+`]`), "unknown part"},
+		{"layer_with_the_parts_of_another", replace(`"layers": []`, `"layers": [`+inParts+`, `+strings.Replace(inParts, `"name": "x"`, `"name": "y"`, 1)+`]`), "file name"},
 		{"half_a_layer", replace(`"layers": []`, `"layers": [{"name": "x"}]`), "has no root_hash"},
 		{"layer_name", replace(`"layers": []`, layers("../x", "l.raw", 1)), "layer name"},
 		{"layer_twice", replace(`"layers": []`, layers("x", "l.raw", 2)), "layer name"},

@@ -124,13 +124,25 @@ func (r reader) part() (p Part, err error) {
 }
 
 func (r reader) layer() (l Layer, err error) {
+	summed := false
 	err = r.object("a layer", []field{
 		{"name", func() error { return r.text(&l.Name) }},
 		{"root_hash", func() (err error) { l.RootHash, err = r.hex(64); return err }},
 		{"file", func() error { return r.text(&l.File) }},
 		{"size", func() error { return r.number(&l.Size) }},
-		{"sha256", func() error { return r.sha256(&l.SHA256) }},
-	})
+		{"sha256", func() error { summed = true; return r.sha256(&l.SHA256) }},
+		{"parts", func() error {
+			l.Parts = []Part{}
+			return r.array(len(LayerParts()), func() error {
+				p, err := r.part()
+				l.Parts = append(l.Parts, p)
+				return err
+			})
+		}},
+	}, "file", "size", "sha256", "parts")
+	if err == nil && summed == (l.Parts != nil) {
+		err = errors.New("a layer has a sha256 or parts")
+	}
 	return l, err
 }
 
