@@ -79,17 +79,35 @@ func TestWatchdogResetsStoppedInit(t *testing.T) {
 	})
 }
 
+// pausesForEver is a program (ELF, x86-64) that waits for a signal, again and again:
+// mov $34, %eax; syscall (pause); jmp to the first.
+const pausesForEver = "\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00" +
+	"\x02\x00\x3e\x00\x01\x00\x00\x00\x78\x00\x40\x00\x00\x00\x00\x00" +
+	"\x40\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00" +
+	"\x00\x00\x00\x00\x40\x00\x38\x00\x01\x00\x00\x00\x00\x00\x00\x00" +
+	"\x01\x00\x00\x00\x05\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00" +
+	"\x00\x00\x40\x00\x00\x00\x00\x00\x00\x00\x40\x00\x00\x00\x00\x00" +
+	"\x81\x00\x00\x00\x00\x00\x00\x00\x81\x00\x00\x00\x00\x00\x00\x00" +
+	"\x00\x10\x00\x00\x00\x00\x00\x00" + "\xb8\x22\x00\x00\x00\x0f\x05\xeb\xf7"
+
 // A watchdog that is handed over runs on: a root that feeds it stays up, and one
-// that stops feeding is reset.
+// that stops feeding is reset. So is a boot in which a layer that was added hangs: the
+// next one leaves it out, and the committed slot stays as it was.
 func TestWatchdogHandedOver(t *testing.T) {
 	t.Parallel()
 	const seconds = 30 // more than a busy host may keep the guest waiting
+	hangs, _ := madeLayer(t, "extra-hangs", "", "usr/sbin/init", pausesForEver)
 	disk := Image{
 		Kernel: "6.12",
-		Edit:   []string{"tries: 3", "tries: 3\n  watchdog: {seconds: 30, handover: true}"},
-		// mkinitramfs believes this; in truth the probe feeds, when it is told to.
-		Extra: map[string]string{"usr/lib/systemd/system.conf.d/watchdog.conf": "[Manager]\nRuntimeWatchdogSec=30s\n"},
+		Edit: []string{"tries: 3", "tries: 3\n  watchdog: {seconds: 30, handover: true}",
+			"root: [image.crt]\n", "root: [image.crt]\n  layer: [image.crt]\n", "etc: overlay\n", "etc: overlay\nlayers_allowed: [extra-*]\n"},
+		Extra: map[string]string{
+			// mkinitramfs believes this; in truth the probe feeds, when it is told to.
+			"usr/lib/systemd/system.conf.d/watchdog.conf": "[Manager]\nRuntimeWatchdogSec=30s\n",
+			"usr/share/layers/hangs.raw":                  hangs,
+		},
 	}.Build(t)
+	before := disk.Slot(t, "a")
 	vm := directMachine(t, disk).WithTPM().WithArgs(hardwareWatchdog...).Boot()
 	// The machine lives for as long as it is fed.
 	feed := func() { vm.Run("write /dev/watchdog0 fed") }
@@ -110,9 +128,27 @@ func TestWatchdogHandedOver(t *testing.T) {
 	if again := vm.Report(); again.BootID != r.BootID {
 		t.Fatal("the machine was reset although somebody fed the watchdog")
 	}
-	// The control: it was the feeding.
+	vm.Run("sealroot layer add /usr/share/layers/hangs.raw")
+	feed()
+	// The control: it was the feeding. Nobody restarts the machine from here on.
+	vm.Expect(`Linux version`, probeTime)
+	if between := vm.Expect(`(?s)slot a: starting /sbin/init.*?Linux version`, probeTime)[0]; strings.Contains(between, "probe: up") {
+		t.Errorf("the layer's init did not hang:\n%s", between)
+	}
 	again := up()
 	if again.BootID == r.BootID || again.Watchdog == nil || !again.Watchdog.Fired {
 		t.Errorf("watchdog %+v in the next boot, want that it fired", again.Watchdog)
+	}
+	if len(again.Layers) > 0 || again.LayerTrial || again.FellBack != nil || again.Slot.Reason != "committed" || len(again.Failures) > 0 {
+		t.Errorf("after a layer that hangs: layers %s, slot %+v, fell back %+v, failures %q", layersText(again), again.Slot, again.FellBack, failuresText(again))
+	}
+	if after := disk.Slot(t, "a"); after != before {
+		t.Errorf("slot a is %+v, was %+v", after, before)
+	}
+	for command, says := range map[string]string{"sealroot layer list": "dropped", "sealroot status": "did not come up"} {
+		feed()
+		if said := vm.Run(command); !strings.Contains(said, says) {
+			t.Errorf("%s does not say %q:\n%s", command, says, said)
+		}
 	}
 }
