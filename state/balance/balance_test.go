@@ -107,8 +107,10 @@ func TestHurries(t *testing.T) {
 	l := Defaults()
 	s := Sizes{Outer: 64 * gib, OuterFree: 8 * gib, Inner: 50 * gib, InnerFree: 600 * mib}
 	for slow, want := range map[time.Duration]time.Duration{0: l.Interval, 3 * time.Second: l.Interval / 4} {
-		if next, idleFor := l.pace(History{innerRate: 128 * mib, slow: slow}, s, none("")); next/10*10 < want || next > want*3/2 || idleFor != 0 {
-			t.Errorf("steps of %v: looks in %v, or %v, want %v", slow, next, idleFor, want)
+		for _, d := range []Decision{none(""), {Action: Shrink}} {
+			if next, idleFor := l.pace(History{innerRate: 128 * mib, slow: slow}, s, d); next < want || next > want*3/2 || idleFor != 0 {
+				t.Errorf("steps of %v, %+v: looks in %v, or %v, want %v", slow, d, next, idleFor, want)
+			}
 		}
 	}
 }

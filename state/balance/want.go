@@ -86,6 +86,8 @@ func (l Limits) pace(h History, s Sizes, d Decision) (next, idleFor time.Duratio
 		}
 	}
 	switch {
+	case !l.GapOnly && (l.soonFull(h, in) || l.soonFull(h, out)): // also after a step, which took its time
+		return l.Interval / 4, 0
 	case d.Action == Grow || d.Action == Shrink || d.Action == Reserve:
 		return l.Interval, 0
 	case l.GapOnly: // free space is nobody's concern
@@ -94,8 +96,6 @@ func (l Limits) pace(h History, s Sizes, d Decision) (next, idleFor time.Duratio
 		return next, 0
 	case h.quiet >= quietPasses: // a trickle of writes must not wake the service at each
 		return min(max(next, l.Interval/4), l.Interval), idle
-	case l.soonFull(h, in) || l.soonFull(h, out):
-		return l.Interval / 4, 0
 	}
 	return max(next, l.Interval), 0
 }
