@@ -64,8 +64,8 @@ type Image struct {
 	Disk []string
 	// Sealroot is the path of another command sealroot for the running system.
 	Sealroot string
-	// Compress makes the root's squashfs as the product does. Else it is compressed
-	// little: a hundred images would cost ten minutes of a processor.
+	// Compress makes the root's squashfs and the initramfs as the product does. Else they
+	// are compressed little: a hundred images would cost ten minutes of a processor.
 	Compress bool
 	// Keys is the name of another key folder than that of all test images.
 	Keys string
@@ -180,6 +180,27 @@ func (im Image) program(name string) string {
 	return filepath.Join(im.Tree, "build", name)
 }
 
+// packer is the sealroot-mkinitramfs that makes the image.
+func (im Image) packer(t *testing.T) string {
+	t.Helper()
+	program := im.program("sealroot-mkinitramfs")
+	if im.Compress || im.Tree != "" {
+		return program
+	}
+	sum := sha256.Sum256(readFile(t, program))
+	quick := filepath.Join(buildDir, "images", "quick-mkinitramfs-"+hex.EncodeToString(sum[:6]))
+	once(t, quick, func(path string) {
+		const file, best = "mkinitramfs/initramfs/initramfs.go", "zstd.SpeedBestCompression"
+		text := string(readFile(t, filepath.Join(rootDir, file)))
+		if strings.Count(text, best) != 1 {
+			t.Fatalf("%s does not compress with %s", file, best)
+		}
+		built := goBuildReplaced(t, "../mkinitramfs", map[string]string{file: strings.Replace(text, best, "zstd.SpeedDefault", 1)})
+		writeFile(t, path, readFile(t, built), 0o755)
+	})
+	return quick
+}
+
 // make runs sealroot-mkinitramfs disk.
 func (im Image) make(t *testing.T, path string) {
 	t.Helper()
@@ -200,7 +221,7 @@ func (im Image) mkinitramfs(t *testing.T, command string, more ...string) {
 	k := kernel(t, im.Kernel)
 	args := append([]string{command, "--config", im.config(t), "--keys", keyFolder(t, im.Keys),
 		"--rootfs", rootTar(t, im.Root), "--kernel", k.Image, "--modules-dir", k.modules(t, im.Root),
-		"--extra", im.extraDir(t),
+		"--extra", im.extraDir(t), "--init", im.program("init"),
 		// A kernel that hangs answers SysRq with what it is doing (see hang_test.go).
 		"--cmdline", strings.TrimSpace("console=ttyS0 sysrq_always_enabled " + im.Cmdline)}, more...)
 	if im.Uncapped {
@@ -215,7 +236,7 @@ func (im Image) mkinitramfs(t *testing.T, command string, more ...string) {
 	if im.SecureBoot {
 		args = append(args, "--secureboot-key", snakeoilKey(t), "--secureboot-cert", machine.SnakeoilCert)
 	}
-	cmd := exec.Command(im.program("sealroot-mkinitramfs"), args...)
+	cmd := exec.Command(im.packer(t), args...)
 	if !im.Compress {
 		tools, err := filepath.Abs(toolsDir)
 		if err != nil {

@@ -226,20 +226,11 @@ func around(buf []byte, at, n int) []byte {
 // and whose collector leaves what it frees.
 func unwipedInit(t *testing.T) string {
 	t.Helper()
-	dir := t.TempDir()
 	replaced := map[string]string{}
-	for i, pkg := range []string{"init/boot", "init/console", "state", "state/enrol", "state/tpm"} {
-		file := filepath.Join(dir, fmt.Sprint(i, ".go"))
-		writeFile(t, file, []byte("package "+filepath.Base(pkg)+"\n\nfunc clear[T any](T) {}\n"), 0o644)
-		replaced[absolute(t, filepath.Join(rootDir, pkg, "unwiped.go"))] = file
+	for _, pkg := range []string{"init/boot", "init/console", "state", "state/enrol", "state/tpm"} {
+		replaced[pkg+"/unwiped.go"] = "package " + filepath.Base(pkg) + "\n\nfunc clear[T any](T) {}\n"
 	}
-	text, err := json.Marshal(map[string]any{"Replace": replaced})
-	if err != nil {
-		t.Fatal(err)
-	}
-	overlay := filepath.Join(dir, "overlay.json")
-	writeFile(t, overlay, text, 0o644)
-	return goBuild(t, "-overlay="+overlay, "../init")
+	return goBuildReplaced(t, "../init", replaced)
 }
 
 // initramfsOf makes the test image's initramfs with another init.

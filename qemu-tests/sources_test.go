@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -130,6 +131,26 @@ func goBuild(t *testing.T, args ...string) string {
 		t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, output)
 	}
 	return path
+}
+
+// goBuildReplaced builds a static program of a tree some of whose files are others, or
+// are there besides; by their paths in the tree.
+func goBuildReplaced(t *testing.T, pkg string, files map[string]string) string {
+	t.Helper()
+	dir := t.TempDir()
+	replaced := map[string]string{}
+	for name, text := range files {
+		file := filepath.Join(dir, strings.ReplaceAll(name, "/", "-"))
+		writeFile(t, file, []byte(text), 0o644)
+		replaced[absolute(t, filepath.Join(rootDir, name))] = file
+	}
+	text, err := json.Marshal(map[string]any{"Replace": replaced})
+	if err != nil {
+		t.Fatal(err)
+	}
+	overlay := filepath.Join(dir, "overlay.json")
+	writeFile(t, overlay, text, 0o644)
+	return goBuild(t, "-overlay="+overlay, pkg)
 }
 
 // probeTar writes the tar of a root whose init is the probe.
