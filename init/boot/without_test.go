@@ -77,6 +77,7 @@ func TestStateThatSpoilsTheRoot(t *testing.T) {
 						b.cfg.Overlays = nil
 					}
 					b.report.Slot.Name, b.report.Root.RootHash, b.report.State.Unlocked = "a", strings.Repeat("ab", 32), report.UnlockedTPM2
+					b.report.State.UUID = "of the volume"
 					b.imageFS = mount.Filesystem{Type: "bind", Source: "/images/1"}
 					m.step(b.mountImage("a", b.imageFS))
 					b.outerFS = mount.Filesystem{Type: "bind", Source: "/outer"}
@@ -119,6 +120,9 @@ func TestStateThatSpoilsTheRoot(t *testing.T) {
 						if f.Class == string(slots.ImageFailure) {
 							t.Errorf("a slot is blamed: %+v", f)
 						}
+					}
+					if (b.report.State.UUID == "") != tt.degraded {
+						t.Errorf("the report has volume %q open", b.report.State.UUID)
 					}
 					if tt.degraded {
 						after := listed(t, "/volume")
