@@ -341,8 +341,8 @@ func (v *verdict) hooks() {
 
 // enabled tells whether systemd starts a unit, as by has it; "" for any target.
 func (v *verdict) enabled(name, by string) bool {
-	if link := v.t.files["etc/systemd/system/"+name]; link.Link == "/dev/null" {
-		return false
+	if f, ok := v.t.files["etc/systemd/system/"+name]; ok && (f.Link == "/dev/null" || f.Mode.IsRegular() && f.Size == 0) {
+		return false // masked, by either (systemd.unit(5))
 	}
 	wanted, there := false, false
 	for _, dir := range []string{"etc/systemd/system", "usr/local/lib/systemd/system", "usr/lib/systemd/system", "lib/systemd/system"} {

@@ -68,6 +68,10 @@ func kiosk(edit func(*config.Config)) Want {
 
 func TestJudge(t *testing.T) {
 	gone := File{}
+	asks := files{
+		"etc/machine-id": text("uninitialized\n"), "usr/lib/systemd/system/systemd-firstboot.service": text("[Unit]"),
+		"usr/lib/systemd/system/sysinit.target.wants/systemd-firstboot.service": link("../systemd-firstboot.service"),
+	}
 	extra := func(to string) func(*config.Config) {
 		return func(c *config.Config) { c.Binds.Extra = []config.ExtraBind{{From: "encrypted/x", To: to}} }
 	}
@@ -164,6 +168,10 @@ func TestJudge(t *testing.T) {
 		{"machine_id_uninitialized", kiosk(nil), files{"etc/machine-id": text("uninitialized\n")}, "", ""},
 		{"machine_id_uninitialized_by_extra", built(kiosk(nil)), files{"etc/machine-id": text("uninitialized\n")}, "", ""},
 		{"machine_id_uninitialized_at_every_boot", built(kiosk(func(c *config.Config) { c.Etc = config.EtcVolatile })), files{"etc/machine-id": text("uninitialized\n")}, "warning /etc/machine-id (machine-id)", "each one would be a first boot"},
+		{"first_boot_asks", kiosk(nil), asks, "warning /etc/machine-id (machine-id)", "asks on the console"},
+		{"first_boot_asks_where_there_is_no_file", kiosk(nil), func() files { f := asks.with(nil); f["etc/machine-id"] = gone; return f }(), "warning /etc/machine-id (machine-id)", "asks on the console"},
+		{"first_boot_is_masked", kiosk(nil), asks.with(files{"etc/systemd/system/systemd-firstboot.service": link("/dev/null")}), "", ""},
+		{"no_first_boot", kiosk(nil), asks.with(files{"etc/machine-id": text("")}), "", ""},
 		{"machine_id_of_dbus", kiosk(nil), files{"var/lib/dbus/machine-id": text("0123\n")}, "warning /var/lib/dbus/machine-id (machine-id)", "same"},
 
 		{"ssh_host_key", kiosk(nil), files{"etc/ssh/ssh_host_ed25519_key": text("x"), "etc/ssh/ssh_host_ed25519_key.pub": text("x")}, "warning /etc/ssh/ssh_host_ed25519_key (ssh-host-keys)", "every machine"},

@@ -21,8 +21,21 @@ func (v *verdict) machineID() {
 	default:
 		v.warn(etc, "nothing to do for sealroot-mkinitramfs disk and parts, which empty it; other builders: truncate -s0 it", "filled: every machine gets the same identity, and DHCP addresses")
 	}
+	v.firstBoot(etc)
 	if f := v.t.files[dbus]; f.Mode.IsRegular() && len(f.Text) > 0 {
 		v.warn(dbus, "ln -sf /etc/machine-id it", "a file with an identity: every machine gets the same")
+	}
+}
+
+// firstBoot: nobody may be at the machine whose first boot asks and waits for the answer
+// (systemd-firstboot.service(8)).
+func (v *verdict) firstBoot(id string) {
+	const unit = "systemd-firstboot.service"
+	_, there := v.t.files[id]
+	first := !there || strings.TrimSpace(string(v.t.files[id].Text)) == "uninitialized"
+	if first && v.w.Config.KeepsEtc() && v.enabled(unit, "sysinit.target.wants") {
+		v.warn(id, "systemctl --root=ROOT mask "+unit+", or give it what is missing; an empty file makes no boot a first one",
+			"not there or uninitialized: the first boot of each machine asks on the console for a locale, a time zone and root's password where they are missing, and waits")
 	}
 }
 
