@@ -99,6 +99,8 @@ func (b *boot) layerError(l config.Layer, err error) error {
 	switch {
 	case errors.As(err, &known):
 		return &stageError{known.class, known.reason, err}
+	case errors.Is(err, dm.ErrExists), errors.Is(err, unix.EBUSY): // whatever the layer is
+		return environmentError(slots.IOError, "%w", err)
 	case l.From == config.LayerFromPartition:
 	case b.volume.outer == nil || l.From == config.LayerFromVolume || b.report.Degraded || isDamage(err): // no slot is to blame
 		return stateError(slots.StateDamaged, "%w", err)

@@ -241,6 +241,19 @@ umount /layers/1
 	}
 }
 
+// takenName has a device of the name already.
+type takenName struct {
+	*layerDevices
+	name string
+}
+
+func (d takenName) Verity(name, uuid string, t dm.VerityTarget) (dm.Device, error) {
+	if name == d.name {
+		return dm.Device{}, dm.ErrExists
+	}
+	return d.layerDevices.Verity(name, uuid, t)
+}
+
 // Whatever is in the place of a layer is left out or stops the boot, as configured, and
 // nothing of it is left.
 func TestLayerFailures(t *testing.T) {
@@ -295,6 +308,12 @@ func TestLayerFailures(t *testing.T) {
 		{"damaged_file_system", func(t *testing.T, b *boot, m *mounttest.Recorder, d *layerDevices) {
 			m.FailAt, m.FailWith = 2, syscall.EUCLEAN
 		}, syscall.EUCLEAN, slots.StateFailure},
+		{"device_is_there_already", func(t *testing.T, b *boot, _ *mounttest.Recorder, d *layerDevices) {
+			b.sys.Verity = takenName{d, layerName(*mid(b))}
+		}, dm.ErrExists, slots.EnvironmentFailure},
+		{"busy", func(t *testing.T, b *boot, m *mounttest.Recorder, d *layerDevices) {
+			m.FailAt, m.FailWith = 2, syscall.EBUSY
+		}, syscall.EBUSY, slots.EnvironmentFailure},
 		{"not_in_a_degraded_boot", func(t *testing.T, b *boot, _ *mounttest.Recorder, _ *layerDevices) {
 			b.report.Degraded, b.rootRelease.ID = true, "fedora"
 		}, errLayer, slots.StateFailure},

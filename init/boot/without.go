@@ -74,7 +74,8 @@ func (b *boot) ofVolume() bool {
 func (b *boot) takeDown(keep bool) (err error) {
 	_ = b.volume.outer.Close()
 	b.volume.outer = nil
-	_ = b.sys.Mounter.Detach(newRoot) // one that stays keeps the volume open
+	_ = b.sys.Mounter.Detach(newRoot)    // one that stays keeps the volume open
+	_ = b.sys.Mounter.Detach(layersRoot) // and this the layers: it did not get to the root's place
 	names, _ := listDir(asideDir)
 	for _, name := range names {
 		_ = b.sys.Mounter.Detach(asideDir + "/" + name)

@@ -3,9 +3,11 @@ package boot
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -16,9 +18,12 @@ import (
 	"sealroot/init/report"
 	"sealroot/mount"
 	"sealroot/mount/child"
+	"sealroot/mount/dm"
+	"sealroot/mount/loop"
 	"sealroot/slots"
 	"sealroot/state"
 	"sealroot/state/layout"
+	"sealroot/verity/osrelease"
 )
 
 // bindMounts mounts directories in the place of devices.
@@ -29,6 +34,33 @@ func (bindMounts) MountIn(f mount.Filesystem, where mount.Place) error {
 		return mount.Kernel{}.MountIn(f, where)
 	}
 	return unix.Mount(f.Source, filepath.Join(where.Root, where.Path), "", unix.MS_BIND, "")
+}
+
+// busyVerity makes each device of /images/NAME, and as the kernel has it none twice, and
+// takes none away that is mounted, or is a layer of an overlay that is.
+type busyVerity struct {
+	fakeVerity
+	made map[string]bool
+}
+
+func (v busyVerity) Verity(name, _ string, _ dm.VerityTarget) (dm.Device, error) {
+	if v.made[name] {
+		return dm.Device{}, fmt.Errorf("%w: %w", dm.ErrExists, unix.EBUSY)
+	}
+	v.made[name] = true
+	return dm.Device{Name: name, Path: "/images/" + strings.TrimPrefix(name, "sealroot-layer-")}, nil
+}
+
+func (v busyVerity) Remove(name string) error {
+	text, err := os.ReadFile("/proc/thread-self/mountinfo")
+	if err != nil || regexp.MustCompile(`(?m) /layer(ed|s/\S+) | /sysroot .* - overlay `).Match(text) {
+		return errors.Join(unix.EBUSY, err)
+	}
+	if !v.made[name] {
+		return unix.ENXIO
+	}
+	delete(v.made, name)
+	return nil
 }
 
 // What lies in the volume, or as a layer in it, and keeps the root from being put
@@ -55,6 +87,8 @@ func TestStateThatSpoilsTheRoot(t *testing.T) {
 		{"layer_without_execute_bit", func() error { return file("/volume/.layers/site/sbin/init", "x") }, "", false, "not an executable file", ""},
 		{"layer_with_a_file_for_etc", func() error { return file("/volume/.layers/site/etc", "x") }, "", false, "not a directory", ""},
 		{"layer_with_a_link_for_var", func() error { return os.Symlink("/run", "/volume/.layers/site/var") }, "", false, "unsafe path", ""},
+		{"layer_with_a_file_for_state", func() error { return file("/volume/.layers/site/state", "x") }, "", false, "cannot attach a mount", ""},
+		{"layer_with_a_whiteout_for_state", func() error { return unix.Mknod("/volume/.layers/site/state", unix.S_IFCHR, 0) }, "", false, "no such file", ""},
 	} {
 		for _, step := range []string{config.FailureDegraded, config.FailureHalt, config.FailureReboot} {
 			t.Run(tt.name+"_"+step, func(t *testing.T) {
@@ -62,16 +96,19 @@ func TestStateThatSpoilsTheRoot(t *testing.T) {
 					m := aMachine{t: t}
 					m.image("1", map[string]string{"opt/init": "", "etc/image": "1"})
 					m.step(os.Chmod("/images/1/opt/init", 0o755))
+					m.step(file("/images/tools/"+osrelease.ExtensionPath("tools"), "ID=_any\n"))
+					m.step(file("/images/tools/usr/tool", "y"))
 					for _, dir := range []string{newRoot, "/volume/.layers/site/usr", "/outer/encrypted"} {
 						m.step(os.MkdirAll(dir, 0o755))
 					}
 					m.step(file("/volume/.layers/site/usr/added", "x"))
 					m.step(tt.spoil())
 					b, _ := testBoot(&person{}, config.State{Create: config.CreateFirstBoot, OnFailure: []string{config.FailurePrompt, step}})
-					b.sys.Mounter, b.sys.Verity = bindMounts{}, fakeVerity{}
+					devices := busyVerity{made: map[string]bool{}}
+					b.sys.Mounter, b.sys.Verity = bindMounts{}, devices
+					b.sys.AttachLoop = func(*os.File, loop.Options) (loop.Device, error) { return loop.Device{Major: 7}, nil }
 					b.sys.RunProgram = func(context.Context, string, ...string) (child.Result, error) { return child.Result{}, fs.ErrNotExist }
 					b.cfg.Etc, b.cmd.Init = config.EtcOverlay, tt.init
-					b.cfg.Layers = []config.Layer{{Name: "site", From: config.LayerFromVolume, Verity: config.LayerUnverified, OnFailure: config.LayerSkip}}
 					b.cfg.Overlays = []config.Overlay{{Path: "/var/lib/pkg", Upper: config.UpperEncrypted}, {Path: "/opt", Upper: config.UpperMemory}}
 					if tt.init != "" {
 						b.cfg.Overlays = nil
@@ -88,12 +125,21 @@ func TestStateThatSpoilsTheRoot(t *testing.T) {
 					b.volume.volume = &state.Volume{}
 					b.volumeFS = mount.Filesystem{Type: "bind", Source: "/volume"}
 					m.step(b.mountIn(b.volumeFS, mount.Place{Root: stateDir, Path: "encrypted"}))
-					before := listed(t, "/volume")
+					tools := layerImage(t, "tools", make([]byte, 8192))
+					tools.Filesystem = "bind"
+					b.cfg.Layers = []config.Layer{tools, {Name: "site", From: config.LayerFromVolume, Verity: config.LayerUnverified, OnFailure: config.LayerSkip}}
+					before, around := listed(t, "/volume"), mountsAround(t)
 
 					err = b.assemble(t.Context())
 					left := ""
-					if len(b.report.Layers) > 0 {
-						left = b.report.Layers[0].LeftOut
+					if len(b.report.Layers) > 1 {
+						left = b.report.Layers[1].LeftOut
+					}
+					if got := mountsAround(t); got != around {
+						t.Errorf("mounts outside the root:\n%swant\n%s", got, around)
+					}
+					if devices.made[layerName(tools)] != (err == nil) || len(devices.made) > 1 {
+						t.Errorf("assemble() = %v leaves %v", err, devices.made)
 					}
 					if tt.degraded && step != config.FailureDegraded {
 						class, _ := classOf(err)
@@ -108,7 +154,7 @@ func TestStateThatSpoilsTheRoot(t *testing.T) {
 					if !tt.degraded && (tt.left == "" && left != "" || !strings.Contains(left, tt.left)) {
 						t.Errorf("the layer is left out: %q, want %q", left, tt.left)
 					}
-					want := map[string]string{"etc/image": "1", "usr/added": "x"}
+					want := map[string]string{"etc/image": "1", "usr/added": "x", "usr/tool": "y"}
 					if tt.degraded || tt.left != "" {
 						want["usr/added"] = ""
 					}
@@ -140,6 +186,16 @@ func TestStateThatSpoilsTheRoot(t *testing.T) {
 			})
 		}
 	}
+}
+
+// mountsAround are the mounts that are not in the new root.
+func mountsAround(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile("/proc/thread-self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return regexp.MustCompile(`(?m)^`+newRoot+`[ /].*\n`).ReplaceAllString(mountsBelow(string(text)), "")
 }
 
 // A block of the image that does not match is its own fault, also where the state is what
