@@ -41,18 +41,28 @@ func (b *boot) putTogether(ctx context.Context) error {
 	if err := b.stackLayers(ctx); err != nil {
 		return err
 	}
+	// It passed on the image alone.
+	if b.layered {
+		if err := b.checkInit(); err != nil {
+			return imageError(slots.Mount, "cannot start %s with the layers over the image: %w", b.initPath(), err)
+		}
+	}
 	if err := b.writable(ctx); err != nil || !b.ofVolume() {
 		return err
 	}
-	root, err := mount.OpenRoot(newRoot)
-	if err == nil {
-		err = mount.CheckInit(root, b.initPath()) // it passed on the image alone
-		root.Close()
-	}
-	if err != nil {
+	if err := b.checkInit(); err != nil {
 		return stateError(slots.StateDamaged, "cannot start %s with what the state has over the image: %w", b.initPath(), err)
 	}
 	return nil
+}
+
+func (b *boot) checkInit() error {
+	root, err := mount.OpenRoot(newRoot)
+	if err == nil {
+		err = mount.CheckInit(root, b.initPath())
+		root.Close()
+	}
+	return err
 }
 
 // notImage takes the blame from an image that passed alone, and has layers over it which

@@ -224,6 +224,63 @@ func TestCorruptImageIsNoFaultOfTheState(t *testing.T) {
 	}
 }
 
+// An init that a layer with a hash spoils is no fault of the state: it is the image's, which
+// names the layer, and with layers on trial nobody's, for the next boot leaves those out.
+// What lies in the volume keeps its own blame.
+func TestInitSpoiltByALayer(t *testing.T) {
+	for _, step := range []string{config.FailureDegraded, config.FailureHalt, config.FailureReboot} {
+		for name, tt := range map[string]struct {
+			tried, alone bool
+			unlocked     string
+			want         slots.Class
+		}{
+			"configured":          {false, true, report.UnlockedTPM2, slots.ImageFailure},
+			"on_trial":            {true, true, report.UnlockedTPM2, slots.EnvironmentFailure},
+			"with_one_of_volume":  {false, false, report.UnlockedTPM2, slots.ImageFailure},
+			"without_any_state":   {false, true, report.UnlockedNone, slots.ImageFailure},
+			"in_a_degraded_boot":  {false, true, report.UnlockedDegraded, slots.ImageFailure},
+			"trial_and_of_volume": {true, false, report.UnlockedTPM2, slots.EnvironmentFailure},
+		} {
+			t.Run(name+"_"+step, func(t *testing.T) {
+				inOwnRoot(t, func(t *testing.T) {
+					m := aMachine{t: t}
+					m.image("1", nil)
+					put(t, "/images/tools/"+osrelease.ExtensionPath("tools"), []byte("ID=_any\n"))
+					put(t, "/images/tools/sbin/init", []byte("x"))
+					for _, dir := range []string{"/volume/.layers/site/usr", "/outer/encrypted"} {
+						m.step(os.MkdirAll(dir, 0o755))
+					}
+					b, _ := testBoot(&person{}, config.State{Create: config.CreateFirstBoot, OnFailure: []string{step}})
+					b.sys.Mounter, b.sys.Verity = bindMounts{}, busyVerity{fakeVerity{status: "V"}, map[string]bool{}}
+					b.sys.AttachLoop = func(*os.File, loop.Options) (loop.Device, error) { return loop.Device{Major: 7}, nil }
+					b.cfg.Etc = config.EtcVolatile
+					b.report.Slot.Name, b.report.State.Unlocked = "a", tt.unlocked
+					b.imageFS = mount.Filesystem{Type: "bind", Source: "/images/1"}
+					m.step(b.mountImage("a", b.imageFS))
+					b.outerFS = mount.Filesystem{Type: "bind", Source: "/outer"}
+					m.step(b.mountIn(b.outerFS, mount.Place{Root: newRoot, Path: "state"}))
+					b.volumeFS = mount.Filesystem{Type: "bind", Source: "/volume"}
+					m.step(b.mountIn(b.volumeFS, mount.Place{Root: stateDir, Path: "encrypted"}))
+					var err error
+					b.volume.outer, err = openDir(stateDir)
+					m.step(err)
+					b.volume.volume = &state.Volume{}
+					l := layerImage(t, "tools", make([]byte, 8192))
+					l.Filesystem = "bind"
+					b.cfg.Layers, b.layersTried = []config.Layer{l}, tt.tried
+					if !tt.alone {
+						b.cfg.Layers = append(b.cfg.Layers, config.Layer{Name: "site", From: config.LayerFromVolume, Verity: config.LayerUnverified, OnFailure: config.LayerSkip})
+					}
+					err = b.blame(b.assemble(t.Context()))
+					if class, reason := classOf(err); class != tt.want || reason != slots.Mount || !errors.Is(err, mount.ErrNoInit) || b.report.Degraded {
+						t.Errorf("%v: class %s, reason %s, degraded %v; want class %s", err, class, reason, b.report.Degraded, tt.want)
+					}
+				})
+			})
+		}
+	}
+}
+
 // noOverlay mounts no overlay.
 type noOverlay struct{ bindMounts }
 
