@@ -13,6 +13,7 @@ import (
 
 	"sealroot/init/config"
 	"sealroot/init/report"
+	"sealroot/mount/dm"
 	"sealroot/mount/mounttest"
 	"sealroot/slots"
 	"sealroot/state"
@@ -310,27 +311,50 @@ func TestTriedLayersTakeTheBlame(t *testing.T) {
 	}
 }
 
+// verityOf is what dm-verity says of each device; of others nothing.
+type verityOf struct {
+	busyVerity
+	status map[string]string
+}
+
+func (v verityOf) Status(name string) ([]dm.Status, error) {
+	text, ok := v.status[strings.TrimPrefix(name, "sealroot-")]
+	if !ok {
+		return nil, unix.ENXIO
+	}
+	return []dm.Status{{Type: "verity", Text: text}}, nil
+}
+
 // A list that the image came up with is taken from it when something cannot be read that
-// is not the root's: dm-verity says nothing of a layer that the disk does not give. A list
-// on trial is no reason to take the good one.
+// is not the root's, nor a layer's of the configuration: dm-verity says nothing of one that
+// the disk does not give. A list on trial is no reason to take the good one.
 func TestDamagedLayersAreForgotten(t *testing.T) {
+	type says = map[string]string
 	eio := imageError(slots.Mount, "cannot start /sbin/init: %w", unix.EIO)
+	disk := environmentError(slots.IOError, "cannot start /sbin/init: %w", unix.EIO)
+	good := says{"root": "V"}
 	for _, tt := range []struct {
 		name    string
-		root    string // what dm-verity says of it
+		says    says // dm-verity
 		tried   bool
-		leftOut string
+		leftOut string // the layer of that name
 		err     error
 		want    slots.Class
 		forgets bool
 	}{
-		{"layer", "V", false, "", eio, slots.EnvironmentFailure, true},
-		{"environment", "V", false, "", environmentError(slots.IOError, "cannot start /sbin/init: %w", unix.EIO), slots.EnvironmentFailure, true},
-		{"root", "C", false, "", eio, slots.ImageFailure, false},
-		{"left_out", "V", false, "missing", eio, slots.EnvironmentFailure, false},
-		{"on_trial", "V", true, "", eio, slots.EnvironmentFailure, false},
-		{"on_trial_and_environment", "V", true, "", environmentError(slots.IOError, "cannot start /sbin/init: %w", unix.EIO), slots.EnvironmentFailure, false},
-		{"no_disk_error", "V", false, "", imageError(slots.Mount, "no /sbin/init: %w", unix.ENOENT), slots.ImageFailure, false},
+		{"layer", good, false, "", eio, slots.EnvironmentFailure, true},
+		{"environment", good, false, "", disk, slots.EnvironmentFailure, true},
+		{"root", says{"root": "C"}, false, "", eio, slots.ImageFailure, false},
+		{"root_cannot_be_asked", nil, false, "", eio, slots.ImageFailure, false},
+		{"block_of_the_configuration's", says{"root": "V", "layer-mid": "C"}, false, "", eio, slots.ImageFailure, false},
+		{"block_of_one_left_out", says{"root": "V", "layer-mid": "C"}, false, "mid", eio, slots.EnvironmentFailure, true},
+		{"block_of_the_added", says{"root": "V", "layer-extra": "C"}, false, "", eio, slots.EnvironmentFailure, true},
+		{"one_of_the_volume_has_no_device", says{"root": "V", "layer-mine": "C"}, false, "", eio, slots.EnvironmentFailure, true},
+		{"left_out", good, false, "extra", eio, slots.EnvironmentFailure, false},
+		{"on_trial", good, true, "", eio, slots.EnvironmentFailure, false},
+		{"on_trial_and_environment", good, true, "", disk, slots.EnvironmentFailure, false},
+		{"on_trial_and_a_block", says{"root": "V", "layer-mid": "C"}, true, "", eio, slots.EnvironmentFailure, false},
+		{"no_disk_error", good, false, "", imageError(slots.Mount, "no /sbin/init: %w", unix.ENOENT), slots.ImageFailure, false},
 	} {
 		inRoot(t, tt.name, func(t *testing.T) {
 			a := addedBoot(t)
@@ -338,8 +362,13 @@ func TestDamagedLayersAreForgotten(t *testing.T) {
 			if is, why := a.stacked(t); !is || a.layersTried {
 				t.Fatal(why)
 			}
-			a.layersTried, a.report.Layers[len(a.report.Layers)-1].LeftOut = tt.tried, tt.leftOut
-			a.sys.Verity = fakeVerity{status: tt.root}
+			a.layersTried = tt.tried
+			for i := range a.report.Layers {
+				if a.report.Layers[i].Name == tt.leftOut {
+					a.report.Layers[i].LeftOut = "missing"
+				}
+			}
+			a.sys.Verity = verityOf{status: tt.says}
 			if class, _ := classOf(a.blame(tt.err)); class != tt.want {
 				t.Errorf("class %s, want %s", class, tt.want)
 			}

@@ -108,8 +108,16 @@ func (b *boot) blame(err error) error {
 	return &stageError{slots.EnvironmentFailure, slots.IOError, err}
 }
 
-// corrupted tells whether dm-verity found a block that does not match.
+// corrupted tells whether dm-verity found a block that does not match: of the image, or of
+// a layer in use that the configuration names, which is the slot's as well.
 func (b *boot) corrupted() bool {
+	for i, l := range b.layers {
+		if note := b.report.Layers[i]; note.Source == "" && note.LeftOut == "" && l.From != config.LayerFromVolume {
+			if met, _ := b.metCorruption(layerName(l)); met { // no answer: it is not open
+				return true
+			}
+		}
+	}
 	met, err := b.metCorruption(b.dmName())
 	return met || err != nil // without an answer the image is the likelier cause
 }

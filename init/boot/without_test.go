@@ -198,10 +198,17 @@ func mountsAround(t *testing.T) string {
 	return regexp.MustCompile(`(?m)^`+newRoot+`[ /].*\n`).ReplaceAllString(mountsBelow(string(text)), "")
 }
 
-// A block of the image that does not match is its own fault, also where the state is what
-// is made of it; a disk that cannot be read is not.
+// A block that does not match is the fault of the image, or of its own layer, also where
+// the state is what is made of it; a disk that cannot be read is not.
 func TestCorruptImageIsNoFaultOfTheState(t *testing.T) {
-	for status, want := range map[string]slots.Class{"C": slots.ImageFailure, "V": slots.StateFailure} {
+	for name, tt := range map[string]struct {
+		says map[string]string
+		want slots.Class
+	}{
+		"image": {map[string]string{"root": "C", "layer-tools": "V"}, slots.ImageFailure},
+		"layer": {map[string]string{"root": "V", "layer-tools": "C"}, slots.ImageFailure},
+		"disk":  {map[string]string{"root": "V", "layer-tools": "V"}, slots.StateFailure},
+	} {
 		inOwnRoot(t, func(t *testing.T) {
 			m := aMachine{t: t}
 			m.image("1", nil)
@@ -209,16 +216,27 @@ func TestCorruptImageIsNoFaultOfTheState(t *testing.T) {
 				m.step(os.MkdirAll(dir, 0o755))
 			}
 			b, _ := testBoot(&person{}, config.State{Create: config.CreateFirstBoot, OnFailure: []string{config.FailureReboot}})
-			b.sys.Mounter, b.sys.Verity = noOverlay{}, fakeVerity{status: status}
+			b.sys.Mounter, b.sys.Verity = noOverlay{}, verityOf{busyVerity{made: map[string]bool{}}, tt.says}
+			b.sys.AttachLoop = func(*os.File, loop.Options) (loop.Device, error) { return loop.Device{Major: 7}, nil }
 			b.cfg.Etc, b.cfg.State.Create = config.EtcVolatile, config.CreateFirstBoot
 			b.imageFS = mount.Filesystem{Type: "bind", Source: "/images/1"}
 			m.step(b.mountImage("a", b.imageFS))
 			m.step(unix.Mount("outer", stateDir, "tmpfs", 0, "mode=0755"))
 			m.step(os.Mkdir(encryptedDir, 0o755))
 			m.step(unix.Mount("/volume", encryptedDir, "", unix.MS_BIND, ""))
-			err := b.assemble(t.Context())
-			if class, _ := classOf(err); class != want || !errors.Is(err, unix.EIO) {
-				t.Errorf("status %s: %v of class %s, want %s", status, err, class, want)
+			put(t, "/images/tools/"+osrelease.ExtensionPath("tools"), []byte("ID=_any\n"))
+			l := layerImage(t, "tools", make([]byte, 8192))
+			l.Filesystem = "bind"
+			b.cfg.Layers = []config.Layer{l}
+			var err error
+			b.volume.outer, err = openDir(stateDir)
+			m.step(err)
+			err = b.assemble(t.Context())
+			if class, _ := classOf(err); class != tt.want || !errors.Is(err, unix.EIO) {
+				t.Errorf("%s: %v of class %s, want %s", name, err, class, tt.want)
+			}
+			if class, _ := classOf(b.blame(err)); class != tt.want {
+				t.Errorf("%s: after all of class %s, want %s", name, class, tt.want)
 			}
 		})
 	}
@@ -281,10 +299,15 @@ func TestInitSpoiltByALayer(t *testing.T) {
 	}
 }
 
-// noOverlay mounts no overlay.
+// noOverlay mounts no overlay in the root.
 type noOverlay struct{ bindMounts }
 
-func (noOverlay) Overlay(mount.Overlay, mount.Place) error { return unix.EIO }
+func (m noOverlay) Overlay(o mount.Overlay, where mount.Place) error {
+	if where.Root == newRoot {
+		return unix.EIO
+	}
+	return m.bindMounts.Overlay(o, where)
+}
 
 // listed are the names below a directory, but for sealroot's own.
 func listed(t *testing.T, dir string) (names []string) {
