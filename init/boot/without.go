@@ -26,7 +26,7 @@ func (b *boot) assemble(ctx context.Context) error {
 		}
 		b.failed("layers", "", err)
 		if b.unsigned {
-			b.spoilt = err
+			b.spoilt = errors.New(err.Error()) // what it wraps says nothing of each layer
 			err = b.takeDown(true)
 		} else {
 			err = b.withoutState(errors.Join(err, b.takeDown(false)))
@@ -99,6 +99,7 @@ func (b *boot) takeDown(keep bool) (err error) {
 			err = v.Close()
 		}
 		b.volume.volume, b.layers, b.layersTried, b.report.LayerList, b.report.LayerTrial = nil, nil, false, "", false
+		b.report.EtcImage, b.report.EtcInMemory, b.report.EtcConflicts = "", false, nil
 	}
 	// What cannot be mounted the next step finds out.
 	if b.mountImage(b.report.Slot.Name, b.imageFS) == nil && b.outerFS.Type != "" && b.mountIn(b.outerFS, mount.Place{Root: newRoot, Path: "state"}) == nil {

@@ -77,18 +77,19 @@ func TestStateThatSpoilsTheRoot(t *testing.T) {
 		degraded bool
 		left     string // of the layer
 		why      string
+		afterEtc bool // it spoils what follows
 	}{
-		{"nothing", func() error { return nil }, "", false, "", ""},
-		{"home_is_a_link", func() error { return os.Symlink("/data/home", "/volume/home") }, "", true, "", "not a directory"},
-		{"var_is_a_file", func() error { return file("/volume/var", "") }, "", true, "", "not a directory"},
-		{"etc_is_a_file", func() error { return file("/volume/etc", "") }, "", true, "", "not a directory"},
-		{"usr", func() error { return os.MkdirAll("/volume/usr", 0o755) }, "", false, "", ""},
-		{"init_elsewhere", func() error { return os.MkdirAll("/volume/opt", 0o755) }, "/opt/init", true, "", "cannot start /opt/init"},
-		{"layer_without_execute_bit", func() error { return file("/volume/.layers/site/sbin/init", "x") }, "", false, "not an executable file", ""},
-		{"layer_with_a_file_for_etc", func() error { return file("/volume/.layers/site/etc", "x") }, "", false, "not a directory", ""},
-		{"layer_with_a_link_for_var", func() error { return os.Symlink("/run", "/volume/.layers/site/var") }, "", false, "unsafe path", ""},
-		{"layer_with_a_file_for_state", func() error { return file("/volume/.layers/site/state", "x") }, "", false, "cannot attach a mount", ""},
-		{"layer_with_a_whiteout_for_state", func() error { return unix.Mknod("/volume/.layers/site/state", unix.S_IFCHR, 0) }, "", false, "no such file", ""},
+		{"nothing", func() error { return nil }, "", false, "", "", false},
+		{"home_is_a_link", func() error { return os.Symlink("/data/home", "/volume/home") }, "", true, "", "not a directory", false},
+		{"var_is_a_file", func() error { return file("/volume/var", "") }, "", true, "", "not a directory", false},
+		{"etc_is_a_file", func() error { return file("/volume/etc", "") }, "", true, "", "not a directory", false},
+		{"usr", func() error { return os.MkdirAll("/volume/usr", 0o755) }, "", false, "", "", false},
+		{"init_elsewhere", func() error { return os.MkdirAll("/volume/opt", 0o755) }, "/opt/init", true, "", "cannot start /opt/init", false},
+		{"layer_without_execute_bit", func() error { return file("/volume/.layers/site/sbin/init", "x") }, "", false, "not an executable file", "", false},
+		{"layer_with_a_file_for_etc", func() error { return file("/volume/.layers/site/etc", "x") }, "", false, "not a directory", "", false},
+		{"layer_with_a_link_for_var", func() error { return os.Symlink("/run", "/volume/.layers/site/var") }, "", false, "unsafe path", "", true},
+		{"layer_with_a_file_for_state", func() error { return file("/volume/.layers/site/state", "x") }, "", false, "cannot attach a mount", "", false},
+		{"layer_with_a_whiteout_for_state", func() error { return unix.Mknod("/volume/.layers/site/state", unix.S_IFCHR, 0) }, "", false, "no such file", "", false},
 	} {
 		for _, step := range []string{config.FailureDegraded, config.FailureHalt, config.FailureReboot} {
 			t.Run(tt.name+"_"+step, func(t *testing.T) {
@@ -107,7 +108,12 @@ func TestStateThatSpoilsTheRoot(t *testing.T) {
 					devices := busyVerity{made: map[string]bool{}}
 					b.sys.Mounter, b.sys.Verity = bindMounts{}, devices
 					b.sys.AttachLoop = func(*os.File, loop.Options) (loop.Device, error) { return loop.Device{Major: 7}, nil }
-					b.sys.RunProgram = func(context.Context, string, ...string) (child.Result, error) { return child.Result{}, fs.ErrNotExist }
+					b.sys.RunProgram = func(_ context.Context, _ string, argv ...string) (child.Result, error) {
+						if b.report.Degraded {
+							t.Errorf("a degraded boot runs %q", argv)
+						}
+						return child.Result{Output: []byte("conflict: c: both\n")}, unix.Setxattr("/volume/etc", layout.EtcOwner, []byte(argv[3]+" 1"), 0)
+					}
 					b.cfg.Etc, b.cmd.Init = config.EtcOverlay, tt.init
 					b.cfg.Overlays = []config.Overlay{{Path: "/var/lib/pkg", Upper: config.UpperEncrypted}, {Path: "/opt", Upper: config.UpperMemory}}
 					if tt.init != "" {
@@ -128,6 +134,7 @@ func TestStateThatSpoilsTheRoot(t *testing.T) {
 					tools := layerImage(t, "tools", make([]byte, 8192))
 					tools.Filesystem = "bind"
 					b.cfg.Layers = []config.Layer{tools, {Name: "site", From: config.LayerFromVolume, Verity: config.LayerUnverified, OnFailure: config.LayerSkip}}
+					b.report.EtcInMemory = true // whatever came first
 					before, around := listed(t, "/volume"), mountsAround(t)
 
 					err = b.assemble(t.Context())
@@ -141,6 +148,11 @@ func TestStateThatSpoilsTheRoot(t *testing.T) {
 					if devices.made[layerName(tools)] != (err == nil) || len(devices.made) > 1 {
 						t.Errorf("assemble() = %v leaves %v", err, devices.made)
 					}
+					r := b.report
+					merged := !tt.degraded && (tt.left == "" || tt.afterEtc) // it waits for a layer that was there
+					if r.EtcInMemory || (r.EtcImage != "") != merged || (len(r.EtcConflicts) > 0) != merged {
+						t.Errorf("of /etc the report has image %q, conflicts %q, in memory %v", r.EtcImage, r.EtcConflicts, r.EtcInMemory)
+					}
 					if tt.degraded && step != config.FailureDegraded {
 						class, _ := classOf(err)
 						if err == nil || errors.Is(err, errHalt) != (step == config.FailureHalt) || class != slots.StateFailure || b.report.Degraded {
@@ -150,6 +162,9 @@ func TestStateThatSpoilsTheRoot(t *testing.T) {
 					}
 					if err != nil || b.report.Degraded != tt.degraded || tt.why != "" && !strings.Contains(b.report.Failures[0].Error, tt.why) {
 						t.Fatalf("assemble() = %v, degraded %v, failures %+v", err, b.report.Degraded, b.report.Failures)
+					}
+					if b.report.Layers[1].Absent {
+						t.Error("a layer is absent by design")
 					}
 					if !tt.degraded && (tt.left == "" && left != "" || !strings.Contains(left, tt.left)) {
 						t.Errorf("the layer is left out: %q, want %q", left, tt.left)
