@@ -149,10 +149,17 @@ func replaceFile(volume *os.File, path string, text []byte) error {
 		return err
 	}
 	defer dir.Close()
-	at, name := int(dir.Fd()), path[len(layout.Private)+1:]
-	temp := name + layout.PendingSuffix
+	return replaceIn(dir, path[len(layout.Private)+1:], text, 0o600)
+}
+
+// replaceIn does that for a file of any directory.
+func replaceIn(dir *os.File, name string, text []byte, mode uint32) error {
+	at, temp := int(dir.Fd()), name+layout.PendingSuffix
 	_ = unix.Unlinkat(at, temp, 0) // else it cannot be made
-	err = keep(dir, temp, text)
+	err := keep(dir, temp, text)
+	if err == nil {
+		err = unix.Fchmodat(at, temp, mode, 0)
+	}
 	// crash point: the old file, and one that the next save removes
 	if err == nil {
 		err = unix.Renameat(at, temp, at, name)

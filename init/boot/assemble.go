@@ -50,10 +50,8 @@ func (b *boot) writable(ctx context.Context) error {
 	}
 	b.bindExtra(extra)
 	b.inMemory()
-	if b.cfg.Etc != config.EtcOverlay || !b.ofVolume() {
-		if err := b.bindID(volume); err != nil {
-			b.warn("the machine-id is another one at each boot: %v", err)
-		}
+	if err := b.bindID(volume); err != nil {
+		b.warn("the machine-id may be another one at each boot: %v", err)
 	}
 	return nil
 }

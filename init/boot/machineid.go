@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sealroot/init/config"
 	"sealroot/mount"
 	"sealroot/state/layout"
 )
@@ -18,7 +19,8 @@ const machineID = "/machine-id"
 // bindID gives an /etc that is read-only, or in memory, the machine's identity
 // (machine-id(5)), unless the image has one: the real init would make another one at each
 // boot, and take each for the first. The volume keeps it; where that is in memory too it
-// is a new one at each boot.
+// is a new one at each boot. An /etc that keeps its own, and has none yet, gets what the
+// volume keeps: the machine was that one under an image before.
 //
 // Crash point: it is on stable storage before anything uses it.
 func (b *boot) bindID(volume *os.File) error {
@@ -30,6 +32,19 @@ func (b *boot) bindID(volume *os.File) error {
 	const inVolume = layout.State + "/" + layout.Volume + "/"
 	if readID(root, layout.Etc+machineID) != "" {
 		return nil
+	}
+	if b.cfg.Etc == config.EtcOverlay && b.ofVolume() {
+		id := readID(root, inVolume+layout.MachineID)
+		var st unix.Stat_t
+		if err := unix.Fstatat(int(volume.Fd()), layout.Etc+machineID, &st, unix.AT_SYMLINK_NOFOLLOW); id == "" || err != unix.ENOENT {
+			return nil // root of the running system may have begun anew
+		}
+		etc, err := openDir(newRoot + "/etc")
+		if err != nil {
+			return err
+		}
+		defer etc.Close()
+		return replaceIn(etc, machineID[1:], []byte(id+"\n"), 0o444)
 	}
 	id := cmp.Or(readID(root, inVolume+layout.MachineID), readID(root, inVolume+layout.Etc+machineID)) // that of an image with etc: overlay
 	if id == "" {

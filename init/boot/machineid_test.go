@@ -34,6 +34,13 @@ func TestMachineID(t *testing.T) {
 			m.step(os.WriteFile("/volume/"+path, []byte(id), 0o644))
 		}
 	}
+	both := func(steps ...func(m aMachine)) func(m aMachine) {
+		return func(m aMachine) {
+			for _, step := range steps {
+				step(m)
+			}
+		}
+	}
 	link := func(m aMachine) {
 		m.step(os.MkdirAll("/volume/"+layout.Private, 0o700))
 		m.step(os.Symlink("/outside", "/volume/"+layout.MachineID))
@@ -61,6 +68,12 @@ func TestMachineID(t *testing.T) {
 		{"degraded", image("uninitialized\n"), config.EtcOverlay, report.UnlockedDegraded, false, "", false},
 		{"no_state", image(""), config.EtcOverlay, report.UnlockedNone, false, "", false},
 		{"kept_by_etc", image("uninitialized\n"), config.EtcOverlay, report.UnlockedTPM2, false, "uninitialized\n", true},
+		{"of_an_image_that_could_not_keep_it", both(image("uninitialized\n"), volume(layout.MachineID, ids)), config.EtcOverlay, report.UnlockedTPM2, false, ids, true},
+		{"the_same_without_one_in_the_image", both(func(m aMachine) { m.step(os.Remove("/images/1/etc/machine-id")) }, volume(layout.MachineID, ids)), config.EtcOverlay, report.UnlockedTPM2, false, ids, true},
+		{"the_same_behind_a_cut", both(image("uninitialized\n"), volume(layout.MachineID, ids), volume(layout.Etc+"/machine-id"+layout.PendingSuffix, ids[:5])), config.EtcOverlay, report.UnlockedTPM2, false, ids, true},
+		{"the_same_in_memory", both(image("uninitialized\n"), volume(layout.Etc+"/x", ""), volume(layout.MachineID, ids)), config.EtcOverlay, report.UnlockedTPM2, true, ids, true},
+		{"the_image's_before_that", both(image(other), volume(layout.MachineID, ids)), config.EtcOverlay, report.UnlockedTPM2, false, other, true},
+		{"root_begins_anew", both(volume(layout.MachineID, ids), volume(layout.Etc+"/machine-id", "uninitialized\n")), config.EtcOverlay, report.UnlockedTPM2, false, "uninitialized\n", true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			inOwnRoot(t, func(t *testing.T) {
@@ -104,8 +117,11 @@ func TestMachineID(t *testing.T) {
 					text, err := os.ReadFile(newRoot + "/etc/machine-id")
 					m.step(err)
 					got[i] = string(text)
-					if info, err := os.Stat(newRoot + "/etc/machine-id"); err != nil || info.Mode().Perm()&0o022 != 0 {
+					if info, err := os.Stat(newRoot + "/etc/machine-id"); err != nil || info.Mode().Perm()&0o466 != 0o444 {
 						t.Errorf("%v, %v", info.Mode(), err)
+					}
+					if _, err := os.Lstat(newRoot + "/etc/machine-id" + layout.PendingSuffix); !errors.Is(err, fs.ErrNotExist) {
+						t.Errorf("something is left of it: %v", err)
 					}
 					m.off()
 				}
