@@ -159,6 +159,14 @@ func (c *command) giveUp(ctx context.Context, t target, list []slots.Slot, l boo
 		c.say("%s: no other slot could be booted instead, the machine stays as it is", l.Failure())
 		return nil
 	}
+	if reboot { // it does not start a kernel that stays loaded (restartCommand)
+		t.BeforeChange = func() error {
+			if err := c.unloadKernel(); err != nil {
+				c.say("%v", err)
+			}
+			return nil
+		}
+	}
 	err := c.leave(ctx, t, l, t.MarkBad, false)
 	if reboot {
 		err = errors.Join(err, c.reboot(ctx, t))

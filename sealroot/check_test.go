@@ -135,14 +135,21 @@ func TestRestartProgram(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(run, "systemd/system/sealroot-deadline.timer.d"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if name, args := restartProgram(run); name != "reboot" || len(args) > 0 {
-		t.Errorf("another init: %s %q, want reboot", name, args)
+	if cmd := restartCommand(t.Context(), run); !slices.Equal(cmd.Args, []string{"reboot"}) {
+		t.Errorf("another init: %q, want reboot", cmd.Args)
 	}
 	if err := os.WriteFile(filepath.Join(run, "systemd/private"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if name, args := restartProgram(run); name != "systemctl" || !slices.Contains(args, "reboot") {
-		t.Errorf("systemd: %s %q, want systemctl reboot", name, args)
+	cmd := restartCommand(t.Context(), run)
+	if cmd.Args[0] != "systemctl" || !slices.Contains(cmd.Args, "reboot") {
+		t.Errorf("systemd: %q, want systemctl reboot", cmd.Args)
+	}
+	// else newer ones start a kernel that is loaded, or the tree in /run/nextroot
+	for _, want := range []string{"SYSTEMCTL_SKIP_AUTO_KEXEC=1", "SYSTEMCTL_SKIP_AUTO_SOFT_REBOOT=1"} {
+		if !slices.Contains(cmd.Environ(), want) {
+			t.Errorf("systemctl reboot without %s", want)
+		}
 	}
 }
 

@@ -94,6 +94,7 @@ func (c *command) openJob(r report.Report, progress bool) (*job, error) {
 	if j.machine, err = m.Install(func(place, slot string) { c.say("slot %s: %s starts it now", slot, place) }); err != nil {
 		return nil, err
 	}
+	j.machine.BeforeChange = c.unloadKernel
 	if j.running.Floor, err = c.env.floorNow(r); err != nil {
 		c.say("the rollback floor asked for cannot be read: %v", err)
 	}

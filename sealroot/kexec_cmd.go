@@ -2,10 +2,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"slices"
+	"strings"
 
 	"sealroot/init/config"
 	"sealroot/init/report"
@@ -21,7 +24,14 @@ func kexecSlot(c *command) action {
 	none := false
 	o := long{c.flags.String("trust", report.RootCertificates, "folder with the certificates (*.crt) that vouch for images"), &none}
 	start := c.flags.Bool("start", false, "start it at once (systemctl kexec)")
+	unload := c.flags.Bool("unload", false, "unload the kernel that is loaded, whoever loaded it")
 	return func(ctx context.Context, words []string) error {
+		if *unload {
+			if len(words) > 0 || *start {
+				return fmt.Errorf("%w: --unload loads no slot and starts nothing", errUsage)
+			}
+			return c.unloadKexec(ctx)
+		}
 		j, err := c.begin(ctx, o)
 		if err != nil {
 			return err
@@ -61,6 +71,48 @@ func kexecSlot(c *command) action {
 		c.say("starting it")
 		return c.env.StartKexec(ctx)
 	}
+}
+
+// unloadKexec unloads the kernel that is loaded, if there is one.
+func (c *command) unloadKexec(ctx context.Context) error {
+	unlock, err := lock(ctx, c.env.Lock)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if loaded, err := c.kexecLoaded(); err == nil && !loaded {
+		c.say("no kernel is loaded for kexec")
+		return nil
+	}
+	return c.unloadKernel()
+}
+
+// unloadKernel unloads a kernel that is loaded for kexec before slots change: it is one of
+// the slots as they were, and the next restart may start it, past the boot loader. Its
+// error is bootset.ErrRefused. The lock is held.
+func (c *command) unloadKernel() error {
+	loaded, err := c.kexecLoaded()
+	if err == nil && !loaded {
+		return nil
+	}
+	if err == nil {
+		err = c.env.UnloadKexec()
+	}
+	if err != nil {
+		return fmt.Errorf("a kernel stays loaded for kexec, which the next restart may start, past the boot loader: %w; restart without it (%s systemctl reboot), and try again: %w", err, throughFirmware, bootset.ErrRefused)
+	}
+	c.say("the kernel that was loaded for kexec is unloaded: the next restart goes through firmware and boot loader")
+	return nil
+}
+
+// kexecLoaded asks the kernel whether another one is loaded. One without kexec tells
+// nothing.
+func (c *command) kexecLoaded() (bool, error) {
+	text, err := os.ReadFile(c.env.KexecLoaded)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return strings.TrimSpace(string(text)) != "0", err
 }
 
 // observed is what PID 1 of the next kernel will know of the slots.
@@ -120,7 +172,7 @@ func startable(mf manifest.Manifest, cfg *config.Config, r install.Running) erro
 
 // startKexec has systemd end the system in order and start the kernel that is loaded.
 func startKexec(ctx context.Context) error {
-	if name, _ := restartProgram("/run"); name != "systemctl" {
+	if !systemdRuns("/run") {
 		return fmt.Errorf("cannot start the kernel that is loaded: systemd does not run here; end the system as its init does for kexec: %w", bootset.ErrRefused)
 	}
 	if out, err := exec.CommandContext(ctx, "systemctl", "--no-block", "--no-wall", "kexec").CombinedOutput(); err != nil {

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"sealroot/init/report"
@@ -140,9 +141,12 @@ type Env struct {
 	Version string
 	Open    func(Where) (Machine, error)
 	Reboot  func(context.Context) error
-	// Kexec loads a kernel to be started by the one that runs, StartKexec starts it.
-	Kexec      func(kexec.Kernel) error
-	StartKexec func(context.Context) error
+	// Kexec loads a kernel to be started by the one that runs, StartKexec starts it,
+	// UnloadKexec forgets it. KexecLoaded is the path of what tells whether there is one.
+	Kexec       func(kexec.Kernel) error
+	StartKexec  func(context.Context) error
+	UnloadKexec func() error
+	KexecLoaded string
 }
 
 // version is set by the linker.
@@ -188,7 +192,7 @@ func main() {
 		Open:       open,
 		Reboot:     restart,
 		Kexec:      kexec.Load,
-		StartKexec: startKexec,
+		StartKexec: startKexec, UnloadKexec: kexec.Unload, KexecLoaded: kexec.LoadedFile,
 	})
 	stop()
 	os.Exit(code)
@@ -217,21 +221,32 @@ func open(w Where) (Machine, error) {
 
 // restart asks the real init to restart the machine.
 func restart(ctx context.Context) error {
-	name, args := restartProgram("/run")
-	if out, err := exec.CommandContext(ctx, name, args...).CombinedOutput(); err != nil {
-		return fmt.Errorf("cannot restart: %s: %w: %s", name, err, line(string(out)))
+	cmd := restartCommand(ctx, "/run")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("cannot restart: %s: %w: %s", cmd.Args[0], err, line(string(out)))
 	}
 	return nil
 }
 
-// restartProgram is systemd's systemctl; other inits have a program reboot. That
-// systemd runs is told by its private socket: in /run/systemd/system PID 1 of the
-// initramfs leaves the deadline of a trial, whatever comes after it.
-func restartProgram(run string) (name string, args []string) {
-	if _, err := os.Stat(filepath.Join(run, "systemd/private")); err == nil {
-		return "systemctl", []string{"--no-block", "--no-wall", "reboot"}
+// throughFirmware has systemctl reboot restart the machine, where it would start a kernel
+// that is loaded, or only the programs of a tree in /run/nextroot (systemctl(1)).
+const throughFirmware = "SYSTEMCTL_SKIP_AUTO_KEXEC=1 SYSTEMCTL_SKIP_AUTO_SOFT_REBOOT=1"
+
+// restartCommand is systemd's systemctl; other inits have a program reboot.
+func restartCommand(ctx context.Context, run string) *exec.Cmd {
+	if !systemdRuns(run) {
+		return exec.CommandContext(ctx, "reboot")
 	}
-	return "reboot", nil
+	cmd := exec.CommandContext(ctx, "systemctl", "--no-block", "--no-wall", "reboot")
+	cmd.Env = append(os.Environ(), strings.Fields(throughFirmware)...)
+	return cmd
+}
+
+// systemdRuns goes by its private socket: in /run/systemd/system PID 1 of the
+// initramfs leaves the deadline of a trial, whatever comes after it.
+func systemdRuns(run string) bool {
+	_, err := os.Stat(filepath.Join(run, "systemd/private"))
+	return err == nil
 }
 
 // Main runs one command and returns the exit status.

@@ -84,6 +84,9 @@ func (c *command) changing(ctx context.Context, d diskFlags) (target, error) {
 		t.close()
 		return target{}, err
 	}
+	if !d.offline() {
+		t.BeforeChange = c.unloadKernel
+	}
 	return t, nil
 }
 
@@ -173,6 +176,9 @@ func (c *command) commit(ctx context.Context, t target, burn bool) error {
 			return fmt.Errorf("cannot read the slots: %w", err)
 		}
 		if now, _ := slots.Find(list, t.boot.Running); !markedBad(t.report, now) { // else keep refuses
+			if err := c.unloadKernel(); err != nil {
+				return err
+			}
 			// at first: a power cut costs another boot of a slot on trial, and no layers
 			layersErr = c.layersCommitted(t.report)
 		}

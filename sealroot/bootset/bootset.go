@@ -48,6 +48,17 @@ type Machine struct {
 	Tries int
 	// HoldsImage is ErrNoImage when the slot cannot be started, and says why.
 	HoldsImage func(slot string) error
+	// BeforeChange is called when nothing refuses a change any more, before the first
+	// write: with its error nothing is changed. May be nil.
+	BeforeChange func() error
+}
+
+// BeginChange calls BeforeChange.
+func (m Machine) BeginChange() error {
+	if m.BeforeChange == nil {
+		return nil
+	}
+	return m.BeforeChange()
 }
 
 // Commit keeps the running slot; was says that it was committed before. What is
@@ -72,6 +83,9 @@ func (m Machine) Commit(b Boot) (was bool, err error) {
 		return false, fmt.Errorf("cannot commit slot %s: kexec started this trial of it, past firmware, boot loader and TPM; restart the machine, and commit then: %w", b.Running, ErrRefused)
 	case b.Degraded:
 		return false, fmt.Errorf("cannot commit slot %s: this boot is degraded, its state was not opened (see sealroot status): %w", b.Running, ErrRefused)
+	}
+	if err := m.BeginChange(); err != nil {
+		return false, err
 	}
 	c := slots.Commitment{Running: b.Running, Loaded: b.Loaded, Refill: m.Refill, Failures: m.Failures}
 	if m.Loader == nil || m.Unarmed && b.Loaded != b.Running {
@@ -123,6 +137,9 @@ func (m Machine) Try(b Boot, slot string, tries int) error {
 	}
 	if err := m.HoldsImage(slot); err != nil {
 		return fmt.Errorf("cannot try slot %s: %w", slot, err)
+	}
+	if err := m.BeginChange(); err != nil {
+		return err
 	}
 	if m.Log != nil {
 		if err := m.Log.Record(slots.LogChange{Forget: []string{slot}}); err != nil {

@@ -89,6 +89,9 @@ func (m Machine) leave(b Boot, l Leave, plan func([]slots.Slot) ([]slots.Slot, e
 	if err != nil {
 		return Left{}, err
 	}
+	if err := m.BeginChange(); err != nil {
+		return Left{}, err
+	}
 	var errs []error
 	if err := m.record(slots.LogChange{Clear: []string{l.Slot}, Failures: []slots.Failure{l.Failure()}}); err != nil {
 		errs = append(errs, err)

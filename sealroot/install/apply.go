@@ -60,6 +60,9 @@ func (m Machine) Install(ctx context.Context, source Source, r Running, o Option
 	defer w.layers.close()
 	defer w.closer.Close()
 	done := Installed{Slot: w.slot, Version: w.manifest.Version, RootHash: hexOf(w.manifest.RootHash), Certificate: w.signer}
+	if err := m.BeginChange(); err != nil {
+		return done, err
+	}
 	if o.Ready != nil {
 		if err := o.Ready(); err != nil {
 			return done, err

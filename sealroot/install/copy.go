@@ -104,6 +104,9 @@ func (m Machine) Copy(ctx context.Context, r Running, o CopyOptions) (Copied, er
 			return done, fmt.Errorf("slot %s cannot be copied: %w", r.Running, err)
 		}
 	}
+	if err := m.BeginChange(); err != nil {
+		return done, err
+	}
 	if o.Ready != nil {
 		if err := o.Ready(target); err != nil {
 			return done, err

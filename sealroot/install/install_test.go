@@ -318,3 +318,40 @@ type stopper struct {
 }
 
 func (s stopper) Add(int64) { s.stop() }
+
+// What has to happen before a slot changes comes before anything else that lasts; without
+// it nothing changes.
+func TestBeforeChange(t *testing.T) {
+	f := newFixture(t)
+	refused := errors.New("a kernel is loaded")
+	for name, do := range map[string]func(Machine, func() error) error{
+		"install": func(m Machine, ready func() error) error {
+			_, err := m.Install(t.Context(), f.new.source(t), f.running(), Options{Tries: 3, Ready: ready})
+			return err
+		},
+		"copy": func(m Machine, ready func() error) error {
+			_, err := m.Copy(t.Context(), f.running(), CopyOptions{Ready: func(string) error { return ready() }})
+			return err
+		},
+		"proved": func(m Machine, _ func() error) error {
+			_, err := m.Proved("b", slots.Failure{Reason: slots.Verity}, 0)
+			return err
+		},
+	} {
+		for _, want := range []error{refused, nil} {
+			w := f.world(starts()[2])
+			m, called := w.machine(f.keys), 0
+			m.BeforeChange = func() error {
+				if called++; called == 1 && w.writes > 0 {
+					t.Errorf("%s: it is called after %q", name, w.trace)
+				}
+				return want
+			}
+			ready := false
+			err := do(m, func() error { ready = true; return nil })
+			if !errors.Is(err, want) || called == 0 || want != nil && (w.writes > 0 || ready) || want == nil && w.writes == 0 {
+				t.Errorf("%s: %v, called %d times, ready %v, %q", name, err, called, ready, w.trace)
+			}
+		}
+	}
+}

@@ -107,6 +107,9 @@ func (m Machine) Proved(slot string, f slots.Failure, refill int) (restored bool
 	if err != nil {
 		return false, err
 	}
+	if err := m.BeginChange(); err != nil {
+		return false, err
+	}
 	if err := m.Store.Save(after); err != nil {
 		return false, fmt.Errorf("cannot save the slots: %w", errors.Join(slots.ErrStore, err))
 	}

@@ -1,6 +1,7 @@
 package kexec
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -13,6 +14,9 @@ import (
 	"sealroot/mount"
 	"sealroot/sealroot/bootset"
 )
+
+// LoadedFile tells whether a kernel is loaded: 1, else 0.
+const LoadedFile = "/sys/kernel/kexec_loaded"
 
 // Load has the running kernel keep another one, which reboot(2) with
 // LINUX_REBOOT_CMD_KEXEC starts. What the kernel reads are the very bytes that are given:
@@ -32,9 +36,24 @@ func Load(k Kernel) error {
 	if err == nil {
 		return nil
 	}
-	disabled, _ := os.ReadFile("/proc/sys/kernel/kexec_load_disabled")
-	lockdown, _ := os.ReadFile("/sys/kernel/security/lockdown")
-	return explain(err, string(disabled), string(lockdown))
+	return explain(err, loadDisabled(), lockdown())
+}
+
+// Unload has the running kernel forget the one that is loaded, by whatever program.
+func Unload() error {
+	if err := unix.KexecFileLoad(-1, -1, "", unix.KEXEC_FILE_UNLOAD); err != nil {
+		return fmt.Errorf("cannot unload it: %s: %w", cmp.Or(reason(err, loadDisabled(), lockdown()), "the kernel says"), err)
+	}
+	return nil
+}
+
+func loadDisabled() string { return textOf("/proc/sys/kernel/kexec_load_disabled") }
+func lockdown() string     { return textOf("/sys/kernel/security/lockdown") }
+
+// textOf is what a file of the kernel says, "" for unknown.
+func textOf(path string) string {
+	text, _ := os.ReadFile(path)
+	return string(text)
 }
 
 // inMemory is a file in memory with this content, open for reading alone: the kernel takes
@@ -55,25 +74,30 @@ func inMemory(name string, data []byte) (*os.File, error) {
 // explain says why the kernel did not take another one; disabled and lockdown are the
 // texts of its settings, "" for unknown.
 func explain(err error, disabled, lockdown string) error {
+	if why := reason(err, disabled, lockdown); why != "" {
+		return fmt.Errorf("cannot load a kernel: %s: %w: %w", why, err, bootset.ErrRefused)
+	}
+	return fmt.Errorf("cannot load a kernel: %w", err)
+}
+
+// reason is why the kernel refuses, "" where its error says it.
+func reason(err error, disabled, lockdown string) string {
 	is := func(list ...syscall.Errno) bool {
 		return slices.ContainsFunc(list, func(e syscall.Errno) bool { return errors.Is(err, e) })
 	}
 	unsigned := is(unix.EBADMSG, unix.EKEYREJECTED, unix.ENOKEY, unix.ENODATA, unix.ENOPKG)
 	locked := strings.Contains(lockdown, "[integrity]") || strings.Contains(lockdown, "[confidentiality]")
-	why := ""
 	switch {
 	case is(unix.ENOSYS, unix.EOPNOTSUPP):
-		why = "the running kernel has no kexec_file_load (CONFIG_KEXEC_FILE)"
+		return "the running kernel has no kexec_file_load (CONFIG_KEXEC_FILE)"
 	case is(unix.EPERM) && strings.TrimSpace(disabled) == "1":
-		why = "it was switched off until the next restart (sysctl kernel.kexec_load_disabled)"
+		return "it was switched off until the next restart (sysctl kernel.kexec_load_disabled)"
 	case unsigned, is(unix.EPERM) && locked:
-		why = "the running kernel takes only one that is signed with a key that it knows, as with Secure Boot on"
+		return "the running kernel takes only one that is signed with a key that it knows, as with Secure Boot on"
 	case is(unix.EPERM):
-		why = "the running kernel does not allow it"
+		return "the running kernel does not allow it"
 	case is(unix.ENOEXEC):
-		why = "it is no kernel that can be started so"
-	default:
-		return fmt.Errorf("cannot load a kernel: %w", err)
+		return "it is no kernel that can be started so"
 	}
-	return fmt.Errorf("cannot load a kernel: %s: %w: %w", why, err, bootset.ErrRefused)
+	return ""
 }
