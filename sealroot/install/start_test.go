@@ -25,7 +25,11 @@ func TestStartFiles(t *testing.T) {
 		{"no_kernel", func(w *world) { delete(w.files, "a/kernel") }, ErrBad},
 		{"a_changed_manifest", func(w *world) { w.files["a/manifest.json"][20] ^= 1 }, ErrBad},
 		{"no_manifest", func(w *world) { delete(w.files, "a/manifest.json") }, bootset.ErrRefused},
-		{"the_manifest_of_another_image", func(w *world) { w.put("a", f.other); copy(w.parts["a/verity-sig"], f.old.files["verity-sig"]) }, bootset.ErrRefused},
+		{"the_manifest_of_another_image", func(w *world) {
+			w.put("a", f.other)
+			clear(w.parts["a/verity-sig"])
+			copy(w.parts["a/verity-sig"], f.old.files["verity-sig"])
+		}, bootset.ErrRefused},
 		{"an_image_that_nobody_signed", func(w *world) { clear(w.parts["a/verity-sig"]) }, ErrBad},
 		{"an_image_of_a_stranger", func(w *world) { w.put("a", newSet(t, stranger, 1, "1")) }, ErrBad},
 		{"a_loader_that_needs_another_file", func(w *world) { w.needs = []BootFile{UKI}; delete(w.files, "a/uki") }, ErrBad},
