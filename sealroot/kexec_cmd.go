@@ -24,6 +24,7 @@ func kexecSlot(c *command) action {
 	none := false
 	o := long{c.flags.String("trust", report.RootCertificates, "folder with the certificates (*.crt) that vouch for images"), &none}
 	start := c.flags.Bool("start", false, "start it at once (systemctl kexec)")
+	force := c.flags.Bool("force", false, "with --start: also where nothing but a person opens the state then")
 	unload := c.flags.Bool("unload", false, "unload the kernel that is loaded, whoever loaded it")
 	return func(ctx context.Context, words []string) error {
 		if *unload {
@@ -55,6 +56,11 @@ func kexecSlot(c *command) action {
 		}
 		if err != nil {
 			return fmt.Errorf("cannot start slot %s by kexec: %w", slot, err)
+		}
+		if *start && !*force {
+			if err := opensAlone(cfg.State); err != nil {
+				return fmt.Errorf("cannot start slot %s by kexec: %w", slot, err)
+			}
 		}
 		if err := c.env.Kexec(kernel); err != nil {
 			return err
@@ -166,6 +172,15 @@ func startable(mf manifest.Manifest, cfg *config.Config, r install.Running) erro
 		return fmt.Errorf("it has security version %d, and the rollback floor of this machine is %d: %w", mf.SecurityVersion, r.Floor, bootset.ErrRefused)
 	case cfg.Trust.Cmdline == config.CmdlineMeasured:
 		return fmt.Errorf("it goes by its command line (trust.cmdline: measured), to which kexec has to add the slot: restart the machine: %w", bootset.ErrRefused)
+	}
+	return nil
+}
+
+// opensAlone refuses a start after which the state, which a restart opens by itself, opens
+// for a person alone.
+func opensAlone(s config.State) error {
+	if slices.Contains(s.Unlock, config.UnlockTPM2) && !slices.Contains(s.Unlock, config.UnlockKeyFile) {
+		return fmt.Errorf("the TPM opens nothing until the machine restarts, and state.unlock has no key file: that boot waits for a key at the console, or goes on as state.on_failure says (--force starts it all the same; without --start it is only loaded): %w", bootset.ErrRefused)
 	}
 	return nil
 }

@@ -181,3 +181,25 @@ func TestKexecUnload(t *testing.T) {
 		}
 	}
 }
+
+// What the TPM opens at a restart it does not open after a kexec.
+func TestOpensAlone(t *testing.T) {
+	for _, c := range []struct {
+		unlock []string
+		opens  bool
+	}{
+		{[]string{config.UnlockTPM2, config.UnlockRecoveryKey}, false},
+		{[]string{config.UnlockTPM2}, false},
+		{[]string{config.UnlockTPM2, config.UnlockKeyFile, config.UnlockRecoveryKey}, true},
+		{[]string{config.UnlockKeyFile}, true},
+		{[]string{config.UnlockPlain}, true},
+		{nil, true}, // no state
+		// a restart asks too
+		{[]string{config.UnlockPassphrase}, true},
+	} {
+		err := opensAlone(config.State{Unlock: c.unlock})
+		if (err == nil) != c.opens || err != nil && (!errors.Is(err, bootset.ErrRefused) || !strings.Contains(err.Error(), "--force")) {
+			t.Errorf("%q: %v", c.unlock, err)
+		}
+	}
+}

@@ -50,7 +50,7 @@ func verbs() []verb {
 		{name: "verify", args: "[SLOT]", summary: "read slots as a whole and check them", most: 1, output: results, setup: verifySlots},
 		{name: "mark-bad", args: "[SLOT] [--reason TEXT] [--reboot] [--disk FILE]", summary: "leave a slot, the running one by default, as bad", most: 1, output: results, setup: markBad},
 		{name: "rollback", args: "[--reboot] [--disk FILE]", summary: "leave the running slot for the other committed one", output: results, setup: rollback},
-		{name: "kexec", args: "[SLOT] [--start] [--unload]", summary: "load a committed slot's signed kernel, to be started past firmware and boot loader", most: 1, output: results, setup: kexecSlot},
+		{name: "kexec", args: "[SLOT] [--start [--force]] [--unload]", summary: "load a committed slot's signed kernel, to be started past firmware and boot loader", most: 1, output: results, setup: kexecSlot},
 		{name: "check", args: "[--commit] [--lower]", summary: "run the health checks; a slot on trial that fails one is left", output: results, setup: check},
 		{name: "state status", args: "[--json]", summary: "keyslots and tokens of the encrypted volume, what opens it at the next boot", output: own, setup: stateStatus},
 		{name: "state balance", args: "[--watch]", summary: "give free space of the state partition to the volume, or back", output: results, setup: balanceState},
