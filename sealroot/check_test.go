@@ -216,6 +216,32 @@ func TestRecordWithoutState(t *testing.T) {
 	}
 }
 
+// TestRecordInMemory: a state that ends with the boot takes no report from the boot log,
+// neither by record nor before a restart; only that of the partition counts.
+func TestRecordInMemory(t *testing.T) {
+	earlier := json.RawMessage(`{"schema":1,"boot_id":"00000000-0000-4000-8000-000000000000","ended":"device missing"}`)
+	for _, c := range []struct {
+		name   string
+		mounts []report.Mount
+		kept   int // reports that the boot log has afterwards
+	}{
+		{"no_partition", []report.Mount{{What: "state", Where: "/state", Type: "tmpfs"}, {What: "degraded", Where: "/state/encrypted", Type: "tmpfs"}}, 1},
+		{"degraded_beside_the_partition", []report.Mount{{What: "/dev/vda9", Where: "/state", Type: "ext4"}, {What: "degraded", Where: "/state/encrypted", Type: "tmpfs"}}, 0},
+		{"the_partition", []report.Mount{{What: "/dev/vda9", Where: "/state", Type: "ext4"}}, 0},
+	} {
+		for _, args := range []string{"record", "mark-bad --reboot"} {
+			w := world{report: running(func(r *report.Report) { r.Mounts = c.mounts }), list: pair(), log: bootlog.Record{Reports: []json.RawMessage{earlier}}}
+			code, stdout, stderr, o := w.outcome(t, strings.Fields(args)...)
+			if code != 0 || len(o.log.Reports) != c.kept {
+				t.Errorf("%s, %s: exit status %d, %q, %q, the boot log keeps %d reports, want %d", c.name, args, code, stdout, stderr, len(o.log.Reports), c.kept)
+			}
+			if args == "record" && strings.Contains(stdout, "in memory") != (c.kept > 0) {
+				t.Errorf("%s: %q", c.name, stdout)
+			}
+		}
+	}
+}
+
 // TestRecordBesideABrokenLog: this boot is kept all the same.
 func TestRecordBesideABrokenLog(t *testing.T) {
 	code, _, _, o := world{report: running(nil), err: bootlog.ErrUnreadable}.outcome(t, "record")

@@ -16,7 +16,8 @@ import (
 
 // record keeps the report of this boot on the state partition, after those of
 // boots that ended before they reached it, or left out a layer, which are in the
-// boot log until then. Only what was kept is taken from the log.
+// boot log until then. Only what was kept is taken from the log, and nothing in a boot
+// whose state is in memory.
 // A report that a power cut left in both places is kept once, and the next boot
 // takes it from the log.
 func record(c *command) action {
@@ -51,7 +52,11 @@ func record(c *command) action {
 		if err != nil {
 			return err
 		}
-		c.say("kept the report of this boot, and %d of earlier ones", earlier)
+		if stateInMemory(text) {
+			c.say("the state is in memory in this boot: the boot log keeps the reports of %d earlier ones", earlier)
+		} else {
+			c.say("kept the report of this boot, and %d of earlier ones", earlier)
+		}
 		c.dropUppers(r, r.Slot.Name, r.Root.RootHash) // last, for it may take longer than the unit has
 		return nil
 	}
@@ -73,7 +78,7 @@ func (c *command) keepReports(m Machine, text []byte) (earlier int, err error) {
 	if err := boots.Record(c.env.State, append(slices.Clone(reports), text)...); err != nil {
 		return 0, errors.Join(err, logErr)
 	}
-	if logErr != nil || len(logged) == 0 {
+	if logErr != nil || len(logged) == 0 || stateInMemory(text) {
 		return len(reports), logErr
 	}
 	// crash point: a report in both places
@@ -83,6 +88,16 @@ func (c *command) keepReports(m Machine, text []byte) (earlier int, err error) {
 		})
 		return now, nil
 	})
+}
+
+// stateInMemory tells by the report of a boot whether PID 1 had no state partition to
+// mount, and has put a file system in memory in its place.
+func stateInMemory(text []byte) bool {
+	var r report.Report
+	if json.Unmarshal(text, &r) != nil {
+		return false
+	}
+	return slices.ContainsFunc(r.Mounts, func(m report.Mount) bool { return m.Where == boots.State && m.Type == "tmpfs" })
 }
 
 // keepBeforeRestart keeps the report of a boot that a command ends, perhaps
