@@ -40,6 +40,8 @@ func TestRootKexec(t *testing.T) {
 	loaded("0")
 	vm.Run("unchecked kexec")
 	loaded("1")
+	vm.Run("sealroot kexec --unload")
+	loaded("0")
 	restore()
 	if said := vm.Run("sealroot kexec"); !strings.Contains(said, "slot a") || !strings.Contains(said, "TPM stays closed") {
 		t.Errorf("sealroot kexec says %q", said)
