@@ -89,7 +89,7 @@ func unlockState(c *command) action {
 			return err
 		}
 		u.UUID, u.ReadOnly = v.Header.UUID(), v.ReadOnly != nil
-		if err := c.mountUnlocked(v); err != nil {
+		if err := c.mountUnlocked(dir, v); err != nil {
 			return errors.Join(err, v.Close())
 		}
 		u.ReadOnly = v.ReadOnly != nil
@@ -229,7 +229,7 @@ func (c *command) dropVoucher() error {
 }
 
 // mountUnlocked mounts the volume as PID 1 would have.
-func (c *command) mountUnlocked(v *state.Volume) error {
+func (c *command) mountUnlocked(dir *os.File, v *state.Volume) error {
 	fs := mount.Filesystem{
 		Type: string(v.Superblock.Type), Source: v.Device(), Options: v.Superblock.Type.MountOptions(),
 		Attr: mount.NoSUID | mount.NoDev | mount.NoExec,
@@ -245,13 +245,13 @@ func (c *command) mountUnlocked(v *state.Volume) error {
 		return errors.Join(err, c.env.Mounter.Unmount(c.env.volume()))
 	}
 	was := v.ReadOnly
-	v.Settle(root)
+	v.Settle(dir, root)
 	root.Close()
 	if was == nil && v.ReadOnly != nil { // what it gave back is not to be had again
 		if err := c.env.Mounter.Unmount(c.env.volume()); err != nil {
 			return err
 		}
-		return c.mountUnlocked(v)
+		return c.mountUnlocked(dir, v)
 	}
 	return nil
 }

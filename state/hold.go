@@ -14,7 +14,8 @@ import (
 // reserved after that.
 //
 // A power cut leaves balloons, some of which hold what need not be: the next boot does it
-// again, and who resizes lets go of the rest.
+// again, and who resizes lets go of the rest. What they hold is in the record when the boot
+// goes on: the next one has less room than it takes to hold something, and needs none.
 
 // mayHold tells whether there is room for what a mount, and the balloons for n bytes, write
 // to what is not reserved: of each 128 MiB a bitmap, and the journal's copy of it.
@@ -47,4 +48,12 @@ func (v *Volume) hold(root *os.File, had int64, err error) error {
 		return err
 	}
 	return v.settle(root)
+}
+
+// keepHeld records what balloons hold. Without that the next boot may have the volume
+// read-only, until who resizes has written the record; so what goes wrong keeps nobody.
+func (v *Volume) keepHeld(dir *os.File) {
+	// crash point: balloons hold it, and the record does not say so
+	given, _ := balloon.Largest(v.givenBack, balloon.MaxRanges)
+	_ = files.WriteRecord(dir, v.Header.UUID(), given)
 }

@@ -60,6 +60,11 @@ func TestSettle(t *testing.T) {
 	run("mkdir", "-p", balloons)
 	run("fallocate", "-l", "8M", filepath.Join(balloons, "00000001"))
 	run("sync", "-f", where)
+	outer, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer outer.Close()
 	root, err := os.Open(where)
 	if err != nil {
 		t.Fatal(err)
@@ -84,7 +89,7 @@ func TestSettle(t *testing.T) {
 	}
 	v := &Volume{image: image, Header: h, Reserved: begin + inside - balloon.Total(given), givenBack: given, crypt: plainDevice{disk, inside}}
 	v.Superblock = Superblock{Type: Ext4, Bytes: inside}
-	v.Settle(root)
+	v.Settle(outer, root)
 	there, merr := files.Reserved(image, 0, begin+inside)
 	holes := balloon.Without([]balloon.Range{{Start: 0, End: begin + inside}}, there)
 	if err := errors.Join(v.ReadOnly, merr); err != nil || fmt.Sprint(holes) != fmt.Sprint(held) || v.Reserved != begin+inside-8<<20 {
@@ -100,7 +105,7 @@ func TestSettle(t *testing.T) {
 		t.Fatal(err)
 	}
 	v.givenBack = held
-	v.Settle(root)
+	v.Settle(outer, root)
 	if n, err := allocated(image); err != nil || n < begin+inside || v.ReadOnly != nil {
 		t.Errorf("%d bytes are reserved, want %d: %v, %v", n, begin+inside, err, v.ReadOnly)
 	}
@@ -111,7 +116,7 @@ func TestSettle(t *testing.T) {
 	}
 	run("rm", "-r", balloons)
 	v.givenBack = given
-	if v.Settle(root); v.ReadOnly != nil {
+	if v.Settle(outer, root); v.ReadOnly != nil {
 		t.Error(v.ReadOnly)
 	}
 	if n, err := allocated(image); err != nil || n < begin+inside {
@@ -122,13 +127,13 @@ func TestSettle(t *testing.T) {
 	if err := Release(image, begin+inside-8<<20, begin+inside); err != nil {
 		t.Fatal(err)
 	}
-	v.Settle(root)
+	v.Settle(outer, root)
 	if n, err := allocated(image); err != nil || n < begin+inside || v.ReadOnly != nil || v.Reserved != begin+inside {
 		t.Errorf("%d bytes are reserved, %d said, want %d: %v, %v", n, v.Reserved, begin+inside, err, v.ReadOnly)
 	}
 	// Larger than its devices: these are made by the next boot.
 	v.crypt = plainDevice{disk, inside - 8<<20}
-	if v.Settle(root); !errors.Is(v.ReadOnly, ErrDamaged) {
+	if v.Settle(outer, root); !errors.Is(v.ReadOnly, ErrDamaged) {
 		t.Errorf("larger than its devices: %v, want %v", v.ReadOnly, ErrDamaged)
 	}
 }

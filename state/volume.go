@@ -47,6 +47,9 @@ type Volume struct {
 	// ReadOnly is set when the reservation could not be restored: writing
 	// could then fail in the middle of anything.
 	ReadOnly error
+	// Unsettled is set where there was no room to reserve something: Settle has to, or has
+	// balloons hold it. Until then nothing but the mount may write.
+	Unsettled error
 	// Superblock is the inner file system's when the volume was opened. Mended: a power
 	// cut had torn it.
 	Superblock Superblock
@@ -268,7 +271,7 @@ func (v *Volume) restore(dir *os.File, size, longest int64) error {
 		return nil
 	}
 	if err := v.reserve(want); errors.Is(err, ErrNoRoom) {
-		if !v.holdLater(want) {
+		if v.Unsettled = err; !v.holdLater(want) {
 			v.ReadOnly = err
 		}
 		return nil
@@ -327,17 +330,21 @@ func (v *Volume) reserve(list []balloon.Range) error {
 // directory open: what the journal has made it larger by is reserved, and of what the
 // record says was given back, all that no balloon holds. The record lies where anybody
 // may have written it; what is believed are the balloons. When that fails, the volume
-// has to become read-only (ReadOnly says so), before anything else is written to it.
-func (v *Volume) Settle(root *os.File) {
+// has to become read-only (ReadOnly says so), before anything else is written to it. dir is
+// that of Open.
+func (v *Volume) Settle(dir, root *os.File) {
 	if v.ReadOnly != nil || v.Superblock.Type != Ext4 { // what btrfs has in its log does not change its size
 		return
 	}
 	had := v.Superblock.Bytes
 	err := v.settle(root)
 	if errors.Is(err, ErrNoRoom) {
+		v.Unsettled = err
 		err = v.hold(root, had, err)
 	}
-	v.ReadOnly = err
+	if v.ReadOnly = err; err == nil && v.Unsettled != nil {
+		v.keepHeld(dir)
+	}
 }
 
 func (v *Volume) settle(root *os.File) error {
@@ -365,7 +372,11 @@ func (v *Volume) settle(root *os.File) error {
 	held := balloon.Both(v.givenBack, balloon.Shift(files.Held(list), begin))
 	want := balloon.Without([]balloon.Range{{Start: 0, End: end}}, held)
 	v.Superblock.Bytes, v.Reserved = bytes, balloon.Total(want)
-	return v.reserve(balloon.Without(want, balloon.Without([]balloon.Range{{Start: 0, End: before}}, v.givenBack)))
+	if err := v.reserve(balloon.Without(want, balloon.Without([]balloon.Range{{Start: 0, End: before}}, v.givenBack))); err != nil {
+		return err
+	}
+	v.givenBack = held
+	return nil
 }
 
 // uuidText is the text form of 16 random bytes as a version 4 UUID.

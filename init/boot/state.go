@@ -165,7 +165,7 @@ func (b *boot) openVolume(ctx context.Context) error {
 	if err != nil {
 		return stateError(slots.StateDamaged, "%w", errors.Join(err, v.Close()))
 	}
-	v.Settle(root)
+	v.Settle(b.volume.outer, root)
 	root.Close()
 	if v.ReadOnly != nil && !readOnly {
 		if err := b.onlyRead(v); err != nil {

@@ -14,13 +14,17 @@ import (
 // Reclaim gives both sides what neither has: what balloons hold and is reserved all the
 // same, after a boot without the record or a step that was cut, and what is reserved behind
 // the end; and it records what balloons hold since the boot. For who starts: nobody may be
-// there who resizes. A volume that needs a repair is left to that.
+// there who resizes. A volume that needs a repair is left to that; one that is read-only
+// although balloons hold all that is not reserved becomes writable: its boot had no record
+// that says so, and the next one has.
 func Reclaim(ctx context.Context, v Resizer) error {
 	s, err := v.Measure()
-	if err != nil || s.ReadOnly || s.OverCommitted > 0 || s.Copied > 0 {
+	if err != nil || s.OverCommitted > 0 || s.Copied > 0 || s.ReadOnly && s.GivenBack == 0 {
 		return err
 	}
-	_, err = v.Repair(ctx)
+	if s, err = v.Repair(ctx); err == nil && s.ReadOnly {
+		_, err = v.MakeWritable()
+	}
 	return err
 }
 

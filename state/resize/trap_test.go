@@ -118,7 +118,7 @@ func (b *trap) boot() *Volume {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.opened.Settle(root)
+	b.opened.Settle(dir, root)
 	root.Close()
 	if was == nil && b.opened.ReadOnly != nil {
 		run(t, "umount", b.inner)

@@ -64,6 +64,32 @@ func OpenRecord(dir *os.File) (*os.File, error) {
 	return f, nil
 }
 
+// WriteRecord keeps which ranges of the volume's image are given back, on stable storage
+// when it returns. A file system that is full takes it: it is written in place, the older
+// of two copies first.
+func WriteRecord(dir *os.File, volume string, given []balloon.Range) error {
+	f, err := OpenRecord(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	r, slot := ReadRecord(dir, volume)
+	b, err := balloon.Record{Serial: r.Serial + 1, Volume: volume, Given: balloon.Join(given)}.Encode()
+	if err == nil {
+		_, err = f.WriteAt(b, int64(1-slot)*balloon.SlotBytes)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if now, _ := ReadRecord(dir, volume); err == nil && now.Serial != r.Serial+1 {
+		err = errors.New("it does not read as it was written")
+	}
+	if err != nil {
+		return fmt.Errorf("cannot write %s: %w", layout.GivenBack, err)
+	}
+	return nil
+}
+
 func openRecord(dir *os.File, name string, flags int) (*os.File, error) {
 	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDWR|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK|flags, 0o600)
 	if err != nil {
