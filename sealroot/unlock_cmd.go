@@ -238,6 +238,10 @@ func (c *command) mountUnlocked(dir *os.File, v *state.Volume) error {
 		fs.Options = append(fs.Options, "ro")
 	}
 	if err := c.env.Mounter.MountIn(fs, mount.Place{Root: c.env.State, Path: state.MountDir}); err != nil {
+		if v.ReadOnly == nil && v.Unsettled != nil { // its journal may have had no room to be replayed
+			v.ReadOnly = v.Unsettled
+			return c.mountUnlocked(dir, v)
+		}
 		return fmt.Errorf("cannot mount the volume: %w", err)
 	}
 	root, err := os.Open(c.env.volume())

@@ -10,10 +10,13 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"sealroot/init/config"
 	"sealroot/mount"
 	"sealroot/mount/mounttest"
 	"sealroot/state"
+	"sealroot/state/luks2"
 )
 
 // A journal that cannot be replayed keeps nobody from reading the volume; a volume that is
@@ -33,6 +36,44 @@ func TestMountWithoutReplay(t *testing.T) {
 			if warned := len(b.report.Warnings) == 1; without != readOnly || warned != readOnly || errors.Is(err, recorder.FailWith) == readOnly {
 				t.Errorf("%s, read-only %v: %q, %v, warned %v", kind, readOnly, steps, err, warned)
 			}
+		}
+	}
+}
+
+// Where there was no room to reserve what the volume spans, a journal that cannot be
+// replayed has it read-only; with room, the boot has no volume.
+func TestMountWithoutRoom(t *testing.T) {
+	for size, want := range map[string]bool{"64M": true, "512M": false} {
+		disk, where := filepath.Join(t.TempDir(), "disk"), t.TempDir()
+		for _, words := range [][]string{{"mkfs.ext4", "-q", "-m", "0", disk, size}, {"mount", "-o", "loop", disk, where}} {
+			if out, err := exec.Command(words[0], words[1:]...).CombinedOutput(); err != nil {
+				t.Fatalf("%s: %v: %s", words, err, out)
+			}
+		}
+		defer exec.Command("umount", where).Run()
+		image, err := os.Create(filepath.Join(where, state.ImageName))
+		if err != nil {
+			t.Fatal(err)
+		}
+		h, _, _ := volume(t)
+		_, err = luks2.WriteNew(image, h, rand.Reader)
+		if err := errors.Join(err, image.Truncate(1<<30), image.Sync(), image.Close()); err != nil {
+			t.Fatal(err)
+		}
+		outer, err := openDir(where)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer outer.Close()
+		b, recorder := checking(t, config.FsckAuto)
+		recorder.FailAt, recorder.FailWith = 1, unix.EIO
+		b.sys.Devices, b.volume.outer = &fakeDevices{t: t}, outer
+		if err := b.openVolume(t.Context()); errors.Is(err, unix.EIO) == want { // else nothing is really mounted
+			t.Errorf("%s: %v", size, err)
+		}
+		readOnly := slices.ContainsFunc(recorder.Steps(), func(s string) bool { return strings.HasPrefix(s, "mount -t ext4") && strings.Contains(s, "ro,") })
+		if warned := strings.Contains(strings.Join(b.report.Warnings, " "), state.ErrNoRoom.Error()); readOnly != want || warned != want {
+			t.Errorf("%s: warnings %q, steps %q, want read-only %v", size, b.report.Warnings, recorder.Steps(), want)
 		}
 	}
 }

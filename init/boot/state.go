@@ -162,6 +162,11 @@ func (b *boot) openVolume(ctx context.Context) error {
 		b.warn("the encrypted volume is read-only: %v", v.ReadOnly)
 	}
 	root, err := b.mountVolume(v.Device(), v.Superblock.Type, readOnly)
+	if err != nil && !readOnly && v.Unsettled != nil { // its journal may have had no room to be replayed
+		v.ReadOnly, readOnly = v.Unsettled, true
+		b.warn("the encrypted volume is read-only: %v: %v", v.ReadOnly, err)
+		root, err = b.mountVolume(v.Device(), v.Superblock.Type, true)
+	}
 	if err != nil {
 		return stateError(slots.StateDamaged, "%w", errors.Join(err, v.Close()))
 	}
