@@ -48,7 +48,8 @@ type Volume struct {
 	// could then fail in the middle of anything.
 	ReadOnly error
 	// Unsettled is set where there was no room to reserve something: Settle has to, or has
-	// balloons hold it. Until then nothing but the mount may write.
+	// balloons hold it. Until then nothing but the mount may write, and a file system that
+	// needs a check is ReadOnly.
 	Unsettled error
 	// Superblock is the inner file system's when the volume was opened. Mended: a power
 	// cut had torn it.
@@ -204,6 +205,9 @@ func (v *Volume) open(dir *os.File, devs Devices, device DeviceSize, unlock Unlo
 		// A growing that was cut may have reserved room behind the end, where ext4 makes no
 		// hole: to set the length, also the same one, gives it back, if it can.
 		_ = v.image.Truncate(end)
+	}
+	if v.ReadOnly == nil && v.Superblock.NeedsCheck() {
+		v.ReadOnly = v.Unsettled // a check would write where nothing is reserved
 	}
 	return unlockImage(v.image)
 }

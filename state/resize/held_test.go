@@ -53,3 +53,20 @@ func TestReclaimReadOnly(t *testing.T) {
 	}
 	run(t, "mount", "-o", "remount,rw", v.root.Name())
 }
+
+// A file system that has to be checked is not, where there was no room to reserve what it
+// spans: it is read-only.
+func TestHeldWithErrors(t *testing.T) {
+	b := newTrap(t, state.Ext4, 512<<20, 128<<20)
+	run(t, "debugfs", "-w", "-R", "set_super_value state 3", b.device)
+	v := b.boot()
+	if !errors.Is(b.opened.ReadOnly, state.ErrNoRoom) {
+		t.Errorf("read-only: %v, want %v", b.opened.ReadOnly, state.ErrNoRoom)
+	}
+	if err := Reclaim(t.Context(), v); err != nil {
+		t.Error(err)
+	}
+	if s, err := v.Measure(); err != nil || !s.ReadOnly {
+		t.Errorf("Measure = %+v, %v", s, err)
+	}
+}
