@@ -47,11 +47,15 @@ func (v *Volume) reclaimEnd(m measured) (err error) {
 	}
 	// What has to be on the disk to look again is there: the freeze has written it.
 	now, err := v.in.spanned(false)
-	if err == nil && now == m.Spanned {
+	same := err == nil && now == m.Spanned
+	if same {
 		err = v.giveBack(behind...)
 	}
 	if terr := unix.IoctlSetInt(int(v.root.Fd()), fiThaw, 0); terr != nil {
 		err = errors.Join(err, fmt.Errorf("cannot thaw the volume: %w", terr))
+	}
+	if same { // what takes long comes after it: who is killed while it is frozen leaves it so
+		err = errors.Join(err, v.keep())
 	}
 	return err
 }

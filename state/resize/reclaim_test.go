@@ -69,6 +69,9 @@ func TestReclaimEnd(t *testing.T) {
 		if err := Reclaim(t.Context(), v); err != nil || behind() != 0 {
 			t.Errorf("%s outside: %d bytes are reserved behind the end: %v", outer, behind(), err)
 		}
+		if s, err := v.Measure(); err != nil || s.OuterFree < first.OuterFree-64<<20 {
+			t.Errorf("%s outside: %+v, %v, at first %+v", outer, s, err, first)
+		}
 		for name, sum := range stop() {
 			sums[name] = sum
 		}
