@@ -264,6 +264,33 @@ func TestTrickle(t *testing.T) {
 	}
 }
 
+// TestNothingToMove: where both sides have no more than they keep, no look is of use:
+// whoever writes there gets no more of them than one in each interval.
+func TestNothingToMove(t *testing.T) {
+	for disk, outer := range sizesOfDisks() {
+		for name, load := range map[string]func(w *world){
+			"trickle": func(w *world) { w.run(2*time.Minute, 10<<10, 0) },
+			"beside":  func(w *world) { w.run(2*time.Minute, 0, 10<<10) },
+			"to_and_fro": func(w *world) {
+				for range 60 {
+					w.run(time.Second, 2*mib, 0)
+					w.run(time.Second, -2*mib, 0)
+				}
+			},
+		} {
+			w := newWorld(outer, outer/2)
+			in, out, _ := w.keeps()
+			w.innerUsed, w.outerUsed = w.inner-in/2, outer-w.inner-out
+			w.run(30*time.Second, 0, 0)
+			w.passes = 0
+			load(w)
+			if w.passes > 121 || len(w.wrong) > 0 {
+				t.Errorf("%s, %s: %d looks in 2 minutes, want at most 121; %v", disk, name, w.passes, w.wrong)
+			}
+		}
+	}
+}
+
 // TestLoadsThatMustFail is the control: with each of these rules broken the
 // simulation sees it.
 func TestLoadsThatMustFail(t *testing.T) {

@@ -75,6 +75,11 @@ func (l Limits) soonFull(h History, a side) bool {
 	return a.rate > 0 && float64(a.free)/float64(a.rate) < 2*(l.Interval+h.slow).Seconds()
 }
 
+// movable tells whether either side has so much more than it keeps that a step is worth it, and may give it.
+func (l Limits) movable(s Sizes, in, out side) bool {
+	return out.free-out.keep >= smallest(s) || l.GiveBack && in.free-in.keep >= smallest(s)
+}
+
 // pace is when to look again.
 func (l Limits) pace(h History, s Sizes, d Decision) (next, idleFor time.Duration) {
 	in, out := l.sides(h, s)
@@ -94,6 +99,8 @@ func (l Limits) pace(h History, s Sizes, d Decision) (next, idleFor time.Duratio
 		return idle, 0
 	case h.quiet >= quietPasses && next >= idle: // time enough, whoever begins to write
 		return next, 0
+	case h.quiet >= quietPasses && !l.movable(s, in, out): // who fills a side gets nothing of the other one
+		return l.Interval, idle
 	case h.quiet >= quietPasses: // a trickle of writes must not wake the service at each
 		return min(max(next, l.Interval/4), l.Interval), idle
 	}
