@@ -22,6 +22,7 @@ import (
 func etcMerge(c *command) action {
 	image := c.flags.String("image", "", "identity of the image that runs")
 	trial := c.flags.Bool("trial", false, "it is on trial")
+	putBack := c.flags.Bool("put-back", false, "merge nothing, and put back what was there before a trial that failed")
 	volume := c.flags.String("volume", "/state/encrypted", "where the volume is mounted")
 	from := c.flags.String("from", "/etc", "the image's /etc")
 	return func(context.Context, []string) error {
@@ -41,7 +42,7 @@ func etcMerge(c *command) action {
 			return err
 		}
 		defer content.Close() // nil: an error, and no more
-		r, err := etc.Merge(root, dir, etc.Options{Image: *image, Trial: *trial, Var: content})
+		r, err := etc.Merge(root, dir, etc.Options{Image: *image, Trial: *trial, Var: content, PutBackOnly: *putBack})
 		if err != nil {
 			return err
 		}
@@ -69,6 +70,9 @@ func mergeText(r etc.Result) []string {
 	}
 	if r.Failed != "" {
 		lines = append(lines, "warning: what was changed in /etc under a trial that failed is put aside (sealroot etc diff)")
+	}
+	if r.Waits {
+		return append(lines, "is not merged for this image")
 	}
 	lines = append(lines, fmt.Sprintf("merged for this image; %d files differ from its own", r.Files))
 	for _, c := range r.Conflicts[:min(len(r.Conflicts), report.MaxEtcConflicts)] {

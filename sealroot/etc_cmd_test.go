@@ -101,6 +101,10 @@ func TestEtcCommands(t *testing.T) {
 		t.Errorf("etc diff --json: %v, %s", err, out)
 	}
 	// The trial failed.
+	if code, out := run("etc-merge", "--put-back", "--image", strings.Repeat("3", 64), "--volume", env.volume(), "--from", filepath.Join(dir, "1")); code != 0 || !strings.Contains(out, "warning: ") || !strings.HasSuffix(out, "is not merged for this image\n") {
+		t.Errorf("nothing but a put-back: exit status %d, %s", code, out)
+	}
+	merge("2", "--trial")
 	if code, out := merge("1"); code != 0 || !strings.Contains(out, "warning: ") || !strings.Contains(out, "put aside") {
 		t.Errorf("after the trial: exit status %d, %s", code, out)
 	}

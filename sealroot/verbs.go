@@ -71,7 +71,7 @@ func verbs() []verb {
 		{name: "layer remove", args: "NAME", summary: "take a layer that was added away", least: 1, most: 1, output: results, setup: removeLayer},
 		{name: "layer override", args: "NAME on|off", summary: "leave a layer out that the image can do without, or bring it back", least: 2, most: 2, output: results, setup: overrideLayer},
 		{name: "etc diff", args: "[--json]", summary: "what of /etc differs from the image's, and what both had changed", output: results, setup: etcDiff},
-		{name: "etc-merge", args: "--image ID [--trial] [--volume DIR] [--from DIR]", summary: "merge /etc for the image that runs (PID 1, before /etc is mounted)", hidden: true, setup: etcMerge},
+		{name: "etc-merge", args: "--image ID [--trial] [--put-back] [--volume DIR] [--from DIR]", summary: "merge /etc for the image that runs (PID 1, before /etc is mounted)", hidden: true, setup: etcMerge},
 		{name: "record", summary: "keep the report of this boot (sealroot-record.service)", output: results, hidden: true, setup: record},
 		{name: "post-rollback", args: "[--again]", summary: "run the image's hooks when it runs again after another one (sealroot-post-rollback.service)", output: results, hidden: true, setup: postRollback},
 		{name: "exit-program", summary: "put this program where systemd-shutdown starts it (sealroot-exit.service)", hidden: true, setup: exitProgram},

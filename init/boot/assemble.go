@@ -120,7 +120,7 @@ func (b *boot) etc(ctx context.Context, volume *os.File) error {
 			return stateError(slots.StateDamaged, "cannot make %s on the encrypted volume: %w", o.Work.Path, err)
 		}
 		if readOnly = b.mergeEtc(ctx, volume, image); readOnly {
-			b.warn("/etc is not this trial's: changes to it in this boot are in memory")
+			b.warn("/etc is not this image's: changes to it in this boot are in memory")
 			o = etcLayers(image, b.cfg.Etc, readOnly)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -36,17 +37,21 @@ var (
 // mergeEtc has the upper layer of /etc made that of the image that runs, where it is
 // another one's. The root's own command does it, so that PID 1 has no parser of what
 // users write into /etc. If that fails the layer stays as it was, as it always did
-// before there was a merge, and the next boot tries again; foreign tells that this boot,
-// on trial, must not write to it.
+// before there was a merge, and the next boot tries again; foreign tells that this boot
+// must not write to it: it is on trial, or the layer is that of another image's trial, and
+// goes when a merge puts back what was there before.
 func (b *boot) mergeEtc(ctx context.Context, volume *os.File, image mount.Place) (foreign bool) {
 	if b.report.Degraded || b.cfg.State.Create == config.CreateNone {
 		return false
 	}
 	id, err := b.etcIdentity(), error(nil)
-	ours, free := etcOwner(volume, id)
+	ours, free, tried := etcOwner(volume, id)
 	if _, pending := readIn(volume, layout.EtcPending(id), 0); !ours || pending == nil {
-		err = b.runMerge(ctx, id, image)
-		ours, free = etcOwner(volume, id)
+		putBack := tried && !ours
+		err = b.runMerge(ctx, id, image, putBack)
+		if ours, free, tried = etcOwner(volume, id); ours && putBack && errors.Is(err, errWaits) {
+			err = nil // what waited was a merge, and none is needed
+		}
 	}
 	what := "the next boot goes on with the image's new directories for /var"
 	if ours {
@@ -60,7 +65,7 @@ func (b *boot) mergeEtc(ctx context.Context, volume *os.File, image mount.Place)
 	if err != nil {
 		b.warn("%s: %v", what, err)
 	}
-	return !ours && !free && b.onTrial()
+	return !ours && !free && (tried || b.onTrial())
 }
 
 // onTrial: the slot is, or the layers are.
@@ -86,27 +91,31 @@ func (b *boot) etcIdentity() string {
 }
 
 // etcOwner tells whether the upper layer of /etc was merged for an image, or is free: for
-// nobody, and empty.
-func etcOwner(volume *os.File, id string) (ours, free bool) {
+// nobody, and empty; and whether it is of a trial that nobody has committed.
+func etcOwner(volume *os.File, id string) (ours, free, tried bool) {
 	upper, err := mount.OpenBeneath(volume, layout.Etc, unix.O_RDONLY|unix.O_DIRECTORY, mount.Strict)
 	if err != nil {
-		return false, false
+		return false, false, false
 	}
 	defer upper.Close()
 	owner, err := seed.Attribute(upper, layout.EtcOwner)
 	_, empty := upper.Readdirnames(1)
-	return strings.HasPrefix(owner, id+" "), err == nil && owner == "" && errors.Is(empty, io.EOF)
+	whose, merge, _ := strings.Cut(owner, " ")
+	_, mark := readIn(volume, layout.EtcTrial(whose, merge), 0)
+	return whose == id, err == nil && owner == "" && errors.Is(empty, io.EOF), mark == nil
 }
 
-// runMerge runs the command, with /proc, which it reaches extended attributes by.
-func (b *boot) runMerge(ctx context.Context, id string, image mount.Place) error {
+// runMerge runs the command, with /proc, which it reaches extended attributes by. putBack
+// tells that there may be a layer to put back, which needs no image's /etc.
+func (b *boot) runMerge(ctx context.Context, id string, image mount.Place, putBack bool) error {
 	// What a damaged layer has in /etc would pass for gone, and be back with the layer.
 	// What the machine itself added or turned off does not come back by waiting, nor does
 	// what is not for this system.
-	for _, l := range b.report.Layers {
-		if l.LeftOut != "" && l.LeftOut != report.LayerOff && l.Source == "" && !l.Absent {
-			return errWaits
-		}
+	waits := slices.ContainsFunc(b.report.Layers, func(l report.Layer) bool {
+		return l.LeftOut != "" && l.LeftOut != report.LayerOff && l.Source == "" && !l.Absent
+	})
+	if waits && !putBack {
+		return errWaits
 	}
 	proc := mount.Filesystem{Type: "proc", Source: "proc", Attr: mount.NoSUID | mount.NoDev | mount.NoExec}
 	if err := b.sys.Mounter.MountIn(proc, mount.Place{Root: newRoot, Path: "proc"}); err != nil {
@@ -118,6 +127,9 @@ func (b *boot) runMerge(ctx context.Context, id string, image mount.Place) error
 		"--from", image.Root[len(newRoot):] + "/" + image.Path, "--volume", encryptedDir[len(newRoot):]}
 	if b.onTrial() {
 		argv = append(argv, "--trial")
+	}
+	if waits {
+		argv = append(argv, "--put-back")
 	}
 	result, err := b.sys.RunProgram(ctx, newRoot, argv...)
 	last := ""
@@ -136,6 +148,8 @@ func (b *boot) runMerge(ctx context.Context, id string, image mount.Place) error
 		err = errNoMerge
 	case err == nil && result.Status != 0:
 		err = fmt.Errorf("%s ends with status %d: %.300s", mergeProgram, result.Status, last)
+	case err == nil && waits:
+		err = errWaits
 	}
 	return errors.Join(err, b.sys.Mounter.Unmount(newRoot+"/proc"))
 }

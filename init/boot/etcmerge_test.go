@@ -28,6 +28,7 @@ func TestMergeEtc(t *testing.T) {
 	for _, tt := range []struct {
 		name     string
 		owner    string // of the layer before
+		tried    bool   // that is a trial's
 		trial    bool
 		leftOut  string // of a layer
 		absent   bool   // by design
@@ -51,6 +52,10 @@ func TestMergeEtc(t *testing.T) {
 		{name: "name_begins_alike", owner: hash + "ab 3", takes: true, runs: true},
 		{name: "degraded", degraded: true},
 		{name: "layer_left_out", leftOut: "damaged", warns: errWaits.Error()},
+		{name: "layer_left_out_after_a_trial", owner: strings.Repeat("cd", 32) + " 3", tried: true, leftOut: "damaged", takes: true, runs: true},
+		{name: "layer_left_out_and_another's_is_put_back", owner: strings.Repeat("cd", 32) + " 3", tried: true, leftOut: "damaged", runs: true, warns: errWaits.Error()},
+		{name: "layer_left_out_and_no_put_back", owner: strings.Repeat("cd", 32) + " 3", tried: true, leftOut: "damaged", err: child.ErrTime, runs: true, warns: child.ErrTime.Error()},
+		{name: "after_a_trial", owner: strings.Repeat("cd", 32) + " 3", tried: true, takes: true, runs: true},
 		{name: "layer_left_out_by_design", leftOut: "not there", absent: true, takes: true, runs: true},
 		{name: "no_state", create: config.CreateNone},
 		{name: "conflicts", result: child.Result{Output: []byte(strings.Repeat("conflict: c: both\n", 30) + "merged\nwarning: both changed c\n")}, takes: true, runs: true, warns: "both changed c"},
@@ -78,6 +83,12 @@ func TestMergeEtc(t *testing.T) {
 			}
 			if tt.owner != "" {
 				own(tt.owner)
+			}
+			if tt.tried {
+				name := filepath.Join(filepath.Dir(upper), layout.EtcTrial(tt.owner[:64], "3"))
+				if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, nil, 0o600)); err != nil {
+					t.Fatal(err)
+				}
 			}
 			if tt.pending {
 				name := filepath.Join(filepath.Dir(upper), layout.EtcPending(hash))
@@ -107,6 +118,9 @@ func TestMergeEtc(t *testing.T) {
 				want = []string{mergeProgram, "etc-merge", "--image", hash, "--from", "/usr/share/factory/etc", "--volume", "/state/encrypted"}
 				if tt.trial {
 					want = append(want, "--trial")
+				}
+				if tt.leftOut != "" && !tt.absent {
+					want = append(want, "--put-back")
 				}
 				steps = []string{"mount -t proc -o nosuid,nodev,noexec proc /sysroot//proc", "umount /sysroot/proc"}
 			}
@@ -146,12 +160,14 @@ func TestMergeEtcWithoutProc(t *testing.T) {
 
 // A trial whose /etc could not be merged has that of the image before below its own
 // changes, which are in memory: when it fails, nothing of them is left. Of a layer that is
-// nobody's nothing can be spoiled, and an image that is not on trial writes to it as ever.
+// nobody's nothing can be spoiled, and an image that is not on trial writes to it as ever,
+// but for one of a trial that failed, which is there until a merge puts back what was before.
 func TestUnmergedTrialChangesNothing(t *testing.T) {
 	for _, tt := range []struct {
 		name                    string
 		slot, layers            bool // on trial
 		leftOut                 bool // a layer is damaged
+		tried                   bool // the layer is a trial's
 		merges, empty, nobodys  bool
 		noVolume, readOnly, mem bool
 	}{
@@ -163,6 +179,10 @@ func TestUnmergedTrialChangesNothing(t *testing.T) {
 		{name: "new_volume", slot: true, nobodys: true, empty: true},
 		{name: "merged", slot: true, merges: true},
 		{name: "committed"},
+		{name: "after_a_trial", tried: true, mem: true},
+		{name: "after_a_trial_layer_left_out", tried: true, leftOut: true, mem: true},
+		{name: "after_a_trial_put_back", tried: true, leftOut: true, merges: true},
+		{name: "after_a_trial_merged", tried: true, merges: true},
 		{name: "no_state", slot: true, noVolume: true},
 		{name: "read_only", readOnly: true, mem: true},
 	} {
@@ -178,6 +198,11 @@ func TestUnmergedTrialChangesNothing(t *testing.T) {
 			own := func(id string) { m.step(unix.Setxattr("/volume/etc", layout.EtcOwner, []byte(id+" 1"), 0)) }
 			if !tt.nobodys {
 				own(strings.Repeat("cd", 32))
+			}
+			if tt.tried {
+				mark := "/volume/" + layout.EtcTrial(strings.Repeat("cd", 32), "1")
+				m.step(os.MkdirAll(filepath.Dir(mark), 0o755))
+				m.step(os.WriteFile(mark, nil, 0o600))
 			}
 			m.step(unix.Mount("/images/1", newRoot, "", unix.MS_BIND, ""))
 			m.step(unix.Mount("outer", stateDir, "tmpfs", 0, "mode=0755"))
@@ -197,7 +222,7 @@ func TestUnmergedTrialChangesNothing(t *testing.T) {
 			}
 			b.sys.RunProgram = func(context.Context, string, ...string) (child.Result, error) {
 				if tt.merges {
-					own(b.report.Root.RootHash)
+					own(b.etcIdentity())
 					return child.Result{}, nil
 				}
 				return child.Result{}, fs.ErrNotExist

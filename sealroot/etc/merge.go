@@ -56,6 +56,9 @@ func mergeDir(n uint64) string { return fmt.Sprintf("merge-%d", n) }
 type Options struct {
 	Image string // the identity of the image that runs
 	Trial bool   // it is on trial
+	// PutBackOnly: nothing is merged, for the image's /etc is not whole; what was there
+	// before a trial that failed is put back all the same.
+	PutBackOnly bool
 	// Var is the image's /var (open), whose new directories the machine gets; or nil.
 	Var *os.File
 	// Step is asked before every change of the volume; tests cut the power there.
@@ -68,6 +71,7 @@ type Result struct {
 	From    string
 	PutBack bool   // the image's own /etc, as it was, for the last one failed on trial
 	Failed  string // the image on trial whose changes were put aside, if there is one
+	Waits   bool   // PutBackOnly, and /etc is another image's still
 	Files   int    // of the new upper layer
 	// Conflicts are those of this merge, and of earlier ones those that nobody has looked at.
 	Conflicts []etcmerge.Conflict
@@ -152,7 +156,7 @@ func (m *merger) ensure(in *os.File, name string) (*os.File, error) {
 // before they are all there has its /etc.
 func (m *merger) run() (Result, error) {
 	result, err := m.merge()
-	if err == nil && m.Var != nil {
+	if err == nil && m.Var != nil && !m.PutBackOnly {
 		result.VarDirs, result.VarError, err = m.varDirs()
 	}
 	return result, err
@@ -191,6 +195,9 @@ func (m *merger) merge() (Result, error) {
 	}
 	if m.live.image == m.Image {
 		return Result{From: failed, PutBack: true, Failed: failed}, nil
+	}
+	if m.PutBackOnly {
+		return Result{Failed: failed, Waits: true}, nil
 	}
 	result, err := m.replace(upper)
 	result.Failed = failed

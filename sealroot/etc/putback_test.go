@@ -197,3 +197,63 @@ func TestFailedTrialLeaksNothing(t *testing.T) {
 		})
 	}
 }
+
+// An image whose own layer is left out as damaged is not merged, and has its /etc of before
+// the trial all the same, on a full volume too. Where it is another list's, that is
+// put back, and merged when there is an image's /etc to merge it with.
+func TestPutBackWithoutAMerge(t *testing.T) {
+	w := inMemory(t, "size=4m,nr_inodes=500")
+	w.files(v1x, map[string]string{"a": "a1\n", "b": "b1\n", "layer": "l\n"})
+	w.booted(v1)
+	w.shell(v1, edit)
+	before := w.list(v1)
+	if r, err := w.boot(v2, Options{PutBackOnly: true}); err != nil || !r.Waits || r.PutBack || r.Failed != "" {
+		t.Errorf("without a trial: %+v, %v", r, err)
+	}
+	for _, image := range []string{v1, v1x} {
+		w.trial(v2)
+		w.shell(v2, "echo migrated >a; echo f >failed")
+		if _, err := os.Stat(filepath.Join(w.volume, layout.EtcTrial(v2, "2"))); err != nil {
+			t.Fatalf("PID 1 sees no trial: %v", err)
+		}
+		w.fill()
+		r, err := w.boot(image, Options{PutBackOnly: true})
+		if own := image == v1; err != nil || r.Failed != v2 || r.PutBack != own || r.Waits == own {
+			t.Errorf("after the trial: %+v, %v", r, err)
+		}
+		must(t, os.RemoveAll(filepath.Join(w.volume, "fill")))
+		if got := w.list(v1); got != before {
+			t.Errorf("after the trial:\n%s\nwant\n%s", got, before)
+		}
+	}
+	w.shell(v1, "echo n >acknowledged")
+	w.booted(v1x)
+	w.has(v1x, map[string]string{"acknowledged": "n\n", "layer": "l\n", "failed": ""})
+}
+
+// An image whose layers are on trial right after the trial of another one has what it had
+// before that, and loses what this trial changes when it fails too.
+func TestLayersOnTrialAfterATrial(t *testing.T) {
+	for name, commit := range map[string]bool{"committed": true, "failed": false} {
+		t.Run(name, func(t *testing.T) {
+			w := inMemory(t, "")
+			w.files(v1x, map[string]string{"a": "a1\n", "b": "b1\n", "layer": "l\n"})
+			w.booted(v1)
+			w.shell(v1, "echo mine >mine")
+			w.trial(v2)
+			w.shell(v2, "echo migrated >a; echo f >failed")
+			if r := w.trial(v1x); r.PutBack || r.Failed != v2 || r.From != v1 {
+				t.Errorf("after the trial: %+v", r)
+			}
+			w.has(v1x, map[string]string{"a": "a1\n", "mine": "mine\n", "layer": "l\n", "failed": ""})
+			w.shell(v1x, "echo more >more")
+			more := ""
+			if commit {
+				must(t, Committed(w.volume, v1x))
+				more = "more\n"
+			}
+			w.booted(v1)
+			w.has(v1, map[string]string{"a": "a1\n", "mine": "mine\n", "layer": "", "failed": "", "more": more})
+		})
+	}
+}
