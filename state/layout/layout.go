@@ -76,7 +76,9 @@ func EtcPending(image string) string { return EtcKept + "/" + image + "/pending"
 
 // EtcTrial is there while the image is on trial that the upper layer of /etc was merged
 // for, by the two words of EtcOwner.
-func EtcTrial(image, merge string) string { return EtcKept + "/" + image + "/merge-" + merge + "/trial" }
+func EtcTrial(image, merge string) string {
+	return EtcKept + "/" + image + "/merge-" + merge + "/trial"
+}
 
 // SlotUpper is where an overlay, by its escaped path, has upper and work directory of
 // one slot for the image with this root hash, in lower-case hex.
