@@ -154,18 +154,21 @@ func TestEtcTrialEnds(t *testing.T) {
 		name, args          string
 		trial, layers, ends bool
 		merged              string // the image that PID 1 has merged /etc for
+		good                bool   // PID 1 has found the slot committed
 	}{
-		{"commit", "commit", true, false, true, image},
-		{"commit_of_layers", "commit", false, true, true, image},
-		{"commit_without_a_merge", "commit", true, false, false, ""},
-		{"record_of_a_trial", "record", true, false, false, image},
-		{"record_of_layers_on_trial", "record", false, true, false, image},
-		{"record_of_a_committed_slot", "record", false, false, true, image},
-		{"record_of_a_slot_that_runs_on_the_trial's", "record", false, false, false, ""},
+		{"commit", "commit", true, false, true, image, false},
+		{"commit_of_layers", "commit", false, true, true, image, true},
+		{"commit_of_a_last_resort", "commit", false, false, true, image, false},
+		{"commit_without_a_merge", "commit", true, false, false, "", false},
+		{"record_of_a_trial", "record", true, false, false, image, false},
+		{"record_of_layers_on_trial", "record", false, true, false, image, true},
+		{"record_of_a_committed_slot", "record", false, false, true, image, true},
+		{"record_of_a_last_resort_that_nobody_committed", "record", false, false, false, image, false},
+		{"record_of_a_slot_that_runs_on_the_trial's", "record", false, false, false, "", true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var mark string
-			w := world{list: pair(), report: running(func(r *report.Report) { r.Slot.Trial, r.LayerTrial, r.EtcImage = tt.trial, tt.layers, tt.merged })}
+			w := world{list: pair(), report: running(func(r *report.Report) { r.Slot.Trial, r.Slot.Successful, r.LayerTrial, r.EtcImage = tt.trial, tt.good, tt.layers, tt.merged })}
 			w.before = func(env Env) {
 				from := t.TempDir()
 				if err := os.MkdirAll(env.volume(), 0o755); err != nil {

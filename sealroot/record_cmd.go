@@ -39,7 +39,7 @@ func record(c *command) action {
 		if json.Unmarshal(text, &r) != nil {
 			r = report.Report{} // boots.Record says what is wrong with it
 		}
-		if r.Slot.Name != "" && !r.Slot.Trial && !r.LayerTrial {
+		if r.Slot.Name != "" && r.Slot.Successful && !r.Slot.Trial && !r.LayerTrial {
 			c.etcCommitted(r) // the commit may have been another system's (--disk)
 		}
 		m, err := c.env.Open(Where{Report: r, Write: true})

@@ -68,8 +68,12 @@ func (b *boot) mergeEtc(ctx context.Context, volume *os.File, image mount.Place)
 	return !ours && !free && (tried || b.onTrial())
 }
 
-// onTrial: the slot is, or the layers are.
-func (b *boot) onTrial() bool { return b.report.Slot.Trial || b.layersTried }
+// onTrial: the slot is, or the layers are. A slot that nobody has committed is not kept by
+// running as the last resort. boot.store fixed has every slot committed.
+func (b *boot) onTrial() bool {
+	s := b.report.Slot
+	return s.Trial || s.Name != "" && !s.Successful || b.layersTried
+}
 
 // etcIdentity names what the image's /etc comes from: the root hash, which says the
 // configuration's layers too, for the root's os-release names them; and those in use, where

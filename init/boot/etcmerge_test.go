@@ -30,6 +30,7 @@ func TestMergeEtc(t *testing.T) {
 		owner    string // of the layer before
 		tried    bool   // that is a trial's
 		trial    bool
+		last     bool   // the slot is the last resort, and nobody has committed it
 		leftOut  string // of a layer
 		absent   bool   // by design
 		pending  bool   // directories for /var
@@ -44,6 +45,7 @@ func TestMergeEtc(t *testing.T) {
 		{name: "new", result: child.Result{Output: []byte("merged\n")}, takes: true, runs: true},
 		{name: "another_image", owner: strings.Repeat("cd", 32) + " 3", takes: true, runs: true},
 		{name: "on_trial", trial: true, takes: true, runs: true},
+		{name: "last_resort", last: true, takes: true, runs: true},
 		{name: "this_image", owner: hash + " 3"},
 		{name: "directories_are_missing", owner: hash + " 3", pending: true, runs: true},
 		{name: "directories_of_another", owner: strings.Repeat("cd", 32) + " 3", pending: true, takes: true, runs: true},
@@ -70,7 +72,8 @@ func TestMergeEtc(t *testing.T) {
 			recorder := &mounttest.Recorder{}
 			b.sys.Mounter = recorder
 			b.report.Layers = []report.Layer{{Name: "whole"}, {Name: "other", LeftOut: tt.leftOut, Absent: tt.absent}}
-			b.report.Root.RootHash, b.report.Slot.Trial, b.report.Degraded = hash, tt.trial, tt.degraded
+			b.report.Slot = report.Slot{Name: "a", Trial: tt.trial, Successful: !tt.trial && !tt.last}
+			b.report.Root.RootHash, b.report.Degraded = hash, tt.degraded
 			hash := b.etcIdentity()
 			upper := filepath.Join(t.TempDir(), layout.Etc)
 			own := func(owner string) {
@@ -116,7 +119,7 @@ func TestMergeEtc(t *testing.T) {
 			var want, steps []string
 			if tt.runs {
 				want = []string{mergeProgram, "etc-merge", "--image", hash, "--from", "/usr/share/factory/etc", "--volume", "/state/encrypted"}
-				if tt.trial {
+				if tt.trial || tt.last {
 					want = append(want, "--trial")
 				}
 				if tt.leftOut != "" && !tt.absent {
@@ -166,6 +169,7 @@ func TestUnmergedTrialChangesNothing(t *testing.T) {
 	for _, tt := range []struct {
 		name                    string
 		slot, layers            bool // on trial
+		lastResort              bool // the slot, and nobody has committed it
 		leftOut                 bool // a layer is damaged
 		tried                   bool // the layer is a trial's
 		merges, empty, nobodys  bool
@@ -173,6 +177,7 @@ func TestUnmergedTrialChangesNothing(t *testing.T) {
 	}{
 		{name: "on_trial", slot: true, mem: true},
 		{name: "layers_on_trial", layers: true, mem: true},
+		{name: "last_resort", lastResort: true, mem: true},
 		{name: "layer_left_out", slot: true, leftOut: true, merges: true, mem: true},
 		{name: "layer_of_before", slot: true, nobodys: true, mem: true},
 		{name: "nothing_changed_before", slot: true, empty: true, mem: true},
@@ -210,6 +215,7 @@ func TestUnmergedTrialChangesNothing(t *testing.T) {
 			m.step(unix.Mount("/volume", encryptedDir, "", unix.MS_BIND, ""))
 			b, _ := testBoot(&person{}, config.State{Create: config.CreateFirstBoot})
 			b.sys.Mounter, b.cfg.Etc = mount.Kernel{}, config.EtcOverlay
+			b.report.Slot = report.Slot{Name: "a", Successful: !tt.slot && !tt.lastResort}
 			b.report.Slot.Trial, b.layersTried, b.report.Root.RootHash = tt.slot, tt.layers, strings.Repeat("ab", 32)
 			if tt.leftOut {
 				b.report.Layers = []report.Layer{{Name: "x", LeftOut: "damaged"}}

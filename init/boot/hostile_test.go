@@ -18,6 +18,7 @@ import (
 
 	"sealroot/goldentest"
 	"sealroot/init/config"
+	"sealroot/init/report"
 	"sealroot/mount"
 	"sealroot/mount/child"
 )
@@ -129,7 +130,7 @@ func TestAssembleHostileState(t *testing.T) {
 			{From: "encrypted/empty", To: "/empty", Seed: config.SeedTmpfiles},
 		}}
 		b.cfg.Overlays = []config.Overlay{{Path: "/opt", Upper: config.UpperEncrypted}, {Path: "/mnt", Upper: config.UpperMemory}, {Path: "/usr/local", Upper: config.UpperEncrypted}, {Path: "/var/lib/loop", Upper: config.UpperPerSlot}}
-		b.report.Slot.Name, b.report.Root.RootHash = "a", "00ff"
+		b.report.Slot, b.report.Root.RootHash = report.Slot{Name: "a", Successful: true}, "00ff"
 		outer, err := openDir(stateDir)
 		if err != nil {
 			t.Fatal(err)
