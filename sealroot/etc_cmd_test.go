@@ -15,6 +15,7 @@ import (
 	"sealroot/init/report"
 	"sealroot/sealroot/etc"
 	"sealroot/sealroot/schematest"
+	"sealroot/slots"
 	"sealroot/state/layout"
 )
 
@@ -168,7 +169,9 @@ func TestEtcTrialEnds(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var mark string
-			w := world{list: pair(), report: running(func(r *report.Report) { r.Slot.Trial, r.Slot.Successful, r.LayerTrial, r.EtcImage = tt.trial, tt.good, tt.layers, tt.merged })}
+			w := world{list: pair(), report: running(func(r *report.Report) {
+				r.Slot.Trial, r.Slot.Successful, r.LayerTrial, r.EtcImage = tt.trial, tt.good, tt.layers, tt.merged
+			})}
 			w.before = func(env Env) {
 				from := t.TempDir()
 				if err := os.MkdirAll(env.volume(), 0o755); err != nil {
@@ -190,5 +193,38 @@ func TestEtcTrialEnds(t *testing.T) {
 				t.Errorf("the mark: %v, want it gone: %v", err, tt.ends)
 			}
 		})
+	}
+}
+
+// A trial whose /etc is in memory is not committed, for nothing that is changed there would
+// be left; a committed slot stays so, and a trial's time limit tells why there was no commit.
+func TestEtcInMemoryIsNotCommitted(t *testing.T) {
+	good := []slots.Slot{{Name: "a", Priority: 1, Successful: true}, {Name: "b", Priority: 2, Successful: true}}
+	for _, tt := range []struct {
+		name, args string
+		list       []slots.Slot
+		memory     bool
+		code       int
+	}{
+		{"commit", "commit", pair(), true, exitRefused},
+		{"check", "check --commit", pair(), true, exitRefused},
+		{"check_alone", "check", pair(), true, 0},
+		{"committed_slot", "commit", good, true, 0},
+		{"not_in_memory", "commit", pair(), false, 0},
+	} {
+		w := world{list: tt.list, trial: true, report: running(func(r *report.Report) {
+			r.EtcInMemory, r.Slot.Trial = tt.memory, len(tt.list) == 2 && !tt.list[1].Successful
+		})}
+		code, out, errs, o := w.outcome(t, strings.Fields(tt.args)...)
+		if code != tt.code || o.reboots > 0 || (code == exitRefused) != strings.Contains(errs, "in memory") {
+			t.Errorf("%s: exit status %d, %d restarts, want %d and none: %s%s", tt.name, code, o.reboots, tt.code, out, errs)
+		}
+		if b, _ := slots.Find(o.list, "b"); b.Priority != 2 || code == exitRefused && b.Successful {
+			t.Errorf("%s: %s", tt.name, b)
+		}
+		why, _ := os.ReadFile(o.env.Refused)
+		if strings.Contains(string(why), "in memory") != (code == exitRefused) {
+			t.Errorf("%s: kept for the time limit: %q", tt.name, why)
+		}
 	}
 }

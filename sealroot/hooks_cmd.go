@@ -122,7 +122,7 @@ func (c *command) remembers(r report.Report) bool {
 
 // commitDue tells whether the slot that runs is to be committed, and can be.
 func (c *command) commitDue(r report.Report) (bool, error) {
-	if r.Degraded || c.layersGivenUp() != nil {
+	if r.Degraded || r.EtcInMemory || c.layersGivenUp() != nil {
 		return false, nil
 	}
 	m, err := c.env.Open(Where{Report: r})

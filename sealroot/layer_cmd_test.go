@@ -596,6 +596,29 @@ func TestCommitOfLayersFails(t *testing.T) {
 	}
 }
 
+// Layers on trial are not committed while /etc is in memory, whether the slot is committed or not.
+func TestLayersAreNotCommittedWithEtcInMemory(t *testing.T) {
+	for _, list := range [][]slots.Slot{pair(), {{Name: "a", Priority: 1, Successful: true}, {Name: "b", Priority: 2, Successful: true}}} {
+		m := newLayerMachine(t)
+		if code, out := m.run("layer", "add", m.image("app-x", "ID=debian\n")); code != 0 {
+			t.Fatal(out)
+		}
+		m.rep.Slot = report.Slot{Name: "b", Trial: !list[1].Successful, TriesAfter: 2}
+		m.env.Refused = m.dir + "/refused"
+		m.boot()
+		m.disk.list = list
+		for _, memory := range []bool{true, false} {
+			m.rep.EtcInMemory = memory
+			m.report()
+			code, out := m.run("commit")
+			_, err := os.Stat(filepath.Join(m.env.volume(), layerlist.GoodFile(m.rep.Root.RootHash)))
+			if kept := err == nil; kept == memory || (code == exitRefused) != memory {
+				t.Errorf("in memory %v: exit status %d, layers kept %v: %s", memory, code, kept, out)
+			}
+		}
+	}
+}
+
 // A list that is good already is no reason to fail when its trial cannot be noted as over.
 func TestCommitOfLayersThatAreGood(t *testing.T) {
 	m := newLayerMachine(t)

@@ -175,7 +175,10 @@ func (c *command) commit(ctx context.Context, t target, burn bool) error {
 		if err != nil {
 			return fmt.Errorf("cannot read the slots: %w", err)
 		}
-		if now, _ := slots.Find(list, t.boot.Running); !markedBad(t.report, now) { // else keep refuses
+		now, _ := slots.Find(list, t.boot.Running)
+		// A slot that is committed may run so, as one whose layer is damaged does.
+		t.boot.EtcInMemory = t.report.EtcInMemory && (!now.Successful || c.layersOnTrial(t.report))
+		if !markedBad(t.report, now) && !t.boot.EtcInMemory { // else keep refuses
 			if err := c.unloadKernel(); err != nil {
 				return err
 			}
@@ -184,6 +187,9 @@ func (c *command) commit(ctx context.Context, t target, burn bool) error {
 		}
 	}
 	if err := c.keep(t); err != nil {
+		if t.boot.EtcInMemory {
+			c.keepRefusal(errInMemory)
+		}
 		return errors.Join(err, layersErr)
 	}
 	if ours {
@@ -200,6 +206,8 @@ func (c *command) commit(ctx context.Context, t target, burn bool) error {
 	}
 	return errors.Join(c.raiseFloor(t.machine, t.report, list, report.RootCertificates, burn), layersErr)
 }
+
+var errInMemory = errors.New("changes of /etc were in memory")
 
 func (c *command) keep(t target) error {
 	slot := t.boot.Running

@@ -27,7 +27,9 @@ type Boot struct {
 	Loaded   string // slot whose kernel runs; "" when unknown
 	Trial    bool   // it began on trial
 	Degraded bool   // the state could not be opened
-	Kexec    bool   // the kernel before has started this one
+	// EtcInMemory: on trial, slot or layers, and what is changed in /etc is in memory.
+	EtcInMemory bool
+	Kexec       bool // the kernel before has started this one
 }
 
 // Machine is what the changes act on.
@@ -83,6 +85,8 @@ func (m Machine) Commit(b Boot) (was bool, err error) {
 		return false, fmt.Errorf("cannot commit slot %s: kexec started this trial of it, past firmware, boot loader and TPM; restart the machine, and commit then: %w", b.Running, ErrRefused)
 	case b.Degraded:
 		return false, fmt.Errorf("cannot commit slot %s: this boot is degraded, its state was not opened (see sealroot status): %w", b.Running, ErrRefused)
+	case b.EtcInMemory:
+		return false, fmt.Errorf("cannot commit slot %s: /etc of this boot is in memory, what is changed there is lost at the restart (see sealroot status); restart, and commit then: %w", b.Running, ErrRefused)
 	}
 	if err := m.BeginChange(); err != nil {
 		return false, err

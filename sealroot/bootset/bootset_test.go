@@ -193,6 +193,7 @@ func TestCommitRefused(t *testing.T) {
 		boot Boot
 	}{
 		{"degraded", Boot{Running: "b", Loaded: "b", Degraded: true}},
+		{"etc_in_memory", Boot{Running: "b", Loaded: "b", Trial: true, EtcInMemory: true}},
 		{"a_trial_that_kexec_started", Boot{Running: "b", Loaded: "b", Trial: true, Kexec: true}},
 		{"running_slot_unknown", Boot{Loaded: "b"}},
 		{"slot_not_on_disk", Boot{Running: "c", Loaded: "c"}},
