@@ -48,11 +48,11 @@ func record(c *command) action {
 			return errors.Join(boots.Record(c.env.State, text), err)
 		}
 		defer m.Close()
-		earlier, err := c.keepReports(m, text)
+		earlier, inMemory, err := c.keepReports(m, text)
 		if err != nil {
 			return err
 		}
-		if stateInMemory(text) {
+		if inMemory {
 			c.say("the state is in memory in this boot: the boot log keeps the reports of %d earlier ones", earlier)
 		} else {
 			c.say("kept the report of this boot, and %d of earlier ones", earlier)
@@ -63,8 +63,8 @@ func record(c *command) action {
 }
 
 // keepReports keeps the report of this boot after those in the boot log, and
-// says how many those were. The lock is held.
-func (c *command) keepReports(m Machine, text []byte) (earlier int, err error) {
+// says how many those were, and whether all that is in memory alone. The lock is held.
+func (c *command) keepReports(m Machine, text []byte) (earlier int, inMemory bool, err error) {
 	log, logErr := m.Record()
 	var reports, logged [][]byte
 	for _, one := range log.Reports {
@@ -76,13 +76,14 @@ func (c *command) keepReports(m Machine, text []byte) (earlier int, err error) {
 		}
 	}
 	if err := boots.Record(c.env.State, append(slices.Clone(reports), text)...); err != nil {
-		return 0, errors.Join(err, logErr)
+		return 0, false, errors.Join(err, logErr)
 	}
-	if logErr != nil || len(logged) == 0 || stateInMemory(text) {
-		return len(reports), logErr
+	inMemory = stateInMemory(text)
+	if logErr != nil || len(logged) == 0 || inMemory {
+		return len(reports), inMemory, logErr
 	}
 	// crash point: a report in both places
-	return len(reports), m.UpdateRecord(func(now bootlog.Record) (bootlog.Record, error) {
+	return len(reports), false, m.UpdateRecord(func(now bootlog.Record) (bootlog.Record, error) {
 		now.Reports = slices.DeleteFunc(slices.Clone(now.Reports), func(text json.RawMessage) bool {
 			return slices.ContainsFunc(logged, func(kept []byte) bool { return bytes.Equal(kept, text) })
 		})
@@ -109,7 +110,7 @@ func (c *command) keepBeforeRestart(m Machine) {
 		if _, err = os.Stat(c.env.State); errors.Is(err, fs.ErrNotExist) {
 			return
 		}
-		_, err = c.keepReports(m, text)
+		_, _, err = c.keepReports(m, text)
 	}
 	if err != nil {
 		c.say("the report of this boot is not kept: %v", err)

@@ -17,11 +17,15 @@ import (
 // again, and who resizes lets go of the rest. What they hold is in the record when the boot
 // goes on: the next one has less room than it takes to hold something, and needs none.
 
-// mayHold tells whether there is room for what a mount, and the balloons for n bytes, write
-// to what is not reserved: of each 128 MiB a bitmap, and the journal's copy of it.
+// HoldRoom is how many bytes of the state partition a mount, and the balloons for n bytes,
+// need for what they write to what is not reserved: of each 128 MiB a bitmap, and the
+// journal's copy of it.
+func HoldRoom(n int64) int64 { return 2*keepOutside + n>>14 }
+
+// mayHold tells whether there is that room.
 func (v *Volume) mayHold(n int64) bool {
 	free, err := freeIn(v.image)
-	return err == nil && free >= 2*keepOutside+n>>14
+	return err == nil && free >= HoldRoom(n)
 }
 
 // holdLater leaves to Settle what is not reserved of these ranges, if that can do without.

@@ -53,8 +53,9 @@ func (b *boot) degrade(cause error) error {
 	}
 	b.warn("DEGRADED: nothing written to /var, /home and /etc will survive a restart: %v", cause)
 	b.setDegraded(cause)
-	b.giveBack()                                                                                          // a degraded system cannot be committed, and the slot is not to blame
-	b.report.State.Unlocked, b.report.State.Pinned, b.report.State.UUID = report.UnlockedDegraded, "", "" // state unlock goes by that
+	b.giveBack() // a degraded system cannot be committed, and the slot is not to blame
+	s := &b.report.State
+	s.Unlocked, s.Pinned, s.UUID = report.UnlockedDegraded, "", "" // state unlock goes by that
 	return b.volatileState("degraded")
 }
 

@@ -3,7 +3,6 @@ package config
 import (
 	"fmt"
 	"slices"
-	"strings"
 
 	"sealroot/state/binds"
 )
@@ -19,10 +18,10 @@ func (v *validator) overlays(c *Config) {
 		if slices.ContainsFunc(paths, func(p string) bool { return overlap(p, o.Path) }) {
 			v.add(at+".path", "leave one of them out", "%.80q is given twice, or lies in or over another one", o.Path)
 		}
-		if slices.ContainsFunc(c.Binds.Extra, func(b ExtraBind) bool { return within(o.Path, b.To) }) {
+		if slices.ContainsFunc(c.Binds.Extra, func(b ExtraBind) bool { return binds.Within(o.Path, b.To) }) {
 			v.add(at+".path", "leave it out here or there", "binds.extra hides %.80q", o.Path)
 		}
-		if within(o.Path, "/var") && slices.ContainsFunc(c.Binds.Unencrypted, func(to string) bool { return overlap(to, o.Path) }) {
+		if binds.Within(o.Path, "/var") && slices.ContainsFunc(c.Binds.Unencrypted, func(to string) bool { return overlap(to, o.Path) }) {
 			v.add(at+".path", "leave it out here or there", "binds.unencrypted has a place in or over %.80q", o.Path)
 		}
 		paths = append(paths, o.Path)
@@ -36,13 +35,10 @@ func (v *validator) overlays(c *Config) {
 // noOverlay says what to do in place of an overlay over this path; "" where there
 // may be one.
 func noOverlay(path string) string {
-	in := func(dirs ...string) bool {
-		return slices.ContainsFunc(dirs, func(dir string) bool { return within(path, dir) })
-	}
 	switch {
-	case in("/etc"):
+	case binds.Within(path, "/etc"):
 		return "use the key etc"
-	case in("/home"), path == "/var":
+	case binds.Within(path, "/home"), path == "/var":
 		return "leave it out: it is writable, from the encrypted volume"
 	case !isTarget(path):
 		return "give a directory of the image such as /opt"
@@ -53,7 +49,4 @@ func noOverlay(path string) string {
 }
 
 // overlap says that one path is the other, or in it.
-func overlap(a, b string) bool { return within(a, b) || within(b, a) }
-
-// within says that a path is a directory, or in it.
-func within(path, dir string) bool { return path == dir || strings.HasPrefix(path, dir+"/") }
+func overlap(a, b string) bool { return binds.Within(a, b) || binds.Within(b, a) }

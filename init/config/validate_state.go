@@ -281,9 +281,7 @@ func hidesByName(b ExtraBind) bool {
 	}
 	list, bad := binds.Names([]string{top})
 	return len(bad) > 0 || slices.ContainsFunc(list, func(named binds.Bind) bool {
-		return overlap(named.To, b.To) || slices.ContainsFunc(
-			[]string{"/etc", "/home", "/media", "/mnt", "/opt", "/root", "/srv", "/tmp", "/usr", "/var"},
-			func(dir string) bool { return within(named.To, dir) })
+		return overlap(named.To, b.To) || binds.Within(named.To, "/etc", "/home", "/media", "/mnt", "/opt", "/root", "/srv", "/tmp", "/usr", "/var")
 	})
 }
 
@@ -319,9 +317,7 @@ func (v *validator) extraBind(at string, b ExtraBind, unencrypted []string) {
 }
 
 func mayBeUnencrypted(target string) bool {
-	return isTarget(target) && slices.ContainsFunc(unencryptedBelow(), func(dir string) bool {
-		return within(target, dir)
-	})
+	return isTarget(target) && binds.Within(target, unencryptedBelow()...)
 }
 
 // isSource accepts a clean relative path none of whose parts is hidden, private

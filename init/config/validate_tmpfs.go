@@ -24,7 +24,7 @@ func (v *validator) tmpfs(c *Config, targets []string) {
 		if !isTarget(t.To) || binds.OfImage(t.To) {
 			v.add(at+".to", "give a directory of the root such as /srv/scratch", "%.80q cannot be in memory", t.To)
 		}
-		if slices.ContainsFunc(targets, func(to string) bool { return within(to, t.To) }) {
+		if slices.ContainsFunc(targets, func(to string) bool { return binds.Within(to, t.To) }) {
 			v.add(at+".to", "leave it out here or there", "%.80q would hide what another key has there", t.To)
 		}
 		targets = append(targets, t.To)

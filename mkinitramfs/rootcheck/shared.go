@@ -12,7 +12,8 @@ import (
 
 func (v *verdict) machineID() {
 	const etc, dbus = "etc/machine-id", "var/lib/dbus/machine-id"
-	switch id := strings.TrimSpace(string(v.t.files[etc].Text)); {
+	id := strings.TrimSpace(string(v.t.files[etc].Text))
+	switch {
 	case id == "uninitialized" && v.w.Built && !v.w.Config.KeepsEtc():
 		v.warn(etc, "leave it out of --extra", "uninitialized, and no change to /etc outlives a boot: each one would be a first boot")
 	case id == "" || id == "uninitialized":
@@ -21,19 +22,19 @@ func (v *verdict) machineID() {
 	default:
 		v.warn(etc, "nothing to do for sealroot-mkinitramfs disk and parts, which empty it; other builders: truncate -s0 it", "filled: every machine gets the same identity, and DHCP addresses")
 	}
-	v.firstBoot(etc)
+	if _, there := v.t.files[etc]; !there || id == "uninitialized" {
+		v.firstBoot(etc)
+	}
 	if f := v.t.files[dbus]; f.Mode.IsRegular() && len(f.Text) > 0 {
 		v.warn(dbus, "ln -sf /etc/machine-id it", "a file with an identity: every machine gets the same")
 	}
 }
 
-// firstBoot: nobody may be at the machine whose first boot asks and waits for the answer
+// firstBoot is asked where a machine has one: nobody may be at the machine whose first boot asks and waits for the answer
 // (systemd-firstboot.service(8)).
 func (v *verdict) firstBoot(id string) {
 	const unit = "systemd-firstboot.service"
-	_, there := v.t.files[id]
-	first := !there || strings.TrimSpace(string(v.t.files[id].Text)) == "uninitialized"
-	if first && v.w.Config.KeepsEtc() && v.enabled(unit, "sysinit.target.wants") {
+	if v.w.Config.KeepsEtc() && v.enabled(unit, "sysinit.target.wants") {
 		v.warn(id, "systemctl --root=ROOT mask "+unit+", or give it what is missing; an empty file makes no boot a first one",
 			"not there or uninitialized: the first boot of each machine asks on the console for a locale, a time zone and root's password where they are missing, and waits")
 	}

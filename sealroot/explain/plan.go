@@ -63,10 +63,18 @@ func Plan(slot string, c config.Config) Explanation {
 
 func (e *Explanation) add(m Mount) { e.Mounts = append(e.Mounts, m) }
 
-func (e *Explanation) planRoot(slot string, c config.Config) {
-	where, part := "/", "root-"+slot
+// imagePlace is where the image of the slot is, and its layers over it.
+func imagePlace(c config.Config) string {
 	if c.Root.Usr() {
-		where, part = "/usr", "usr-"+slot
+		return "/usr"
+	}
+	return "/"
+}
+
+func (e *Explanation) planRoot(slot string, c config.Config) {
+	part := "root-" + slot
+	if c.Root.Usr() {
+		part = "usr-" + slot
 		e.add(Mount{Where: "/", What: "rootfs", Type: "tmpfs", Options: []string{"nosuid", "nodev"},
 			Why: whyMounted(report.Mount{Where: "/", Type: "tmpfs"}, report.Report{}, c)})
 	}
@@ -80,7 +88,7 @@ func (e *Explanation) planRoot(slot string, c config.Config) {
 	} else if c.Trust.Cmdline == config.CmdlineMeasured {
 		by += "; or the measured command line of the unified kernel image"
 	}
-	e.add(Mount{Where: where, What: part + " behind dm-verity", Type: c.Root.Filesystem, Options: []string{"ro", "nodev"},
+	e.add(Mount{Where: imagePlace(c), What: part + " behind dm-verity", Type: c.Root.Filesystem, Options: []string{"ro", "nodev"},
 		Why:       "the image of the slot; its root hash is vouched for by " + by,
 		DependsOn: "whether slot " + slot + " is the one to run (sealroot status --disk), and passes the check of its signature"})
 }
@@ -89,16 +97,12 @@ func (e *Explanation) planLayers(slot string, c config.Config) {
 	if len(c.Layers) == 0 {
 		return
 	}
-	where := "/"
-	if c.Root.Usr() {
-		where = "/usr"
-	}
 	var names []string
 	for _, l := range c.Layers {
 		names = append(names, l.Name)
 		e.note("layer %s: %s; for a root and kernel as its extension-release says; %s", l.Name, sourceOf(l, slot), withoutLayer(l.OnFailure))
 	}
-	e.add(Mount{Where: where, What: "overlay", Type: "overlay", Options: []string{"ro", "nodev"}, Why: whyLayers(c) + ": " + strings.Join(names, ", "), DependsOn: "whether the machine has them"})
+	e.add(Mount{Where: imagePlace(c), What: "overlay", Type: "overlay", Options: []string{"ro", "nodev"}, Why: whyLayers(c) + ": " + strings.Join(names, ", "), DependsOn: "whether the machine has them"})
 }
 
 func (e *Explanation) planState(c config.Config) {

@@ -98,7 +98,7 @@ func (m Machine) Copy(ctx context.Context, r Running, o CopyOptions) (Copied, er
 	if o.Quick { // it was only looked at so far
 		_, err := m.verifyImage(ctx, r.Running, from)
 		if err == nil {
-			err = layers.verify(ctx, m, r.Running, func(c layerCopy) slotLayer { return c.from })
+			err = layers.verify(ctx, m, r.Running, original)
 		}
 		if err != nil {
 			return done, fmt.Errorf("slot %s cannot be copied: %w", r.Running, err)

@@ -186,7 +186,7 @@ func (m Machine) openCopies(ctx context.Context, running, target string, quick b
 	if quick {
 		return list, nil
 	}
-	return list, list.verify(ctx, m, running, func(c layerCopy) slotLayer { return c.from })
+	return list, list.verify(ctx, m, running, original)
 }
 
 func (c layerCopies) close() error {
@@ -206,7 +206,9 @@ func (c layerCopies) verify(ctx context.Context, m Machine, slot string, side fu
 	return m.verifyLayers(ctx, slot, list)
 }
 
-// copied is the side that is written.
+// original is the side that is read, copied the one that is written.
+func original(c layerCopy) slotLayer { return c.from }
+
 func copied(c layerCopy) slotLayer { return c.to }
 
 // alike tells whether both sides look the same, without reading them as a whole.

@@ -56,12 +56,9 @@ func stateType(dir string) string {
 // OpenPart opens a partition of a slot, or the part of one that holds image or
 // hash tree where they share it.
 func (m *Machine) OpenPart(slot string, part manifest.Name, write bool) (install.Partition, error) {
-	of, at := gpt.Data, m.root.Verity.TreeAt()
-	switch {
-	case part == manifest.Verity && at == 0:
-		of = gpt.Tree
-	case part == manifest.Signature:
-		of = gpt.Sig
+	of, at := partitionOf(part), m.root.Verity.TreeAt()
+	if of == gpt.Tree && at != 0 {
+		of = gpt.Data
 	}
 	p, err := m.disk.InSlot(slot, of)
 	if err != nil {
@@ -85,16 +82,20 @@ func (m *Machine) OpenPart(slot string, part manifest.Name, write bool) (install
 	return newWindow(d, at, d.Size())
 }
 
-// OpenLayer opens a partition of a layer that lies in partitions of the slot.
-func (m *Machine) OpenLayer(slot, layer string, part manifest.Name, write bool) (install.Partition, error) {
-	of := gpt.Data
+// partitionOf is where a part lies that has a partition of its own.
+func partitionOf(part manifest.Name) gpt.Part {
 	switch part {
 	case manifest.Verity:
-		of = gpt.Tree
+		return gpt.Tree
 	case manifest.Signature:
-		of = gpt.Sig
+		return gpt.Sig
 	}
-	p, err := m.disk.Partition(gpt.LayerLabel(layer, slot, of))
+	return gpt.Data
+}
+
+// OpenLayer opens a partition of a layer that lies in partitions of the slot.
+func (m *Machine) OpenLayer(slot, layer string, part manifest.Name, write bool) (install.Partition, error) {
+	p, err := m.disk.Partition(gpt.LayerLabel(layer, slot, partitionOf(part)))
 	if errors.Is(err, gpt.ErrNotFound) {
 		return nil, fmt.Errorf("%w: %w", install.ErrNoPartition, err)
 	}

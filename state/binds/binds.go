@@ -140,14 +140,14 @@ func target(name string) (string, error) {
 
 // Reserved says that the path, absolute and clean, is in a place that PID 1 mounts
 // itself.
-func Reserved(path string) bool { return within(path, reserved...) }
+func Reserved(path string) bool { return Within(path, reserved...) }
 
 // OfImage says that the path, absolute and clean, is where nothing but the image's
 // content may be seen.
-func OfImage(path string) bool { return within(path, images...) && !within(path, own) }
+func OfImage(path string) bool { return Within(path, images...) && !Within(path, own) }
 
-// within says that a path is one of the directories, or in one.
-func within(path string, dirs ...string) bool {
+// Within says that a path is one of the directories, or in one.
+func Within(path string, dirs ...string) bool {
 	for _, dir := range dirs {
 		if rest, ok := strings.CutPrefix(path, dir); ok && (rest == "" || rest[0] == '/') {
 			return true

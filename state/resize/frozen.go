@@ -25,24 +25,33 @@ const (
 // to write in one that is read-only. One that is frozen already stays so: whoever did that
 // relies on it, if it was not a change that was killed. Errors: ErrCopied where it is
 // writable, ErrFrozen.
-func (v *Volume) whileReadOnly(change func() error) (err error) {
+func (v *Volume) whileReadOnly(change func() error) error {
 	if err := v.provedReadOnly(); err != nil {
 		return err
 	}
-	if err := unix.IoctlSetInt(int(v.root.Fd()), fiFreeze, 0); errors.Is(err, unix.EBUSY) {
-		return fmt.Errorf("cannot freeze the volume: %w", ErrFrozen)
-	} else if err != nil {
+	return v.whileFrozen(func() error {
+		if err := v.provedReadOnly(); err != nil { // until it was frozen, anybody could
+			return err
+		}
+		return change()
+	})
+}
+
+// whileFrozen runs change while nobody writes to the inner file system. Errors: ErrFrozen
+// where somebody else has it frozen; then change is not run.
+func (v *Volume) whileFrozen(change func() error) error {
+	err := unix.IoctlSetInt(int(v.root.Fd()), fiFreeze, 0)
+	if errors.Is(err, unix.EBUSY) {
+		err = ErrFrozen
+	}
+	if err != nil {
 		return fmt.Errorf("cannot freeze the volume: %w", err)
 	}
-	defer func() {
-		if terr := unix.IoctlSetInt(int(v.root.Fd()), fiThaw, 0); terr != nil {
-			err = errors.Join(err, fmt.Errorf("cannot thaw the volume: %w", terr))
-		}
-	}()
-	if err := v.provedReadOnly(); err != nil { // until it was frozen, anybody could
-		return err
+	err = change()
+	if terr := unix.IoctlSetInt(int(v.root.Fd()), fiThaw, 0); terr != nil {
+		err = errors.Join(err, fmt.Errorf("cannot thaw the volume: %w", terr))
 	}
-	return change()
+	return err
 }
 
 // provedReadOnly is an error where the file system itself is writable: statfs(2) has

@@ -3,9 +3,6 @@ package resize
 import (
 	"context"
 	"errors"
-	"fmt"
-
-	"golang.org/x/sys/unix"
 
 	"sealroot/state/balloon"
 	"sealroot/state/balloon/files"
@@ -31,7 +28,7 @@ func Reclaim(ctx context.Context, v Resizer) error {
 // reclaimEnd gives back what is reserved behind the end, which a growing that was cut has
 // left: a boot does it only after one that ended in order. While it is frozen, nobody makes
 // the file system larger: whoever does that writes behind its end first.
-func (v *Volume) reclaimEnd(m measured) (err error) {
+func (v *Volume) reclaimEnd(m measured) error {
 	end := balloon.Up(v.begin+m.Spanned, v.unit)
 	if v.classic || m.ReadOnly || m.OverCommitted > 0 || end >= m.Apparent {
 		return nil // with classic devices the file ends there
@@ -40,19 +37,17 @@ func (v *Volume) reclaimEnd(m measured) (err error) {
 	if err != nil || len(behind) == 0 {
 		return err
 	}
-	if err := unix.IoctlSetInt(int(v.root.Fd()), fiFreeze, 0); errors.Is(err, unix.EBUSY) {
+	same := false
+	err = v.whileFrozen(func() error {
+		// What has to be on the disk to look again is there: the freeze has written it.
+		now, err := v.in.spanned(false)
+		if same = err == nil && now == m.Spanned; same {
+			err = v.giveBack(behind...)
+		}
+		return err
+	})
+	if errors.Is(err, ErrFrozen) {
 		return nil // somebody else has frozen it
-	} else if err != nil {
-		return fmt.Errorf("cannot freeze the volume: %w", err)
-	}
-	// What has to be on the disk to look again is there: the freeze has written it.
-	now, err := v.in.spanned(false)
-	same := err == nil && now == m.Spanned
-	if same {
-		err = v.giveBack(behind...)
-	}
-	if terr := unix.IoctlSetInt(int(v.root.Fd()), fiThaw, 0); terr != nil {
-		err = errors.Join(err, fmt.Errorf("cannot thaw the volume: %w", terr))
 	}
 	if same { // what takes long comes after it: who is killed while it is frozen leaves it so
 		err = errors.Join(err, v.keep())

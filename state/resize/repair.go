@@ -144,7 +144,7 @@ func (v *Volume) MakeWritable() (Sizes, error) {
 		switch {
 		case err != nil || !m.ReadOnly:
 			return err
-		case m.OverCommitted > 0 && m.OuterFree < 2*keepOutside+m.OverCommitted>>14:
+		case m.OverCommitted > 0 && m.OuterFree < state.HoldRoom(m.OverCommitted):
 			return fmt.Errorf("cannot make the volume writable, %d MiB are missing, %d MiB are free on the state partition: %w", m.OverCommitted>>20, m.OuterFree>>20, ErrOverCommitted)
 		}
 		if m.Copied > 0 {
