@@ -18,9 +18,12 @@ func inPartitions(section, onFailure string) string {
 // other slot are those of before. Of three that may be left out none is used: one is
 // corrupted, one whole but not the one of the configuration and signed by a stranger, one
 // in its partition only on another disk. The control is the first boot, with all three.
+// The root is written to in memory: changes of it and of its layers end with the boot, and
+// are no image's.
 func TestRootLayersInPartitions(t *testing.T) {
 	t.Parallel()
 	const which = "usr/share/which"
+	const inMemory = "overlays: [{path: /, upper: memory}]\n"
 	names := []string{"low", "mid", "top"}
 	first := layerImages(t, names, map[string]string{"low/" + which: "low 1\n", "mid/usr/share/mid": "mid 1\n", "top/usr/share/top": "top 1\n"})
 	second := layerImages(t, names, map[string]string{"low/" + which: "low 2\n", "mid/usr/share/mid": "mid 2, which is longer\n", "top/usr/share/top": "top 2\n"})
@@ -30,7 +33,7 @@ func TestRootLayersInPartitions(t *testing.T) {
 		t.Fatal("the configuration has no section state")
 	}
 	of := func(layers string) Image {
-		return Image{Edit: []string{yaml[from:end], "  create: none\n", "etc: overlay\n", "etc: overlay\n" + layers}, Disk: []string{"--layer-size", "low=6M"}}
+		return Image{Edit: []string{yaml[from:end], "  create: none\n", "etc: overlay\n", "etc: overlay\n" + inMemory + layers}, Disk: []string{"--layer-size", "low=6M"}}
 	}
 	disk := of(inPartitions(first, "skip")).Build(t)
 	if p := disk.Part(t, "layer-low-b"); p.Bytes != 6<<20 {
@@ -50,6 +53,14 @@ func TestRootLayersInPartitions(t *testing.T) {
 	}
 	if got := vm.Run("sealroot status --pcrs"); strings.Count(got, "sealroot:layer:") < 3 || strings.Contains(got, "DIFFERS") {
 		t.Errorf("sealroot status --pcrs:\n%s", got)
+	}
+	vm.Run("write /usr/bin/new changed")
+	vm.Run("write /" + which + " changed")
+	if got := vm.Run("cat /usr/bin/new /" + which); got != "changed\nchanged" {
+		t.Errorf("what was changed reads %q", got)
+	}
+	if got := vm.Run("cat /proc/self/mountinfo"); strings.Contains(got, " / / ro") || strings.Contains(got, "changes") {
+		t.Errorf("the root, or what is changed in it:\n%s", got)
 	}
 	vm.Run("sealroot verify a")
 	vm.Run("sealroot install /dev/vdb")
@@ -78,6 +89,9 @@ func TestRootLayersInPartitions(t *testing.T) {
 	}
 	if got := vm.Run(all); layersText(r) != "low 7, mid 7, top 7" || got != "low 1\nmid 1\ntop 1" {
 		t.Errorf("after the fallback: layers %s, %q", layersText(r), got)
+	}
+	if said, status := vm.TryRun("cat /usr/bin/new"); status == 0 {
+		t.Errorf("what was changed in memory is there after a restart: %q", said)
 	}
 	if said, status := vm.TryRun("sealroot verify b"); status != 6 || !strings.Contains(said, "layer low") {
 		t.Errorf("sealroot verify b: status %d, %q; want 6 for its layer", status, said)

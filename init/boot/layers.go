@@ -36,6 +36,8 @@ import (
 const (
 	layersDir  = "/layers"
 	layersRoot = "/layered"
+	// the tmpfs that has the changes of a root in memory, and is reached through it alone then
+	changesDir = "/changes"
 )
 
 // errLayer: what is there is no layer for this root and kernel. errNoImage: nor is it
@@ -83,7 +85,7 @@ func (b *boot) stackLayers(ctx context.Context) error {
 			b.unsigned = b.unsigned || l.From == config.LayerFromVolume
 		}
 	}
-	if len(lower) == 0 {
+	if len(lower) == 0 && !b.cfg.RootInMemory() {
 		return nil
 	}
 	b.layered = true
@@ -333,6 +335,13 @@ func (b *boot) replaceImage(lower []mount.Place) error {
 	}
 	overlay := mount.Place{Root: "/", Path: layersRoot}
 	o := mount.Overlay{Lower: lower, Attr: mount.ReadOnly | mount.NoDev}
+	if b.cfg.RootInMemory() {
+		o.Attr = mount.NoDev
+		var err error
+		if o.Upper, o.Work, err = b.changesInMemory(); err != nil {
+			return err
+		}
+	}
 	if err := b.sys.Mounter.Overlay(o, overlay); err != nil {
 		return err
 	}
@@ -357,6 +366,11 @@ func (b *boot) replaceImage(lower []mount.Place) error {
 			return err
 		}
 	}
+	if b.cfg.RootInMemory() {
+		if err := b.sys.Mounter.Unmount(changesDir); err != nil {
+			return err
+		}
+	}
 	b.noteMount(report.Mount{What: "overlay", Where: b.image(), Type: "overlay", Options: o.Attr.Names()})
 	if !b.cfg.Root.Usr() {
 		return nil
@@ -366,4 +380,22 @@ func (b *boot) replaceImage(lower []mount.Place) error {
 		return err
 	}
 	return makeLinks(newRoot, names)
+}
+
+// changesInMemory mounts a tmpfs for the changes to a root that is as the image's is.
+func (b *boot) changesInMemory() (upper, work mount.Place, err error) {
+	upper, work = mount.Place{Root: changesDir, Path: "upper"}, mount.Place{Root: changesDir, Path: "work"}
+	if err := os.MkdirAll(changesDir, 0o700); err != nil {
+		return upper, work, err
+	}
+	fs := mount.Filesystem{Type: "tmpfs", Source: "changes", Options: memoryLimits[:], Attr: mount.NoDev}
+	if err := b.sys.Mounter.MountIn(fs, mount.Place{Root: "/", Path: changesDir}); err != nil {
+		return upper, work, err
+	}
+	image := mount.Place{Root: b.imageDir(), Path: "."}
+	err = makeUpper(mount.Overlay{Lower: []mount.Place{image}, Upper: upper, Work: work})
+	if errors.Is(err, unix.ENOTSUP) { // memory holds no user attributes before Linux 6.6
+		err = makeWork(mount.Overlay{Work: work})
+	}
+	return upper, work, err
 }

@@ -222,6 +222,34 @@ umount /layers/1
 			t.Errorf("%v, policies %q", err, d.policies)
 		}
 	})
+	// The changes of a root in memory are in no place that anything else can write.
+	inRoot(t, "in_memory", func(t *testing.T) {
+		b, m, _ := layeredBoot(t)
+		b.cfg.Overlays = []config.Overlay{{Path: config.WholeRoot, Upper: config.UpperMemory}}
+		b.cfg.Layers = nil
+		if err := os.Chmod(newRoot, 0o711); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.stackLayers(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		const want = `mount -t tmpfs -o nodev,mode=0755,size=25%,nr_inodes=1m changes ///changes
+mount -t overlay -o nodev,lowerdir=/sysroot//.,upperdir=/changes//upper,workdir=/changes//work,redirect_dir=nofollow,metacopy=off,index=off,xino=off overlay ///layered
+mount --move /sysroot//state /layered//state
+umount /sysroot
+mount --move ///layered ///sysroot
+umount /changes
+`
+		if got := m.Trace(); got != want || !b.layered {
+			t.Errorf("layered %v, got\n%swant\n%s", b.layered, got, want)
+		}
+		if info, err := os.Stat(changesDir + "/upper"); err != nil || info.Mode().Perm() != 0o711 {
+			t.Errorf("the root shows %v, %v; want the image's mode", info, err)
+		}
+		if at := b.report.Mounts[len(b.report.Mounts)-1]; at.Where != "/" || at.Type != "overlay" || slices.Contains(at.Options, "ro") {
+			t.Errorf("reported is %+v", at)
+		}
+	})
 	inRoot(t, "none", func(t *testing.T) {
 		b, m, _ := layeredBoot(t)
 		b.cfg.Layers = nil

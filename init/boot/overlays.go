@@ -47,6 +47,9 @@ func (w *writable) overlay(inMemory, readOnly bool) mount.Overlay {
 // volume's is bound over it.
 func (b *boot) overlays(volume *os.File) (waiting []string) {
 	for _, o := range b.cfg.Overlays {
+		if o.Path == config.WholeRoot { // is there already, see replaceImage
+			continue
+		}
 		w := overlayPlaces(o.Path)
 		if o.Upper == config.UpperPerSlot {
 			w.in(layout.SlotUpper(binds.Escape(o.Path), b.report.Slot.Name, b.report.Root.RootHash))

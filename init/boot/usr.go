@@ -70,10 +70,12 @@ func (b *boot) mountImage(slot string, fs mount.Filesystem) error {
 	return nil
 }
 
+// memoryLimits are systemd's for a root in memory (TMPFS_LIMITS_ROOTFS).
+var memoryLimits = [...]string{"mode=0755", "size=25%", "nr_inodes=1m"}
+
 // mountMemory mounts the root in memory, with nothing but the place of /usr.
 func (b *boot) mountMemory() error {
-	// The limits are systemd's for such a root.
-	fs := mount.Filesystem{Type: "tmpfs", Source: "rootfs", Options: []string{"mode=0755", "size=25%", "nr_inodes=1m"}, Attr: mount.NoSUID | mount.NoDev}
+	fs := mount.Filesystem{Type: "tmpfs", Source: "rootfs", Options: memoryLimits[:], Attr: mount.NoSUID | mount.NoDev}
 	if err := b.sys.Mounter.MountIn(fs, mount.Place{Root: "/", Path: newRoot}); err != nil {
 		return err
 	}

@@ -86,6 +86,7 @@ func (b *boot) takeDown(keep bool) (err error) {
 	b.volume.outer = nil
 	_ = b.sys.Mounter.Detach(newRoot)    // one that stays keeps the volume open
 	_ = b.sys.Mounter.Detach(layersRoot) // and this the layers: it did not get to the root's place
+	_ = b.sys.Mounter.Detach(changesDir)
 	names, _ := listDir(asideDir)
 	for _, name := range names {
 		_ = b.sys.Mounter.Detach(asideDir + "/" + name)

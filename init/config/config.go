@@ -5,6 +5,8 @@
 // command line may weaken it.
 package config
 
+import "slices"
+
 // Path is where the configuration lies in the initramfs.
 const Path = "/etc/sealroot/config.json"
 
@@ -387,8 +389,16 @@ const (
 // Overlay is a directory of the image that is made writable: what the image has there
 // stays visible, also that of a later image.
 type Overlay struct {
-	Path  string `json:"path"`  // such as /opt; not in /etc or /home, nor /var itself
+	Path  string `json:"path"`  // such as /opt, not in /etc or /home, nor /var itself; or WholeRoot, in memory
 	Upper string `json:"upper"` // where changes go: UpperEncrypted, UpperPerSlot, UpperMemory
+}
+
+// WholeRoot is the path of an overlay over the root as it is with its layers.
+const WholeRoot = "/"
+
+// RootInMemory tells whether changes to the root itself go to memory.
+func (c *Config) RootInMemory() bool {
+	return slices.ContainsFunc(c.Overlays, func(o Overlay) bool { return o.Path == WholeRoot })
 }
 
 // The values of Overlay.Upper.

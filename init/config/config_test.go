@@ -507,6 +507,19 @@ func TestValidateOverlays(t *testing.T) {
 		{"several", over("/opt", "/usr/local", "/srv/www"), nil},
 		{"memory", func(c *Config) { c.Overlays = []Overlay{{"/opt", UpperMemory}} }, nil},
 		{"per_slot", func(c *Config) { c.Overlays = []Overlay{{"/var/lib/dpkg", UpperPerSlot}} }, nil},
+		{"whole_root", func(c *Config) {
+			c.Overlays = []Overlay{{WholeRoot, UpperMemory}, {"/opt", UpperEncrypted}}
+			c.Binds.Tmpfs = []Tmpfs{{To: "/srv/scratch"}}
+		}, nil},
+		{"whole_root_in_the_volume", over(WholeRoot), []string{"overlays[0].upper"}},
+		{"whole_root_twice", func(c *Config) { c.Overlays = []Overlay{{WholeRoot, UpperMemory}, {WholeRoot, UpperMemory}} }, []string{"overlays[1].path"}},
+		{"whole_root_and_read_only_etc", func(c *Config) {
+			c.Overlays, c.Etc = []Overlay{{WholeRoot, UpperMemory}}, EtcReadOnly
+		}, []string{"overlays[0].path"}},
+		{"whole_root_of_a_usr", func(c *Config) {
+			c.Overlays = []Overlay{{WholeRoot, UpperMemory}}
+			c.Root.Source, c.Trust.Usr, c.Trust.Root = SourceUsrVerity, c.Trust.Root, nil
+		}, []string{"overlays[0].path"}},
 		{"upper_missing", func(c *Config) { c.Overlays = []Overlay{{Path: "/opt"}} }, []string{"overlays[0].upper"}},
 		{"upper_unknown", func(c *Config) { c.Overlays = []Overlay{{"/opt", "per-image"}} }, []string{"overlays[0].upper"}},
 		{"twice", over("/opt", "/opt"), []string{"overlays[1].path"}},
@@ -541,7 +554,7 @@ func TestValidateOverlays(t *testing.T) {
 			c.Binds.Unencrypted = []string{"/var/log"}
 		}, []string{"overlays[0].path"}},
 	}
-	for _, path := range []string{"/", "", "opt", "/opt/", "/opt/../etc", "/usr", "/usr/bin", "/bin", "/boot", "/lib/x", "/proc", "/sys/fs", "/dev", "/run/x",
+	for _, path := range []string{"", "opt", "/opt/", "/opt/../etc", "/usr", "/usr/bin", "/bin", "/boot", "/lib/x", "/proc", "/sys/fs", "/dev", "/run/x",
 		"/state", "/state/encrypted", "/etc", "/etc/ssh", "/home", "/home/a", "/var", "/sysroot"} {
 		rows = append(rows, row{"refused_" + strings.ReplaceAll(path, "/", "_"), over(path), []string{"overlays[0].path"}})
 	}

@@ -12,6 +12,10 @@ func (v *validator) overlays(c *Config) {
 	var paths []string
 	for i, o := range c.Overlays {
 		at := fmt.Sprintf("overlays[%d]", i)
+		if o.Path == WholeRoot {
+			v.wholeRoot(at, c, i)
+			continue
+		}
 		if remedy := noOverlay(o.Path); remedy != "" {
 			v.add(at+".path", remedy, "%.80q cannot be an overlay", o.Path)
 		}
@@ -29,6 +33,23 @@ func (v *validator) overlays(c *Config) {
 		if (o.Upper == UpperEncrypted || o.Upper == UpperPerSlot) && c.State.Create == CreateNone {
 			v.add(at+".upper", "use memory", "%s, but state.create is none: there is no volume", o.Upper)
 		}
+	}
+}
+
+// wholeRoot checks an overlay over all of the root. What lies over single places of it,
+// from the volume or in memory, stays over it.
+func (v *validator) wholeRoot(at string, c *Config, i int) {
+	if c.Overlays[i].Upper != UpperMemory {
+		v.add(at+".upper", "use memory; or give single directories such as /opt", "what a signed root is for is that it begins each boot as it was signed")
+	}
+	if c.Root.Usr() {
+		v.add(at+".path", "leave it out", "with root.source usr-verity the root around /usr is in memory already")
+	}
+	if c.Etc == EtcReadOnly {
+		v.add(at+".path", "use etc: volatile", "etc is read-only, and would be writable")
+	}
+	if slices.ContainsFunc(c.Overlays[:i], func(o Overlay) bool { return o.Path == WholeRoot }) {
+		v.add(at+".path", "leave one of them out", "%.80q is given twice", WholeRoot)
 	}
 }
 

@@ -17,6 +17,9 @@ func bindOptions() []string {
 // tmpfs checks the directories in memory; targets are those of binds.
 func (v *validator) tmpfs(c *Config, targets []string) {
 	for _, o := range c.Overlays {
+		if o.Path == WholeRoot {
+			continue
+		}
 		targets = append(targets, o.Path)
 	}
 	for i, t := range c.Binds.Tmpfs {

@@ -70,6 +70,9 @@ func (v *verdict) binds() {
 		}
 	}
 	for _, o := range c.Overlays {
+		if o.Path == config.WholeRoot {
+			continue
+		}
 		targets = append(targets, o.Path)
 		v.lower(o.Path)
 	}
@@ -162,7 +165,7 @@ func (v *verdict) writable(top string) bool {
 	case "etc":
 		return v.w.Config.Etc != config.EtcReadOnly
 	}
-	return v.w.Config.Root.Usr() && top != "usr"
+	return v.w.Config.RootInMemory() || v.w.Config.Root.Usr() && top != "usr"
 }
 
 func (v *verdict) modules() {

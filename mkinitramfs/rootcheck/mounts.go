@@ -118,7 +118,7 @@ func (v *verdict) mtab() {
 
 // tmp: a root that is read-only needs something mounted there.
 func (v *verdict) tmp() {
-	if v.w.Config.Root.Usr() || !v.systemd() || !v.t.isDir("tmp") && v.t.has("tmp") {
+	if v.w.Config.Root.Usr() || v.w.Config.RootInMemory() || !v.systemd() || !v.t.isDir("tmp") && v.t.has("tmp") {
 		return
 	}
 	for _, b := range v.w.Config.Binds.Extra {

@@ -225,6 +225,10 @@ func TestJudge(t *testing.T) {
 		{"tmp_mount_masked", kiosk(nil), files{"etc/systemd/system/tmp.mount": link("/dev/null")}, "warning /tmp (tmp)", "read-only"},
 		{"tmp_of_fstab", kiosk(nil), files{"etc/systemd/system/tmp.mount": gone, "etc/fstab": text("tmpfs /tmp tmpfs\n")}, "", ""},
 		{"tmp_of_an_overlay", kiosk(func(c *config.Config) { c.Overlays = []config.Overlay{{Path: "/tmp", Upper: config.UpperMemory}} }), files{"etc/systemd/system/tmp.mount": gone}, "", ""},
+		{"root_in_memory", kiosk(func(c *config.Config) {
+			c.Overlays = []config.Overlay{{Path: config.WholeRoot, Upper: config.UpperMemory}}
+			c.Binds.Tmpfs = []config.Tmpfs{{To: "/not/there"}}
+		}), files{"etc/systemd/system/tmp.mount": gone}, "", ""},
 		{"tmp_of_a_bind", kiosk(extra("/tmp")), files{"etc/systemd/system/tmp.mount": gone}, "", ""},
 		{"tmp_in_memory", kiosk(usr), files{"etc/systemd/system/tmp.mount": gone}, "", ""},
 		{"var_run", kiosk(nil), files{"var/run": dir()}, "warning /var/run (var-run)", "earlier boots"},

@@ -67,6 +67,12 @@ func layered() config.Config {
 	return c.WithDefaults()
 }
 
+// rootInMemory has a root that is written to in memory.
+func rootInMemory(c config.Config) config.Config {
+	c.Overlays = append(c.Overlays, config.Overlay{Path: config.WholeRoot, Upper: config.UpperMemory})
+	return c
+}
+
 func withLayers(r *report.Report) {
 	r.LayerList = "0011"
 	r.Mounts = slices.Insert(r.Mounts, 3, report.Mount{What: "overlay", Where: "/", Type: "overlay", Options: []string{"ro", "nodev"}})
@@ -124,6 +130,8 @@ func TestGolden(t *testing.T) {
 		"plan_plain":     Plan("a", hashed()),
 		"plan_layers":    Plan("a", layered()),
 		"running":        Running(booted(nil), kiosk()),
+		"plan_memory":    Plan("a", rootInMemory(stateless())),
+		"running_memory": Running(booted(withLayers), rootInMemory(layered())),
 		"running_layers": Running(booted(withLayers), layered()),
 		"running_usr_layers": Running(booted(func(r *report.Report) {
 			r.Mounts, r.LayerList = []report.Mount{

@@ -94,7 +94,7 @@ func (e *Explanation) planRoot(slot string, c config.Config) {
 }
 
 func (e *Explanation) planLayers(slot string, c config.Config) {
-	if len(c.Layers) == 0 {
+	if len(c.Layers) == 0 && !c.RootInMemory() {
 		return
 	}
 	var names []string
@@ -102,7 +102,14 @@ func (e *Explanation) planLayers(slot string, c config.Config) {
 		names = append(names, l.Name)
 		e.note("layer %s: %s; for a root and kernel as its extension-release says; %s", l.Name, sourceOf(l, slot), withoutLayer(l.OnFailure))
 	}
-	e.add(Mount{Where: imagePlace(c), What: "overlay", Type: "overlay", Options: []string{"ro", "nodev"}, Why: whyLayers(c) + ": " + strings.Join(names, ", "), DependsOn: "whether the machine has them"})
+	m := Mount{Where: imagePlace(c), What: "overlay", Type: "overlay", Options: []string{"ro", "nodev"}, Why: whyLayers(c)}
+	if c.RootInMemory() {
+		m.Options, m.Why = []string{"nodev"}, whyRoot(c, false)
+	}
+	if len(names) > 0 {
+		m.Why, m.DependsOn = m.Why+": "+strings.Join(names, ", "), "whether the machine has them"
+	}
+	e.add(m)
 }
 
 func (e *Explanation) planState(c config.Config) {
@@ -162,7 +169,7 @@ func (e *Explanation) planEtc(c config.Config) {
 // planOverlays plans those that lie below /var, or the others.
 func (e *Explanation) planOverlays(c config.Config, inVar bool) {
 	for _, o := range c.Overlays {
-		if strings.HasPrefix(o.Path, "/var/") != inVar {
+		if o.Path == config.WholeRoot || strings.HasPrefix(o.Path, "/var/") != inVar {
 			continue
 		}
 		e.add(Mount{Where: o.Path, What: "overlay", Type: "overlay", Options: boundFlags(o.Path), Why: whyOverlay(o.Path, c, false)})

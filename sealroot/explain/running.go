@@ -63,11 +63,10 @@ func whyMounted(m report.Mount, r report.Report, c config.Config) string {
 	switch {
 	case m.Where == "/" && m.Type == "tmpfs":
 		return "root.source is " + c.Root.Source + ": the root around /usr is made in memory at each boot"
+	case m.Where == "/" && m.Type == "overlay" && c.RootInMemory():
+		return whyRoot(c, r.LayerList != "")
 	case (m.Where == "/" || m.Where == "/usr") && m.Type == "overlay":
-		if r.LayerList != "" {
-			return whyLayers(c) + ", and what this machine changed about them (sealroot layer list)"
-		}
-		return whyLayers(c)
+		return whyStacked(c, r.LayerList != "")
 	case m.Where == "/" || m.Where == "/usr" && m.Type != "bind":
 		return whyImage(r)
 	case m.Where == layout.State && m.Type == "tmpfs":
@@ -90,6 +89,22 @@ func whyMounted(m report.Mount, r report.Report, c config.Config) string {
 		return whyBind(strings.TrimPrefix(m.What, layout.State+"/"), m.Where, c)
 	}
 	return "PID 1 has mounted it"
+}
+
+// whyStacked is for layers alone, whyRoot for a root that is written to as well.
+func whyStacked(c config.Config, changed bool) string {
+	if changed {
+		return whyLayers(c) + ", and what this machine changed about them (sealroot layer list)"
+	}
+	return whyLayers(c)
+}
+
+func whyRoot(c config.Config, changed bool) string {
+	why := "overlays names it: the image's, and what is changed is in memory, a quarter of it at most, until the next restart"
+	if changed || len(c.Layers) > 0 {
+		why += "; " + whyStacked(c, changed)
+	}
+	return why
 }
 
 func whyImage(r report.Report) string {
