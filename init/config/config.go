@@ -422,6 +422,9 @@ type Layer struct {
 	Image      string `json:"image,omitempty"`
 	Filesystem string `json:"filesystem,omitempty"` // squashfs | erofs; default that of the root
 	OnFailure  string `json:"on_failure,omitempty"` // LayerStop (default) | LayerSkip (with LayerFromVolume always)
+	// Build is Development for a layer of development builds only: a production build of
+	// the same configuration has no such layer.
+	Build Build `json:"build,omitempty"`
 }
 
 // The values of Layer.

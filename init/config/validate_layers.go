@@ -42,6 +42,9 @@ func (v *validator) layers(c *Config) {
 		v.oneOf(at+"from", l.From, []string{LayerFromState, LayerFromPartition, LayerFromVolume}, nil)
 		v.oneOf(at+"verity", l.Verity, []string{LayerVerified, LayerUnverified}, nil)
 		v.oneOf(at+"on_failure", l.OnFailure, []string{LayerStop, LayerSkip}, nil)
+		if l.Build != "" {
+			v.oneOf(at+"build", string(l.Build), []string{string(Development)}, nil)
+		}
 		v.layerTrust(c, at, l)
 	}
 }
@@ -104,6 +107,15 @@ func (c *Config) LayerSet() string {
 		sum.Write([]byte(l.Name + " " + l.From + " " + l.Hash + "\n"))
 	}
 	return hex.EncodeToString(sum.Sum(nil)[:16])
+}
+
+// OfBuild is the configuration without the layers that are for development builds only,
+// unless it is one.
+func (c Config) OfBuild() Config {
+	if c.Build != Development {
+		c.Layers = slices.DeleteFunc(slices.Clone(c.Layers), func(l Layer) bool { return l.Build == Development })
+	}
+	return c
 }
 
 // FromState are the layers that are images on the state partition.
@@ -172,6 +184,9 @@ func (v *validator) embeddedLayers(c *Config) {
 	for i, l := range c.Layers {
 		if l.Image != "" {
 			v.add(fmt.Sprintf("layers[%d].image", i), "", "the root hash is not filled in")
+		}
+		if l.Build == Development && c.Build != Development {
+			v.add(fmt.Sprintf("layers[%d].build", i), "", "a %s build has no layers of development", c.Build)
 		}
 	}
 }

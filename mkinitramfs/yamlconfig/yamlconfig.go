@@ -87,5 +87,6 @@ func parse(text []byte) (*config.Config, error) {
 	if len(all) > 0 {
 		return nil, errors.Join(all...)
 	}
+	c = c.OfBuild() // not before: problems are found by their places in the list
 	return &c, nil
 }

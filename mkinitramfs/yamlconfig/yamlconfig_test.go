@@ -2,6 +2,7 @@ package yamlconfig
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -130,6 +131,37 @@ func TestErrors(t *testing.T) {
 				t.Errorf("Parse = %v, %v; want %v", c, err, config.ErrInvalid)
 			}
 		})
+	}
+}
+
+// A layer for development builds is in no other, and lines are those of the file.
+func TestLayerOfDevelopment(t *testing.T) {
+	const layers = "etc: overlay\nlayers:\n  - {name: debug, image: debug.raw, build: development}\n  - {name: tools, image: tools.raw}\n"
+	for _, tt := range []struct{ build, layers, want, refused string }{
+		{"production", layers, "tools", ""},
+		{"development", layers, "debug tools", ""},
+		{"production", strings.Replace(layers, "tools,", "To ols,", 1), "", `layers[1].name: "To ols" is not a name of a layer`},
+		{"development", strings.Replace(layers, "build: development", "build: production", 1), "", `layers[0].build: "production" is unknown`},
+	} {
+		text := strings.NewReplacer("build: production", "build: "+tt.build, "etc: overlay\n", tt.layers).Replace(read(t, "uki.yaml"))
+		c, err := Parse("x.yaml", []byte(text))
+		if tt.refused != "" {
+			line := 1 + strings.Count(text[:strings.Index(text, "  - {name: debug")], "\n") + strings.Count(tt.refused[:len("layers[1]")], "1")
+			if want := fmt.Sprintf("x.yaml: line %d: %s", line, tt.refused); err == nil || !strings.HasPrefix(err.Error(), want) {
+				t.Errorf("%s: %v, want %s", tt.build, err, want)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatalf("%s: %v", tt.build, err)
+		}
+		var names []string
+		for _, l := range c.Layers {
+			names = append(names, l.Name)
+		}
+		if got := strings.Join(names, " "); got != tt.want {
+			t.Errorf("a %s build has layers %q, want %q", tt.build, got, tt.want)
+		}
 	}
 }
 
