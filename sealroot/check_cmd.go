@@ -36,7 +36,7 @@ func check(c *command) action {
 		lower:    c.flags.Bool("lower", false, "a failed check makes a committed slot the last choice"),
 		stay:     c.flags.Bool("no-reboot", false, "do not restart when a slot on trial failed"),
 		limit:    c.flags.Duration("timeout", checkTime, "how long each check may take"),
-		hookTime: c.hookTime(),
+		hookTime: c.hookTime(preCommitTime),
 		failed:   c.flags.String("failed", "", "run no check: the one of this name has failed"),
 	}
 	return func(ctx context.Context, _ []string) error {

@@ -15,9 +15,16 @@ import (
 	"sealroot/slots"
 )
 
+// How long a hook may take: before a commit somebody waits for it; after a rollback it may
+// put back data, which ended half way is worse than slow, whoever has it run.
+const (
+	preCommitTime    = 2 * time.Minute
+	postRollbackTime = 30 * time.Minute
+)
+
 // hookTime is the flag of how long a hook may take.
-func (c *command) hookTime() *time.Duration {
-	return c.flags.Duration("hook-timeout", 2*time.Minute, "how long each hook of the image may take")
+func (c *command) hookTime(usual time.Duration) *time.Duration {
+	return c.flags.Duration("hook-timeout", usual, "how long each hook of the image may take")
 }
 
 func (c *command) hookRunner(limit time.Duration) hooks.Runner {
@@ -151,7 +158,7 @@ func systemOf(r report.Report) hooks.System {
 // the image's hooks run before. A power cut meanwhile has them run again.
 func postRollback(c *command) action {
 	again := c.flags.Bool("again", false, "run the hooks of this system's first boot once more, when one failed")
-	limit := c.hookTime()
+	limit := c.hookTime(postRollbackTime)
 	return func(ctx context.Context, _ []string) error {
 		r, err := c.booted()
 		if err != nil {

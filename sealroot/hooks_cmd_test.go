@@ -52,6 +52,27 @@ func TestPreCommit(t *testing.T) {
 	}
 }
 
+// What status tells a person to run has the time that the unit has: a hook that puts
+// back data is not to be killed half way.
+func TestHookTime(t *testing.T) {
+	for _, tt := range []struct {
+		command string
+		want    string
+	}{
+		{"commit", "2m0s"}, {"check", "2m0s"}, {"post-rollback", "30m0s"},
+	} {
+		_, out, errs, _ := world{uid: 1000}.run(t, "help", tt.command)
+		_, flag, _ := strings.Cut(out, "-hook-timeout duration")
+		if want := "how long each hook of the image may take (default " + tt.want + ")"; !strings.HasPrefix(strings.TrimSpace(flag), want) {
+			t.Errorf("help %s: %s%s, want %q", tt.command, out, errs, want)
+		}
+	}
+	unit, err := os.ReadFile("units/sealroot-post-rollback.service")
+	if err != nil || !strings.Contains(string(unit), "\nExecStart=/usr/bin/sealroot post-rollback\n") {
+		t.Errorf("the unit has a time limit of its own: %s, %v", unit, err)
+	}
+}
+
 func makeHooks(t *testing.T, env Env, event hooks.Event, all map[string]string) {
 	t.Helper()
 	dir := filepath.Join(env.Hooks, string(event)+".d")

@@ -129,7 +129,7 @@ func (t target) named(words []string, next bool) (string, error) {
 
 func commit(c *command) action {
 	d := c.diskFlags()
-	limit := c.hookTime()
+	limit := c.hookTime(preCommitTime)
 	burn := c.flags.Bool("burn", false, "raise the rollback floor although another slot will not boot any more then")
 	return func(ctx context.Context, words []string) error {
 		if *burn && d.offline() {
