@@ -35,15 +35,6 @@ func (f Filesystem) NoReplay() string {
 	return "noload"
 }
 
-// leastReserved is the smallest reservation of a volume: header and template, and some
-// room. The kernel resizes no btrfs to less than 256 MiB.
-func (f Filesystem) leastReserved() int64 {
-	if f == Btrfs {
-		return 288 << 20
-	}
-	return minReserved
-}
-
 // Superblock is what counts of the superblock of either type.
 type Superblock struct {
 	Type  Filesystem

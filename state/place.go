@@ -10,18 +10,21 @@ import (
 
 	"sealroot/state/btrfs"
 	"sealroot/state/ext4"
+	"sealroot/state/layout"
 )
 
 // ErrNotEmpty: where the state partition would be there is something already.
 var ErrNotEmpty = errors.New("there is something already")
 
 // LeastPartition is the size in bytes from which on PID 1 adds a state partition with
-// that file system: the smallest volume, and what its file system and that around it need.
-func (f Filesystem) LeastPartition() int64 {
+// that file system, for a volume with file system inner: what layout.LeastPartition says,
+// and a round number at least.
+func (f Filesystem) LeastPartition(inner Filesystem) int64 {
+	least := int64(256 << 20)
 	if f == Btrfs {
-		return 512 << 20 // a half of it is for both
+		least *= 2
 	}
-	return 256 << 20
+	return max(least, layout.LeastPartition(string(inner), string(f), 0))
 }
 
 // placesLooked is how many MiB of a place are looked at, each at its beginning:

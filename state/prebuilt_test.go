@@ -56,13 +56,13 @@ func TestPrebuiltOf(t *testing.T) {
 
 func TestSizesFor(t *testing.T) {
 	const free = 1 << 30
-	for want, reserved := range map[int64]int64{0: free / 2, 200 << 20: 200 << 20, 1: minReserved, 700<<20 + 1: 700 << 20, 1 << 62: free - keepFree} {
+	for want, reserved := range map[int64]int64{0: free / 2, 200 << 20: 200 << 20, 1: 128 << 20, 700<<20 + 1: 700 << 20, 1 << 62: free - layout.KeepFree} {
 		s, err := SizesFor(Ext4, free, want)
 		if err != nil || s.Reserved != reserved || s.Apparent != minApparent {
 			t.Errorf("SizesFor(%d) = %+v, %v, want %d reserved", want, s, err, reserved)
 		}
 	}
-	if _, err := SizesFor(Ext4, minReserved, 1<<40); !errors.Is(err, ErrNoRoom) {
+	if _, err := SizesFor(Ext4, 128<<20, 1<<40); !errors.Is(err, ErrNoRoom) {
 		t.Errorf("without room: %v, want ErrNoRoom", err)
 	}
 }
@@ -201,5 +201,19 @@ func TestOwnVolumeIsNotReplaced(t *testing.T) {
 	putImage(t, dir, headerWith(t, oldUUID, `{"type":"sealroot-prebuilt","keyslots":[]}`))
 	if err := emptyPrebuilt(dir); err != nil || held() >= 48<<20 {
 		t.Errorf("control: emptyPrebuilt() = %v, %d bytes are left", err, held())
+	}
+}
+
+// PID 1 adds no partition in which the volume would then find no room.
+func TestLeastPartition(t *testing.T) {
+	for _, tt := range []struct {
+		outer, inner Filesystem
+		want         int64
+	}{
+		{Ext4, Ext4, 256}, {Ext4, Btrfs, 330}, {Btrfs, Ext4, 512}, {Btrfs, Btrfs, 512}, {Ext4, "", 256},
+	} {
+		if got := tt.outer.LeastPartition(tt.inner) >> 20; got != tt.want {
+			t.Errorf("%s in %s: %d MiB, want %d", tt.inner, tt.outer, got, tt.want)
+		}
 	}
 }

@@ -1,6 +1,10 @@
 package state
 
-import "fmt"
+import (
+	"fmt"
+
+	"sealroot/state/layout"
+)
 
 // Sizes of encrypted.img, in bytes. All are multiples of BlockSize.
 //
@@ -19,13 +23,8 @@ const (
 	// BlockSize is the unit of all sizes: the inner file system's block, the
 	// loop device's sector and dm-crypt's sector.
 	BlockSize = 4096
-	// minReserved holds the header (16 MiB), the template and some room.
-	minReserved = 128 << 20
 	// minApparent is the smallest device (DESIGN.md).
 	minApparent = 16 << 30
-	// keepFree stays unreserved on a small outer file system, for what lies
-	// beside the file and for the outer file system's own needs.
-	keepFree = 16 << 20
 )
 
 // PlanSizes divides an outer file system of which free bytes are available:
@@ -38,10 +37,10 @@ func PlanSizes(free int64) (Sizes, error) { return SizesFor(Ext4, free, 0) }
 func SizesFor(f Filesystem, free, want int64) (Sizes, error) {
 	share := free / 2
 	if want > 0 {
-		share = min(want, free-keepFree)
+		share = min(want, free-layout.KeepFree)
 	}
-	reserved := max(share, f.leastReserved()) / BlockSize * BlockSize
-	if reserved > free-keepFree {
+	reserved := max(share, layout.LeastVolume(string(f))) / BlockSize * BlockSize
+	if reserved > free-layout.KeepFree {
 		return Sizes{}, fmt.Errorf("cannot reserve %d MiB of %d MiB free on the state partition: %w",
 			reserved>>20, free>>20, ErrNoRoom)
 	}

@@ -41,7 +41,7 @@ func (b *boot) statePartition(ctx context.Context) (part blockdev.Partition, unf
 	}
 	kind := state.Filesystem(b.cfg.State.PartitionFilesystem)
 	if missing {
-		if err := b.disk.AddState(b.sys.Rand, kind.LeastPartition(), state.CheckPlace); err != nil {
+		if err := b.disk.AddState(b.sys.Rand, kind.LeastPartition(state.Filesystem(b.cfg.State.Filesystem)), state.CheckPlace); err != nil {
 			return part, false, err
 		}
 		if part, err = b.disk.Partition(gpt.LabelState); err != nil {

@@ -63,7 +63,7 @@ func FuzzKernelRelease(f *testing.F) {
 }
 
 func TestLayout(t *testing.T) {
-	need := needs{root: 100 * mib, esp: 20 * mib, shared: 2 * mib, verity: func(root int64) int64 { return root / 100 }}
+	need := needs{root: 100 * mib, esp: 20 * mib, shared: 2 * mib, state: 165 * mib, verity: func(root int64) int64 { return root / 100 }}
 	for _, tc := range []struct {
 		name  string
 		sizes Sizes
@@ -79,6 +79,9 @@ func TestLayout(t *testing.T) {
 		{"no_state", Sizes{NoState: true}, true},
 		{"no_state_on_a_disk_too_small", Sizes{NoState: true, Disk: 300 * mib}, false},
 		{"disk_too_small", Sizes{Disk: 300 * mib}, false},
+		{"state_that_holds_a_volume", Sizes{State: 165 * mib}, true},
+		{"state_too_small_for_the_volume", Sizes{State: 164 * mib}, false},
+		{"disk_that_leaves_too_little_for_the_volume", Sizes{Disk: 620 * mib}, false},
 		{"state_does_not_fit_on_the_disk", Sizes{Disk: 1024 * mib, State: 900 * mib}, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -194,7 +197,7 @@ func part(t *testing.T, disk, label string) (string, gpt.Partition) {
 func TestDiskAsOthersReadIt(t *testing.T) {
 	b, in := builder(t)
 	out := filepath.Join(t.TempDir(), "disk.img")
-	if err := b.Disk(t.Context(), Options{A: in, B: &in, BState: Trial, Output: out, Sizes: Sizes{State: 64 * mib}}); err != nil {
+	if err := b.Disk(t.Context(), Options{A: in, B: &in, BState: Trial, Output: out, Sizes: Sizes{State: 192 * mib}}); err != nil {
 		t.Fatal(err)
 	}
 	if text := run(t, "sgdisk", "-v", out); !strings.Contains(text, "No problems found") {

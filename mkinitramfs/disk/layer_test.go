@@ -150,7 +150,7 @@ func withLayer(t *testing.T, b *Builder, in *SlotInput) config.Layer {
 func TestDiskAndPartsWithLayers(t *testing.T) {
 	b, in := builder(t)
 	l := withLayer(t, b, &in)
-	o := Options{A: in, B: &in, BState: Good, Output: filepath.Join(t.TempDir(), "disk.img"), Sizes: Sizes{State: 64 * mib}}
+	o := Options{A: in, B: &in, BState: Good, Output: filepath.Join(t.TempDir(), "disk.img"), Sizes: Sizes{State: 192 * mib}}
 	if err := b.Disk(t.Context(), o); err != nil {
 		t.Fatal(err)
 	}

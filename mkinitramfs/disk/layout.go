@@ -41,6 +41,7 @@ type needs struct {
 	shared int64 // files on the ESP for no slot
 	naming gpt.Naming
 	layers []layerNeed // with partitions of their own
+	state  int64       // least size of the state partition
 }
 
 // partition is one partition of the disk that is to be made.
@@ -130,8 +131,12 @@ func layout(sizes Sizes, need needs, slots []string) (parts []partition, disk in
 			stateSize = min(stateSize, sizes.State)
 		}
 	}
-	if stateSize < 32*mib || stateSize < sizes.State {
+	if stateSize < sizes.State {
 		return nil, 0, fmt.Errorf("cannot give the state %d bytes; the other partitions take %d: %w", stateSize, at, ErrSize)
+	}
+	if roundUp(stateSize, alignment) < need.state {
+		return nil, 0, fmt.Errorf("cannot give the state %d bytes: --state-size %dM is the least for what lies there and what the first boot makes; the other partitions take %d: %w",
+			stateSize, need.state/mib, at, ErrSize)
 	}
 	add(gpt.LabelState, gpt.TypeState, roundUp(stateSize, alignment))
 	return parts, max(at+alignment, sizes.Disk), nil

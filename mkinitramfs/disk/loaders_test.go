@@ -63,7 +63,7 @@ func TestDiskPerLoader(t *testing.T) {
 			b, in := builder(t)
 			in.Config.Boot.Loader, in.Config.Boot.Store = tc.loader, tc.store
 			out := filepath.Join(t.TempDir(), "disk.img")
-			if err := b.Disk(t.Context(), Options{A: in, B: &in, BState: Trial, Output: out, Sizes: Sizes{State: 64 * mib}}); err != nil {
+			if err := b.Disk(t.Context(), Options{A: in, B: &in, BState: Trial, Output: out, Sizes: Sizes{State: 192 * mib}}); err != nil {
 				t.Fatal(err)
 			}
 			volume, _ := part(t, out, gpt.LabelESP)
@@ -101,7 +101,7 @@ func TestRecountedSlotBeginsWithTries(t *testing.T) {
 	b, in := builder(t)
 	in.Config.Boot.Recount, in.Config.Boot.Tries = true, 5
 	out := filepath.Join(t.TempDir(), "disk.img")
-	if err := b.Disk(t.Context(), Options{A: in, B: &in, BState: Off, Output: out, Sizes: Sizes{State: 64 * mib}}); err != nil {
+	if err := b.Disk(t.Context(), Options{A: in, B: &in, BState: Off, Output: out, Sizes: Sizes{State: 192 * mib}}); err != nil {
 		t.Fatal(err)
 	}
 	for slot, want := range map[string]gpt.Attributes{"a": gpt.Attributes(0).WithSlot(1, 5, true), "b": 0} {
@@ -117,7 +117,7 @@ func TestDiskThatNothingBootedFrom(t *testing.T) {
 	for choice, want := range map[string]gpt.Attributes{config.NewGUIDsFirstBoot: gpt.Fresh, config.NewGUIDsNever: 0} {
 		in.Config.Boot.NewGUIDs = choice
 		out := filepath.Join(t.TempDir(), "disk.img")
-		if err := b.Disk(t.Context(), Options{A: in, Output: out, Sizes: Sizes{State: 64 * mib}}); err != nil {
+		if err := b.Disk(t.Context(), Options{A: in, Output: out, Sizes: Sizes{State: 192 * mib}}); err != nil {
 			t.Fatal(err)
 		}
 		if _, p := part(t, out, gpt.LabelLog); p.Attributes != want {
@@ -176,7 +176,7 @@ func TestFixedDiskHasOneSlot(t *testing.T) {
 	b, in := builder(t)
 	in.Config.Boot.Store = config.StoreFixed
 	out := filepath.Join(t.TempDir(), "disk.img")
-	if err := b.Disk(t.Context(), Options{A: in, Output: out, Sizes: Sizes{State: 64 * mib}}); err != nil {
+	if err := b.Disk(t.Context(), Options{A: in, Output: out, Sizes: Sizes{State: 192 * mib}}); err != nil {
 		t.Fatal(err)
 	}
 	if text := run(t, "sgdisk", "-p", out); strings.Contains(text, "root-b") || !strings.Contains(text, "root-a") {
@@ -190,7 +190,7 @@ func TestSystemdBootIsSigned(t *testing.T) {
 	b.Signing.Secure = &uki.SecureBoot{Key: filepath.Join(b.Signing.Dir, keys.DBKey), Cert: filepath.Join(b.Signing.Dir, keys.DBCert)}
 	in.Config.Boot.Loader = config.LoaderSystemdBoot
 	out := filepath.Join(t.TempDir(), "disk.img")
-	if err := b.Disk(t.Context(), Options{A: in, Output: out, Sizes: Sizes{State: 64 * mib}}); err != nil {
+	if err := b.Disk(t.Context(), Options{A: in, Output: out, Sizes: Sizes{State: 192 * mib}}); err != nil {
 		t.Fatal(err)
 	}
 	volume, _ := part(t, out, gpt.LabelESP)

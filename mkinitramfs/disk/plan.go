@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -11,6 +12,7 @@ import (
 	"sealroot/init/config"
 	"sealroot/slots"
 	"sealroot/slots/gpt"
+	statelayout "sealroot/state/layout"
 )
 
 // set is a slot that is filled.
@@ -209,6 +211,9 @@ func (p *plan) count() error {
 	}
 	p.needs.naming = p.sets[0].in.Config.Root.Naming()
 	p.needs.layers = layerNeeds(p.sets)
+	if p.needs.state, err = leastState(p.sets); err != nil {
+		return err
+	}
 	p.needs.treeAt = p.sets[0].in.Config.Root.Verity.TreeAt()
 	p.needs.verity = func(root int64) int64 {
 		size := int64(0)
@@ -220,6 +225,26 @@ func (p *plan) count() error {
 		return size
 	}
 	return nil
+}
+
+// leastState is the least size of the state partition, in bytes: what file system and
+// layers take and, where the first boot of any slot makes a volume, the room for that.
+func leastState(sets []set) (int64, error) {
+	beside := int64(0)
+	for _, l := range layersOf(sets) {
+		info, err := os.Stat(l.Image)
+		if err != nil {
+			return 0, fmt.Errorf("cannot copy layer %s: %w", l.Name, err)
+		}
+		beside += roundUp(info.Size(), 4*kib)
+	}
+	least := 32*mib + roundUp(beside, mib)
+	for _, s := range sets {
+		if st := s.in.Config.WithDefaults().State; st.Create == config.CreateFirstBoot && !st.Plain() {
+			least = max(least, statelayout.LeastPartition(st.Filesystem, st.PartitionFilesystem, beside))
+		}
+	}
+	return least, nil
 }
 
 // sizeOf is the size of files on a FAT file system, in bytes.

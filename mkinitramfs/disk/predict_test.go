@@ -35,7 +35,7 @@ func TestPredictedPCRs(t *testing.T) {
 			}
 			dir := t.TempDir()
 			image, tar, folder := filepath.Join(dir, "disk.img"), filepath.Join(dir, "parts.tar"), filepath.Join(dir, "parts")
-			if err := b.Disk(t.Context(), Options{A: in, B: &in, BState: Trial, Output: image, Sizes: Sizes{State: 64 * mib}}); err != nil {
+			if err := b.Disk(t.Context(), Options{A: in, B: &in, BState: Trial, Output: image, Sizes: Sizes{State: 192 * mib}}); err != nil {
 				t.Fatal(err)
 			}
 			for _, out := range []string{tar, folder} {

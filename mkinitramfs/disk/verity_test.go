@@ -49,7 +49,7 @@ func TestTreeBehindTheImage(t *testing.T) {
 	b, in := builder(t)
 	in.Config.Root.Verity = config.Verity{Algorithm: "sha512", DataBlockSize: 1024, HashBlockSize: 1024, TreeAtMiB: 2, FECRoots: 2}
 	out := filepath.Join(t.TempDir(), "disk.img")
-	if err := b.Disk(t.Context(), Options{A: in, Output: out, Sizes: Sizes{State: 64 * mib}}); err != nil {
+	if err := b.Disk(t.Context(), Options{A: in, Output: out, Sizes: Sizes{State: 192 * mib}}); err != nil {
 		t.Fatal(err)
 	}
 	path, _ := part(t, out, gpt.RootLabel("a"))

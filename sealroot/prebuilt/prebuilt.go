@@ -138,7 +138,7 @@ func partition(disk *os.File, o Options) (*gpt.Table, gpt.Partition, Made, error
 	if table, err = extend(disk, table, info.Size(), o.Partition); err != nil {
 		return fail(err)
 	}
-	if p, err = table.StatePlace(max(o.Partition, state.Ext4.LeastPartition())); err != nil {
+	if p, err = table.StatePlace(max(o.Partition, state.Ext4.LeastPartition(state.Ext4))); err != nil {
 		return fail(fmt.Errorf("%w; --state-size makes the image larger", err))
 	}
 	if o.Partition != 0 {

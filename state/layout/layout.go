@@ -1,5 +1,5 @@
 // Package layout holds all names of sealroot's on the state partition and in the
-// encrypted volume. It makes no system calls.
+// encrypted volume, and how small they may be. It makes no system calls.
 package layout
 
 const (
