@@ -242,6 +242,22 @@ func (s *sealed) status() (d volume.Description) {
 	return d
 }
 
+// status looks into the volume where it had no recovery key at its boot.
+func TestStatusReadsKeyslots(t *testing.T) {
+	s := newSealed(t)
+	s.report.State.Recovery = report.RecoveryNone
+	const lost = "no recovery key is enrolled"
+	if out := s.ok("status"); strings.Contains(out, lost) || !strings.Contains(out, "recovery key    enrolled") {
+		t.Errorf("a recovery key was enrolled since: %s", out)
+	}
+	if err := os.Remove(s.image()); err != nil {
+		t.Fatal(err)
+	}
+	if out := s.ok("status"); !strings.Contains(out, lost) {
+		t.Errorf("the volume cannot be read: %s", out)
+	}
+}
+
 // TestEnroll: after the recovery key was typed because the TPM refused, the TPM is
 // bound to what boots now, in place of before, and the next boot opens by itself.
 func TestEnroll(t *testing.T) {

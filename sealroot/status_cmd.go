@@ -6,22 +6,26 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"time"
 
+	"sealroot/init/config"
 	"sealroot/init/report"
 	"sealroot/sealroot/boots"
 	"sealroot/sealroot/hooks"
 	"sealroot/sealroot/recovery"
 	"sealroot/sealroot/rollbackfloor"
 	statuspkg "sealroot/sealroot/status"
+	"sealroot/sealroot/volume"
 )
 
 func status(c *command) action {
 	d := c.diskFlags()
 	pcrs := c.flags.Bool("pcrs", false, "compare the machine's PCRs with what the running image gives")
-	return func(context.Context, []string) error { return c.status(d, *pcrs) }
+	return func(ctx context.Context, _ []string) error { return c.status(ctx, d, *pcrs) }
 }
 
-func (c *command) status(d diskFlags, pcrs bool) error {
+func (c *command) status(ctx context.Context, d diskFlags, pcrs bool) error {
 	if err := d.check(); err != nil {
 		return err
 	}
@@ -39,6 +43,7 @@ func (c *command) status(d diskFlags, pcrs bool) error {
 			}
 		}
 		in.KeyKept, in.KeyErr = recovery.Waiting(c.env.Key)
+		in.Keyslots, in.KeyFile = c.keyslots(ctx, r)
 		in.Boots, in.BootsErr = boots.List(c.env.State)
 		in.Ran, in.RanErr = hooks.Last(c.env.volume())
 		in.LayersToDo = c.layerTodo(r)
@@ -82,4 +87,25 @@ func (c *command) status(d diskFlags, pcrs bool) error {
 		return err
 	}
 	return nil
+}
+
+// headerTime is how long status waits for the header of the volume.
+const headerTime = 2 * time.Second
+
+// keyslots are those of a volume that had no recovery key at its boot; nil for any other,
+// or when they cannot be read: what the report says stands then.
+func (c *command) keyslots(ctx context.Context, r report.Report) (list []volume.Keyslot, keyFile bool) {
+	if r.State.Recovery != report.RecoveryNone {
+		return nil, false
+	}
+	cfg, err := c.env.configuration()
+	keyFile = err == nil && slices.Contains(cfg.State.Unlock, config.UnlockKeyFile)
+	ctx, cancel := context.WithTimeout(ctx, headerTime)
+	defer cancel()
+	im, err := volume.Open(ctx, c.env.State, false)
+	if err != nil {
+		return nil, keyFile
+	}
+	defer im.Close()
+	return volume.Keyslots(im.Header), keyFile
 }

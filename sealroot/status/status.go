@@ -5,6 +5,7 @@ package status
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"sealroot/sealroot/boots"
 	"sealroot/sealroot/hooks"
 	"sealroot/sealroot/terminal"
+	"sealroot/sealroot/volume"
 	"sealroot/slots"
 	"sealroot/slots/bootlog"
 )
@@ -53,6 +55,9 @@ type Input struct {
 	// KeyKept: the recovery key is still kept on this machine.
 	KeyKept bool
 	KeyErr  error
+	// Keyslots are those of a volume that had no recovery key at its boot; nil: unread.
+	Keyslots []volume.Keyslot
+	KeyFile  bool // PID 1 looks for a key file
 	// FloorAsked is the rollback floor that was asked for.
 	FloorAsked int
 	FloorErr   error
@@ -105,7 +110,8 @@ type Status struct {
 	Problems     []string        `json:"problems"`                 // what could not be read
 	ToDo         []string        `json:"to_do"`
 
-	report *report.Report // nil when there is none
+	report     *report.Report // nil when there is none
+	withoutTPM bool           // something is known to open the volume when the TPM does not
 }
 
 // HooksFailed are the image's hooks that failed in its first boot after a rollback.
@@ -213,9 +219,10 @@ func (s *Status) readRecovery(in Input) {
 		s.problem("cannot look for the recovery key: %v", in.KeyErr)
 	} else if in.KeyKept {
 		s.Recovery = RecoveryWaiting
-	} else if s.Recovery == RecoveryWaiting {
+	} else if s.Recovery == RecoveryWaiting || slices.ContainsFunc(in.Keyslots, func(k volume.Keyslot) bool { return k.Kind == volume.Recovery }) {
 		s.Recovery = RecoveryEnrolled
 	}
+	s.withoutTPM = volume.WithoutTPM(in.Keyslots, in.KeyFile)
 }
 
 func (s *Status) readHooks(in Input) {
@@ -252,7 +259,9 @@ func (s *Status) readToDo(layers []string) {
 	case RecoveryWaiting:
 		todo("the recovery key was never shown: run sealroot state recovery-key and write it down")
 	case RecoveryNone:
-		todo("no recovery key is enrolled: when the TPM refuses, the state is lost")
+		if !s.withoutTPM {
+			todo("no recovery key is enrolled: when the TPM refuses, the state is lost")
+		}
 	}
 	if list := s.differs(); len(list) > 0 {
 		todo(pcrs("what was measured is not what this image gives: PCR ", list))

@@ -18,6 +18,7 @@ import (
 	"sealroot/sealroot/boots"
 	"sealroot/sealroot/hooks"
 	"sealroot/sealroot/schematest"
+	"sealroot/sealroot/volume"
 	"sealroot/slots"
 	"sealroot/slots/bootlog"
 	"sealroot/state/tpm/pcrsig"
@@ -261,6 +262,35 @@ func TestGolden(t *testing.T) {
 				t.Error(problem)
 			}
 		})
+	}
+}
+
+// The state is lost with the TPM only where nothing else opens the volume, and a recovery
+// key counts that was enrolled since the boot.
+func TestNoRecoveryKey(t *testing.T) {
+	const lost = "when the TPM refuses, the state is lost"
+	for _, tt := range []struct {
+		name    string
+		kinds   []volume.Kind
+		keyFile bool
+		lost    bool
+		want    Recovery
+	}{
+		{"unread", nil, false, true, RecoveryNone},
+		{"tpm_alone", []volume.Kind{volume.TPM2, volume.Manage}, false, true, RecoveryNone},
+		{"passphrase", []volume.Kind{volume.TPM2, volume.Passphrase}, false, false, RecoveryNone},
+		{"key_file", []volume.Kind{volume.Unknown}, true, false, RecoveryNone},
+		{"of_another_program", []volume.Kind{volume.TPM2, volume.Unknown}, false, true, RecoveryNone},
+		{"recovery_key_since", []volume.Kind{volume.TPM2, volume.Recovery}, false, false, RecoveryEnrolled},
+	} {
+		in := Input{Report: reportOf(1, func(r *report.Report) { r.State.Recovery = report.RecoveryNone }), KeyFile: tt.keyFile}
+		for i, kind := range tt.kinds {
+			in.Keyslots = append(in.Keyslots, volume.Keyslot{ID: i, Kind: kind})
+		}
+		s := New(in)
+		if got := strings.Contains(strings.Join(s.ToDo, "; "), lost); got != tt.lost || s.Recovery != tt.want {
+			t.Errorf("%s: to do %q, recovery key %s; want %s, and %q: %v", tt.name, s.ToDo, s.Recovery, tt.want, lost, tt.lost)
+		}
 	}
 }
 

@@ -92,7 +92,7 @@ func (l Look) Describe(ctx context.Context, f Facts) Description {
 	d.recovery(f)
 	d.manage(f)
 	d.readOnly(f)
-	d.advise(h)
+	d.advise(h, f)
 	d.rollKey(f.Report.TPM.RecordKeys)
 	return d
 }
@@ -176,7 +176,7 @@ func (d *Description) readOnly(f Facts) {
 	}
 }
 
-func (d *Description) advise(h *luks2.Header) {
+func (d *Description) advise(h *luks2.Header, f Facts) {
 	if h.Interrupted() {
 		d.Problems = append(d.Problems, "a change of the header was cut short: the next one completes it")
 	}
@@ -191,7 +191,7 @@ func (d *Description) advise(h *luks2.Header) {
 	if sealed && !opens {
 		d.ToDo = append(d.ToDo, "the TPM will not open the volume: sealroot state enroll binds it anew, once this boot has the volume and its way of booting is the one to keep")
 	}
-	if d.Recovery == "none" && !d.has(Passphrase) {
+	if !WithoutTPM(d.Keyslots, f.KeyFile) {
 		d.ToDo = append(d.ToDo, "when the TPM is lost, so is the state: sealroot state recovery-key --new enrols a recovery key")
 	}
 }

@@ -62,6 +62,8 @@ func TestDescribe(t *testing.T) {
 			return d.NextBoot == "locked" && d.ManageKey == "kept"
 		}},
 		{"key_file", Facts{Report: open, Image: image(Unknown), KeyFile: true}, "looks for the key file", func(d Description) bool { return d.NextBoot == "key-file" }},
+		{"passphrase_or_key_file_and_no_recovery_key", Facts{Report: open, Image: image(Passphrase, Unknown), KeyFile: true}, "recovery key  none", func(d Description) bool { return len(d.ToDo) == 0 }},
+		{"key_file_alone", Facts{Report: open, Image: image(Unknown), KeyFile: true}, "recovery key  none", func(d Description) bool { return len(d.ToDo) == 0 }},
 		{"escrowed", Facts{Report: open, Image: image(Recovery), Escrow: true}, "escrowed", func(d Description) bool { return d.Recovery == "escrowed" }},
 		{"no_recovery_key", Facts{Report: open, Image: image(Unknown)}, "--new", func(d Description) bool { return d.Recovery == "none" && len(d.ToDo) == 1 }},
 		{"full_partition", Facts{Report: report.Report{State: open.State, Warnings: []string{"the encrypted volume is read-only: no room; free space"}}, Image: image(Passphrase), ReadOnlyMount: true},

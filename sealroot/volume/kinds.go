@@ -68,6 +68,14 @@ func kindOf(token string) Kind {
 	return Unknown
 }
 
+// WithoutTPM tells whether keyslots open a volume when the TPM does not: a recovery key, a
+// passphrase or, where PID 1 looks for a key file, one that nothing names.
+func WithoutTPM(list []Keyslot, keyFile bool) bool {
+	return slices.ContainsFunc(list, func(k Keyslot) bool {
+		return k.Kind == Recovery || k.Kind == Passphrase || k.Kind == Unknown && keyFile
+	})
+}
+
 // Of lists the keyslots of a kind.
 func Of(h *luks2.Header, kind Kind) []int {
 	var ids []int
