@@ -255,7 +255,7 @@ func TestExitStatus(t *testing.T) {
 		{"mark_bad_elsewhere", elsewhere, "mark-bad a", 5, "", "boot.json is missing"},
 		{"rollback", onB, "rollback", 0, "slot b: marked bad by hand: rolled back: not bootable any more; the next boot is for slot a", ""},
 		{"rollback_committed", bothGood, "rollback", 0, "last choice now; the next boot is for slot a", ""},
-		{"rollback_nowhere", alone, "rollback", 3, "", "no other committed slot"},
+		{"rollback_nowhere", alone, "rollback", 3, "", "no other committed slot; another one has to prove good first: sealroot install writes"},
 		{"rollback_without_root", user, "rollback", 4, "", "only root"},
 		{"reboot_of_a_disk", onB, "rollback --reboot --disk x", 2, "", "not for --disk"},
 		{"store_of_this_machine", onB, "commit --store gpt", 2, "", "--store is for --disk"},

@@ -59,7 +59,7 @@ func (m Machine) Rollback(b Boot, l Leave) (Left, error) {
 	return m.leave(b, l, func(list []slots.Slot) ([]slots.Slot, error) {
 		after, err := slots.Rollback(list, l.Slot)
 		if errors.Is(err, slots.ErrNoOther) {
-			err = fmt.Errorf("%w: %w", err, ErrRefused)
+			err = fmt.Errorf("%w; another one has to prove good first: sealroot install writes an image into it, sealroot try boots what it holds: %w", err, ErrRefused)
 		} else if errors.Is(err, slots.ErrUnknownSlot) {
 			err = fmt.Errorf("%w: %w", err, ErrUsage)
 		}
