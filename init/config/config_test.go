@@ -215,6 +215,23 @@ func TestValidate(t *testing.T) {
 	})
 }
 
+// A root hash instead of the file is for who has placed the layer already: the text says
+// which commands refuse it.
+func TestLayerHashSaysWhere(t *testing.T) {
+	c := Config{Root: Root{Partitions: PartitionsLabels}, Layers: []Layer{{Name: "x"}}}
+	var v validator
+	v.layers(&c)
+	text := ""
+	for _, err := range v.problems {
+		text += err.Error()
+	}
+	for _, want := range []string{"layers[0].hash", "give image: FILE", "not for `disk` or `parts`"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("%q, want %q in it", text, want)
+		}
+	}
+}
+
 // Each store goes with the loaders that can honour it, and with no other.
 func TestStoresAndLoaders(t *testing.T) {
 	loaders := []Loader{LoaderGRUB, LoaderUKI, LoaderSystemdBoot}

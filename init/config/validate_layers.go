@@ -175,7 +175,7 @@ func (v *validator) layerTrust(c *Config, at string, l Layer) {
 	case !inVolume && l.Hash != "" && l.Image != "":
 		v.add(at+"image", "leave one of them out", "hash and image both say which image is meant")
 	case !inVolume && l.Image == "" && !verity.IsRootHash(l.Hash):
-		v.add(at+"hash", "give image: FILE, or the root hash in lower-case hex", "%.140q is no root hash", l.Hash)
+		v.add(at+"hash", "give image: FILE; only for an initramfs alone, not for `disk` or `parts`, also hash: its root hash in lower-case hex", "%.140q is no root hash", l.Hash)
 	}
 }
 

@@ -32,7 +32,7 @@ func layersOf(sets []set) []config.Layer {
 func checkLayers(c *config.Config) error {
 	for _, l := range c.Images() {
 		if l.Image == "" {
-			return fmt.Errorf("cannot find layer %s: the configuration has its hash; give image: FILE in its place, so that the file comes along: %w", l.Name, ErrOptions)
+			return fmt.Errorf("cannot find layer %s: the configuration has its hash, which is enough for an initramfs alone; give image: FILE in its place, so that the file comes along: %w", l.Name, ErrOptions)
 		}
 	}
 	return nil
