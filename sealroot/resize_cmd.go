@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"sealroot/init/config"
 	"sealroot/init/report"
 	"sealroot/sealroot/bootset"
 	"sealroot/state"
@@ -73,8 +74,27 @@ func resizeState(c *command) action {
 			}
 		}
 		after, err := v.Resize(ctx, want)
-		return c.tellResized(before, after, err)
+		err = c.tellResized(before, after, err)
+		if cfg, cerr := c.env.configuration(); cerr == nil && after.Spanned != 0 {
+			if text := howLong(cfg.State.AutoResize, c.env.Limits, after.Reserved-before.Reserved); text != "" {
+				c.say("%s", text)
+			}
+		}
+		return err
 	}
+}
+
+// howLong says for how long a size lasts that more bytes of the partition were given, and
+// what keeps it, where sealroot-state.service shares the space by the file of limits.
+func howLong(auto, limits string, more int64) string {
+	service := "sealroot-state.service (state.auto_resize: " + auto + ")"
+	switch {
+	case more < 0 && (auto == config.AutoResizeGrow || auto == config.AutoResizeBoth):
+		return service + " makes the volume larger again, within 10 s, once it has less than half of its share of the free space; max: SIZE in " + limits + " prevents that"
+	case more > 0 && auto == config.AutoResizeBoth: // grow keeps what it has
+		return service + " takes space back at once where the partition is short of it, and where that has less than half of its share after ten minutes; min: SIZE in " + limits + " prevents that"
+	}
+	return ""
 }
 
 // resizeKey is the volume key, by what allows other commands to change keyslots.

@@ -47,6 +47,29 @@ func TestSizesText(t *testing.T) {
 	}
 }
 
+// What the service will undo is said with what prevents that.
+func TestHowLongASizeLasts(t *testing.T) {
+	s := newSealed(t)
+	s.env.Limits = "/etc/sealroot/state.yaml"
+	v := shortOfSpace()
+	s.env.Volume = func(state.DeviceSize, resize.Key) (Resizer, error) { return v, nil }
+	for _, tt := range []struct {
+		auto, size string
+		want       string // "": nothing is said
+	}{
+		{config.AutoResizeOff, "-1G", ""}, {config.AutoResizeOff, "+1G", ""},
+		{config.AutoResizeGrow, "-1G", "larger again"}, {config.AutoResizeGrow, "+1G", ""},
+		{config.AutoResizeBoth, "-1G", "larger again"}, {config.AutoResizeBoth, "+1G", "takes space back"}, {config.AutoResizeBoth, "4112M", ""},
+	} {
+		s.config.State.AutoResize, v.asked = tt.auto, nil
+		_, out, errs := s.run("state", "resize", tt.size)
+		said := strings.Contains(out, "sealroot-state.service (state.auto_resize: "+tt.auto+")") && strings.Contains(out, s.env.Limits)
+		if said != (tt.want != "") || !strings.Contains(out, tt.want) {
+			t.Errorf("%s, %s: %s%s, want %q", tt.auto, tt.size, out, errs, tt.want)
+		}
+	}
+}
+
 // askingVolume is one that asks for its key where it needs one.
 type askingVolume struct {
 	shortVolume
