@@ -35,7 +35,8 @@ func balanceState(c *command) action {
 	watch := c.flags.Bool("watch", false, "go on until stopped (sealroot-state.service)")
 	configured := c.flags.Bool("configured", false, "resize nothing unless state.auto_resize of the configuration is grow or both")
 	return func(ctx context.Context, _ []string) error {
-		if _, err := c.booted(); err != nil {
+		r, err := c.booted()
+		if err != nil {
 			return err
 		}
 		cfg, err := c.env.configuration()
@@ -60,7 +61,7 @@ func balanceState(c *command) action {
 		}
 		v, err := c.env.Volume(state.DeviceSize(cfg.State.Device), c.manageVolumeKey)
 		if err != nil {
-			return refusedResize(err)
+			return refusedResize(notOpen(r, err))
 		}
 		defer v.Close()
 		s := &sharing.Service{

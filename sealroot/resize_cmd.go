@@ -145,7 +145,8 @@ func (c *command) repairVolume(ctx context.Context, v resize.Resizer) (resize.Si
 
 // openToResize opens the volume of this boot; key may be nil.
 func (c *command) openToResize(key resize.Key) (Resizer, error) {
-	if _, err := c.booted(); err != nil {
+	r, err := c.booted()
+	if err != nil {
 		return nil, err
 	}
 	cfg, err := c.env.configuration()
@@ -153,7 +154,15 @@ func (c *command) openToResize(key resize.Key) (Resizer, error) {
 		return nil, err
 	}
 	v, err := c.env.Volume(state.DeviceSize(cfg.State.Device), key)
-	return v, refusedResize(err)
+	return v, refusedResize(notOpen(r, err))
+}
+
+// notOpen adds to the error of a volume that is not open how a boot without it gets it.
+func notOpen(r report.Report, err error) error {
+	if r.Degraded && errors.Is(err, resize.ErrNotOpen) {
+		return fmt.Errorf("%w; this boot is degraded: sealroot state unlock opens it, or restart, and open it at the prompt", err)
+	}
+	return err
 }
 
 // tellResized tells what came of it, also where it went wrong.

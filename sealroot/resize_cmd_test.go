@@ -47,6 +47,21 @@ func TestSizesText(t *testing.T) {
 	}
 }
 
+// In a degraded boot each of them says how to get the volume.
+func TestResizeInADegradedBoot(t *testing.T) {
+	s := newSealed(t)
+	s.env.Volume = func(state.DeviceSize, resize.Key) (Resizer, error) { return nil, resize.ErrNotOpen }
+	for _, degraded := range []bool{true, false} {
+		s.report.Degraded = degraded
+		for _, args := range [][]string{{"state", "resize", "max"}, {"state", "repair"}, {"state", "balance"}} {
+			code, _, errs := s.run(args...)
+			if code != exitRefused || !strings.Contains(errs, "no encrypted volume is open") || strings.Contains(errs, "sealroot state unlock opens it") != degraded {
+				t.Errorf("%q, degraded %v: exit status %d, %s", args, degraded, code, errs)
+			}
+		}
+	}
+}
+
 // What the service will undo is said with what prevents that.
 func TestHowLongASizeLasts(t *testing.T) {
 	s := newSealed(t)

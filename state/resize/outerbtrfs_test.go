@@ -343,3 +343,13 @@ func TestOptionsOf(t *testing.T) {
 		}
 	}
 }
+
+// What of the free space is not to be had is named: else more is free than is asked for.
+func TestNoRoomNamesWhatIsKept(t *testing.T) {
+	m := measured{Sizes: Sizes{Reserved: 4 << 30, MaxReserved: 4<<30 + 76<<20, OuterFree: 1100 << 20, KeptOutside: 1 << 30, Apparent: 16 << 30, Device: 16 << 30}}
+	_, err := m.bounded(4<<30 + 900<<20)
+	const want = "cannot grow the volume by 900 MiB, at most by 76 MiB: of 1100 MiB free on the state partition 1024 MiB stay free"
+	if !errors.Is(err, ErrNoRoom) || !strings.HasPrefix(err.Error(), want) {
+		t.Errorf("bounded() = %v, want %s", err, want)
+	}
+}

@@ -262,7 +262,8 @@ func (m measured) bounded(reserved int64) (want int64, err error) {
 	case want > end:
 		return 0, fmt.Errorf("cannot grow the volume to %d MiB, its device ends at %d MiB until the next boot: %w", want>>20, end>>20, ErrTooLarge)
 	case want > m.MaxReserved:
-		return 0, fmt.Errorf("cannot grow the volume by %d MiB, %d MiB are free on the state partition: %w", (want-m.Reserved)>>20, m.OuterFree>>20, ErrNoRoom)
+		return 0, fmt.Errorf("cannot grow the volume by %d MiB, at most by %d MiB: of %d MiB free on the state partition %d MiB stay free for its own file system: %w",
+			(want-m.Reserved)>>20, (m.MaxReserved-m.Reserved)>>20, m.OuterFree>>20, m.KeptOutside>>20, ErrNoRoom)
 	}
 	return want, nil
 }
