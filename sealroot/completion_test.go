@@ -61,6 +61,7 @@ func TestBashCompletion(t *testing.T) {
 		{"shells", "sealroot completion ", "bash fish zsh"},
 		{"help", "sealroot help ro", "rollback"},
 		{"hidden", "sealroot dead", ""},
+		{"that_a_person_is_sent_to", "sealroot post", "post-rollback"},
 		{"unknown", "sealroot explode ", ""},
 		{"nothing_to_add", "sealroot commit ", "a b"},
 	} {
@@ -137,6 +138,15 @@ func TestHelp(t *testing.T) {
 		if code != 0 || !strings.HasPrefix(text, "usage: sealroot "+v.name) || !strings.Contains(text, v.summary) {
 			t.Errorf("help %s: exit status %d, %q, %q", v.name, code, text, stderr)
 		}
+	}
+	for _, args := range []string{"help layer", "layer --help", "layer -h"} {
+		code, text, stderr, _ := world{uid: 1000}.run(t, strings.Fields(args)...)
+		if code != 0 || strings.Count(text, "\n") != len(wordsBehind("layer")) || !strings.HasPrefix(text, "  sealroot layer list [--json]") || !strings.Contains(text, "sealroot layer override") {
+			t.Errorf("%s: exit status %d, %q, %q", args, code, text, stderr)
+		}
+	}
+	if code, text, stderr, _ := (world{uid: 1000}).run(t, "layer"); code != exitUsage || text != "" || !strings.Contains(stderr, "sealroot layer knows list, add") {
+		t.Errorf("layer: exit status %d, %q, %q", code, text, stderr)
 	}
 	for _, code := range []string{"| 0 ", "| 1 ", "| 2 ", "| 3 ", "| 4 ", "| 5 ", "| 6 "} {
 		if !strings.Contains(string(doc), code) {

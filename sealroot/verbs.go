@@ -73,12 +73,12 @@ func verbs() []verb {
 		{name: "etc diff", args: "[--json]", summary: "what of /etc differs from the image's, and what both had changed", output: results, setup: etcDiff},
 		{name: "etc-merge", args: "--image ID [--trial] [--put-back] [--volume DIR] [--from DIR]", summary: "merge /etc for the image that runs (PID 1, before /etc is mounted)", hidden: true, setup: etcMerge},
 		{name: "record", summary: "keep the report of this boot (sealroot-record.service)", output: results, hidden: true, setup: record},
-		{name: "post-rollback", args: "[--again]", summary: "run the image's hooks when it runs again after another one (sealroot-post-rollback.service)", output: results, hidden: true, setup: postRollback},
+		{name: "post-rollback", args: "[--again]", summary: "run the image's hooks when it runs again after another one (sealroot-post-rollback.service)", output: results, setup: postRollback},
 		{name: "exit-program", summary: "put this program where systemd-shutdown starts it (sealroot-exit.service)", hidden: true, setup: exitProgram},
 		{name: "deadline", summary: "end a trial that was not committed (sealroot-deadline.service)", output: results, hidden: true, setup: deadline},
 		{name: "completion", args: "bash|zsh|fish", summary: "completion of these commands for a shell", least: 1, most: 1, anyone: true, setup: completion},
 		{name: "version", summary: "this program's version", anyone: true, setup: showVersion},
-		{name: "help", args: "[COMMAND]", summary: "this list, or one command's options", most: 2, anyone: true, setup: help},
+		{name: "help", args: "[COMMAND]", summary: "this list, or one command's options; of layer, state and etc the commands", most: 2, anyone: true, setup: help},
 	}
 }
 
@@ -108,15 +108,20 @@ func groups() []string {
 func usage() string {
 	var b strings.Builder
 	b.WriteString("sealroot tells how this machine was booted, and changes what it boots next.\n\n")
-	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	listed(&b, func(v verb) bool { return !v.hidden })
+	b.WriteString("\nCommands that change something know --json too.\n\n" + exitText)
+	return b.String()
+}
+
+// listed writes a line for each of the commands that are wanted.
+func listed(to io.Writer, wanted func(verb) bool) {
+	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
 	for _, v := range verbs() {
-		if !v.hidden {
+		if wanted(v) {
 			fmt.Fprintf(w, "  %s\t%s\n", strings.TrimSpace("sealroot "+v.name+" "+v.args), v.summary)
 		}
 	}
 	w.Flush()
-	b.WriteString("\nCommands that change something know --json too.\n\n" + exitText)
-	return b.String()
 }
 
 // find returns the command that the arguments begin with, and the arguments
@@ -135,6 +140,9 @@ func find(args []string) (verb, []string, error) {
 		}
 	}
 	if behind := wordsBehind(args[0]); len(behind) > 0 {
+		if len(args) == 2 && (args[1] == "-h" || args[1] == "--help") {
+			return find([]string{"help", args[0]})
+		}
 		return verb{}, nil, fmt.Errorf("%w: sealroot %s knows %s", errUsage, args[0], strings.Join(behind, ", "))
 	}
 	return verb{}, nil, fmt.Errorf("%w: unknown command %q (sealroot help lists them)", errUsage, args[0])
@@ -169,6 +177,10 @@ func help(c *command) action {
 		if len(words) == 0 {
 			_, err := fmt.Fprint(c.stdout, usage())
 			return err
+		}
+		if len(words) == 1 && len(wordsBehind(words[0])) > 0 {
+			listed(c.stdout, func(v verb) bool { return strings.HasPrefix(v.name, words[0]+" ") })
+			return nil
 		}
 		v, rest, err := find(words)
 		if err != nil {
