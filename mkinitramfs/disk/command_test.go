@@ -50,8 +50,11 @@ func TestSignCommand(t *testing.T) {
 	}
 	dir := b.Signing.Dir
 	command := hsm(t, b)
-	if _, err := LoadSigning(t.Context(), dir, nil, nil); !errors.Is(err, os.ErrNotExist) {
+	if _, err := LoadSigning(t.Context(), dir, nil, nil); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "--sign-command") {
 		t.Fatalf("the secret keys are still there: %v", err)
+	}
+	if _, err := LoadSigning(t.Context(), dir+"/none", nil, command); !errors.Is(err, os.ErrNotExist) || !strings.HasSuffix(err.Error(), "; sealroot-mkinitramfs keys "+dir+"/none makes them") {
+		t.Errorf("without a key folder: %v", err)
 	}
 	if b.Signing, err = LoadSigning(t.Context(), dir, nil, command); err != nil {
 		t.Fatal(err)

@@ -34,12 +34,16 @@ type Signing struct {
 func LoadSigning(ctx context.Context, dir string, secure *uki.SecureBoot, command *keys.Command) (Signing, error) {
 	s := Signing{Dir: dir, Secure: secure, Command: command}
 	var err error
-	if s.ImageCert, err = keys.LoadCertificate(filepath.Join(dir, keys.ImageCert)); err != nil {
+	if s.ImageCert, err = keys.LoadCertificate(filepath.Join(dir, keys.ImageCert)); errors.Is(err, fs.ErrNotExist) {
+		return Signing{}, fmt.Errorf("cannot sign with the keys of %[1]s: %[2]w; sealroot-mkinitramfs keys %[1]s makes them", dir, err)
+	} else if err != nil {
 		return Signing{}, err
 	}
 	if command != nil {
 		s.ImageKey = command.Signer(ctx, keys.NameImage, s.ImageCert.PublicKey)
-	} else if s.ImageKey, err = keys.LoadKey(filepath.Join(dir, keys.ImageKey)); err != nil {
+	} else if s.ImageKey, err = keys.LoadKey(filepath.Join(dir, keys.ImageKey)); errors.Is(err, fs.ErrNotExist) {
+		return Signing{}, fmt.Errorf("cannot sign with the keys of %s: %w; where they are kept elsewhere --sign-command signs", dir, err)
+	} else if err != nil {
 		return Signing{}, err
 	}
 	if err := s.loadPCR(ctx, command); err != nil {
