@@ -82,6 +82,23 @@ func (v *verdict) binds() {
 	for _, to := range targets {
 		v.bind(strings.TrimPrefix(to, "/"))
 	}
+	for _, l := range c.Binds.Symlinks {
+		v.symlink(l, targets)
+	}
+}
+
+// symlink: PID 1 makes one where a boot can write and nothing is, and else warns in each
+// boot; targets are what is mounted over the root.
+func (v *verdict) symlink(l config.Symlink, targets []string) {
+	name := strings.TrimPrefix(l.At, "/")
+	f, there := v.t.files[name]
+	switch {
+	case slices.ContainsFunc(targets, func(to string) bool { return strings.HasPrefix(l.At, to+"/") }):
+	case there && (f.Mode.Type() != fs.ModeSymlink || f.Link != l.To):
+		v.warn(name, "delete it in the root, or leave the link out of binds.symlinks", "binds.symlinks makes a link to %s there, and it is %s: no boot makes the link, and each one warns", l.To, v.t.kind(name))
+	case !there && !v.writable(topOf(l.At)):
+		v.warn(name, "make the link in the root (--extra), or have overlays or binds.tmpfs make the place writable", "binds.symlinks makes a link there, in a read-only root: no boot makes it, and each one warns")
+	}
 }
 
 // lower: an overlay is over something, also where directories can be made at boot.

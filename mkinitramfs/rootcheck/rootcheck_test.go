@@ -66,6 +66,10 @@ func kiosk(edit func(*config.Config)) Want {
 	return Want{Config: &c, Kernel: "6.1.0"}
 }
 
+func linked(at, to string) Want {
+	return kiosk(func(c *config.Config) { c.Binds.Symlinks = []config.Symlink{{At: at, To: to}} })
+}
+
 func TestJudge(t *testing.T) {
 	gone := File{}
 	asks := files{
@@ -162,6 +166,20 @@ func TestJudge(t *testing.T) {
 		{"image_version_of_another", kiosk(nil), files{"usr/lib/os-release": text("IMAGE_ID=kiosk\nIMAGE_VERSION=2\n")}, "warning /usr/lib/os-release (os-release)", "IMAGE_VERSION"},
 
 		{"tmp_is_in_memory", kiosk(func(c *config.Config) { c.Binds.Tmpfs = []config.Tmpfs{{To: "/tmp"}} }), files{"usr/share/systemd/tmp.mount": gone, "etc/systemd/system/local-fs.target.wants/tmp.mount": gone}, "", ""},
+		{"link_in_a_read_only_place", linked("/opt/x", "/var/x"), files{"opt": dir()}, "warning /opt/x (binds)", "read-only root"},
+		{"link_at_the_top", linked("/x", "/var/x"), nil, "warning /x (binds)", "read-only root"},
+		{"link_that_the_root_has", linked("/opt/x", "/var/x"), files{"opt": dir(), "opt/x": link("/var/x")}, "", ""},
+		{"link_that_the_root_has_to_elsewhere", linked("/opt/x", "/var/x"), files{"opt": dir(), "opt/x": link("/var/y")}, "warning /opt/x (binds)", "each one warns"},
+		{"link_in_place_of_a_file", linked("/var/x", "/srv"), files{"var/x": text("x")}, "warning /var/x (binds)", "a file"},
+		{"link_in_var", linked("/var/x", "/srv"), nil, "", ""},
+		{"link_in_etc", linked("/etc/x", "/srv"), nil, "", ""},
+		{"link_in_a_read_only_etc", kiosk(func(c *config.Config) {
+			c.Etc, c.Binds.Symlinks = config.EtcReadOnly, []config.Symlink{{At: "/etc/x", To: "/srv"}}
+		}), nil, "warning /etc/x (binds)", "read-only root"},
+		{"link_in_an_overlay", kiosk(func(c *config.Config) {
+			c.Overlays = []config.Overlay{{Path: "/opt", Upper: config.UpperMemory}}
+			c.Binds.Symlinks = []config.Symlink{{At: "/opt/x", To: "/srv"}}
+		}), files{"opt": dir()}, "", ""},
 		{"tmpfs_without_place", kiosk(func(c *config.Config) { c.Binds.Tmpfs = []config.Tmpfs{{To: "/scratch"}} }), nil, "warning /scratch (binds)", ""},
 		{"machine_id_filled", kiosk(nil), files{"etc/machine-id": text("0123\n")}, "warning /etc/machine-id (machine-id)", "same identity"},
 		{"machine_id_filled_by_extra", built(kiosk(nil)), files{"etc/machine-id": text("0123\n")}, "warning /etc/machine-id (machine-id)", "same identity"},
