@@ -64,8 +64,14 @@ func TestBootBIOS(t *testing.T) {
 		t.Errorf("sealroot status does not say what the exception of this image means:\n%s", text)
 	}
 	// With auto_resize off, too, nothing of the volume stays unreserved.
-	if s := strayResize(t, vm, resize2fs(8), soon); s.AutoResize != "off" || len(s.Decisions) != 1 || s.Decisions[0].Action != "reserve" {
-		t.Errorf("after a stray resize2fs: %+v, want one decision, reserve", s)
+	s := strayResize(t, vm, resize2fs(8), soon)
+	if s.AutoResize != "off" || len(s.Decisions) == 0 {
+		t.Errorf("after a stray resize2fs: %+v, want a decision", s)
+	}
+	for _, d := range s.Decisions { // a look may come while resize2fs is still at work
+		if d.Action != "reserve" || d.Error != "" {
+			t.Errorf("after a stray resize2fs: decision %+v, want reserve", d)
+		}
 	}
 	// It opens no device, and makes it as large as that is: balloons hold what is free of it.
 	strayResize(t, vm, "/lib/systemd/systemd-growfs /state/encrypted", atALook)

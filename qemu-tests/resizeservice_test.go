@@ -13,8 +13,9 @@ import (
 // load writes to a folder on the partition or in the volume and says what both sides
 // have free at the very moment when there is no room left.
 //
-//	load fill RATE DIR…: files of 8 MiB, in turn into each folder, at RATE MiB per second,
-//	  until one is full; with rate 0 as fast as it gets, and what is full is tried again
+//	load fill RATE DIR…: files of 8 MiB, in turn into each folder, at RATE MiB per second
+//	  (never faster: what a stall has kept from being written is not made up for), until
+//	  one is full; with rate 0 as fast as it gets, and what is full is tried again
 //	  once the service had its time, until that gains nothing
 //	load small N DIR: files of 4000 bytes
 const load = `#!/usr/bin/perl
@@ -42,6 +43,7 @@ while (1) {
 			($written, $gained) = ($written + 1, 1);
 			my $early = $n ? $began + $written / $n - now() : 0;
 			select(undef, undef, undef, $early) if $early > 0;
+			$began -= $early if $early < -0.1;
 			next;
 		}
 		defined $got or $! == ENOSPC or die "$dir: $!";
@@ -165,10 +167,13 @@ now=$(dumpe2fs -h $device 2>/dev/null | sed -n 's/^Block count: *//p'); resize2f
 }
 
 const (
-	// soon is within what the service has reserved what resize2fs took, on a busy host.
-	soon = 5 * time.Second
-	// atALook is the same where nothing wakes it, or holding takes its time.
-	atALook = 20 * time.Second
+	// soon is within what the service has reserved what resize2fs took: a second or two,
+	// and what a host with too much to do keeps the guest waiting, whose clock goes on. So
+	// it tells a service that reserves from one that does not; that the device wakes it
+	// without delay is for sealroot/sharing to show, whose tests take no machine.
+	soon = 45 * time.Second
+	// atALook is the same where nothing wakes it for 10 s, or holding takes its time.
+	atALook = 2 * time.Minute
 )
 
 // strayResize has another program make the volume's file system larger, and waits until
@@ -180,7 +185,7 @@ made() { journalctl -u sealroot-state -o cat | grep -c 'reserved, or taken out' 
 before=$(made); { %s
 } >/run/stray 2>&1; began=$(now)
 until [ $(made) -gt $before ] && sealroot state status --json | grep -q '"gap_bytes": *0,'; do
-	sleep 0.2; [ ${began%%.*} -gt $(($(cut -d . -f 1 /proc/uptime) - 90)) ] || break
+	sleep 0.2; [ ${began%%.*} -gt $(($(cut -d . -f 1 /proc/uptime) - 180)) ] || break
 done
 echo $began $(now)`, command))
 	var began, ended float64
@@ -234,7 +239,9 @@ grep -E 'Rss|Threads' /proc/$pid/status; grep AnonHuge /proc/$pid/smaps_rollup`)
 		t.Fatalf("%s: %v", out, err)
 	}
 	t.Logf("idle: worked %d times in %d s, in %d of 26 pieces of them, %d KiB", works, seconds, busy, kib)
-	if kib > most || works > seconds/10+1 || busy > 13 {
+	// Two more than one in 10 s: what began before, and one that a busy host cuts in two.
+	// A service that looks each second works 13 times.
+	if kib > most || works > seconds/10+2 || busy > 13 {
 		t.Errorf("idle: worked %d times in %d s, in %d of 26 pieces, %d KiB, want at most once in 10 s and %d KiB:\n%s", works, seconds, busy, kib, most, out)
 	}
 }
