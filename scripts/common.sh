@@ -19,6 +19,17 @@ as_root() {
 	fi
 }
 
+# patiently COMMAND... runs what reads from the network, at most three times.
+patiently() {
+	local seconds
+	for seconds in 5 20; do
+		"$@" && return
+		say "failed, again in $seconds s: $*"
+		sleep "$seconds"
+	done
+	"$@"
+}
+
 # lock NAME holds an exclusive lock until the script ends, so that two makes
 # do not fill the same place of the cache at once.
 lock() {
@@ -47,13 +58,13 @@ own_apt() {
 	APT=(-o "Dir::Etc::sourcelist=$dir/sources.list" -o Dir::Etc::sourceparts=/dev/null
 		-o "Dir::State::lists=$dir/lists" -o "Dir::Cache=$dir/cache"
 		-o APT::Sandbox::User=root -o Acquire::Languages=none -o Acquire::Retries=3)
-	apt-get -q "${APT[@]}" update >"$dir/log" 2>&1 || { cat "$dir/log" >&2; die "cannot read the package list of $suite"; }
+	patiently apt-get -q "${APT[@]}" update -eany >"$dir/log" 2>&1 || { cat "$dir/log" >&2; die "cannot read the package list of $suite"; }
 }
 
 # fetch_packages DIR PACKAGE... downloads packages into DIR by the apt of own_apt.
 fetch_packages() {
 	local dir=$1
 	shift
-	(cd "$dir" && apt-get -q "${APT[@]}" download "$@") >"$dir/log" 2>&1 ||
+	(cd "$dir" && patiently apt-get -q "${APT[@]}" download "$@") >"$dir/log" 2>&1 ||
 		{ cat "$dir/log" >&2; die "cannot download $*"; }
 }
