@@ -127,25 +127,28 @@ func TestDeadKernelFallsBack(t *testing.T) {
 			tc.image.B, tc.image.Edit = &SlotB{}, oneTry
 			disk := tc.image.Build(t)
 			disk.PutESP(t, tc.kernelFile, make([]byte, 1<<20))
-			deadKernel(t, NewMachine(t, tc.firmware, disk))
+			deadKernel(t, NewMachine(t, tc.firmware, disk).WithTPM().Boot())
 		})
 	}
 	t.Run("bios_grub_panics", func(t *testing.T) {
 		t.Parallel()
 		disk := Image{B: &SlotB{}, Edit: oneTry}.Build(t)
-		// Nothing to run: the kernel panics, and panic=10 restarts it.
+		// Nothing to run: the kernel panics, and would restart by panic=10.
 		disk.PutESP(t, "/sealroot/b/initrd", make([]byte, 4096))
-		deadKernel(t, NewMachine(t, BIOS, disk))
+		vm := NewMachine(t, BIOS, disk).WithTPM().Boot()
+		vm.Expect(`Kernel panic - not syncing`, bootTime)
+		vm.Expect(`Rebooting in 10 seconds`, commandTime)
+		vm.Reset() // those seconds are minutes of silence under emulation
+		deadKernel(t, vm)
 	})
 }
 
 // oneTry makes a trial short; TestUncommittedTrialFallsBack has three tries.
 var oneTry = []string{"tries: 3", "tries: 1"}
 
-// deadKernel boots until slot b is given up.
-func deadKernel(t *testing.T, m *Machine) {
+// deadKernel reboots until slot b is given up.
+func deadKernel(t *testing.T, vm *VM) {
 	t.Helper()
-	vm := m.WithTPM().Boot()
 	for range 4 {
 		vm.UpIn("a")
 		if strings.Contains(vm.Run("sealroot status"), "kernel never reached init") {
@@ -160,7 +163,7 @@ func deadKernel(t *testing.T, m *Machine) {
 	vm.Reboot()
 	vm.UpIn("a")
 	vm.PowerOff()
-	disk := &Disk{Path: m.Config.Disk}
+	disk := &Disk{Path: vm.machine.Config.Disk}
 	if b := disk.Slot(t, "b"); b.Tries != 0 || b.Successful != 0 {
 		t.Errorf("slot b is %+v, want given up", b)
 	}

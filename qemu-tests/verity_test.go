@@ -183,7 +183,7 @@ func TestVerityPanic(t *testing.T) {
 	vm := directMachine(t, disk).WithTPM().Boot()
 	vm.Expect(`Kernel panic - not syncing: dm-verity device corrupted`, probeTime)
 	vm.Expect(`Rebooting in 10 seconds`, commandTime)
-	vm.Reset() // those seconds are minutes under emulation; TestDeadKernelFallsBack waits for them
+	vm.Reset() // those seconds are minutes under emulation
 	r := vm.UpIn("a")
 	if r.FellBack == nil || r.FellBack.From != "b" || r.FellBack.Reason != "no commit" {
 		t.Errorf("fell back %+v, want from b, which had no commit", r.FellBack)

@@ -24,16 +24,17 @@ var goesOn = regexp.MustCompile(`SeaBIOS|GRUB|Linux version|sealroot: |probe: |T
 // poorer, until slot a runs; there nobody feeds it, and the machine stays up.
 func TestWatchdogResetsStoppedInit(t *testing.T) {
 	t.Parallel()
-	const seconds = 10
+	const seconds = 30 // more than a busy host may keep the guest waiting
 	disk := Image{
 		Kernel: "6.12", Init: stoppedInit(t), B: &SlotB{},
-		Edit: []string{"tries: 3", "tries: 2\n  watchdog: {seconds: 10}"},
+		Edit: []string{"tries: 3", "tries: 2\n  watchdog: {seconds: 30}"},
 	}.Build(t)
 
 	t.Run("with_watchdog", func(t *testing.T) {
 		t.Parallel()
 		disk := disk.Copy(t)
-		vm := directMachine(t, disk).WithTPM().WithArgs(hardwareWatchdog...).Boot()
+		m := directMachine(t, disk).WithTPM().WithArgs(hardwareWatchdog...)
+		vm := m.Boot()
 		vm.Expect(`TEST BUILD: stopping in slot b with 1 tries left`, probeTime)
 		vm.Expect(`TEST BUILD: stopping in slot b with 0 tries left`, probeTime)
 		r := vm.UpIn("a")
@@ -43,7 +44,7 @@ func TestWatchdogResetsStoppedInit(t *testing.T) {
 		if w := r.Watchdog; w == nil || w.Device != "/dev/watchdog0" || w.Seconds != seconds || w.HandedOver || w.NoWayOut || !w.Fired {
 			t.Errorf("watchdog %+v, want /dev/watchdog0 with %d s, stopped, and that it fired", w, seconds)
 		}
-		vm.place.Close() // what waits takes nothing from others
+		m.place.Close() // what waits takes nothing from others; this is the last boot
 		time.Sleep(3 * seconds / 2 * time.Second)
 		if again := vm.Report(); again.BootID != r.BootID {
 			t.Error("a committed slot that never feeds the watchdog was reset")
@@ -67,7 +68,7 @@ func TestWatchdogResetsStoppedInit(t *testing.T) {
 		time.Sleep(2 * time.Second) // what was on its way to the console
 		before := len(vm.guest.Console())
 		vm.place.Close() // a machine that stands still takes nothing from others
-		time.Sleep(4 * seconds * time.Second)
+		time.Sleep(2 * seconds * time.Second)
 		// The kernel may have something to say; nothing else may.
 		if now := vm.guest.Console()[before:]; goesOn.MatchString(now) {
 			t.Errorf("the stopped machine goes on:\n%s", now)
@@ -95,20 +96,21 @@ const pausesForEver = "\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00" 
 // next one leaves it out, and the committed slot stays as it was.
 func TestWatchdogHandedOver(t *testing.T) {
 	t.Parallel()
-	const seconds = 30 // more than a busy host may keep the guest waiting
+	const seconds = 60 // more than a busy host may keep a command of the guest waiting
 	hangs, _ := madeLayer(t, "extra-hangs", "", "usr/sbin/init", pausesForEver)
 	disk := Image{
 		Kernel: "6.12",
-		Edit: []string{"tries: 3", "tries: 3\n  watchdog: {seconds: 30, handover: true}",
+		Edit: []string{"tries: 3", "tries: 3\n  watchdog: {seconds: 60, handover: true}",
 			"root: [image.crt]\n", "root: [image.crt]\n  layer: [image.crt]\n", "etc: overlay\n", "etc: overlay\nlayers_allowed: [extra-*]\n"},
 		Extra: map[string]string{
 			// mkinitramfs believes this; in truth the probe feeds, when it is told to.
-			"usr/lib/systemd/system.conf.d/watchdog.conf": "[Manager]\nRuntimeWatchdogSec=30s\n",
+			"usr/lib/systemd/system.conf.d/watchdog.conf": "[Manager]\nRuntimeWatchdogSec=60s\n",
 			"usr/share/layers/hangs.raw":                  hangs,
 		},
 	}.Build(t)
 	before := disk.Slot(t, "a")
-	vm := directMachine(t, disk).WithTPM().WithArgs(hardwareWatchdog...).Boot()
+	m := directMachine(t, disk).WithTPM().WithArgs(hardwareWatchdog...)
+	vm := m.Boot()
 	// The machine lives for as long as it is fed.
 	feed := func() { vm.Run("write /dev/watchdog0 fed") }
 	up := func() report.Report {
@@ -121,13 +123,17 @@ func TestWatchdogHandedOver(t *testing.T) {
 	if w := r.Watchdog; w == nil || !w.HandedOver || w.Seconds != seconds || w.Fired {
 		t.Errorf("watchdog %+v, want one with %d s that was handed over", w, seconds)
 	}
-	vm.place.Close() // what waits takes nothing from others
+	// What waits takes nothing from others. That lasts for the two boots after it, too,
+	// of which the first one hangs at once: somebody would have to feed the watchdog for
+	// as long as there is no place.
+	m.place.Close()
 	for end := time.Now().Add(3 * seconds / 2 * time.Second); time.Now().Before(end); time.Sleep(3 * time.Second) {
 		feed()
 	}
 	if again := vm.Report(); again.BootID != r.BootID {
 		t.Fatal("the machine was reset although somebody fed the watchdog")
 	}
+	feed()
 	vm.Run("sealroot layer add /usr/share/layers/hangs.raw")
 	feed()
 	// The control: it was the feeding. Nobody restarts the machine from here on.
