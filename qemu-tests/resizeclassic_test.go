@@ -11,6 +11,7 @@ import (
 
 	"sealroot/qemu-tests/judge"
 	"sealroot/state/resize"
+	"sealroot/tooltest"
 )
 
 // With state.device classic the file, its loop device and its crypt device end where the
@@ -42,6 +43,9 @@ func resizeClassic(t *testing.T, kind judge.Filesystem, seed uint64) {
 	r.classicLast(kind)
 }
 
+// modhex are the letters of a recovery key.
+const modhex = "cbdefghijklnrtuv"
+
 // classic is the first boot.
 func (r *resized) classic(kind judge.Filesystem) {
 	t, vm := r.t, r.machine.Boot()
@@ -57,8 +61,8 @@ func (r *resized) classic(kind judge.Filesystem) {
 	before := vm.Run("kmsg")
 	// A key of another volume has the right form and opens nothing.
 	other := strings.Map(func(c rune) rune {
-		if c == 'c' {
-			return 'b'
+		if i := strings.IndexRune(modhex, c); i >= 0 {
+			return rune(modhex[(i+1)%len(modhex)])
 		}
 		return c
 	}, key)
@@ -80,12 +84,7 @@ func (r *resized) classic(kind judge.Filesystem) {
 	if kind == judge.Btrfs { // each step takes a second or more
 		seconds = 20
 	}
-	said := vm.Run(fmt.Sprintf("resize-under-writer %d /var/lib/written", seconds))
-	t.Log(kind, strings.TrimSpace(said))
-	var files, larger, smaller int
-	if _, err := fmt.Sscanf(said, "%d files, larger %d times, smaller %d times", &files, &larger, &smaller); err != nil || files < 10 || larger < 2 || smaller < 2 {
-		t.Errorf("%s, grown and shrunk: %q, %v", kind, said, err)
-	}
+	vm.resizeUnderWriter(seconds, "/var/lib/written")
 	exactly(vm, "under a writer")
 	vm.Run("verify /var/lib/written")
 	for _, size := range []string{"max", "900M"} { // by the manage key
@@ -125,14 +124,27 @@ func (r *resized) classicLast(kind judge.Filesystem) {
 		t.Errorf("%s, off: %+v, %v; before it %+v", kind, v, err, now)
 	}
 	dir := t.TempDir()
-	tool(t, "mount", "-o", "loop,ro,noload", part, dir)
-	defer tool(t, "umount", dir)
+	tooltest.Run(t, "mount", "-o", "loop,ro,noload", part, dir)
+	defer tooltest.Run(t, "umount", dir)
 	image := filepath.Join(dir, "encrypted.img")
 	if dump := tool(t, "cryptsetup", "luksDump", image); !strings.Contains(dump, "aes-xts-plain64") {
 		t.Errorf("cryptsetup reads\n%s", dump)
 	}
 	if info, err := os.Stat(image); err != nil || info.Size() != now.Apparent {
 		t.Errorf("%s, off: encrypted.img %+v, %v", kind, info, err)
+	}
+}
+
+// resizeUnderWriter has the volume grow and shrink under a writer to a directory in it,
+// for so many seconds at least, and until enough has happened, however slow the host is.
+func (vm *VM) resizeUnderWriter(seconds int, dir string) {
+	vm.t.Helper()
+	const wantFiles, wantTimes = 10, 2
+	said := vm.Run(fmt.Sprintf("resize-under-writer %d %d %d %s", seconds, wantFiles, wantTimes, dir))
+	vm.t.Log(strings.TrimSpace(said))
+	var files, larger, smaller int
+	if _, err := fmt.Sscanf(said, "%d files, larger %d times, smaller %d times", &files, &larger, &smaller); err != nil || files < wantFiles || larger < wantTimes || smaller < wantTimes {
+		vm.t.Errorf("grown and shrunk under a writer: %q, %v", said, err)
 	}
 }
 

@@ -39,9 +39,10 @@ func resizeOuterBtrfs(t *testing.T, inside judge.Filesystem) {
 	vm.Run("promise " + withinVolume(keptDir) + " 20 1")
 	vm.Run("mkdir " + withinVolume(besideDir))
 	before := vm.Run("kmsg")
-	s := told[struct{ Grown, Shrunk, Refused, Files int }](vm, "volume-steps 10 7 %s %d 0s", withinVolume(besideDir), besideKeep)
+	const files = 5
+	s := told[struct{ Grown, Shrunk, Refused, Files int }](vm, "volume-steps 10 %d 7 %s %d 0s", files, withinVolume(besideDir), besideKeep)
 	t.Logf("steps: %+v", s)
-	if s.Grown < 2 || s.Shrunk < 2 || s.Files < 5 {
+	if s.Grown < 2 || s.Shrunk < 2 || s.Files < files {
 		t.Errorf("10 steps: %+v", s)
 	}
 
@@ -114,7 +115,7 @@ func (r *resizing) shared() {
 	t, vm := r.t, r.vm
 	t.Helper()
 	before := r.sizes()
-	const rate, more = 32, 48 << 20
+	const rate, more = 16, 48 << 20
 	inside, outside := withinVolume(".much"), "/state/much"
 	r.serve()
 	vm.Run(fmt.Sprintf("write-at-rate %s %d %d", inside, before.InnerFree+more, rate))

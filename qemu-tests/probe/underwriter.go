@@ -10,19 +10,28 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"sealroot/state/resize"
 )
 
-// underWriter lets the volume grow and shrink at random for some seconds while files
-// are written to a directory in it: resize-under-writer SECONDS DIR.
+// underWriterMost is how long that may go on: less than whoever asked for it waits.
+const underWriterMost = 200 * time.Second
+
+// underWriter lets the volume grow and shrink at random while files are written to a
+// directory in it: for some seconds, and on until there were so many files, and it grew
+// and shrank so many times each. The end may come in the middle of a resize.
+//
+//	resize-under-writer SECONDS FILES TIMES DIR
 func underWriter(w io.Writer, words []string) error {
-	if len(words) != 3 {
-		return errors.New("usage: resize-under-writer SECONDS DIR")
+	if len(words) != 5 {
+		return errors.New("usage: resize-under-writer SECONDS FILES TIMES DIR")
 	}
-	seconds, err := strconv.Atoi(words[1])
-	if err != nil {
+	seconds, err1 := strconv.Atoi(words[1])
+	wantFiles, err2 := strconv.ParseInt(words[2], 10, 64)
+	wantTimes, err3 := strconv.ParseInt(words[3], 10, 64)
+	if err := errors.Join(err1, err2, err3); err != nil {
 		return err
 	}
 	v, err := openVolume()
@@ -30,19 +39,24 @@ func underWriter(w io.Writer, words []string) error {
 		return err
 	}
 	defer v.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(seconds)*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), underWriterMost)
 	defer cancel()
+	var files, larger, smaller atomic.Int64
+	least := time.Now().Add(time.Duration(seconds) * time.Second)
 	written := make(chan error, 1)
-	files := 0
 	go func() {
 		var err error
-		for ; ctx.Err() == nil && err == nil; files++ {
-			err = writeNamed(words[2], files)
+		for ctx.Err() == nil && err == nil {
+			if err = writeNamed(words[4], int(files.Load())); err == nil {
+				files.Add(1)
+			}
+			if time.Now().After(least) && files.Load() >= wantFiles && min(larger.Load(), smaller.Load()) >= wantTimes {
+				cancel()
+			}
 		}
 		written <- err
 	}()
 	random := rand.New(rand.NewPCG(1, 2))
-	larger, smaller := 0, 0
 	for ctx.Err() == nil && err == nil {
 		var s, after resize.Sizes
 		if s, err = v.Measure(); err != nil {
@@ -51,7 +65,7 @@ func underWriter(w io.Writer, words []string) error {
 		want := s.MinReserved + random.Int64N(max(s.MaxReserved-s.MinReserved, 1))
 		after, err = v.Resize(ctx, want)
 		// The writer goes on meanwhile: what was measured may be too old.
-		if errors.Is(err, resize.ErrTooSmall) || errors.Is(err, resize.ErrNoRoom) || errors.Is(err, context.DeadlineExceeded) {
+		if errors.Is(err, resize.ErrTooSmall) || errors.Is(err, resize.ErrNoRoom) || ctx.Err() != nil && errors.Is(err, ctx.Err()) {
 			err = nil
 		}
 		if after.OverCommitted > 0 {
@@ -59,14 +73,14 @@ func underWriter(w io.Writer, words []string) error {
 		}
 		switch {
 		case after.Reserved > s.Reserved:
-			larger++
+			larger.Add(1)
 		case after.Reserved < s.Reserved:
-			smaller++
+			smaller.Add(1)
 		}
 	}
 	cancel()
 	err = errors.Join(err, <-written)
-	fmt.Fprintf(w, "%d files, larger %d times, smaller %d times\n", files, larger, smaller)
+	fmt.Fprintf(w, "%d files, larger %d times, smaller %d times\n", files.Load(), larger.Load(), smaller.Load())
 	return err
 }
 

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -36,8 +37,8 @@ const (
 //	volume-sizes
 //	volume-held: proves that what is not reserved is in balloons and in the record
 //	volume-to BYTES: one resize; tells how long it took
-//	volume-steps N SEED DIR KEEP PAUSE: so many resizes at random beside a writer that
-//	  rests for so long after each file
+//	volume-steps N FILES SEED DIR KEEP PAUSE: so many resizes at random beside a writer
+//	  that rests for so long after each file, and more until it has made so many
 //	volume-full DIR KEEP SEED FILE: FILE takes all that the state partition has, beside a
 //	  writer; then the volume is filled, too
 //	volume-stray BYTES|end: what resize2fs does to the mounted file system
@@ -53,7 +54,7 @@ func changeVolume(w io.Writer, words []string) (known bool, err error) {
 		"volume-sizes":  {0, func([]string) (any, error) { return withVolume((*resize.Volume).Measure) }},
 		"volume-held":   {0, func([]string) (any, error) { return withVolume(held) }},
 		"volume-to":     {1, func(a []string) (any, error) { return volumeTo(a[0]) }},
-		"volume-steps":  {5, func(a []string) (any, error) { return volumeSteps(a) }},
+		"volume-steps":  {6, func(a []string) (any, error) { return volumeSteps(a) }},
 		"volume-full":   {4, func(a []string) (any, error) { return volumeFull(a) }},
 		"volume-stray":  {1, func(a []string) (any, error) { return withVolume(stray(a[0])) }},
 		"volume-sparse": {0, func([]string) (any, error) { return loseUnwritten() }},
@@ -122,26 +123,33 @@ type volumeStepped struct {
 	Took, Slowest          time.Duration
 }
 
+// moreSteps is how long steps may go on for the files.
+const moreSteps = 200 * time.Second
+
 func volumeSteps(a []string) (volumeStepped, error) {
 	n, err1 := strconv.Atoi(a[0])
-	seed, err2 := strconv.ParseUint(a[1], 10, 64)
-	keep, err3 := strconv.Atoi(a[3])
-	pause, err4 := time.ParseDuration(a[4])
-	if err := errors.Join(err1, err2, err3, err4); err != nil {
+	least, err2 := strconv.ParseInt(a[1], 10, 64)
+	seed, err3 := strconv.ParseUint(a[2], 10, 64)
+	keep, err4 := strconv.Atoi(a[4])
+	pause, err5 := time.ParseDuration(a[5])
+	if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
 		return volumeStepped{}, err
 	}
 	return withVolume(func(v *resize.Volume) (s volumeStepped, err error) {
 		began := time.Now()
-		end := writeBeside(a[2], keep, seed, pause)
-		err = s.resize(v, n, rand.New(rand.NewPCG(seed, 2)))
+		var written atomic.Int64
+		end := writeBeside(a[3], keep, seed, pause, &written)
+		err = s.resize(v, rand.New(rand.NewPCG(seed, 2)), func(step int) bool {
+			return step < n || written.Load() < least && time.Since(began) < moreSteps
+		})
 		made, werr := end()
 		s.Files, s.Took = made, time.Since(began)
 		return s, errors.Join(err, werr)
 	})
 }
 
-// writeBeside makes promised files until end is called, and rests after each.
-func writeBeside(dir string, keep int, seed uint64, pause time.Duration) (end func() (made int, err error)) {
+// writeBeside makes promised files until end is called, counts them, and rests after each.
+func writeBeside(dir string, keep int, seed uint64, pause time.Duration, written *atomic.Int64) (end func() (made int, err error)) {
 	type result struct {
 		made int
 		err  error
@@ -150,6 +158,7 @@ func writeBeside(dir string, keep int, seed uint64, pause time.Duration) (end fu
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() {
 		rest := func(int) error {
+			written.Add(1)
 			time.Sleep(pause)
 			return nil
 		}
@@ -163,7 +172,7 @@ func writeBeside(dir string, keep int, seed uint64, pause time.Duration) (end fu
 	}
 }
 
-func (s *volumeStepped) resize(v *resize.Volume, n int, random *rand.Rand) error {
+func (s *volumeStepped) resize(v *resize.Volume, random *rand.Rand, more func(step int) bool) error {
 	// checkEvery is after how many steps the invariant is looked at.
 	const checkEvery = 10
 	now, err := v.Measure()
@@ -171,7 +180,7 @@ func (s *volumeStepped) resize(v *resize.Volume, n int, random *rand.Rand) error
 		return err
 	}
 	s.Least, s.Most = now.Reserved, now.Reserved
-	for i := range n {
+	for i := 0; more(i); i++ {
 		want := now.MinReserved + random.Int64N(now.MaxReserved-now.MinReserved+1)
 		began := time.Now()
 		got, err := v.Resize(context.Background(), want)
@@ -266,7 +275,7 @@ func volumeFull(a []string) (f volumeFilled, err error) {
 	if err := errors.Join(err1, err2); err != nil {
 		return f, err
 	}
-	end := writeBeside(a[0], keep, seed, 0)
+	end := writeBeside(a[0], keep, seed, 0, new(atomic.Int64))
 	f.Outside, err = fillWith(a[3])
 	if err == nil {
 		f.Left, err = leftIn(layout.State)
