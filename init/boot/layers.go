@@ -321,7 +321,8 @@ func (b *boot) fits(l config.Layer, at mount.Place) (version string, err error) 
 	}
 	extension, err := osrelease.Parse(layer)
 	if err == nil && !extension.Extends(b.rootRelease, b.kernelRelease) {
-		err = fmt.Errorf("%w: it is for %s, this is %s", errLayer, extension.System(extension.Kernel), b.rootRelease.System(b.kernelRelease))
+		of, this := extension.Versus(b.rootRelease, b.kernelRelease)
+		err = fmt.Errorf("%w: it is for %s, this is %s", errLayer, of, this)
 	}
 	return extension.ImageVersion, err
 }

@@ -49,7 +49,8 @@ func Fits(layer, root osrelease.Release, kernel string) error {
 	if layer.Extends(root, kernel) {
 		return nil
 	}
-	return refused("the layer is for %s, this is %s", layer.System(layer.Kernel), root.System(kernel))
+	of, this := layer.Versus(root, kernel)
+	return refused("the layer is for %s, this is %s", of, this)
 }
 
 // FitsSet tells whether a layer that was added will be used with a set of parts, as far
@@ -70,7 +71,8 @@ func FitsSet(name string, layer osrelease.Release, m manifest.Manifest) error {
 	}
 	root := osrelease.Release{ID: m.System.ID, VersionID: m.System.VersionID, SysextLevel: m.System.SysextLevel}
 	if !layer.Extends(root, m.KernelRelease) {
-		return fmt.Errorf("it is for %s, the image is %s", layer.System(layer.Kernel), root.System(m.KernelRelease))
+		of, image := layer.Versus(root, m.KernelRelease)
+		return fmt.Errorf("it is for %s, the image is %s", of, image)
 	}
 	return nil
 }

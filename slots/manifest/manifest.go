@@ -59,7 +59,7 @@ const (
 	// Schema is the version of the format.
 	Schema = 1
 	// Architecture is the only one so far, as systemd names it.
-	Architecture = "x86-64"
+	Architecture = osrelease.Architecture
 	// MaxSize is the most that a manifest or its signature has, in bytes.
 	MaxSize = 64 << 10
 	// MaxLayers is how many layers a set has at most.

@@ -10,8 +10,12 @@ const KernelKey = "SEALROOT_KERNEL"
 // config.Config.LayerSet has it. An initramfs with others is not this root's.
 const LayersKey = "SEALROOT_LAYERS"
 
-// anyID as ID of a layer goes with every system (os-release(5), extension-release).
-const anyID = "_any"
+// anyValue as ID or ARCHITECTURE of a layer goes with every one (os-release(5), extension-release).
+const anyValue = "_any"
+
+// Architecture is the one of all that this project makes and boots, by systemd's name
+// (ConditionArchitecture= in systemd.unit(5)).
+const Architecture = "x86-64"
 
 // ExtensionPath is the file inside a layer that says what it is made for.
 func ExtensionPath(layer string) string {
@@ -21,12 +25,15 @@ func ExtensionPath(layer string) string {
 // Extends tells whether a layer with this extension-release goes on a root with that
 // os-release, under a kernel of this release, by systemd-sysext(8)'s rules: ID is the
 // root's or "_any"; SYSEXT_LEVEL is the root's where the layer has one, else VERSION_ID
-// where the layer has that. KernelKey is ours.
+// where the layer has that; ARCHITECTURE, where the layer has one, is Architecture or
+// "_any". KernelKey is ours.
 func (r Release) Extends(root Release, kernel string) bool {
 	switch {
 	case r.Kernel != "" && r.Kernel != kernel:
 		return false
-	case r.ID == anyID:
+	case r.Architecture != "" && r.Architecture != anyValue && r.Architecture != Architecture:
+		return false
+	case r.ID == anyValue:
 		return true
 	case r.ID == "" || r.ID != root.ID:
 		return false
@@ -36,11 +43,21 @@ func (r Release) Extends(root Release, kernel string) bool {
 	return r.VersionID == "" || r.VersionID == root.VersionID
 }
 
-// System is what decides in Extends, in words.
-func (r Release) System(kernel string) string {
+// Versus is what decides in Extends, of the layer and of the system that it is to go on, in
+// words.
+func (r Release) Versus(root Release, kernel string) (layer, system string) {
+	root.Architecture = ""
+	if r.Architecture != "" {
+		root.Architecture = Architecture
+	}
+	root.Kernel = kernel
+	return r.words(), root.words()
+}
+
+func (r Release) words() string {
 	var w []string
 	for _, v := range []struct{ name, value string }{
-		{"ID", r.ID}, {"VERSION_ID", r.VersionID}, {"SYSEXT_LEVEL", r.SysextLevel}, {"kernel", kernel},
+		{"ID", r.ID}, {"VERSION_ID", r.VersionID}, {"SYSEXT_LEVEL", r.SysextLevel}, {"architecture", r.Architecture}, {"kernel", r.Kernel},
 	} {
 		if v.value != "" {
 			w = append(w, v.name+" "+v.value)

@@ -23,13 +23,24 @@ func TestExtends(t *testing.T) {
 		{"level_of_a_root_without", Release{ID: "debian", SysextLevel: "1", VersionID: "12"}, debian, false},
 		{"this_kernel", Release{ID: "debian", Kernel: "6.1.0-1"}, debian, true},
 		{"other_kernel", Release{ID: "debian", Kernel: "6.1.0-2"}, debian, false},
+		{"this_architecture", Release{ID: "debian", Architecture: "x86-64"}, debian, true},
+		{"any_architecture", Release{ID: "debian", Architecture: "_any"}, debian, true},
+		{"other_architecture", Release{ID: "debian", Architecture: "arm64"}, debian, false},
+		{"any_system_other_architecture", Release{ID: "_any", Architecture: "arm64"}, debian, false},
 		{"any_system_other_kernel", Release{ID: "_any", Kernel: "6.1.0-2"}, debian, false},
 	} {
 		if got := tt.layer.Extends(tt.root, "6.1.0-1"); got != tt.want {
 			t.Errorf("%s: got %v, want %v", tt.name, got, tt.want)
 		}
 	}
-	if got, want := leveled.System("6.1.0-1"), "ID debian, VERSION_ID 12, SYSEXT_LEVEL 2, kernel 6.1.0-1"; got != want {
-		t.Errorf("got %q, want %q", got, want)
+	layer, system := Release{ID: "_any", Architecture: "arm64"}.Versus(leveled, "6.1.0-1")
+	if want := "ID _any, architecture arm64"; layer != want {
+		t.Errorf("got %q, want %q", layer, want)
+	}
+	if want := "ID debian, VERSION_ID 12, SYSEXT_LEVEL 2, architecture x86-64, kernel 6.1.0-1"; system != want {
+		t.Errorf("got %q, want %q", system, want)
+	}
+	if layer, system := (Release{}).Versus(debian, ""); layer != "nothing that is named" || system != "ID debian, VERSION_ID 12" {
+		t.Errorf("got %q and %q", layer, system)
 	}
 }

@@ -32,9 +32,9 @@ type Release struct {
 	ImageID      string // IMAGE_ID: the product, must equal the configured name
 	ImageVersion string // IMAGE_VERSION: shown to people
 	PrettyName   string // PRETTY_NAME: shown to people
-	// ID, VersionID and SysextLevel are what layers are made for; Kernel is set in the
-	// extension-release of a layer only. See Extends.
-	ID, VersionID, SysextLevel, Kernel string
+	// ID, VersionID and SysextLevel are what layers are made for; Architecture and Kernel
+	// count in the extension-release of a layer only. See Extends.
+	ID, VersionID, SysextLevel, Architecture, Kernel string
 	Layers                             string // LayersKey
 	// SecurityVersion is SecurityVersionKey, 0 when absent.
 	SecurityVersion int
@@ -76,6 +76,8 @@ func Parse(content []byte) (Release, error) {
 			r.VersionID = value
 		case "SYSEXT_LEVEL":
 			r.SysextLevel = value
+		case "ARCHITECTURE":
+			r.Architecture = value
 		case KernelKey:
 			r.Kernel = value
 		case LayersKey:
