@@ -3,6 +3,7 @@ package modules
 import (
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 
 	"sealroot/init/config"
@@ -40,12 +41,17 @@ func TestFECNeedsReedSolomon(t *testing.T) {
 
 // Nobody loads a hash on demand in an initramfs.
 func TestSHA512IsLoaded(t *testing.T) {
-	cfg := &config.Config{Root: config.Root{Verity: config.Verity{Algorithm: "sha512"}}}
-	wants, err := For(cfg)
-	if err != nil || !slices.ContainsFunc(wants, func(w Want) bool { return w.Name == "sha512_generic" }) {
-		t.Errorf("For(sha512) = %v, %v; want sha512_generic among them", wants, err)
+	for _, cfg := range []config.Config{
+		{Root: config.Root{Verity: config.Verity{Algorithm: "sha512"}}},
+		{Layers: []config.Layer{{Name: "tools", Hash: strings.Repeat("0a", 64)}}},
+	} {
+		wants, err := For(&cfg)
+		if err != nil || !slices.ContainsFunc(wants, func(w Want) bool { return w.Name == "sha512_generic" }) {
+			t.Errorf("For(%+v) = %v, %v; want sha512_generic among them", cfg, wants, err)
+		}
 	}
-	if wants, err = For(&config.Config{}); err != nil || slices.ContainsFunc(wants, func(w Want) bool { return w.Name == "sha512_generic" }) {
+	of256 := config.Config{Layers: []config.Layer{{Name: "tools", Hash: strings.Repeat("0a", 32)}}}
+	if wants, err := For(&of256); err != nil || slices.ContainsFunc(wants, func(w Want) bool { return w.Name == "sha512_generic" }) {
 		t.Errorf("For() = %v, %v; want no sha512_generic", wants, err)
 	}
 }

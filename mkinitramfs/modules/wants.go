@@ -1,6 +1,7 @@
 package modules
 
 import (
+	"crypto/sha512"
 	"errors"
 	"fmt"
 	"slices"
@@ -62,7 +63,7 @@ func For(cfg *config.Config) ([]Want, error) {
 	}
 
 	whole := cfg.WithDefaults()
-	if cfg.Root.Verity.Algorithm == "sha512" {
+	if cfg.Root.Verity.Algorithm == "sha512" || slices.ContainsFunc(whole.Layers, isSHA512) {
 		// Kernels need sha256 for themselves; this one is a module, called
 		// sha512_generic up to 6.16, and nobody loads it on demand here.
 		wants = append(wants, Want{"sha512_ssse3", kmod.GroupDriver, true}, Want{"sha512_generic", kmod.GroupRoot, true}, Want{"sha512", kmod.GroupRoot, true})
@@ -84,6 +85,9 @@ func For(cfg *config.Config) ([]Want, error) {
 		Want{"efivarfs", kmod.GroupHint, true},
 	), nil
 }
+
+// isSHA512 tells it by the length of the root hash.
+func isSHA512(l config.Layer) bool { return len(l.Hash) == 2*sha512.Size }
 
 // stateWants returns what the encrypted volume needs.
 func stateWants(cfg config.Config) []Want {
