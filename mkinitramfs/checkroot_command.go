@@ -1,16 +1,19 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"path/filepath"
 	"slices"
 	"strings"
 
 	"sealroot/mkinitramfs/disk"
 	"sealroot/mkinitramfs/rootcheck"
+	"sealroot/mkinitramfs/tools"
 	"sealroot/mkinitramfs/yamlconfig"
 )
 
@@ -48,7 +51,7 @@ type judgement struct {
 }
 
 // checkRootCommand tells what in a root will hurt.
-func checkRootCommand(args []string, stdin io.Reader, stdout, stderr io.Writer) error {
+func checkRootCommand(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
 	fs := flag.NewFlagSet("sealroot-mkinitramfs check-root", flag.ContinueOnError)
 	fs.SetOutput(stderr)
 	configPath := fs.String("config", "", "configuration of the image (YAML): its name, binds and state are judged too")
@@ -76,10 +79,13 @@ func checkRootCommand(args []string, stdin io.Reader, stdout, stderr io.Writer) 
 		fs.Usage()
 		return errUsage
 	}
-	want := rootcheck.Want{Kernel: *kernel, Init: *initPath, Ignore: ignore}
+	want := rootcheck.Want{Kernel: *kernel, Init: *initPath, Ignore: ignore, BootKernel: *kernel}
 	if *configPath != "" {
 		var err error
 		if want.Config, err = yamlconfig.Load(*configPath); err != nil {
+			return err
+		}
+		if want.Layers, err = layersToJudge(ctx, want, filepath.Dir(*configPath)); err != nil {
 			return err
 		}
 	}
@@ -99,6 +105,15 @@ func checkRootCommand(args []string, stdin io.Reader, stdout, stderr io.Writer) 
 		err = fmt.Errorf("cannot make an image of %s that boots: %d errors: %w", source, bad, errUnbootable)
 	}
 	return err
+}
+
+// layersToJudge reads the images that a configuration in dir names. They need not be there
+// yet.
+func layersToJudge(ctx context.Context, want rootcheck.Want, dir string) ([]rootcheck.Layer, error) {
+	if slices.Contains(want.Ignore, rootcheck.LayersRule) {
+		return nil, nil
+	}
+	return disk.ReadLayers(ctx, tools.New(), want.Config, dir, "")
 }
 
 func writeJSON(w io.Writer, v any) error {

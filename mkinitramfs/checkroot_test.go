@@ -16,6 +16,14 @@ func TestCheckRoot(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	text, err := os.ReadFile("yamlconfig/testdata/bios.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	layered := filepath.Join(t.TempDir(), "layered.yaml")
+	if err := os.WriteFile(layered, append(text, "\nlayers: [{name: tools, image: tools.raw}]\n"...), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
 		name string
 		args []string
@@ -28,6 +36,8 @@ func TestCheckRoot(t *testing.T) {
 		{"other_init", []string{"--init", "/usr/bin", root}, 1, "a directory"},
 		{"kernel", []string{"--ignore", "init", "--kernel", "6.1.0-x", root}, 1, "no modules for kernel 6.1.0-x"},
 		{"configuration", []string{"--config", "yamlconfig/testdata/bios.yaml", root}, 1, "error: /sbin/init"},
+		{"layer_that_is_not_made_yet", []string{"--ignore", "init", "--config", layered, root}, 0, "layer tools, " + filepath.Dir(layered) + "/tools.raw, cannot be judged"},
+		{"layers_left_out", []string{"--ignore", "init,modules,layers", "--config", layered, root}, 0, "0 errors, "},
 		{"no_configuration", []string{"--config", "/nonexistent.yaml", root}, 1, "/nonexistent.yaml"},
 		{"no_root", []string{root + "/missing"}, 1, "no such file"},
 		{"unknown_rule", []string{"--ignore", "inits", root}, 2, `no rule "inits"`},

@@ -79,7 +79,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	case "layer":
 		return layerCommand(ctx, args[1:], stdin, stdout, stderr)
 	case "check-root":
-		return checkRootCommand(args[1:], stdin, stdout, stderr)
+		return checkRootCommand(ctx, args[1:], stdin, stdout, stderr)
 	case "predict":
 		return predictCommand(ctx, args[1:], stdout, stderr)
 	case "tools":

@@ -30,7 +30,7 @@ func initramfsCommand(ctx context.Context, args []string, stderr io.Writer) erro
 	keysDir := fs.String("keys", "", "key directory; certificates are looked up beside the configuration first")
 	initPath := fs.String("init", "", "PID 1 (default: the file init beside this program)")
 	compress := fs.String("compress", string(initramfs.Zstd), "zstd or none")
-	rootfs := fs.String("rootfs", "", "root that it is for (directory or tar); needed with boot.watchdog.handover")
+	rootfs := fs.String("rootfs", "", "root that it is for (directory or tar): its layers are compared with that; needed with boot.watchdog.handover")
 	if err := parse(fs, args, stderr, "o", "kernel-version", "modules-dir", "config"); err != nil {
 		return err
 	}
@@ -39,6 +39,9 @@ func initramfsCommand(ctx context.Context, args []string, stderr io.Writer) erro
 		return err
 	}
 	if err := disk.CheckWatchdog(cfg, *rootfs); err != nil {
+		return err
+	}
+	if err := disk.CheckLayers(ctx, tools.New(), cfg, *rootfs, *release, stderr); err != nil {
 		return err
 	}
 	if *initPath, err = findInit(*initPath); err != nil {

@@ -83,7 +83,7 @@ func TestDiskAndPartsWithLayerInPartitions(t *testing.T) {
 	}
 	o.Sizes.Layers = nil
 	// another layer has come in the place of the one that the hash is of
-	if _, err := b.Layer(t.Context(), LayerInput{Name: "tools", Tree: layerTree(t), Filesystem: "squashfs", For: map[string]string{"ID": "other"}, Output: l.Image}); err != nil {
+	if _, err := b.Layer(t.Context(), LayerInput{Name: "tools", Tree: layerTree(t), Version: "8", Filesystem: "squashfs", For: map[string]string{"ID": "debian"}, Output: l.Image}); err != nil {
 		t.Fatal(err)
 	}
 	if err := b.Disk(t.Context(), o); !errors.Is(err, layer.ErrImage) {

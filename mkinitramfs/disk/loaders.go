@@ -115,7 +115,7 @@ func (l loader) place(disk *os.File, bios partition) error {
 // require checks that the tools and files of other projects are there.
 func (b *Builder) require(in SlotInput, disk bool) error {
 	l := in.Config.Boot.Loader
-	programs := imagePrograms(filesystemOf(in))
+	programs := append(imagePrograms(filesystemOf(in)), layerPrograms(in.Config)...)
 	var data []tools.DataFile
 	if disk {
 		programs = append(programs, "mkfs.vfat", "mcopy", "mke2fs")

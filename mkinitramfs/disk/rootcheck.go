@@ -55,10 +55,10 @@ func beside(w io.Writer, read func(io.Reader) error) (both io.Writer, wait func(
 // judged reads an image's tree from its tar as it is written to w, with all that the
 // builder adds. judge must be called in the end; complete says that the tar was
 // written whole, for nothing is true of a part of it.
-func (b *Builder) judged(w io.Writer, in SlotInput, release string) (both io.Writer, judge func(complete bool) error) {
-	want := rootcheck.Want{Config: in.Config, Init: initOf(in), Built: true, Ignore: b.Ignore}
+func (b *Builder) judged(w io.Writer, in SlotInput, p parts) (both io.Writer, judge func(complete bool) error) {
+	want := rootcheck.Want{Config: in.Config, Init: initOf(in), Built: true, Ignore: b.Ignore, Layers: p.layers, BootKernel: p.release}
 	if in.RootModules {
-		want.Kernel = release
+		want.Kernel = p.release
 	}
 	rename := func(name string) string { return name }
 	if in.Config.Root.Usr() {
@@ -73,7 +73,7 @@ func (b *Builder) judged(w io.Writer, in SlotInput, release string) (both io.Wri
 		if err := wait(); err != nil || !complete {
 			return err
 		}
-		return b.tell(rootcheck.Judge(tree, want))
+		return tell(b.Log, rootcheck.Judge(tree, want))
 	}
 }
 
@@ -86,13 +86,13 @@ func initOf(in SlotInput) string {
 }
 
 // tell prints warnings, and refuses an image for errors.
-func (b *Builder) tell(found []rootcheck.Finding) error {
+func tell(log io.Writer, found []rootcheck.Finding) error {
 	var unusable []error
 	for _, f := range found {
 		if f.Severity == rootcheck.Error {
 			unusable = append(unusable, fmt.Errorf("cannot use the root: %s (%s): %s; %s: %w", f.Path, f.Rule, f.What, f.Remedy, ErrRoot))
 		} else {
-			fmt.Fprintln(b.Log, f)
+			fmt.Fprintln(log, f)
 		}
 	}
 	return errors.Join(unusable...)

@@ -64,7 +64,7 @@ func (b *Builder) rootImage(ctx context.Context, in SlotInput, p *parts, dir str
 	}
 	r, w := io.Pipe()
 	image, fed := whileWriting(w, in.Config.Boot.Watchdog, edit.usr)
-	image, judge := b.judged(image, in, p.release)
+	image, judge := b.judged(image, in, *p)
 	leftOut := ""
 	err, runErr := filling(r, w, func() error {
 		open := func() (io.ReadCloser, error) { return openRoot(from) }

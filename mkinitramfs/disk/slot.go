@@ -16,6 +16,7 @@ import (
 	"sealroot/init/config"
 	"sealroot/mkinitramfs/initramfs"
 	"sealroot/mkinitramfs/keys"
+	"sealroot/mkinitramfs/rootcheck"
 	"sealroot/mkinitramfs/uki"
 	"sealroot/slots/manifest"
 	"sealroot/verity"
@@ -58,6 +59,7 @@ type parts struct {
 	files     []setFile       // behind the manifest, in the order of the set
 	// inPartitions are the layers with partitions of their own.
 	inPartitions []partitioned
+	layers       []rootcheck.Layer // images of layers, as the root is judged with them
 }
 
 // setFile is a file of a set, and where its content is.
@@ -104,6 +106,9 @@ func (b *Builder) buildParts(ctx context.Context, in SlotInput, dir string) (par
 		if p.release, err = b.kernelRelease(in.Kernel); err != nil {
 			return parts{}, err
 		}
+	}
+	if p.layers, err = b.readLayers(ctx, in.Config, dir); err != nil {
+		return parts{}, err
 	}
 	for _, step := range []struct {
 		name string

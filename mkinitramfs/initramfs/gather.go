@@ -57,6 +57,9 @@ func Gather(ctx context.Context, s Sources) (Input, error) {
 	if err != nil {
 		return Input{}, err
 	}
+	if err := tree.CheckLayers(s.Config); err != nil {
+		return Input{}, err
+	}
 	if in.Modules, err = tree.Closure(wants); err != nil {
 		return Input{}, err
 	}

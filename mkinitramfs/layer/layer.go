@@ -110,6 +110,33 @@ type Image struct {
 // Read reads the image of a layer as a whole: its content has the root hash that its
 // signature names. Errors: ErrImage, verity.ErrCorrupt.
 func Read(f io.ReaderAt, size int64) (Image, error) {
+	im, err := Find(f, size)
+	if err != nil {
+		return Image{}, err
+	}
+	if im.Signature, err = signature.Read(im.Signed); err != nil {
+		return Image{}, fmt.Errorf("%w: %w", ErrImage, err)
+	}
+	superblock := make([]byte, verity.SuperblockSize)
+	if _, err := im.Tree.ReadAt(superblock, 0); err != nil {
+		return Image{}, err
+	}
+	im.Params, err = verity.ParseSuperblock(superblock)
+	if err == nil {
+		err = im.Params.Fits(im.Data.Size(), im.Tree.Size())
+	}
+	if err != nil {
+		return Image{}, fmt.Errorf("%w: %w", ErrImage, err)
+	}
+	if err := verity.Verify(im.Data, im.Tree, im.Params, im.Signature.RootHash); err != nil {
+		return Image{}, err
+	}
+	return im, nil
+}
+
+// Find tells where data, hash tree and signature lie, and reads none of them. Errors:
+// ErrImage.
+func Find(f io.ReaderAt, size int64) (Image, error) {
 	table, err := gpt.Read(f, size, sectorSize)
 	if err != nil {
 		return Image{}, fmt.Errorf("%w: %w", ErrImage, err)
@@ -124,25 +151,22 @@ func Read(f io.ReaderAt, size int64) (Image, error) {
 	in := func(p gpt.Partition) *io.SectionReader {
 		return io.NewSectionReader(f, table.Offset(p), table.Size(p))
 	}
-	signed, err := signature.Read(in(*sig))
-	if err != nil {
-		return Image{}, fmt.Errorf("%w: %w", ErrImage, err)
+	return Image{Data: in(data), DataOffset: table.Offset(data), Tree: in(tree), Signed: in(*sig)}, nil
+}
+
+// Filesystem tells a file system by its magic number: squashfs, erofs or unknown.
+func Filesystem(data io.ReaderAt) string {
+	head := make([]byte, 1028)
+	if _, err := data.ReadAt(head, 0); err != nil {
+		return "unknown"
 	}
-	superblock := make([]byte, verity.SuperblockSize)
-	if _, err := in(tree).ReadAt(superblock, 0); err != nil {
-		return Image{}, err
+	switch {
+	case string(head[:4]) == "hsqs":
+		return "squashfs"
+	case string(head[1024:]) == "\xe2\xe1\xf5\xe0":
+		return "erofs"
 	}
-	params, err := verity.ParseSuperblock(superblock)
-	if err == nil {
-		err = params.Fits(table.Size(data), table.Size(tree))
-	}
-	if err != nil {
-		return Image{}, fmt.Errorf("%w: %w", ErrImage, err)
-	}
-	if err := verity.Verify(in(data), in(tree), params, signed.RootHash); err != nil {
-		return Image{}, err
-	}
-	return Image{Data: in(data), DataOffset: table.Offset(data), Tree: in(tree), Params: params, Signed: in(*sig), Signature: signed}, nil
+	return "unknown"
 }
 
 // FillIn puts the root hashes of images into a configuration that was read from a file

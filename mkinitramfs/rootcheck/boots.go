@@ -240,14 +240,12 @@ func (v *verdict) mergedUsr() {
 
 func (v *verdict) osRelease() {
 	const name = osrelease.Path
-	at, f, err := v.t.file(name)
+	at, f, err := v.osReleaseFile()
 	if err != nil {
-		if at, f, err = v.t.file("etc/os-release"); err != nil {
-			if !v.w.Built {
-				v.warn(name, "install the distribution's (Debian: package base-files)", "missing: the image gets one that knows only its name and version")
-			}
-			return
+		if !v.w.Built {
+			v.warn(name, "install the distribution's (Debian: package base-files)", "missing: the image gets one that knows only its name and version")
 		}
+		return
 	}
 	r, err := osrelease.Parse(f.Text)
 	if err != nil {

@@ -43,6 +43,9 @@ type Want struct {
 	Config *config.Config // the image's; nil for none
 	Kernel string         // release whose modules the root must hold; "" for any
 	Init   string         // the real init; "" for /sbin/init
+	Layers []Layer        // images of the configuration's layers, as far as they are there
+	// BootKernel is the release of the kernel that starts the image; "" for any.
+	BootKernel string
 	// Built means that the builder has added what it adds to every root.
 	Built  bool
 	Ignore []string // names of rules that are not asked
@@ -65,6 +68,7 @@ func rules() []rule {
 		{"modules", "modules of the kernel", (*verdict).modules},
 		{"merged-usr", "/bin, /sbin and /lib as links into /usr", (*verdict).mergedUsr},
 		{"os-release", "which product the image is", (*verdict).osRelease},
+		{LayersRule, "layers of the configuration that are not for this root", (*verdict).layers},
 		{"machine-id", "the identity of a machine", (*verdict).machineID},
 		{"ssh-host-keys", "SSH host keys", (*verdict).sshHostKeys},
 		{"random-seed", "random seeds", (*verdict).randomSeed},

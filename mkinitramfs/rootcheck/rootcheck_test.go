@@ -70,6 +70,33 @@ func linked(at, to string) Want {
 	return kiosk(func(c *config.Config) { c.Binds.Symlinks = []config.Symlink{{At: at, To: to}} })
 }
 
+// layered wants an image with a layer, whose own has that file system and extension-release.
+func layered(filesystem, release, onFailure string) Want {
+	w := kiosk(func(c *config.Config) { c.Layers = []config.Layer{{Name: "tools", OnFailure: onFailure}} })
+	w.BootKernel = w.Kernel
+	w.Layers = []Layer{{Name: "tools", Image: "tools.raw", Filesystem: filesystem}}
+	if release != "" {
+		w.Layers[0].Release = []byte(release)
+	}
+	return w
+}
+
+// misfit is a finding about that layer.
+func misfit(severity string) string {
+	return severity + " /usr/lib/extension-release.d/extension-release.tools (layers)"
+}
+
+func by(w Want, l Layer) Want {
+	w.Layers[0].Others, w.Layers[0].Err = l.Others, l.Err
+	return w
+}
+
+func withoutLayers(w Want) Want { w.Layers = nil; return w }
+
+func usrLayer(w Want) Want { w.Config.Root.Source = config.SourceUsrVerity; return w }
+
+func forAny(w Want) Want { w.BootKernel = ""; return w }
+
 func TestJudge(t *testing.T) {
 	gone := File{}
 	asks := files{
@@ -261,6 +288,26 @@ func TestJudge(t *testing.T) {
 		{"no_btrfs", kiosk(func(c *config.Config) { c.State.Fsck, c.State.Filesystem = config.FsckAuto, "btrfs" }), nil, "warning /usr/bin/btrfs (fsck)", "superblock was mended"},
 		{"btrfs", kiosk(func(c *config.Config) { c.State.Fsck, c.State.Filesystem = config.FsckAuto, "btrfs" }), files{"usr/bin/btrfs": program()}, "", ""},
 		{"owner", kiosk(nil), files{"usr": {Mode: fs.ModeDir | 0o755, UID: 1000}, "var": {Mode: fs.ModeDir | 0o755, UID: 1000}}, "warning /usr (owner)", "user 1000"},
+
+		{"layer", layered("squashfs", "ID=debian\n", config.LayerStop), nil, "", ""},
+		{"layer_of_any_system", layered("squashfs", "ID=_any\n", config.LayerStop), nil, "", ""},
+		{"layer_with_the_root_s_version", layered("squashfs", "ID=debian\nVERSION_ID=12\n", config.LayerStop), files{"usr/lib/os-release": text("ID=debian\nVERSION_ID=12\nIMAGE_ID=kiosk\nIMAGE_VERSION=1\n")}, "", ""},
+		{"layer_of_another_version", layered("squashfs", "ID=debian\nVERSION_ID=13\n", config.LayerStop), files{"usr/lib/os-release": text("ID=debian\nVERSION_ID=12\nIMAGE_ID=kiosk\nIMAGE_VERSION=1\n")}, misfit("error"), "tools.raw, is for ID debian, VERSION_ID 13, and this is ID debian, VERSION_ID 12, kernel 6.1.0: no boot"},
+		{"layer_of_another_system", layered("squashfs", "ID=fedora\n", config.LayerStop), nil, misfit("error"), "is for ID fedora"},
+		{"layer_of_another_kernel", layered("squashfs", "ID=debian\nSEALROOT_KERNEL=6.1.1\n", config.LayerStop), nil, misfit("error"), "kernel 6.1.1, and this is ID debian, kernel 6.1.0"},
+		{"layer_of_this_kernel", layered("squashfs", "ID=debian\nSEALROOT_KERNEL=6.1.0\n", config.LayerStop), nil, "", ""},
+		{"layer_of_another_architecture", layered("squashfs", "ID=debian\nARCHITECTURE=arm64\n", config.LayerStop), nil, misfit("error"), "architecture arm64, and this is ID debian, architecture x86-64"},
+		{"layer_that_is_left_out", layered("squashfs", "ID=fedora\n", config.LayerSkip), nil, misfit("warning"), "each boot leaves it out"},
+		{"layer_of_another_file_system", layered("erofs", "ID=debian\n", config.LayerStop), nil, misfit("error"), "has erofs, and the configuration means squashfs"},
+		{"layer_without_file_system", layered("unknown", "ID=debian\n", config.LayerStop), nil, misfit("error"), "neither squashfs nor erofs"},
+		{"layer_for_nothing", layered("squashfs", "", config.LayerStop), nil, misfit("error"), "does not have it"},
+		{"layer_of_nothing", layered("squashfs", "VERSION_ID=12\n", config.LayerStop), nil, misfit("error"), "is for VERSION_ID 12"},
+		{"layer_by_another_name", by(layered("squashfs", "", config.LayerStop), Layer{Others: []string{"tool"}}), nil, misfit("error"), "calls itself tool"},
+		{"layer_that_PID_1_does_not_understand", layered("squashfs", "ID\n", config.LayerStop), nil, misfit("error"), "line 1"},
+		{"layer_that_is_not_there", by(layered("squashfs", "", config.LayerStop), Layer{Err: fs.ErrNotExist}), nil, misfit("warning"), "cannot be judged"},
+		{"layer_with_a_hash_alone", withoutLayers(layered("squashfs", "", config.LayerStop)), nil, "", ""},
+		{"layer_over_usr", usrLayer(layered("squashfs", "ID=fedora\n", config.LayerStop)), nil, misfit("error"), "is for ID fedora"},
+		{"layer_for_any_kernel", forAny(layered("squashfs", "ID=debian\nSEALROOT_KERNEL=6.1.1\n", config.LayerStop)), nil, "", ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			tree := NewTree(sound().with(tt.change))

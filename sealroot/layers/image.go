@@ -100,7 +100,7 @@ func (im *Image) read(ctx context.Context, name, filesystem string, certs []*sig
 		return fmt.Errorf("%w: %w", install.ErrSet, err)
 	}
 	im.Layer.RootHash, im.Signer = hash, signer.Subject
-	if is := kindOf(in.Data); is != filesystem {
+	if is := layer.Filesystem(in.Data); is != filesystem {
 		return fmt.Errorf("its file system is %s, the image that runs has %s, and its initramfs mounts no other; make the layer with --filesystem %s: %w", is, filesystem, filesystem, install.ErrSet)
 	}
 	sum := sha256.New()
@@ -114,21 +114,6 @@ func (im *Image) read(ctx context.Context, name, filesystem string, certs []*sig
 	}
 	defer tree.Close()
 	return im.describe(tree, name)
-}
-
-// kindOf tells a file system by its magic number.
-func kindOf(data io.ReaderAt) string {
-	head := make([]byte, 1028)
-	if _, err := data.ReadAt(head, 0); err != nil {
-		return "unknown"
-	}
-	switch {
-	case string(head[:4]) == "hsqs":
-		return "squashfs"
-	case string(head[1024:]) == "\xe2\xe1\xf5\xe0":
-		return "erofs"
-	}
-	return "unknown"
 }
 
 // describe finds the extension-release file and with it the name.
