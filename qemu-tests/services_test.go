@@ -56,7 +56,8 @@ func TestRootServices(t *testing.T) {
 		Edit: []string{"etc: overlay\n", "etc: overlay\noverlays: [{path: /var/lib/dpkg, upper: per-slot}]\n"}}
 	next := image.next(t)
 	next.Root, next.Extra = ServicesNext, firstBootOf(hooksOf(servicesOf("2")))
-	m := NewMachine(t, BIOS, image.Build(t)).WithTPM().withParts(t, readFile(t, next.Parts(t))).Hold()
+	disk := image.Build(t)
+	m := NewMachine(t, BIOS, disk).WithTPM().withParts(t, readFile(t, next.Parts(t))).Hold()
 	vm := m.Boot()
 	id := ""
 	up := func(slot string) {
@@ -126,5 +127,5 @@ sealroot install /dev/vdb`)
 	if got, want := vm.Run("cat /var/lib/hooks"), "active\npre-commit a 2026.11.1 b 2.next\ninactive\npost-rollback b 2.next a 2026.11.1"; got != want {
 		t.Errorf("the hooks say\n%s\nwant\n%s", got, want)
 	}
-	vm.PowerOff()
+	vm.endsInOrder(disk)
 }

@@ -84,19 +84,32 @@ var (
 	btrfsBytes = regexp.MustCompile(`(?m)^dev_item\.total_bytes\s+(\d+)$`)
 )
 
-// span is how many bytes a file system spans by its superblock.
-func (f Filesystem) span(image string) (int64, error) {
-	tool, line, unit := []string{"dumpe2fs", "-h"}, ext4Blocks, int64(block)
+// superblock is what the file system's own tool tells of its superblock.
+func (f Filesystem) superblock(image string) (string, error) {
+	tool := []string{"dumpe2fs", "-h"}
 	if f == Btrfs {
-		tool, line, unit = []string{"btrfs", "inspect-internal", "dump-super"}, btrfsBytes, 1
+		tool = []string{"btrfs", "inspect-internal", "dump-super"}
 	}
 	text, err := run(tool[0], append(tool[1:], image)...)
 	if err != nil {
-		return 0, fmt.Errorf("%w: %w", ErrDamaged, err)
+		return "", fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return text, nil
+}
+
+// span is how many bytes a file system spans by its superblock.
+func (f Filesystem) span(image string) (int64, error) {
+	line, unit := ext4Blocks, int64(block)
+	if f == Btrfs {
+		line, unit = btrfsBytes, 1
+	}
+	text, err := f.superblock(image)
+	if err != nil {
+		return 0, err
 	}
 	found := line.FindStringSubmatch(text)
 	if found == nil {
-		return 0, fmt.Errorf("%w: %s tells no size:\n%s", ErrDamaged, tool[0], text)
+		return 0, fmt.Errorf("%w: the superblock tells no size:\n%s", ErrDamaged, text)
 	}
 	n, err := strconv.ParseInt(found[1], 10, 50)
 	return n * unit, err

@@ -55,7 +55,8 @@ type Case struct {
 	Unlock func(h *luks2.Header) ([]byte, error)
 	// Balloons is the folder of balloons in the volume; without it there are none, as in btrfs.
 	Balloons string
-	// Record is the file in the partition's root with what was given back.
+	// Record is the file in the partition's root with what was given back; without it
+	// there is none.
 	Record string
 	// Files judges the mounted volume's content.
 	Files func(root string) error
@@ -172,13 +173,8 @@ func (c Case) open(plain string) (reserved, recorded set, err error) {
 		}
 		defer clear(key)
 		offset := int64(h.DataOffset())
-		file, err := os.ReadFile(filepath.Join(root, c.Record))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if recorded, err = c.record(root, h.UUID(), offset); err != nil {
 			return err
-		}
-		record, _ := balloon.Latest(file, h.UUID())
-		for _, g := range record.Given {
-			recorded = append(recorded, piece{g.Start - offset, g.End - offset})
 		}
 		list, err := extents(img.Name())
 		if err != nil {
@@ -198,6 +194,23 @@ func (c Case) open(plain string) (reserved, recorded set, err error) {
 		return nil, nil, fmt.Errorf("cannot open the volume of %s: %w", c.State, err)
 	}
 	return joined(reserved), joined(recorded), c.Outer.clean(c.State)
+}
+
+// record reads what of the inner device, which begins at offset, the record says was given
+// back.
+func (c Case) record(root, volume string, offset int64) (given set, err error) {
+	if c.Record == "" {
+		return nil, nil
+	}
+	file, err := os.ReadFile(filepath.Join(root, c.Record))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	record, _ := balloon.Latest(file, volume)
+	for _, g := range record.Given {
+		given = append(given, piece{g.Start - offset, g.End - offset})
+	}
+	return given, nil
 }
 
 // decrypt writes the volume's content into a file, as dm-crypt would show it

@@ -219,6 +219,8 @@ func (v *volume) balloon() (held set) {
 // subvolume is where the volume is on a btrfs.
 const subvolume = "sub"
 
+func unlock(h *luks2.Header) ([]byte, error) { return h.Unlock(0, []byte("secret")) }
+
 func (v *volume) judge(state string) (Verdict, error) {
 	place := ""
 	if v.outer == Btrfs {
@@ -226,7 +228,7 @@ func (v *volume) judge(state string) (Verdict, error) {
 	}
 	return Case{
 		State: state, Dir: v.t.TempDir(), Outer: v.outer, Inner: v.of, Place: place, Balloons: "balloons", Record: "record",
-		Unlock: func(h *luks2.Header) ([]byte, error) { return h.Unlock(0, []byte("secret")) },
+		Unlock: unlock,
 		Files: func(root string) error {
 			_, err := promises.Check(filepath.Join(root, "files"), keep, v.told)
 			return err
