@@ -77,15 +77,30 @@ func TestBootBIOS(t *testing.T) {
 	checkDisk(t, disk)
 }
 
-// Debian with systemd under UEFI with Secure Boot.
+// Debian with systemd under UEFI with Secure Boot. Its root is an overlay, whose layers lie
+// on the state partition that is mounted in it, and what takes that apart at the end is in
+// memory from the start: nothing puts it there later.
 func TestBootSecureBoot(t *testing.T) {
 	t.Parallel()
-	disk := Image{Config: "uki", Root: Debian, Commit: true, SecureBoot: true}.Build(t)
+	layers := layerImagesFor(t, []string{"ID=debian", "VERSION_ID=12"}, []string{"low", "mid", "top"}, map[string]string{
+		"low/usr/share/low": "low\n", "mid/usr/share/mid": "mid\n", "top/usr/share/top": "top\n",
+	})
+	disk := Image{
+		Config: "uki", Root: Debian, Commit: true, SecureBoot: true, Edit: []string{"etc: overlay\n", "etc: overlay\n" + layers},
+		Extra: map[string]string{"etc/systemd/system/sealroot-exit.service.d/kept.conf": "[Service]\nExecStart=/usr/bin/sealroot exit-program\nExecStop=\n"},
+	}.Build(t)
 	vm := NewMachine(t, UEFISecure, disk).WithTPM().Boot()
 	vm.Expect(`sealroot login: root`, bootTime)
 	checkSystemd(t, vm)
-	if r := vm.Report(); r.Slot.Name != "a" || r.BootPath != "uki-secure-boot" {
+	r := vm.Report()
+	if r.Slot.Name != "a" || r.BootPath != "uki-secure-boot" {
 		t.Errorf("slot %q by boot path %q, want a, uki-secure-boot", r.Slot.Name, r.BootPath)
+	}
+	if got := layersText(r) + "; " + vm.Run("findmnt -no FSTYPE /; cat /usr/share/low /usr/share/mid /usr/share/top"); got != "low 7, mid 7, top 7; overlay\nlow\nmid\ntop" {
+		t.Errorf("the root's layers: %q", got)
+	}
+	if got := vm.Run("cmp /run/initramfs/shutdown /usr/bin/sealroot && systemctl show -P ExecStop sealroot-exit"); got != "" {
+		t.Errorf("the exit program is kept, and is put there again at the end by %q", got)
 	}
 	statusSlots(t, vm, disk)
 	checkDisk(t, disk)

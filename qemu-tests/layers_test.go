@@ -19,12 +19,18 @@ import (
 // the configuration that names them, from the lowest up.
 func layerImages(t *testing.T, names []string, files map[string]string) (section string) {
 	t.Helper()
+	return layerImagesFor(t, []string{"ID=probe"}, names, files)
+}
+
+// layerImagesFor makes them for another root: system are lines of its os-release.
+func layerImagesFor(t *testing.T, system, names []string, files map[string]string) (section string) {
+	t.Helper()
 	program := filepath.Join(buildDir, "sealroot-mkinitramfs")
 	text, err := os.ReadFile(program)
 	if err != nil {
 		t.Fatal(err)
 	}
-	sum := sha256.Sum256(append(text, fmt.Sprint(names, files)...))
+	sum := sha256.Sum256(append(text, fmt.Sprint(system, names, files)...))
 	dir, err := filepath.Abs(filepath.Join(buildDir, "images", "layers-"+hex.EncodeToString(sum[:6])))
 	if err != nil {
 		t.Fatal(err)
@@ -40,7 +46,11 @@ func layerImages(t *testing.T, names []string, files map[string]string) (section
 					writeFile(t, filepath.Join(tree, in), []byte(content), 0o644)
 				}
 			}
-			tool(t, program, "layer", "--name", name, "--tree", tree, "--keys", keysDir(t), "--version", "7", "--for", "ID=probe", "-o", filepath.Join(dir, name+".raw"))
+			args := []string{"layer", "--name", name, "--tree", tree, "--keys", keysDir(t), "--version", "7", "-o", filepath.Join(dir, name+".raw")}
+			for _, line := range system {
+				args = append(args, "--for", line)
+			}
+			tool(t, program, args...)
 		}
 	})
 	section = "layers:\n"
