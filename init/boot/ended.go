@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"sealroot/init/report"
@@ -98,6 +99,9 @@ func (b *boot) logReport(count bool) {
 	}
 	b.report.Stages = b.clock.list
 	text, err := b.report.Line()
+	if err == nil && len(text) > bootlog.MaxReport {
+		text, err = brief(*b.report).Line()
+	}
 	if err == nil {
 		err = b.slots.log.Update(func(r bootlog.Record) (bootlog.Record, error) {
 			if count {
@@ -118,6 +122,17 @@ func (b *boot) logReport(count bool) {
 	if err != nil {
 		b.sys.Log.Warn("cannot write the boot log: %v", err)
 	}
+}
+
+// brief is a report that fits into the boot log whatever was met in a boot with many
+// layers: without those that are in use or left out by design, and with the last of the
+// others and of the failures.
+func brief(r report.Report) *report.Report {
+	const most = 20
+	r.Layers = slices.DeleteFunc(slices.Clone(r.Layers), func(l report.Layer) bool { return l.LeftOut == "" || l.Absent })
+	r.Layers = r.Layers[max(0, len(r.Layers)-most):]
+	r.Failures = r.Failures[max(0, len(r.Failures)-most):]
+	return &r
 }
 
 // failed notes a failure, whether the boot goes on after it or not.

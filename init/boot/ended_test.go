@@ -75,6 +75,30 @@ func TestLogReport(t *testing.T) {
 	}
 }
 
+// A boot with as many layers as there may be, most of which nobody has made yet, is in the
+// boot log with what matters: the layer that is damaged, and what ended the boot.
+func TestLogReportOfManyLayers(t *testing.T) {
+	b, _ := testBoot(&person{}, config.State{})
+	store := &fakeStore{}
+	b.slots.log = store
+	for i := range config.MaxLayers {
+		l := report.Layer{Name: fmt.Sprintf("layer-%d", i), RootHash: strings.Repeat("0123456789abcdef", 4)}
+		if i > 0 {
+			l = report.Layer{Name: l.Name, LeftOut: "cannot use layer " + l.Name + ": openat2 .layers/" + l.Name + ": no such file or directory", Absent: true}
+			b.report.Failures = append(b.report.Failures, report.Failure{Stage: "layers", Slot: "a", Class: "state", Error: l.LeftOut})
+		}
+		b.report.Layers = append(b.report.Layers, l)
+	}
+	b.report.Layers[7] = report.Layer{Name: "layer-7", LeftOut: "cannot use layer layer-7: damaged"}
+	b.keepReport("handover", errors.New("no init"), true)
+	if r := store.record; len(r.Reports) != 1 || !strings.Contains(string(r.Reports[0]), "layer-7: damaged") || !strings.Contains(string(r.Reports[0]), "no init") {
+		t.Errorf("the boot log has %.300s", r.Reports)
+	}
+	if len(b.report.Layers) != config.MaxLayers || len(b.report.Failures) < config.MaxLayers-1 {
+		t.Errorf("the report itself has %d layers and %d failures left", len(b.report.Layers), len(b.report.Failures))
+	}
+}
+
 // fakeStore keeps slots, hint and log in memory.
 type fakeStore struct {
 	list    []slots.Slot

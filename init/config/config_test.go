@@ -3,6 +3,7 @@ package config
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"reflect"
 	"slices"
 	"strconv"
@@ -170,6 +171,9 @@ func TestValidate(t *testing.T) {
 				c.Layers = append(c.Layers, Layer{Name: "x" + strings.Repeat("y", i), Hash: hash, From: LayerFromPartition})
 			}
 		}, []string{"layers"}},
+		{"as_many_layers_as_may_be", func(c *Config) { c.Layers = layersOf(MaxImages, MaxLayers-MaxImages) }, nil},
+		{"too_many_layers", func(c *Config) { c.Layers = layersOf(MaxImages, MaxLayers-MaxImages+1) }, []string{"layers"}},
+		{"too_many_layers_with_images", func(c *Config) { c.Layers = layersOf(MaxImages+1, 0) }, []string{"layers"}},
 		{"layers_allowed", func(c *Config) {
 			c.Trust.Layer, c.LayersAllowed = []string{"l.crt"}, []string{"x", "x-*", "*", strings.Repeat("x", 32)}
 		}, nil},
@@ -721,4 +725,16 @@ func TestAllowsLayer(t *testing.T) {
 	if !all.AllowsLayer("x") || none.AllowsLayer("x") || none.AllowsLayer("") {
 		t.Error("all or none")
 	}
+}
+
+// layersOf are so many layers with images, and over them directories of the volume.
+func layersOf(images, directories int) (list []Layer) {
+	for i := range images + directories {
+		l := Layer{Name: fmt.Sprintf("layer-%d", i), From: LayerFromVolume, Verity: LayerUnverified}
+		if i < images {
+			l = Layer{Name: l.Name, Hash: strings.Repeat("0123456789abcdef", 4)}
+		}
+		list = append(list, l)
+	}
+	return list
 }

@@ -8,8 +8,9 @@ import (
 	"strings"
 )
 
-// maxSize bounds the text that Parse reads, in bytes.
-const maxSize = 64 << 10
+// maxSize bounds the text that Encode writes and Parse reads, in bytes: MaxLayers layers
+// have 90 KiB of it.
+const maxSize = 256 << 10
 
 // Parse is Decode, and then the rules of Validate. Errors are joined *Problem
 // values.
@@ -47,13 +48,17 @@ func Decode(data []byte) (*Config, error) {
 }
 
 // Encode returns the configuration as indented JSON with a final newline; equal
-// configurations give equal bytes.
+// configurations give equal bytes. One that Decode would refuse for its size is a *Problem.
 func (c *Config) Encode() ([]byte, error) {
 	b, err := json.MarshalIndent(c, "", "  ")
 	if err != nil {
 		return nil, fmt.Errorf("cannot encode configuration: %w", err)
 	}
-	return append(b, '\n'), nil
+	b = append(b, '\n')
+	if len(b) > maxSize {
+		return nil, &Problem{Reason: fmt.Sprintf("it has %d bytes in the initramfs, at most %d", len(b), maxSize)}
+	}
+	return b, nil
 }
 
 // checkKeys refuses what encoding/json would let pass: unknown keys, keys given

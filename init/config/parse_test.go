@@ -3,6 +3,7 @@ package config
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"reflect"
 	"strings"
 	"testing"
@@ -34,6 +35,36 @@ func TestParseReadsWhatEncodeWrote(t *testing.T) {
 	again, err := c.Encode()
 	if err != nil || !bytes.Equal(again, text) {
 		t.Errorf("Encode(Parse(x)) =\n%s; want\n%s", again, text)
+	}
+}
+
+// As many layers as there may be are not too long for PID 1; what would be is refused where
+// the image is built.
+func TestEncodeFits(t *testing.T) {
+	c := goodUKI().WithDefaults()
+	for i := range MaxLayers {
+		l := Layer{Name: fmt.Sprintf("layer-%026d", i), From: LayerFromVolume, Verity: LayerUnverified}
+		if i < MaxImages {
+			l = Layer{Name: l.Name, Hash: strings.Repeat("0123456789abcdef", 4), Filesystem: "squashfs"}
+		}
+		c.Layers = append(c.Layers, l)
+		c.LayersAllowed = append(c.LayersAllowed, "added-"+l.Name[6:])
+	}
+	c.Trust.Layer = []string{"l.crt"}
+	c, err := c.WithDefaults().Embed(Kernel{Release: "6.1.0-40-cloud-amd64"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := c.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Parse(text); err != nil || len(got.Layers) != MaxLayers {
+		t.Errorf("Parse of %d bytes with %d layers = %v", len(text), MaxLayers, err)
+	}
+	c.Name = strings.Repeat("x", maxSize)
+	if text, err := c.Encode(); text != nil || !errors.Is(err, ErrInvalid) {
+		t.Errorf("Encode of what Parse refuses = %d bytes, %v; want %v", len(text), err, ErrInvalid)
 	}
 }
 

@@ -33,11 +33,12 @@ const (
 	PartitionSize = 1 << 20
 	// MaxReports is how many boot reports are kept, the newest ones.
 	MaxReports = 10
+	// MaxReport is how long one of them may be, in bytes.
+	MaxReport = 32 << 10
 
 	half       = PartitionSize / 2
 	headerSize = 32
 	maxPayload = half - headerSize
-	maxReport  = 32 << 10
 	maxDetail  = 500 // bytes, as maxReason
 	maxReason  = 64
 	magic      = "SEALRLOG"
@@ -193,12 +194,12 @@ func (r Record) Clear(slot string) Record {
 }
 
 // AddReport returns the record with a boot report (a JSON value of at most
-// 32 KiB) added, and the oldest ones dropped beyond MaxReports.
+// MaxReport bytes) added, and the oldest ones dropped beyond MaxReports.
 func (r Record) AddReport(report []byte) (Record, error) {
 	if !json.Valid(report) {
 		return Record{}, fmt.Errorf("cannot add a boot report: %w", ErrFormat)
 	}
-	if len(report) > maxReport {
+	if len(report) > MaxReport {
 		return Record{}, fmt.Errorf("cannot add a boot report of %d bytes: %w", len(report), ErrTooLarge)
 	}
 	all := append(append([]json.RawMessage(nil), r.Reports...), append(json.RawMessage(nil), report...))

@@ -189,7 +189,7 @@ func TestReportsAreBounded(t *testing.T) {
 	if _, err := r.AddReport([]byte("{")); !errors.Is(err, ErrFormat) {
 		t.Errorf("half a report: got %v, want ErrFormat", err)
 	}
-	big := []byte(`"` + strings.Repeat("x", maxReport) + `"`)
+	big := []byte(`"` + strings.Repeat("x", MaxReport) + `"`)
 	if _, err := r.AddReport(big); !errors.Is(err, ErrTooLarge) {
 		t.Errorf("large report: got %v, want ErrTooLarge", err)
 	}
