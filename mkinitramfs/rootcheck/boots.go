@@ -330,7 +330,7 @@ func (v *verdict) units() {
 		return
 	}
 	if v.w.Init != "" && v.t.has(strings.TrimPrefix(v.w.Init, "/")) && !v.systemd() {
-		v.warn(v.w.Init, "have it run `sealroot record` early, and `sealroot check --commit` once the machine is up (docs/operators.md)", "it is not systemd, so that sealroot's units do not run")
+		v.warn(v.w.Init, v.calls(), "it is not systemd, so that sealroot's units do not run")
 		return
 	}
 	for _, u := range unitsOfSealroot() {
@@ -338,6 +338,18 @@ func (v *verdict) units() {
 			v.warn("usr/lib/systemd/system/"+u.name, remedy+", or: systemctl --root=ROOT enable "+u.name, "not there, not enabled or masked: %s", u.without)
 		}
 	}
+}
+
+// calls is what another init than systemd has to run in place of the units.
+func (v *verdict) calls() string {
+	list := "have it run `sealroot record` early, `sealroot post-rollback` before what uses /var"
+	if v.needed(unit{name: "sealroot-state.service"}) {
+		list += ", `sealroot state balance --watch --configured` from then on"
+	}
+	if v.needed(unit{name: "sealroot-commit.service"}) {
+		list += ", `sealroot check --commit` once the machine is up, and `sealroot deadline` after boot.commit_deadline where /run/sealroot/trial or /run/sealroot/layers-trial is there"
+	}
+	return list + " (docs/operators.md)"
 }
 
 // hooks: one that is not run costs nothing until it would have been needed.

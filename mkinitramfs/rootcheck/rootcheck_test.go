@@ -333,6 +333,27 @@ func TestJudge(t *testing.T) {
 	}
 }
 
+// Another init is told all that the units would do for it.
+func TestCallsOfAnotherInit(t *testing.T) {
+	remedy := func(edit func(*config.Config)) string {
+		t.Helper()
+		found := Judge(NewTree(sound().with(files{"usr/sbin/init": program()})), kiosk(edit))
+		if len(found) != 1 {
+			t.Fatalf("%v, want one finding", found)
+		}
+		return found[0].Remedy
+	}
+	const balance, deadline = "`sealroot state balance --watch --configured`", "/run/sealroot/trial or /run/sealroot/layers-trial"
+	for _, want := range []string{"`sealroot record`", "`sealroot post-rollback`", balance, "`sealroot check --commit`", "`sealroot deadline`", deadline} {
+		if got := remedy(nil); !strings.Contains(got, want) {
+			t.Errorf("%q, want %s in it", got, want)
+		}
+	}
+	if got := remedy(func(c *config.Config) { c.State.Create, c.Boot.Store = config.CreateNone, config.StoreFixed }); strings.Contains(got, balance) || strings.Contains(got, deadline) {
+		t.Errorf("without a volume and with one slot: %q", got)
+	}
+}
+
 // TestEveryRuleIsTested: the cases above have a finding of each rule.
 func TestEveryRuleIsTested(t *testing.T) {
 	source, err := os.ReadFile("rootcheck_test.go")
