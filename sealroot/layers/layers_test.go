@@ -236,7 +236,7 @@ func TestMay(t *testing.T) {
 		"allowed": {MayAdd(cfg, "site"), ""}, "begins": {MayAdd(cfg, "app-x"), ""}, "own": {MayAdd(cfg, "app-own"), "image's own"}, "not_allowed": {MayAdd(cfg, "sit"), `"app-*"`}, "nothing_allowed": {MayAdd(config.Config{}, "site"), "layers_allowed"},
 		"fits": {Fits(debian, debian, "6.1"), ""}, "other_system": {Fits(osrelease.Release{ID: "fedora"}, debian, "6.1"), "for ID fedora"}, "other_kernel": {Fits(osrelease.Release{ID: "debian", Kernel: "6.2"}, debian, "6.1"), "kernel 6.2"},
 		"off": {MayTurnOff(cfg, false, "demo"), ""}, "off_added": {MayTurnOff(cfg, true, "site"), ""}, "needed": {MayTurnOff(cfg, false, "app-own"), "needs"}, "unknown": {MayTurnOff(cfg, false, "x"), "no layer"},
-		"room": {Room(10<<20, 30<<20, 20<<20), ""}, "no_room": {Room(10<<20+1, 30<<20, 20<<20), "state resize"},
+		"room": {Room(10<<20, 30<<20, 20<<20), ""}, "no_room": {Room(12<<20+1, 30<<20, 20<<20), "a smaller volume leaves it more, as sealroot state resize -3M"},
 	} {
 		switch {
 		case tt.says == "" && tt.err != nil:

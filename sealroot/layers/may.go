@@ -100,5 +100,5 @@ func Room(size, free, keep int64) error {
 	if size <= free-keep {
 		return nil
 	}
-	return refused("the layer has %d MiB, and of the %d MiB free on the state partition %d stay free; sealroot state resize gives it more", size>>20, free>>20, keep>>20)
+	return refused("the layer has %d MiB, and of the %d MiB free on the state partition %d stay free; a smaller volume leaves it more, as sealroot state resize -%dM makes it", size>>20, free>>20, keep>>20, (size-free+keep+1<<20-1)>>20)
 }
