@@ -20,7 +20,9 @@ import (
 	"sealroot/sealroot/sharing"
 	"sealroot/slots"
 	"sealroot/slots/manifest"
+	"sealroot/state"
 	"sealroot/state/balance"
+	"sealroot/state/resize"
 	"sealroot/verity/osrelease"
 	"sealroot/verity/signature"
 )
@@ -190,12 +192,22 @@ func (c *command) roomForLayer(size int64) error {
 	if err != nil {
 		return err
 	}
-	var st unix.Statfs_t
-	if err := unix.Statfs(c.env.State, &st); err != nil {
+	dir, err := os.Open(c.env.State)
+	if err != nil {
 		return fmt.Errorf("cannot measure the state partition: %w", err)
 	}
-	keep := cmp.Or(limits.KeepFree, balance.KeepFreeOf(int64(st.Blocks)*st.Bsize))
-	return layers.Room(size, int64(st.Bavail)*st.Bsize, keep)
+	defer dir.Close()
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(dir.Fd()), &st); err != nil {
+		return fmt.Errorf("cannot measure the state partition: %w", err)
+	}
+	return layers.Room(size, int64(st.Bavail)*st.Bsize, keptFree(limits, state.Unit(dir), int64(st.Blocks)*st.Bsize))
+}
+
+// keptFree is what stays free of a partition of total bytes whose file system takes back
+// in such units: as much as the volume leaves.
+func keptFree(l balance.Limits, unit, total int64) int64 {
+	return l.Keep(total, resize.KeepOutside(unit, total))
 }
 
 func removeLayer(c *command) action {

@@ -27,6 +27,7 @@ import (
 	"sealroot/sealroot/schematest"
 	"sealroot/slots"
 	"sealroot/slots/manifest"
+	"sealroot/state/balance"
 	"sealroot/state/layerlist"
 	"sealroot/state/layout"
 	"sealroot/verity"
@@ -789,6 +790,21 @@ func TestInstallTellsLayers(t *testing.T) {
 			if !strings.Contains(said[i], want) {
 				t.Errorf("%s: said %q, want %q", tt.name, said[i], want)
 			}
+		}
+	}
+}
+
+// A layer leaves as much free as the volume does: of btrfs also a block group.
+func TestKeptFree(t *testing.T) {
+	const mib, gib = int64(1) << 20, int64(1) << 30
+	for _, tt := range []struct {
+		asked, unit, total, want int64
+	}{
+		{0, 4096, 40 * gib, 2 * gib}, {64 * mib, 4096, 40 * gib, 64 * mib}, {1, 4096, 40 * gib, 16 * mib},
+		{64 * mib, 4 * mib, 40 * gib, gib}, {3 * gib, 4 * mib, 40 * gib, 3 * gib}, {0, 4 * mib, gib, gib / 10},
+	} {
+		if got := keptFree(balance.Limits{KeepFree: tt.asked}, tt.unit, tt.total); got != tt.want {
+			t.Errorf("keep_free %d, units of %d: %d of %d, want %d", tt.asked, tt.unit, got, tt.total, tt.want)
 		}
 	}
 }

@@ -130,11 +130,14 @@ func (v *Volume) holes(start, end int64) ([]balloon.Range, error) {
 	return balloon.Join(holes), nil
 }
 
-// keepOutside is what a resize leaves free outside, of total bytes. btrfs needs places for
-// metadata: each write to what was only reserved changes some. And scrub and balance make
-// one block group at a time read-only: what is written to it in that time goes elsewhere.
-func (v *Volume) keepOutside(total int64) int64 {
-	if v.unit > balloon.BlockSize {
+func (v *Volume) keepOutside(total int64) int64 { return KeepOutside(v.unit, total) }
+
+// KeepOutside is what a resize leaves free of an outer file system of total bytes, which
+// takes back in such units (state.Unit). btrfs needs places for metadata: each write to what
+// was only reserved changes some. And scrub and balance make one block group at a time
+// read-only: what is written to it in that time goes elsewhere.
+func KeepOutside(unit, total int64) int64 {
+	if unit > balloon.BlockSize {
 		return max(4*keepOutside, total/64, min(blockGroup, total/10))
 	}
 	return keepOutside
