@@ -49,7 +49,7 @@ func TestBootBIOS(t *testing.T) {
 	t.Parallel()
 	disk := Image{Root: Debian, Commit: true}.Build(t)
 	vm := NewMachine(t, BIOS, disk).WithTPM().Boot()
-	vm.Expect(`sealroot login: root`, bootTime)
+	vm.login("a")
 	checkSystemd(t, vm)
 	r := vm.Report()
 	if r.Slot.Name != "a" || r.BootPath != "unmeasured" {
@@ -90,7 +90,7 @@ func TestBootSecureBoot(t *testing.T) {
 		Extra: map[string]string{"etc/systemd/system/sealroot-exit.service.d/kept.conf": "[Service]\nExecStart=/usr/bin/sealroot exit-program\nExecStop=\n"},
 	}.Build(t)
 	vm := NewMachine(t, UEFISecure, disk).WithTPM().Boot()
-	vm.Expect(`sealroot login: root`, bootTime)
+	vm.login("a")
 	checkSystemd(t, vm)
 	r := vm.Report()
 	if r.Slot.Name != "a" || r.BootPath != "uki-secure-boot" {

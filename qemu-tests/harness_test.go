@@ -29,7 +29,13 @@ const (
 	bootTime    = 4 * time.Minute // from power on to a login
 	probeTime   = 4 * time.Minute // from power on to the probe
 	commandTime = 4 * time.Minute
+	// answerTime is for a command that works all the time, and shows nothing meanwhile:
+	// as much as Expect waits for a guest that talks.
+	answerTime = (1 + moreWaits) * commandTime
 )
+
+// moreWaits is how often a guest that talks gets as long again.
+const moreWaits = 2
 
 // Machine is a computer that a test owns: what is in it stays from boot to boot.
 type Machine struct {
@@ -159,22 +165,33 @@ func (vm *VM) start() {
 func (vm *VM) Expect(pattern string, timeout time.Duration) []string {
 	vm.t.Helper()
 	re := regexp.MustCompile(pattern)
-	groups, err := vm.guest.Expect(re, timeout)
-	// A host with too much to do: a guest that still talks is only slow.
-	for range 2 {
-		if timeout < time.Minute || !errors.Is(err, machine.ErrTimeout) || vm.guest.Silence() > timeout/2 {
+	var groups []string
+	vm.patiently(timeout, machine.ErrTimeout, func(timeout time.Duration) (err error) {
+		groups, err = vm.guest.Expect(re, timeout)
+		return err
+	})
+	return groups
+}
+
+// patiently waits for what the guest does as it starts, or says: wait ends in late when
+// that has not come. A host may have too much to do: a guest that still talks is only
+// slow.
+func (vm *VM) patiently(timeout time.Duration, late error, wait func(timeout time.Duration) error) {
+	vm.t.Helper()
+	err := wait(timeout)
+	for range moreWaits {
+		if timeout < time.Minute || !errors.Is(err, late) || vm.guest.Silence() > timeout/2 {
 			break
 		}
-		vm.t.Logf("nothing matches %s after %s, but the guest talks: it gets as long again", pattern, timeout)
-		groups, err = vm.guest.Expect(re, timeout)
+		vm.t.Logf("%v, but the guest talks: it gets as long again", err)
+		err = wait(timeout)
 	}
-	if errors.Is(err, machine.ErrTimeout) && vm.emulatorHung() {
-		groups, err = vm.guest.Expect(re, max(timeout, bootTime))
+	if errors.Is(err, late) && vm.emulatorHung() {
+		err = wait(max(timeout, bootTime))
 	}
 	if err != nil {
 		vm.t.Fatal(err)
 	}
-	return groups
 }
 
 // Send types text on the console.
@@ -199,7 +216,7 @@ func (vm *VM) Run(command string) string {
 // TryRun runs a command that may fail in the guest.
 func (vm *VM) TryRun(command string) (output string, status int) {
 	vm.t.Helper()
-	output, status, err := vm.guest.Run(command, commandTime)
+	output, status, err := vm.guest.Run(command, answerTime)
 	if err != nil {
 		if errors.Is(err, machine.ErrAgent) {
 			vm.examine()
@@ -212,13 +229,18 @@ func (vm *VM) TryRun(command string) (output string, status int) {
 // WaitReady waits until the guest has started (again) so far that it runs commands.
 func (vm *VM) WaitReady(timeout time.Duration) {
 	vm.t.Helper()
-	err := vm.guest.WaitReady(timeout)
-	if errors.Is(err, machine.ErrAgent) && vm.emulatorHung() {
-		err = vm.guest.WaitReady(max(timeout, bootTime))
-	}
-	if err != nil {
-		vm.t.Fatal(err)
-	}
+	// Not the method of this guest: an emulator that hung is another one afterwards.
+	vm.patiently(timeout, machine.ErrAgent, func(timeout time.Duration) error { return vm.guest.WaitReady(timeout) })
+}
+
+// login waits until a slot's systemd has logged root in on the console, by itself, for
+// which it has started all else. (The words there are no sign: the kernel may put its own
+// into the middle of them. PID 1's lines it writes as a whole.)
+func (vm *VM) login(slot string) {
+	vm.t.Helper()
+	vm.Expect("slot "+slot+": starting /sbin/init", bootTime)
+	vm.WaitReady(bootTime)
+	vm.Run("timeout 200 sh -c 'until pgrep -t ttyS0 -u root -x bash; do sleep 1; done'")
 }
 
 // PowerOff shuts the guest down in order and waits until it is off.

@@ -37,7 +37,7 @@ func TestUsrDebian(t *testing.T) {
 		t.Errorf("usr-a has UUID %s, type %s; want that of the configuration and that of /usr", p.UUID, p.Type)
 	}
 	vm := NewMachine(t, BIOS, disk).WithTPM().Boot()
-	vm.Expect(`sealroot login: root`, bootTime)
+	vm.login("a")
 	checkSystemd(t, vm)
 	r := vm.Report()
 	if r.Root.Role != "usr" || r.Slot.Name != "a" || r.State.Unlocked != "created" || len(r.Failures)+len(unexpected(r)) > 0 {
