@@ -35,7 +35,7 @@ type Release struct {
 	// ID, VersionID and SysextLevel are what layers are made for; Architecture and Kernel
 	// count in the extension-release of a layer only. See Extends.
 	ID, VersionID, SysextLevel, Architecture, Kernel string
-	Layers                             string // LayersKey
+	Layers                                           string // LayersKey
 	// SecurityVersion is SecurityVersionKey, 0 when absent.
 	SecurityVersion int
 }
