@@ -60,31 +60,65 @@ func layerImagesFor(t *testing.T, system, names []string, files map[string]strin
 	return section
 }
 
-// Three layers over the root, in their order and measured as predicted, with the root
-// where a root is and nothing left of how it came there. One whose bytes were changed
-// is left out, or costs its slot the boot, as configured, and comes back with a set of
-// parts.
+// layerLine is the line of a section that names a layer.
+func layerLine(t *testing.T, section, name string) string {
+	t.Helper()
+	for line := range strings.Lines(section) {
+		if strings.HasPrefix(line, "  - {name: "+name+",") {
+			return line
+		}
+	}
+	t.Fatalf("no layer %s in %q", name, section)
+	return ""
+}
+
+// layerFiles are the names of the layers whose files the state partition holds, sorted: a
+// name for each file.
+func layerFiles(vm *VM) string {
+	var names []string
+	for file := range strings.Lines(vm.Run("ls /state/.layers")) {
+		name := filepath.Base(strings.TrimSpace(file))
+		names = append(names, name[:strings.LastIndex(name, "-")])
+	}
+	slices.Sort(names)
+	return strings.Join(names, " ")
+}
+
+// Layers over the root, in their order and measured as predicted, with the root where a
+// root is and nothing left of how it came there. One whose bytes were changed is left out,
+// or costs its slot the boot, as configured, and comes back with a set of parts. Each slot
+// has a list of its own: the trial that fails takes nothing of the other's, nor does the
+// commit of a version with other layers, which collects those of the version that its slot
+// had before; a rollback has the old ones again.
 func TestRootLayers(t *testing.T) {
 	t.Parallel()
 	const which = "usr/share/which"
-	layers := layerImages(t, []string{"low", "mid", "top"}, map[string]string{
+	all := layerImages(t, []string{"low", "mid", "gone", "top", "before"}, map[string]string{
 		"low/" + which: "low\n", "low/usr/share/low": "low\n",
 		"mid/" + which: "mid\n", "mid/usr/share/mid": "mid, which is not the others\n",
-		"top/etc/top.conf": "top\n",
+		"gone/usr/share/gone": "gone\n", "before/usr/share/before": "before\n",
+		"top/etc/top.conf": "top\n", "top/usr/share/top": "top\n",
 	})
+	later := layerImages(t, []string{"top", "new"}, map[string]string{
+		"top/etc/top.conf": "top 2\n", "top/usr/share/top": "top 2\n", "new/usr/share/new": "new\n",
+	})
+	before := layerLine(t, all, "before")
+	layers := strings.Replace(all, before, "", 1)
 	image := Image{
 		Edit: []string{"etc: overlay\n", "etc: overlay\n" + layers},
-		B:    &SlotB{Mode: "good", Edit: []string{"on_failure: skip", "on_failure: stop"}},
+		B:    &SlotB{Mode: "good", Edit: []string{"etc: overlay\nlayers:\n", "etc: overlay\nlayers:\n" + before, "on_failure: skip", "on_failure: stop"}},
 	}
 	disk := image.Build(t)
-	next := readFile(t, image.next(t).Parts(t))
+	update := image
+	update.Edit = []string{"etc: overlay\n", "etc: overlay\nlayers:\n" + layerLine(t, all, "low") + layerLine(t, all, "mid") + layerLine(t, later, "top") + layerLine(t, later, "new")}
+	next := readFile(t, update.next(t).Parts(t))
 	m := directMachine(t, disk).WithTPM().withParts(t, next)
 	vm := m.Boot()
 	r := vm.UpIn("a")
 	if len(r.Failures)+len(unexpected(r)) > 0 || r.State.Unlocked != "created" {
 		t.Errorf("state %+v, warnings %q, failures %q; want a new volume and no words", r.State, r.Warnings, failuresText(r))
 	}
-	if got := layersText(r); got != "low 7, mid 7, top 7" {
+	if got := layersText(r); got != "low 7, mid 7, gone 7, top 7" {
 		t.Errorf("layers %s", got)
 	}
 	if got := vm.Run("cat /" + which + " /usr/share/low /usr/share/mid /etc/top.conf /etc/from-image /var/lib/from-image"); got != "mid\nlow\nmid, which is not the others\ntop\netc of the image\nvar of the image" {
@@ -138,28 +172,56 @@ func TestRootLayers(t *testing.T) {
 	if r.FellBack == nil || r.FellBack.From != "b" || r.FellBack.Class != "image" || !strings.Contains(r.FellBack.Reason, "layer mid") {
 		t.Errorf("fell back %+v, want from b by its layer mid", r.FellBack)
 	}
-	if got := layersText(r); !strings.HasPrefix(got, "low 7, mid left out: cannot use layer mid: ") || !strings.HasSuffix(got, ", top 7") {
+	if got := layersText(r); !strings.HasPrefix(got, "low 7, mid left out: cannot use layer mid: ") || !strings.HasSuffix(got, ", gone 7, top 7") {
 		t.Errorf("layers %s, want mid left out", got)
 	}
-	if got := vm.Run("cat /" + which + " /etc/top.conf"); got != "low\ntop" {
+	if got := vm.Run("cat /" + which + " /etc/top.conf /usr/share/gone"); got != "low\ntop\ngone" {
 		t.Errorf("without mid: %q", got)
 	}
+	// The slot that failed can be tried again.
+	vm.Run("sealroot commit")
+	if got := layerFiles(vm); got != "before gone low mid top" {
+		t.Errorf("after a trial that failed and a commit of the other slot there are layers %s", got)
+	}
 
-	// A set of parts brings back the one that was changed, and no other.
-	before := vm.Run("ls /state/.layers")
+	// A set of parts brings back the one that was changed, and those that are not there.
 	vm.Run("sealroot install /dev/vdb")
-	if after := vm.Run("ls /state/.layers"); after != before || strings.Count(after, ".raw") != 3 {
-		t.Errorf("layers after install\n%s, before\n%s", after, before)
+	if got := layerFiles(vm); got != "before gone low mid new top top" {
+		t.Errorf("after install there are layers %s", got)
 	}
 	vm.PowerOff()
 	m.LoadSlot("b")
 	vm = m.Boot()
-	if r = vm.UpIn("b"); layersText(r) != "low 7, mid 7, top 7" {
-		t.Errorf("layers of the next version: %s", layersText(r))
+	if r = vm.UpIn("b"); layersText(r) != "low 7, mid 7, top 7, new 7" || !r.Slot.Trial {
+		t.Errorf("layers of the next version: %s, slot %+v", layersText(r), r.Slot)
+	}
+	const content = "cat /" + which + " /usr/share/low /usr/share/mid /usr/share/top /etc/top.conf "
+	if got := vm.Run(content + "/usr/share/new"); got != "mid\nlow\nmid, which is not the others\ntop 2\ntop 2\nnew" {
+		t.Errorf("what the layers of the next version hold: %q", got)
+	}
+	if said, status := vm.TryRun("cat /usr/share/gone"); status == 0 {
+		t.Errorf("the next version has a layer of the one before: %q", said)
 	}
 	vm.Run("sealroot commit")
-	if after := vm.Run("ls /state/.layers"); after != before {
-		t.Errorf("layers after commit\n%s, before\n%s", after, before)
+	if got := layerFiles(vm); got != "gone low mid new top top" {
+		t.Errorf("after commit there are layers %s; want those of both slots, and not what b had before", got)
+	}
+	vm.Run("sealroot rollback")
+	vm.PowerOff()
+	m.LoadSlot("a")
+	vm = m.Boot()
+	if r = vm.UpIn("a"); layersText(r) != "low 7, mid 7, gone 7, top 7" || r.FellBack == nil || !strings.Contains(r.FellBack.Reason, "rolled back") || r.Slot.Trial {
+		t.Errorf("after the rollback: layers %s, slot %+v, fell back %+v", layersText(r), r.Slot, r.FellBack)
+	}
+	if got := vm.Run(content + "/usr/share/gone"); got != "mid\nlow\nmid, which is not the others\ntop\ntop\ngone" {
+		t.Errorf("what the layers hold after the rollback: %q", got)
+	}
+	if said, status := vm.TryRun("cat /usr/share/new"); status == 0 {
+		t.Errorf("after the rollback there is a layer of the next version: %q", said)
+	}
+	vm.Run("sealroot commit")
+	if got := layerFiles(vm); got != "gone low mid new top top" {
+		t.Errorf("after a commit of the old version there are layers %s; want those of both slots", got)
 	}
 	vm.PowerOff()
 }
