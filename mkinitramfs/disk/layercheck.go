@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -67,7 +68,7 @@ func ReadLayers(ctx context.Context, run tools.Runner, c *config.Config, dir, ne
 			return nil, fmt.Errorf("cannot make work directory: %w", err)
 		}
 		is.Err = readLayer(ctx, run, &is, out)
-		if err := os.RemoveAll(out); err != nil {
+		if err := errors.Join(openUp(out), os.RemoveAll(out)); err != nil {
 			return nil, fmt.Errorf("cannot remove work directory: %w", err)
 		}
 		if err := ctx.Err(); err != nil {
@@ -118,7 +119,7 @@ func readLayer(ctx context.Context, run tools.Runner, l *rootcheck.Layer, out st
 	default:
 		return nil
 	}
-	if err != nil {
+	if err := errors.Join(err, openUp(out)); err != nil {
 		return err
 	}
 	in, err := os.OpenRoot(tree) // no link leads out of it
@@ -132,9 +133,20 @@ func readLayer(ctx context.Context, run tools.Runner, l *rootcheck.Layer, out st
 	return l.Read(in.FS())
 }
 
-// CheckLayers judges the layers of a configuration for an initramfs that is made alone, with a kernel of that release and for a root (directory or tar), ""
-// for one that is not known. Warnings go to log. Its errors are ErrRoot and those of
-// ReadLayers and ReadTree.
+// openUp lets whoever builds into the directories of a tree, which have the modes of the
+// image.
+func openUp(tree string) error {
+	return filepath.WalkDir(tree, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() { // before it is read
+			err = os.Chmod(path, 0o700)
+		}
+		return err
+	})
+}
+
+// CheckLayers judges the layers of a configuration for an initramfs that is made alone,
+// with a kernel of that release and for a root (directory or tar), "" for one that is not
+// known. Warnings go to log. Its errors are ErrRoot and those of ReadLayers and ReadTree.
 func CheckLayers(ctx context.Context, run tools.Runner, c *config.Config, rootfs, release string, log io.Writer) error {
 	layers, err := ReadLayers(ctx, run, c, "", "")
 	if err != nil || len(layers) == 0 {

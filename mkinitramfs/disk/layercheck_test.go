@@ -190,6 +190,27 @@ func TestLayersThatCannotBeRead(t *testing.T) {
 	}
 }
 
+// A builder without root rights gets into what is taken out of an image, and removes it.
+func TestDirectoriesOfALayerAreOpenedUp(t *testing.T) {
+	top := t.TempDir()
+	shut := []string{filepath.Join(top, "usr"), filepath.Join(top, "usr/lib")}
+	if err := os.MkdirAll(shut[1], 0o755); err != nil {
+		t.Fatal(err)
+	}
+	other := t.TempDir()
+	if err := errors.Join(os.Chmod(other, 0o755), os.Symlink(other, filepath.Join(top, "link")), os.Chmod(shut[1], 0o555), os.Chmod(shut[0], 0)); err != nil {
+		t.Fatal(err)
+	}
+	if err := openUp(top); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]fs.FileMode{shut[0]: 0o700, shut[1]: 0o700, other: 0o755} {
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != want {
+			t.Errorf("%s: %v, %v; want mode %o", path, info.Mode(), err, want)
+		}
+	}
+}
+
 // An initramfs that is made alone is for a root that is named, or for any.
 func TestCheckLayers(t *testing.T) {
 	b, in := builder(t)
