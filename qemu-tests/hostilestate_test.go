@@ -169,7 +169,7 @@ func TestRootHostilePartition(t *testing.T) {
 		"cat /opt/redirected/file":                   "operation not permitted",
 		"cat /opt/secret/file":                       "of another name",
 		"cat /named/file":                            "of the image", // an empty directory hides nothing
-		"as 1000 /usr/local/euid":                    "0", // control: a place for programs
+		"as 1000 /usr/local/euid":                    "0",            // control: a place for programs
 		"as 1000 /home/euid":                         "1000",
 		"as 1000 /etc/euid":                          "1000",
 		"as 1000 /srv/euid":                          "permission denied",
