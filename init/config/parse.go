@@ -9,7 +9,7 @@ import (
 )
 
 // maxSize bounds the text that Encode writes and Parse reads, in bytes: MaxLayers layers
-// have 90 KiB of it.
+// with images have 110 KiB of it, with as many names that may be added.
 const maxSize = 256 << 10
 
 // Parse is Decode, and then the rules of Validate. Errors are joined *Problem

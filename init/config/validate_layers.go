@@ -16,9 +16,6 @@ import (
 // three devices, and the kernel stacks 500 directories.
 const MaxLayers = 400
 
-// MaxImages is how many of them may have images: a slot's manifest describes each.
-const MaxImages = 100
-
 // MaxPartitionLayers is how many layers may have partitions of their own: six each, of
 // the 128 that a table has at least.
 const MaxPartitionLayers = 16
@@ -27,9 +24,6 @@ func (v *validator) layers(c *Config) {
 	if len(c.Layers) > MaxLayers {
 		v.add("layers", "", "%d layers, at most %d", len(c.Layers), MaxLayers)
 		return
-	}
-	if n := len(c.Images()); n > MaxImages {
-		v.add("layers", "use from: encrypted for some, or join them", "%d layers have images, at most %d", n, MaxImages)
 	}
 	inPartitions := len(c.FromPartitions())
 	if len(c.Layers) > inPartitions && c.State.Create == CreateNone {

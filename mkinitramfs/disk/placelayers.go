@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"sealroot/init/config"
+	"sealroot/slots/manifest"
 	statelayout "sealroot/state/layout"
 )
 
@@ -28,9 +29,14 @@ func layersOf(sets []set) []config.Layer {
 	return list
 }
 
-// checkLayers: what a disk or a set holds must be there to be copied.
+// checkLayers: what a disk or a set holds must be there to be copied, and have room in the
+// manifest.
 func checkLayers(c *config.Config) error {
-	for _, l := range c.Images() {
+	images := c.Images()
+	if len(images) > manifest.MaxLayers {
+		return fmt.Errorf("cannot describe %d layers with images in the manifest of a slot, at most %d: join some, or make them from: encrypted: %w", len(images), manifest.MaxLayers, ErrOptions)
+	}
+	for _, l := range images {
 		if l.Image == "" {
 			return fmt.Errorf("cannot find layer %s: the configuration has its hash, which is enough for an initramfs alone; give image: FILE in its place, so that the file comes along: %w", l.Name, ErrOptions)
 		}
