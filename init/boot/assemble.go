@@ -39,13 +39,12 @@ func (b *boot) writable(ctx context.Context) error {
 		return err
 	}
 	extra := b.seedExtra(volume)
-	unfilled := b.seedNamed(volume)
 	waiting := b.overlays(volume)
-	if err := b.bindAll(volume, encryptedDir, nil, waiting, unfilled); err != nil {
+	if err := b.bindAll(volume, encryptedDir, nil, waiting); err != nil {
 		return err
 	}
 	if len(b.cfg.Binds.Unencrypted) > 0 && b.volume.outer != nil {
-		if err := b.bindAll(b.volume.outer, stateDir, b.cfg.Binds.Unencrypted, nil, nil); err != nil {
+		if err := b.bindAll(b.volume.outer, stateDir, b.cfg.Binds.Unencrypted, nil); err != nil {
 			return err
 		}
 	}
@@ -154,8 +153,8 @@ const maxUnencrypted = 500
 
 // bindAll binds the directories of one side by their names. allow nil means the
 // encrypted side, where every name counts; else only the targets listed. waiting are
-// overlays that are mounted aside, for places in /var; unfilled are names that are not bound.
-func (b *boot) bindAll(side *os.File, sideRoot string, allow, waiting, unfilled []string) error {
+// overlays that are mounted aside, for places in /var.
+func (b *boot) bindAll(side *os.File, sideRoot string, allow, waiting []string) error {
 	limit := -1
 	if allow != nil {
 		limit = maxUnencrypted
@@ -167,7 +166,7 @@ func (b *boot) bindAll(side *os.File, sideRoot string, allow, waiting, unfilled 
 	if more {
 		b.warn("state: %s has more than %d entries: not all of them were looked at", sideRoot[len(newRoot):], limit)
 	}
-	names = slices.DeleteFunc(names, func(name string) bool { return b.hasPlace(sideRoot, name) || slices.Contains(unfilled, name) })
+	names = slices.DeleteFunc(names, func(name string) bool { return b.hasPlace(sideRoot, name) })
 	list, problems := binds.Names(names)
 	if allow != nil {
 		list, _ = binds.Allowed(list, allow)

@@ -50,7 +50,7 @@ func TestUnencryptedSideIsReadInPart(t *testing.T) {
 			b, _ := testBoot(&person{}, config.State{})
 			m := &binder{}
 			b.sys.Mounter = m
-			if err := b.bindAll(side, dir, []string{"/d0"}, nil, nil); err != nil {
+			if err := b.bindAll(side, dir, []string{"/d0"}, nil); err != nil {
 				t.Fatal(err)
 			}
 			if told := strings.Contains(strings.Join(b.report.Warnings, "\n"), "not all of them were looked at"); told != tt.more {

@@ -11,7 +11,6 @@ package seed
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"slices"
 	"strings"
@@ -51,13 +50,7 @@ func Into(volume *os.File, name string, src *os.File) (created bool, stats Stats
 	return (&seeder{}).seed(volume, name, src)
 }
 
-// Fill does the same where name is an empty directory, whose owner and mode are src's
-// then. One that holds anything is left alone, and none is made.
-func Fill(volume *os.File, name string, src *os.File) (filled bool, stats Stats, err error) {
-	return (&seeder{fill: true}).seed(volume, name, src)
-}
-
-// Empty does the same as Into without the content of src.
+// Empty does the same without the content of src.
 func Empty(volume *os.File, name string, src *os.File) error {
 	_, _, err := (&seeder{empty: true}).seed(volume, name, src)
 	return err
@@ -72,11 +65,10 @@ func (s *seeder) seed(volume *os.File, name string, src *os.File) (created bool,
 	return created, s.stats, nil
 }
 
-// seeder is one call of Into, Fill or Empty.
+// seeder is one call of Into or Empty.
 type seeder struct {
 	stats Stats
 	empty bool             // the directory gets no content
-	fill  bool             // it is there, and empty
 	links map[inode]string // first copy of a file with several names, below root
 	root  int              // the directory that is built
 	// checkpoint is asked before every step that changes the volume; a test
@@ -92,11 +84,6 @@ func (s *seeder) into(volume *os.File, name string, src *os.File) (bool, error) 
 	}
 	vol := int(volume.Fd())
 	exists, err := isDirectory(vol, name)
-	if err == nil && exists && s.fill {
-		exists, err = holdsAnything(vol, name)
-	} else if !exists && s.fill {
-		return false, err
-	}
 	if err != nil || exists {
 		return false, err
 	}
@@ -156,11 +143,7 @@ func (s *seeder) publish(vol, private int, tmp, name string) error {
 	if err := s.checkpoint("rename"); err != nil {
 		return err
 	}
-	how := uint(unix.RENAME_NOREPLACE)
-	if s.fill {
-		how = 0 // over a directory, which the kernel replaces only while it is empty
-	}
-	if err := unix.Renameat2(private, tmp, vol, name, how); err != nil {
+	if err := unix.Renameat2(private, tmp, vol, name, unix.RENAME_NOREPLACE); err != nil {
 		return fmt.Errorf("cannot rename: %w", err)
 	}
 	if err := s.checkpoint("fsync"); err != nil {
@@ -201,20 +184,6 @@ func isDirectory(dir int, name string) (bool, error) {
 		return false, ErrNotDirectory
 	}
 	return true, nil
-}
-
-func holdsAnything(dir int, name string) (bool, error) {
-	fd, err := openDir(dir, name)
-	if err != nil {
-		return false, err
-	}
-	f := os.NewFile(uintptr(fd), name)
-	defer f.Close()
-	_, err = f.Readdirnames(1)
-	if errors.Is(err, io.EOF) {
-		return false, nil
-	}
-	return true, err
 }
 
 func openDir(dir int, name string) (int, error) {

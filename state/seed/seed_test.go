@@ -196,68 +196,6 @@ func TestIntoLeavesWhatIsThere(t *testing.T) {
 	}
 }
 
-// An empty directory is filled, one with anything in it is the machine's, and none is
-// made; cut at each step it is empty or whole.
-func TestFill(t *testing.T) {
-	src := makeSource(t)
-	volume := t.TempDir()
-	for _, name := range []string{"kept", "opt"} {
-		must(t, os.Mkdir(filepath.Join(volume, name), 0o700))
-	}
-	must(t, os.WriteFile(filepath.Join(volume, "kept", ".keep"), nil, 0o600))
-	for name, want := range map[string]bool{"kept": false, "opt": true, "none": false} {
-		if filled, _, err := Fill(open(t, volume), name, open(t, src)); err != nil || filled != want {
-			t.Errorf("%s: filled %v, %v, want %v", name, filled, err, want)
-		}
-	}
-	checkSame(t, filepath.Join(volume, "opt"), src)
-	if list, _ := os.ReadDir(filepath.Join(volume, "kept")); len(list) != 1 {
-		t.Errorf("the machine's directory holds %v", list)
-	}
-	if _, err := os.Lstat(filepath.Join(volume, "none")); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("a directory was made: %v", err)
-	}
-
-	errCut := errors.New("power cut")
-	for cut := 0; ; cut++ {
-		volume := t.TempDir()
-		dst := filepath.Join(volume, "opt")
-		must(t, os.Mkdir(dst, 0o700))
-		n, last := 0, ""
-		s := seeder{fill: true, checkpoint: func(step string) error {
-			if last = step; n == cut {
-				return errCut
-			}
-			n++
-			return nil
-		}}
-		if _, err := s.into(open(t, volume), "opt", open(t, src)); err == nil {
-			if cut < 18 {
-				t.Errorf("only %d steps were interrupted", cut)
-			}
-			break
-		}
-		if list, err := os.ReadDir(dst); err != nil || len(list) > 0 != (last == "fsync") {
-			t.Errorf("cut before %s: %v, %v", last, list, err)
-		}
-		if _, _, err := Fill(open(t, volume), "opt", open(t, src)); err != nil {
-			t.Errorf("after a cut before %s: %v", last, err)
-		}
-		checkSame(t, dst, src)
-	}
-	// Whoever put something there meanwhile keeps it.
-	must(t, os.Mkdir(filepath.Join(volume, "late"), 0o700))
-	s := seeder{fill: true, checkpoint: func(step string) error {
-		if step == "rename" {
-			return os.WriteFile(filepath.Join(volume, "late", "mine"), nil, 0o600)
-		}
-		return nil
-	}}
-	if _, err := s.into(open(t, volume), "late", open(t, src)); !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EEXIST) {
-		t.Errorf("over a file that came meanwhile: %v", err)
-	}
-}
-
 func TestIntoWithoutSource(t *testing.T) {
 	volume := t.TempDir()
 	created, _, err := Into(open(t, volume), "my-fancy-dir", nil)
