@@ -88,11 +88,16 @@ func (b *boot) stackLayers(ctx context.Context) error {
 	if len(lower) == 0 && !b.cfg.RootInMemory() {
 		return nil
 	}
+	if b.ofVolume() && b.volume.outer == nil { // it could not be mounted again, see takeDown
+		return stateError(slots.StateDamaged, "cannot stack the layers: the state partition is gone")
+	}
 	b.layered = true
-	if err := b.replaceImage(append(lower, mount.Place{Root: b.imageDir(), Path: "."})); err != nil {
+	err := b.replaceImage(append(lower, mount.Place{Root: b.imageDir(), Path: "."}))
+	var known *stageError
+	if err != nil && !errors.As(err, &known) {
 		return imageError(slots.Mount, "cannot stack the layers: %w", err)
 	}
-	return nil
+	return err
 }
 
 // layerError says whom a layer that stops the boot is held against.
@@ -387,16 +392,19 @@ func (b *boot) replaceImage(lower []mount.Place) error {
 func (b *boot) changesInMemory() (upper, work mount.Place, err error) {
 	upper, work = mount.Place{Root: changesDir, Path: "upper"}, mount.Place{Root: changesDir, Path: "work"}
 	if err := os.MkdirAll(changesDir, 0o700); err != nil {
-		return upper, work, err
+		return upper, work, environmentError(slots.IOError, "cannot make %s: %w", changesDir, err)
 	}
 	fs := mount.Filesystem{Type: "tmpfs", Source: "changes", Options: memoryLimits[:], Attr: mount.NoDev}
 	if err := b.sys.Mounter.MountIn(fs, mount.Place{Root: "/", Path: changesDir}); err != nil {
-		return upper, work, err
+		return upper, work, environmentError(slots.IOError, "cannot keep changes of the root in memory: %w", err)
 	}
 	image := mount.Place{Root: b.imageDir(), Path: "."}
 	err = makeUpper(mount.Overlay{Lower: []mount.Place{image}, Upper: upper, Work: work})
 	if errors.Is(err, unix.ENOTSUP) { // memory holds no user attributes before Linux 6.6
 		err = makeWork(mount.Overlay{Work: work})
 	}
-	return upper, work, err
+	if err != nil {
+		return upper, work, environmentError(slots.IOError, "cannot keep changes of the root in memory: %w", err)
+	}
+	return upper, work, nil
 }

@@ -250,6 +250,22 @@ umount /changes
 			t.Errorf("reported is %+v", at)
 		}
 	})
+	// What is amiss with memory, or with the state partition, no slot is blamed for.
+	inRoot(t, "in_memory_fails", func(t *testing.T) {
+		for n, want := range []slots.Class{slots.EnvironmentFailure, slots.ImageFailure, slots.StateFailure} {
+			b, m, _ := layeredBoot(t)
+			b.cfg.Overlays = []config.Overlay{{Path: config.WholeRoot, Upper: config.UpperMemory}}
+			b.cfg.Layers = nil
+			m.FailAt, m.FailWith = n+1, unix.EINVAL
+			if want == slots.StateFailure {
+				_ = b.volume.outer.Close()
+				b.volume.outer, m.FailAt = nil, 0
+			}
+			if class, _ := classOf(b.stackLayers(t.Context())); class != want {
+				t.Errorf("step %d: class %s, want %s", n+1, class, want)
+			}
+		}
+	})
 	inRoot(t, "none", func(t *testing.T) {
 		b, m, _ := layeredBoot(t)
 		b.cfg.Layers = nil

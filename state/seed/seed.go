@@ -60,6 +60,7 @@ func (s *seeder) seed(volume *os.File, name string, src *os.File) (created bool,
 	s.checkpoint = func(string) error { return nil }
 	created, err = s.into(volume, name, src)
 	if err != nil {
+		s.discard(volume)
 		return false, Stats{}, fmt.Errorf("cannot seed %s: %w", name, err)
 	}
 	return created, s.stats, nil
@@ -71,9 +72,24 @@ type seeder struct {
 	empty bool             // the directory gets no content
 	links map[inode]string // first copy of a file with several names, below root
 	root  int              // the directory that is built
+	tmp   string           // its name below .sealroot, once there may be one
 	// checkpoint is asked before every step that changes the volume; a test
 	// pulls the plug there.
 	checkpoint func(step string) error
+}
+
+// discard removes what there is of a copy that failed: it may be all that the volume had
+// room for, and nobody could write to /var then.
+func (s *seeder) discard(volume *os.File) {
+	if s.tmp == "" {
+		return
+	}
+	private, err := openDir(int(volume.Fd()), layout.Private)
+	if err != nil {
+		return
+	}
+	defer unix.Close(private)
+	_ = removeAll(private, s.tmp) // the next copy tries again
 }
 
 type inode struct{ dev, ino uint64 }
@@ -93,6 +109,7 @@ func (s *seeder) into(volume *os.File, name string, src *os.File) (bool, error) 
 	}
 	defer unix.Close(private)
 	tmp := "seed-" + name + ".tmp"
+	s.tmp = tmp
 	if err := s.checkpoint("clean"); err != nil {
 		return false, err
 	}

@@ -237,6 +237,7 @@ func TestIntoDoesNotFollowPrivateSymlink(t *testing.T) {
 	}
 }
 
+// What fails is not left half copied: for all that is known the volume is full of it.
 func TestTooDeep(t *testing.T) {
 	src, volume := t.TempDir(), t.TempDir()
 	deep := src
@@ -246,6 +247,9 @@ func TestTooDeep(t *testing.T) {
 	}
 	if created, _, err := Into(open(t, volume), "var", open(t, src)); !errors.Is(err, ErrTooDeep) || created {
 		t.Errorf("Into = %v, %v, want ErrTooDeep", created, err)
+	}
+	if l := leftovers(t, volume); len(l) != 0 {
+		t.Errorf("left behind: %v", l)
 	}
 }
 
