@@ -88,7 +88,7 @@ func (b *boot) stackLayers(ctx context.Context) error {
 	if len(lower) == 0 && !b.cfg.RootInMemory() {
 		return nil
 	}
-	if b.ofVolume() && b.volume.outer == nil { // it could not be mounted again, see takeDown
+	if len(lower) == 0 && b.ofVolume() && b.volume.outer == nil { // it could not be mounted again, see takeDown
 		return stateError(slots.StateDamaged, "cannot stack the layers: the state partition is gone")
 	}
 	b.layered = true
