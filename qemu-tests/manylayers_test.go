@@ -1,0 +1,87 @@
+package qemutests
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"sealroot/init/config"
+	"sealroot/init/report"
+)
+
+// As many layers as there may be in one overlay: a hundred images, each behind a hash tree
+// of its own, and three hundred directories of the volume over them. The kernel of one slot
+// takes them one by one, that of the other only by the options of mount(2). All are there,
+// in their order. (One more is refused where the image is built: init/config.)
+func TestRootManyLayers(t *testing.T) {
+	t.Parallel()
+	const which, of = "usr/share/which", "usr/share/of"
+	var images []string
+	files := map[string]string{}
+	section, fill := "", "#!/sbin/init\nmkdir /state/encrypted/.layers\n"
+	for i := range config.MaxLayers {
+		name := fmt.Sprintf("layer-%d", i)
+		if i < config.MaxImages {
+			images = append(images, name)
+			files[name+"/"+which], files[name+"/"+of+"/"+name] = name+"\n", name+"\n"
+			continue
+		}
+		section += fmt.Sprintf("  - {name: %s, from: encrypted, verity: none}\n", name)
+		dir := "/state/encrypted/.layers/" + name
+		for _, below := range []string{"", "/usr", "/usr/share", "/" + of, "/" + of + "/" + name} {
+			fill += "mkdir " + dir + below + "\n"
+		}
+		if i%50 == 49 { // each is a sync
+			fill += fmt.Sprintf("write %s/%s %s\n", dir, which, name)
+		}
+	}
+	layers := layerImages(t, images, files) + section
+	disk := Image{
+		Edit: []string{"etc: overlay\n", "etc: overlay\n" + layers}, Kernel: "6.12", B: &SlotB{Mode: "good", Kernel: "6.1"},
+		Extra: map[string]string{"usr/bin/fill": fill},
+	}.Build(t)
+	m := directMachine(t, disk).WithTPM()
+	up := func(slot string, most int) (*VM, report.Report) {
+		t.Helper()
+		m.LoadSlot(slot)
+		vm := m.Boot()
+		r := vm.UpIn(slot)
+		top, want := 0, fmt.Sprintf("layer-%d", most-1)
+		for i, l := range r.Layers {
+			if l.LeftOut == "" {
+				top++
+			} else if !l.Absent || i < most {
+				t.Errorf("slot %s: layer %s is left out: %s", slot, l.Name, l.LeftOut)
+			}
+		}
+		if got := vm.Run("cat /" + which); top != most || got != want || len(r.Layers) != config.MaxLayers {
+			t.Errorf("slot %s: %d layers of %d are in use, the topmost is %q; want %d, %s", slot, top, len(r.Layers), got, most, want)
+		}
+		if got := strings.Count(vm.Run("ls /"+of), "layer-"); got != most {
+			t.Errorf("slot %s: %d layers have left their names, want %d", slot, got, most)
+		}
+		for _, s := range r.Stages {
+			if s.Name == "layers" || s.Name == "measure" {
+				t.Logf("slot %s, %d layers: stage %s %.1f s, at %.1f s", slot, most, s.Name, float64(s.End-s.Start)/1e6, float64(s.End)/1e6)
+			}
+		}
+		return vm, r
+	}
+	vm, _ := up("a", config.MaxImages)
+	vm.Run("/usr/bin/fill")
+	vm.PowerOff()
+	for _, slot := range []string{"a", "b"} {
+		vm, r := up(slot, config.MaxLayers)
+		if len(r.Failures)+len(unexpected(r)) > 0 {
+			t.Errorf("slot %s: warnings %q, failures %q", slot, r.Warnings, failuresText(r))
+		}
+		if slot == "b" {
+			vm.Run("sealroot exit-program")
+			vm.post("shutdown poweroff")
+			vm.Expect(`exit: everything is unmounted \(poweroff\)`, commandTime)
+			vm.WaitPowerOff(commandTime)
+			continue
+		}
+		vm.PowerOff()
+	}
+}
