@@ -7,12 +7,13 @@ import (
 
 	"sealroot/init/config"
 	"sealroot/init/report"
+	"sealroot/slots/manifest"
 )
 
 // As many layers as there may be in one overlay: a hundred images, each behind a hash tree
 // of its own, and three hundred directories of the volume over them. The kernel of one slot
 // takes them one by one, that of the other only by the options of mount(2). All are there,
-// in their order. (One more is refused where the image is built: init/config.)
+// in their order. (More are refused where the image is built: init/config, mkinitramfs/disk.)
 func TestRootManyLayers(t *testing.T) {
 	t.Parallel()
 	const which, of = "usr/share/which", "usr/share/of"
@@ -21,7 +22,7 @@ func TestRootManyLayers(t *testing.T) {
 	section, fill := "", "#!/sbin/init\nmkdir /state/encrypted/.layers\n"
 	for i := range config.MaxLayers {
 		name := fmt.Sprintf("layer-%d", i)
-		if i < config.MaxImages {
+		if i < manifest.MaxLayers {
 			images = append(images, name)
 			files[name+"/"+which], files[name+"/"+of+"/"+name] = name+"\n", name+"\n"
 			continue
@@ -67,7 +68,7 @@ func TestRootManyLayers(t *testing.T) {
 		}
 		return vm, r
 	}
-	vm, _ := up("a", config.MaxImages)
+	vm, _ := up("a", manifest.MaxLayers)
 	vm.Run("/usr/bin/fill")
 	vm.PowerOff()
 	for _, slot := range []string{"a", "b"} {
