@@ -83,6 +83,7 @@ func TestRootManyLayers(t *testing.T) {
 			vm.WaitPowerOff(commandTime)
 			continue
 		}
+		vm.Run("sealroot rollback")
 		vm.PowerOff()
 	}
 }
