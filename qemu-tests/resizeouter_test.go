@@ -118,13 +118,13 @@ func (r *resizing) shared() {
 	const rate, more = 16, 48 << 20
 	inside, outside := withinVolume(".much"), "/state/much"
 	r.serve()
-	vm.Run(fmt.Sprintf("write-at-rate %s %d %d", inside, before.InnerFree+more, rate))
+	r.writeAtRate(inside, before.InnerFree+more, rate)
 	grown := r.sizes()
 	if grown.Reserved < before.Reserved+more {
 		t.Errorf("the service has let it grow from %+v to %+v", before, grown)
 	}
 	vm.Run("rm " + inside)
-	vm.Run(fmt.Sprintf("write-at-rate %s %d %d", outside, grown.OuterFree+more, rate))
+	r.writeAtRate(outside, grown.OuterFree+more, rate)
 	if now := r.sizes(); now.Reserved > grown.Reserved-more || now.OverCommitted != 0 {
 		t.Errorf("the service has let it shrink from %+v to %+v", grown, now)
 	}
@@ -146,4 +146,12 @@ func (r *resizing) judgeOff() judge.Verdict {
 		r.t.Error(err)
 	}
 	return v
+}
+
+// writeAtRate writes so many bytes to a file while the service runs, so many MiB per second.
+func (r *resizing) writeAtRate(name string, bytes int64, rate int) {
+	r.t.Helper()
+	if output, status := r.vm.TryRun(fmt.Sprintf("write-at-rate %s %d %d", name, bytes, rate)); status != 0 {
+		r.t.Fatalf("%d MiB to %s: %s: %+v; the service says:\n%s", bytes>>20, name, output, r.sizes(), r.vm.Run("cat "+served))
+	}
 }

@@ -47,8 +47,12 @@ func resizeWrong(words []string) error {
 
 func prepare(v *resize.Volume) error {
 	s, err := v.Measure()
-	if err == nil {
-		_, err = v.Resize(context.Background(), s.MinReserved+(s.Reserved-s.MinReserved)/2)
+	// From above, as the loop may have ended with less to give back than the state partition
+	// takes at once.
+	for _, eighths := range []int64{6, 3} {
+		if err == nil {
+			_, err = v.Resize(context.Background(), s.MinReserved+(s.MaxReserved-s.MinReserved)/8*eighths)
+		}
 	}
 	if s.Filesystem == "btrfs" && errors.Is(err, resize.ErrTooSmall) {
 		err = nil // its chunks may keep it larger
