@@ -83,8 +83,10 @@ const (
 	// that alone.
 	late = 10 * time.Minute
 	// firstPause follows a step that failed; it doubles with each further one up to
-	// longestPause, or shortPause while somebody is in need of it.
+	// longestPause. While somebody is in need of it that is needyPause and shortPause: a
+	// writer at the stated rate takes what a side keeps for it within a few seconds.
 	firstPause   = 10 * time.Second
+	needyPause   = time.Second
 	shortPause   = 30 * time.Second
 	longestPause = time.Hour
 	// slowest bounds how long a step is expected to take.
@@ -123,11 +125,14 @@ func (h History) pause(a Action, short bool, now time.Time) time.Duration {
 	if h.failures == 0 || h.failed != a {
 		return 0
 	}
-	longest := longestPause
+	first, longest := firstPause, longestPause
 	if short || h.passing {
 		longest = shortPause
 	}
-	return max(0, h.failedAt.Add(min(firstPause<<min(h.failures-1, 16), longest)).Sub(now))
+	if short {
+		first = needyPause
+	}
+	return max(0, h.failedAt.Add(min(first<<min(h.failures-1, 16), longest)).Sub(now))
 }
 
 // eased tells whether the last step that failed may go well with these sizes: the volume

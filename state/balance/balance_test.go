@@ -9,6 +9,10 @@ import (
 
 func TestDecide(t *testing.T) {
 	now := time.Unix(1e9, 0)
+	full := Sizes{Outer: 16 * gib, OuterFree: 100 * mib, Inner: 7 * gib, InnerFree: 6 * gib}
+	failed := func(ago time.Duration) History {
+		return History{failed: Shrink, failures: 1, failedAt: now.Add(-ago), failedOf: full}
+	}
 	for _, c := range []struct {
 		name   string
 		limits func(*Limits)
@@ -43,6 +47,10 @@ func TestDecide(t *testing.T) {
 			History{failed: Reserve, failures: 1, failedAt: now}, None, 0, "the next try is in 10s"},
 		{"gap_that_is_tried_again", nil, Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 6 * gib, Gap: gib},
 			History{failed: Reserve, failures: 9, failedAt: now.Add(-10 * time.Second)}, Reserve, gib, "another program"},
+		{"tried_again_at_once_for_who_is_short", nil, full, failed(2 * time.Second), Shrink, 0, "the partition has"},
+		{"not_at_each_look", nil, full, failed(900 * time.Millisecond), None, 0, "the next is in 0s"},
+		{"later_for_who_is_not_short", nil, Sizes{Outer: 16 * gib, OuterFree: 9 * gib, Inner: 6 * gib, InnerFree: 300 * mib}, History{failed: Grow, failures: 1, failedAt: now.Add(-2 * time.Second),
+			failedOf: Sizes{Outer: 16 * gib, OuterFree: 9 * gib, Inner: 6 * gib, InnerFree: 300 * mib}}, None, 0, "the next is in 8s"},
 		{"copied", nil, Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 100 * mib, Copied: gib}, History{}, None, 0, "snapshot"},
 		{"read_only", nil, Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 6 * gib, Gap: gib, ReadOnly: true}, History{}, None, 0, "read-only"},
 	} {
