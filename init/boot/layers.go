@@ -345,7 +345,7 @@ func (b *boot) replaceImage(lower []mount.Place) error {
 		o.Attr = mount.NoDev
 		var err error
 		if o.Upper, o.Work, err = b.changesInMemory(); err != nil {
-			return err
+			return environmentError(slots.IOError, "cannot keep changes of the root in memory: %w", err)
 		}
 	}
 	if err := b.sys.Mounter.Overlay(o, overlay); err != nil {
@@ -392,19 +392,13 @@ func (b *boot) replaceImage(lower []mount.Place) error {
 func (b *boot) changesInMemory() (upper, work mount.Place, err error) {
 	upper, work = mount.Place{Root: changesDir, Path: "upper"}, mount.Place{Root: changesDir, Path: "work"}
 	if err := os.MkdirAll(changesDir, 0o700); err != nil {
-		return upper, work, environmentError(slots.IOError, "cannot make %s: %w", changesDir, err)
+		return upper, work, err
 	}
 	fs := mount.Filesystem{Type: "tmpfs", Source: "changes", Options: memoryLimits[:], Attr: mount.NoDev}
 	if err := b.sys.Mounter.MountIn(fs, mount.Place{Root: "/", Path: changesDir}); err != nil {
-		return upper, work, environmentError(slots.IOError, "cannot keep changes of the root in memory: %w", err)
+		return upper, work, err
 	}
 	image := mount.Place{Root: b.imageDir(), Path: "."}
-	err = makeUpper(mount.Overlay{Lower: []mount.Place{image}, Upper: upper, Work: work})
-	if errors.Is(err, unix.ENOTSUP) { // memory holds no user attributes before Linux 6.6
-		err = makeWork(mount.Overlay{Work: work})
-	}
-	if err != nil {
-		return upper, work, environmentError(slots.IOError, "cannot keep changes of the root in memory: %w", err)
-	}
-	return upper, work, nil
+	_, err = makeMostOfUpper(mount.Overlay{Lower: []mount.Place{image}, Upper: upper, Work: work})
+	return upper, work, err
 }

@@ -46,10 +46,7 @@ func (w *writable) overlay(inMemory, readOnly bool) mount.Overlay {
 // mounted aside, and returned: there the image's content is seen only until the
 // volume's is bound over it.
 func (b *boot) overlays(volume *os.File) (waiting []string) {
-	for _, o := range b.cfg.Overlays {
-		if o.Path == config.WholeRoot { // is there already, see replaceImage
-			continue
-		}
+	for _, o := range b.cfg.DirectoryOverlays() { // that over the root is there, see replaceImage
 		w := overlayPlaces(o.Path)
 		if o.Upper == config.UpperPerSlot {
 			w.in(layout.SlotUpper(binds.Escape(o.Path), b.report.Slot.Name, b.report.Root.RootHash))
@@ -136,12 +133,12 @@ func (b *boot) overlay(volume *os.File, path string, w *writable) error {
 	} else if err = unix.Mkdirat(int(volume.Fd()), layout.Private, 0o700); errors.Is(err, unix.EEXIST) {
 		err = nil
 	}
+	var lost error
 	if err == nil {
-		err = makeUpper(o)
+		lost, err = makeMostOfUpper(o)
 	}
-	if errors.Is(err, unix.ENOTSUP) { // memory holds no user attributes before Linux 6.6
-		b.warn("%s is not in all as the image has it: %v", path, err)
-		err = makeWork(o)
+	if lost != nil {
+		b.warn("%s is not in all as the image has it: %v", path, lost)
 	}
 	if err != nil {
 		return err
@@ -185,6 +182,15 @@ func makeUpper(o mount.Overlay) error {
 		return err
 	}
 	return makeWork(o)
+}
+
+// makeMostOfUpper does without extended attributes that cannot be copied, and tells of
+// them: memory holds no user attributes before Linux 6.6.
+func makeMostOfUpper(o mount.Overlay) (lost, err error) {
+	if err = makeUpper(o); errors.Is(err, unix.ENOTSUP) {
+		return err, makeWork(o)
+	}
+	return nil, err
 }
 
 func makeWork(o mount.Overlay) error { return mkdirIn(o.Work.Root, o.Work.Path, 0o700) }

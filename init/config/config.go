@@ -401,6 +401,11 @@ func (c *Config) RootInMemory() bool {
 	return slices.ContainsFunc(c.Overlays, func(o Overlay) bool { return o.Path == WholeRoot })
 }
 
+// DirectoryOverlays are the others.
+func (c *Config) DirectoryOverlays() []Overlay {
+	return slices.DeleteFunc(slices.Clone(c.Overlays), func(o Overlay) bool { return o.Path == WholeRoot })
+}
+
 // The values of Overlay.Upper.
 const (
 	UpperEncrypted = "encrypted" // on the volume, for all slots

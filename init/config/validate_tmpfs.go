@@ -16,10 +16,7 @@ func bindOptions() []string {
 
 // tmpfs checks the directories in memory; targets are those of binds.
 func (v *validator) tmpfs(c *Config, targets []string) {
-	for _, o := range c.Overlays {
-		if o.Path == WholeRoot {
-			continue
-		}
+	for _, o := range c.DirectoryOverlays() {
 		targets = append(targets, o.Path)
 	}
 	for i, t := range c.Binds.Tmpfs {

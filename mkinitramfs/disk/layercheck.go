@@ -84,19 +84,11 @@ func ReadLayers(ctx context.Context, run tools.Runner, c *config.Config, dir, ne
 
 // readLayer takes the extension-release of an image out, into the folder out.
 func readLayer(ctx context.Context, run tools.Runner, l *rootcheck.Layer, out string) error {
-	f, err := os.Open(l.Image)
+	im, f, err := layer.OpenFile(l.Image, layer.Find)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	im, err := layer.Find(f, info.Size())
-	if err != nil {
-		return err
-	}
 	tree := filepath.Join(out, "tree")
 	// The programs get descriptors: no path is read as options.
 	const itself = "/proc/self/fd/3"

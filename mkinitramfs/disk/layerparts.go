@@ -63,22 +63,12 @@ func (p *parts) unpackLayer(described manifest.Layer, l config.Layer) (manifest.
 // openLayer reads the image of a layer as a whole. It is the one that the configuration
 // has the root hash of.
 func openLayer(l config.Layer, rootHash []byte) (layer.Image, *os.File, error) {
-	f, err := os.Open(l.Image)
-	if err != nil {
-		return layer.Image{}, nil, err
-	}
-	info, err := f.Stat()
-	var im layer.Image
-	if err == nil {
-		im, err = layer.Read(f, info.Size())
-	}
+	im, f, err := layer.OpenFile(l.Image, layer.Read)
 	if err == nil && !bytes.Equal(im.Signature.RootHash, rootHash) {
 		err = fmt.Errorf("%s has root hash %x, the configuration %x: %w", l.Image, im.Signature.RootHash, rootHash, layer.ErrImage)
-	}
-	if err != nil {
 		return layer.Image{}, nil, errors.Join(err, f.Close())
 	}
-	return im, f, nil
+	return im, f, err
 }
 
 func writeLayerPart(path string, content io.Reader) (manifest.Part, error) {

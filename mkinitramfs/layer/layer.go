@@ -84,17 +84,30 @@ func Open(path string) (rootHash []byte, err error) {
 			err = fmt.Errorf("cannot use %s as a layer: %w", path, err)
 		}
 	}()
-	f, err := os.Open(path)
+	im, f, err := OpenFile(path, Read)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	info, err := f.Stat()
+	return im.Signature.RootHash, nil
+}
+
+// OpenFile opens the file of an image for as long as what lies in it is read, and has read,
+// which is Read or Find, look at it.
+func OpenFile(path string, read func(f io.ReaderAt, size int64) (Image, error)) (Image, *os.File, error) {
+	f, err := os.Open(path)
 	if err != nil {
-		return nil, err
+		return Image{}, nil, err
 	}
-	im, err := Read(f, info.Size())
-	return im.Signature.RootHash, err
+	var im Image
+	info, err := f.Stat()
+	if err == nil {
+		im, err = read(f, info.Size())
+	}
+	if err != nil {
+		return Image{}, nil, errors.Join(err, f.Close())
+	}
+	return im, f, nil
 }
 
 // Image is what lies in an image. Who signed it is not checked.

@@ -69,10 +69,7 @@ func (v *verdict) binds() {
 			v.tmpfiles(b.To)
 		}
 	}
-	for _, o := range c.Overlays {
-		if o.Path == config.WholeRoot {
-			continue
-		}
+	for _, o := range c.DirectoryOverlays() {
 		targets = append(targets, o.Path)
 		v.lower(o.Path)
 	}

@@ -168,8 +168,8 @@ func (e *Explanation) planEtc(c config.Config) {
 
 // planOverlays plans those that lie below /var, or the others.
 func (e *Explanation) planOverlays(c config.Config, inVar bool) {
-	for _, o := range c.Overlays {
-		if o.Path == config.WholeRoot || strings.HasPrefix(o.Path, "/var/") != inVar {
+	for _, o := range c.DirectoryOverlays() {
+		if strings.HasPrefix(o.Path, "/var/") != inVar {
 			continue
 		}
 		e.add(Mount{Where: o.Path, What: "overlay", Type: "overlay", Options: boundFlags(o.Path), Why: whyOverlay(o.Path, c, false)})

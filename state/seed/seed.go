@@ -108,18 +108,17 @@ func (s *seeder) into(volume *os.File, name string, src *os.File) (bool, error) 
 		return false, err
 	}
 	defer unix.Close(private)
-	tmp := "seed-" + name + ".tmp"
-	s.tmp = tmp
+	s.tmp = "seed-" + name + ".tmp"
 	if err := s.checkpoint("clean"); err != nil {
 		return false, err
 	}
-	if err := removeAll(private, tmp); err != nil {
+	if err := removeAll(private, s.tmp); err != nil {
 		return false, fmt.Errorf("cannot remove interrupted copy: %w", err)
 	}
-	if err := s.build(private, tmp, src); err != nil {
+	if err := s.build(private, s.tmp, src); err != nil {
 		return false, err
 	}
-	return true, s.publish(vol, private, tmp, name)
+	return true, s.publish(vol, private, s.tmp, name)
 }
 
 // build makes the whole copy as tmp.
