@@ -49,7 +49,7 @@ type Machine struct {
 // NewMachine returns a computer with a disk (nil for none).
 func NewMachine(t *testing.T, firmware machine.Firmware, disk *Disk) *Machine {
 	t.Helper()
-	m := &Machine{t: t, Config: machine.Config{Dir: t.TempDir(), Firmware: firmware}}
+	m := &Machine{t: t, Config: machine.Config{Dir: t.TempDir(), Firmware: firmware, FreshReset: true}}
 	if disk != nil {
 		m.Config.Disk = disk.Path
 	}
@@ -268,21 +268,10 @@ func (vm *VM) Reboot() {
 	vm.post("reboot")
 }
 
-// offAndOn restarts the guest in order by switching it off and on. Where much ran
-// before, a restart takes the emulator three times as long: it drops its translations
-// of what lay in memory one by one.
+// offAndOn restarts the guest in order by switching it off and on.
 func (vm *VM) offAndOn() *VM {
 	vm.t.Helper()
 	vm.PowerOff()
-	return vm.machine.Boot()
-}
-
-// restarted waits until the guest restarts the machine, which has NoReboot set, and
-// switches that on again, for what offAndOn says.
-func (vm *VM) restarted() *VM {
-	vm.t.Helper()
-	vm.Expect(`reboot: (Restarting system|machine restart)`, 2*bootTime)
-	vm.WaitPowerOff(commandTime)
 	return vm.machine.Boot()
 }
 

@@ -21,9 +21,8 @@ var ErrAgent = errors.New("no answer of the agent")
 // "<number> <exit status> <base64 of the output>".
 // AddAgent has it for a guest with systemd, the command probe for one without.
 type agent struct {
-	w io.Writer
-
 	mu      sync.Mutex
+	w       io.Writer
 	bootID  string // of the last "ready"
 	seen    string // boot ID that the last call used
 	next    int
@@ -37,17 +36,23 @@ type answer struct {
 	output []byte
 }
 
-func newAgent(w io.Writer) *agent {
-	return &agent{w: w, next: 1, answers: make(map[int]answer), changed: make(chan struct{})}
+func newAgent() *agent {
+	return &agent{next: 1, answers: make(map[int]answer), changed: make(chan struct{})}
 }
 
+// over has what is sent go to w.
+func (a *agent) over(w io.Writer) { a.update(func() { a.w = w }) }
+
+// end says that no answer comes any more.
+func (a *agent) end() { a.update(func() { a.closed = true }) }
+
+// readFrom takes answers until r ends; another reader may follow.
 func (a *agent) readFrom(r io.Reader) {
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, 16<<20)
 	for lines.Scan() {
 		a.update(func() { a.take(strings.Fields(lines.Text())) })
 	}
-	a.update(func() { a.closed = true })
 }
 
 func (a *agent) update(f func()) {
@@ -138,8 +143,9 @@ func (a *agent) send(command, before string) (id int, err error) {
 	a.mu.Lock()
 	id = a.next
 	a.next++
+	w := a.w
 	a.mu.Unlock()
-	_, err = fmt.Fprintf(a.w, "%s%d %s\n", before, id, base64.StdEncoding.EncodeToString([]byte(command)))
+	_, err = fmt.Fprintf(w, "%s%d %s\n", before, id, base64.StdEncoding.EncodeToString([]byte(command)))
 	return id, err
 }
 

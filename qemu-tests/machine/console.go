@@ -41,25 +41,33 @@ func newConsole(log io.Writer) *console {
 	return &console{log: log, start: time.Now(), grew: time.Now(), changed: make(chan struct{})}
 }
 
-// readFrom collects until r ends.
+// readFrom collects until r ends; another reader may follow.
 func (c *console) readFrom(r io.Reader) {
 	buf := make([]byte, 4096)
 	for {
 		n, err := r.Read(buf)
-		c.mu.Lock()
-		c.add(buf[:n])
-		c.grew = time.Now()
-		if err != nil {
-			c.closed = true
-			c.add([]byte("\n"))
-		}
-		close(c.changed)
-		c.changed = make(chan struct{})
-		c.mu.Unlock()
+		c.update(func() { c.add(buf[:n]) })
 		if err != nil {
 			return
 		}
 	}
+}
+
+// end says that nothing comes any more.
+func (c *console) end() {
+	c.update(func() {
+		c.closed = true
+		c.add([]byte("\n"))
+	})
+}
+
+func (c *console) update(f func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f()
+	c.grew = time.Now()
+	close(c.changed)
+	c.changed = make(chan struct{})
 }
 
 func (c *console) add(b []byte) {

@@ -115,7 +115,7 @@ func (g *Guest) humanMonitor(command string) (string, error) {
 	}
 	var text string
 	if err := json.Unmarshal(reply, &text); err != nil {
-		return "", g.monitorError(command, err)
+		return "", g.emulator().monitorError(command, err)
 	}
 	return strings.ReplaceAll(text, "\r", ""), nil
 }

@@ -18,7 +18,7 @@ func TestConsoleExpect(t *testing.T) {
 	var log bytes.Buffer
 	c := newConsole(&log)
 	done := make(chan struct{})
-	go func() { c.readFrom(r); close(done) }()
+	go func() { c.readFrom(r); c.end(); close(done) }()
 	// An escape sequence that comes in two pieces, colours, carriage returns.
 	for _, piece := range []string{"\x1b[2J\x1b[0", "1;01Hslot \x1b[1mb\x1b[0m: 2 ", "tries left\r\n", "slot a\r\n"} {
 		io.WriteString(w, piece)
@@ -49,8 +49,9 @@ func TestConsoleExpect(t *testing.T) {
 func TestAgentRun(t *testing.T) {
 	ours, guest := net.Pipe()
 	defer guest.Close()
-	a := newAgent(ours)
-	go a.readFrom(ours)
+	a := newAgent()
+	a.over(ours)
+	go func() { a.readFrom(ours); a.end() }()
 	requests := make(chan string, 1)
 	go func() {
 		// Firmware may write to the port before the agent is there.
@@ -80,8 +81,9 @@ func TestAgentRun(t *testing.T) {
 func TestAgentOfABootThatIsOver(t *testing.T) {
 	ours, guest := net.Pipe()
 	defer guest.Close()
-	a := newAgent(ours)
-	go a.readFrom(ours)
+	a := newAgent()
+	a.over(ours)
+	go func() { a.readFrom(ours); a.end() }()
 	requests := make(chan string, 3)
 	go func() {
 		lines := bufio.NewScanner(guest)

@@ -54,9 +54,13 @@ func startProcess(name string, args []string, files ...*os.File) (*process, erro
 // wait waits for the end of the process and returns what exec.Cmd.Wait did,
 // with the process's output.
 func (p *process) wait(timeout time.Duration) error {
+	timer := time.NewTimer(timeout)
+	defer timer.Stop()
 	select {
 	case <-p.done:
-	case <-time.After(timeout):
+	case <-timer.C:
+	}
+	if !p.ended() {
 		return fmt.Errorf("%s: %w after %s", p.cmd.Path, ErrStillRunning, timeout)
 	}
 	if p.err != nil {
