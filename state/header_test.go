@@ -119,7 +119,7 @@ func TestOpenVolumeLeavesTheHeaderToOthers(t *testing.T) {
 		t.Errorf("cryptsetup changes the header beside us: %s", out)
 	}
 	f.Close()
-	if out, err := add("20"); err != nil {
+	if out, err := add("120"); err != nil {
 		t.Errorf("cryptsetup luksAddKey while the volume is open: %v: %s", err, out)
 	}
 	if err := v.Close(); err != nil {

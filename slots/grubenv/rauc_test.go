@@ -82,7 +82,7 @@ bootname=B
 	service := exec.Command("rauc", "-c", conf, "service", "--override-boot-slot=A")
 	service.Env = j.environ
 	start(t, service)
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		if _, err := j.try("status"); err == nil {
 			return j
 		} else if time.Now().After(end) {
