@@ -35,6 +35,9 @@ func TestRootMemoryAfterHandOver(t *testing.T) {
 		"usr/lib/systemd/systemd": program, "usr/sbin/init": linkTo + "../lib/systemd/systemd",
 	}}.Build(t)
 	m := directMachine(t, disk)
+	// Whether a program's heap gets one huge page or two is chance, and so is whether anybody
+	// has read from one that holds nothing, which the kernel then keeps.
+	m.Config.Cmdline += " transparent_hugepage=never"
 	vm := m.Boot()
 	vm.UpIn("a")
 	goldentest.Check(t, "handed-over.start", vm.started())
@@ -110,9 +113,9 @@ func (vm *VM) started() string {
 
 // freeKiB is the memory that is free or programs' own once all caches are dropped, and all
 // the kernel says of it. The only program is the probe, which is the same in each boot; but
-// whether the kernel gives its heap one huge page of 2 MiB or two is chance. What a CPU keeps
-// of free pages, up to the low watermark of a zone, is not in MemFree: all of it after PID 1
-// has overwritten what is unused.
+// how much its heap has grown is chance. What a CPU keeps of free pages, up to the low
+// watermark of a zone, is not in MemFree: all of it after PID 1 has overwritten what is
+// unused.
 func (vm *VM) freeKiB() (kib int, told string) {
 	vm.t.Helper()
 	for range 3 {
