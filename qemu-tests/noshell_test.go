@@ -4,7 +4,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 )
 
 // presses is how many keys are pressed, about, half of them on the keyboard: each
@@ -54,7 +53,7 @@ func TestTrustNoShell(t *testing.T) {
 	vm = m.Boot()
 	vm.Expect(`sealroot: (restarting in|every slot failed|waiting)`, probeTime)
 	vm.hammer(presses() / 4)
-	vm.Expect(`Linux version`, 2*time.Minute) // by itself
+	vm.Expect(`Linux version`, probeTime) // by itself
 	vm.Never(noShell)
 	vm.Kill()
 }
