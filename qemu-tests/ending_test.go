@@ -34,7 +34,7 @@ var (
 
 // endProblems are what a console shows of the end of a machine that is not as it should be.
 func endProblems(console string) (problems []string) {
-	_, end, begun := strings.Cut(console, endBegins)
+	_, end, begun := strings.Cut(withoutStalls(console), endBegins)
 	before, after, moved := strings.Cut(end, endMoves)
 	if !begun || !moved {
 		return []string{"systemd-shutdown started no exit program"}
@@ -62,6 +62,7 @@ func TestEndProblemsRedControl(t *testing.T) {
 		begins = "[  312.5] " + endBegins + " and block devices.\n"
 		busy   = "[  315.1] (sd-umount)[547]: Failed to unmount /state: Device or resource busy\n[  315.2] EXT4-fs (vda10): re-mounted. Quota mode: none.\n"
 		moves  = "[  315.5] " + endMoves + "...\n"
+		stall  = "[  315.3] watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [(sd-umount):547]\n[  315.4] RIP: 0010:error_entry+0x1/0x10\n"
 		done   = "[  318.2] " + endDone + "\n[  318.3] reboot: Power down\n"
 	)
 	for _, tt := range []struct {
@@ -69,6 +70,8 @@ func TestEndProblemsRedControl(t *testing.T) {
 		good          bool
 	}{
 		{"in_order", "[  5.0] EXT4-fs error, long ago\n" + begins + busy + moves + done, true},
+		{"on_a_busy_host", begins + busy + stall + moves + stall + done, true},
+		{"a_disk_on_a_busy_host", begins + stall + "[  315.1] Buffer I/O error on dev dm-1, logical block 0\n" + moves + done, false},
 		{"no_exit_program", begins + busy + "[  315.5] systemd-shutdown[1]: Powering off.\n", false},
 		{"left_behind", begins + moves + "[  318.2] sealroot: exit: left behind: mount /oldstate\n[  318.3] reboot: Power down\n", false},
 		{"left_behind_as_well", begins + moves + "[  318.2] sealroot: exit: left behind: mount /oldstate\n" + done, false},

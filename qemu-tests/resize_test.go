@@ -199,10 +199,10 @@ func (r *resizing) atRandom(steps int, pause time.Duration) {
 }
 
 // kernelErrors are the lines by which the kernel tells of an error, in what its log has
-// more than before.
+// more than before. A host with too much to do is none.
 func kernelErrors(before, after string) string {
 	var bad []string
-	for line := range strings.Lines(strings.TrimPrefix(after, before)) {
+	for line := range strings.Lines(strings.TrimPrefix(withoutStalls(after), withoutStalls(before))) {
 		// <0> to <3> are the kernel's own with the levels up to error.
 		if regexp.MustCompile(`^<[0-3]>|(?i)EXT4-fs (error|warning)|JBD2: .*error|I/O error|abort|remounting|data loss`).MatchString(line) {
 			bad = append(bad, line)
