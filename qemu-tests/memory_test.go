@@ -11,7 +11,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -35,7 +34,7 @@ func TestStateMemoryAfterHandOver(t *testing.T) {
 	m.Config.MemoryMiB = memoryMiB
 	vm := m.Boot()
 	vm.Expect(`press any key`, probeTime)
-	recovery := regexp.MustCompile(`[a-z]{8}(-[a-z]{8}){7}`).FindString(vm.guest.Console())
+	recovery := shownKey(vm.guest.Console())
 	lines := codeLines(vm.guest.Console())
 	if len(lines) < 12 {
 		t.Fatalf("%d lines of a QR code on the console", len(lines))

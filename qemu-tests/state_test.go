@@ -118,7 +118,7 @@ func TestStateRecoveryKeyIsShown(t *testing.T) {
 	disk := Image{Edit: []string{"recovery: later", "recovery: show"}}.Build(t)
 	vm := directMachine(t, disk).WithTPM().Boot()
 	vm.Expect(`press any key`, probeTime)
-	key := regexp.MustCompile(`[a-z]{8}(-[a-z]{8}){7}`).FindString(vm.guest.Console())
+	key := shownKey(vm.guest.Console())
 	if key == "" {
 		t.Fatal("no recovery key on the console")
 	}
@@ -138,9 +138,14 @@ func TestStateRecoveryKeyIsShown(t *testing.T) {
 	}
 }
 
+// shownKey is the recovery key that a console shows.
+func shownKey(console string) string {
+	return regexp.MustCompile(`[a-z]{8}(-[a-z]{8}){7}`).FindString(withoutKernel(console))
+}
+
 // codeLines are those of the QR code that a console shows; colours are not kept.
 func codeLines(console string) []string {
-	return regexp.MustCompile(`[█▀][█▀▄ ]{40}`).FindAllString(console, -1)
+	return regexp.MustCompile(`[█▀][█▀▄ ]{40}`).FindAllString(withoutKernel(console), -1)
 }
 
 // readCode has zbarimg read the QR code that a console shows.
