@@ -3,6 +3,7 @@ package qemutests
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -130,8 +131,16 @@ func (r *resizing) shared() {
 	}
 	vm.Run("rm " + outside)
 	r.strayed(fmt.Sprintf("volume-stray %d", 16<<20))
-	if text := vm.Run("cat " + served); strings.Contains(text, "failed") {
-		t.Errorf("the service says:\n%s", text)
+	said := vm.Run("cat " + served)
+	t.Logf("the service says:\n%s", said)
+	list := servedDecisions(said)
+	for _, action := range []string{"grow", "shrink", "reserve"} {
+		if !slices.ContainsFunc(list, func(d decision) bool { return d.Action == action }) {
+			t.Errorf("the service tells of no %s", action)
+		}
+	}
+	if problem := unmended(list); problem != "" {
+		t.Errorf("the service: %s", problem)
 	}
 	r.whole("the service was at work")
 }
