@@ -38,7 +38,8 @@ const (
 //	volume-held: proves that what is not reserved is in balloons and in the record
 //	volume-to BYTES: one resize; tells how long it took
 //	volume-steps N FILES SEED DIR KEEP PAUSE: so many resizes at random beside a writer
-//	  that rests for so long after each file, and more until it has made so many
+//	  that rests for so long after each file, and more until it has made so many and the
+//	  volume has grown and shrunk twice
 //	volume-full DIR KEEP SEED FILE: FILE takes all that the state partition has, beside a
 //	  writer; then the volume is filled, too
 //	volume-stray BYTES|end: what resize2fs does to the mounted file system
@@ -123,8 +124,13 @@ type volumeStepped struct {
 	Took, Slowest          time.Duration
 }
 
-// moreSteps is how long steps may go on for the files.
-const moreSteps = 200 * time.Second
+const (
+	// moreSteps is how long steps may go on for the files, and for leastEach.
+	moreSteps = 200 * time.Second
+	// leastEach is how often a volume both grows and shrinks, if it can in that time: near
+	// to either end a step at random is refused.
+	leastEach = 2
+)
 
 func volumeSteps(a []string) (volumeStepped, error) {
 	n, err1 := strconv.Atoi(a[0])
@@ -140,7 +146,8 @@ func volumeSteps(a []string) (volumeStepped, error) {
 		var written atomic.Int64
 		end := writeBeside(a[3], keep, seed, pause, &written)
 		err = s.resize(v, rand.New(rand.NewPCG(seed, 2)), func(step int) bool {
-			return step < n || written.Load() < least && time.Since(began) < moreSteps
+			few := written.Load() < least || min(s.Grown, s.Shrunk) < leastEach
+			return step < n || few && time.Since(began) < moreSteps
 		})
 		made, werr := end()
 		s.Files, s.Took = made, time.Since(began)
