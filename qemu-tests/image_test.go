@@ -298,6 +298,9 @@ func (im Image) extraDir(t *testing.T) string {
 	if im.Commit {
 		tool(t, filepath.Join(rootDir, "sealroot/units/install"), dir, filepath.Join(buildDir, "sealroot"))
 	}
+	if im.Root != Probe {
+		im.patientSystemd(t, dir)
+	}
 	for name, content := range im.Extra {
 		if target, ok := strings.CutPrefix(content, linkTo); ok {
 			if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755); err != nil {
@@ -315,6 +318,22 @@ func (im Image) extraDir(t *testing.T) string {
 		writeFile(t, filepath.Join(dir, name), []byte(content), mode)
 	}
 	return dir
+}
+
+// patientSystemd gives units and devices as long as a busy host may take, where systemd has
+// 90 s, and what ends the machine nearly as long as a test waits for that.
+func (im Image) patientSystemd(t *testing.T, dir string) {
+	t.Helper()
+	writeFile(t, filepath.Join(dir, "usr/lib/systemd/system.conf.d/50-slow.conf"),
+		[]byte("[Manager]\nDefaultTimeoutStartSec=10min\nDefaultDeviceTimeoutSec=10min\nDefaultTimeoutStopSec=3min\n"), 0o644)
+	for name := range im.Extra {
+		if strings.Contains(name, "/sealroot-exit.service.d/") {
+			return // as that test has it
+		}
+	}
+	if im.Commit {
+		writeFile(t, filepath.Join(dir, "usr/lib/systemd/system/sealroot-exit.service.d/50-slow.conf"), []byte("[Service]\nTimeoutStopSec=3min\n"), 0o644)
+	}
 }
 
 // linkTo begins what Image.Extra has for a symbolic link, before its target.
