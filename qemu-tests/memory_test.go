@@ -32,44 +32,57 @@ func TestStateMemoryAfterHandOver(t *testing.T) {
 	disk := Image{Edit: show}.Build(t)
 	m := directMachine(t, disk).WithTPM()
 	m.Config.MemoryMiB = memoryMiB
-	vm := m.Boot()
-	vm.Expect(`press any key`, probeTime)
-	recovery := shownKey(vm.guest.Console())
-	lines := codeLines(vm.guest.Console())
-	if len(lines) < 12 {
-		t.Fatalf("%d lines of a QR code on the console", len(lines))
-	}
-	vm.Send(" ")
-	vm.UpIn("a")
-	created := vm.memory()
-	vm.PowerOff()
-	wanted := disk.secrets(t, m.Config.TPM)
-	wanted.hidden["recovery key"] = []byte(recovery)
-	wanted.hidden["line of its QR code"] = []byte(lines[11])
-	wanted.look(t, "created", created)
+	var wanted secrets
+	recovery := ""
+	look(t, "created", func() traces {
+		if recovery != "" { // another volume
+			disk = Image{Edit: show}.Build(t)
+			m.WithTPM().Config.Disk = disk.Path
+		}
+		vm := m.Boot()
+		vm.Expect(`press any key`, probeTime)
+		recovery = shownKey(vm.guest.Console())
+		lines := codeLines(vm.guest.Console())
+		if len(lines) < 12 {
+			t.Fatalf("%d lines of a QR code on the console", len(lines))
+		}
+		vm.Send(" ")
+		vm.UpIn("a")
+		created := vm.memory()
+		vm.PowerOff()
+		wanted = disk.secrets(t, m.Config.TPM)
+		wanted.hidden["recovery key"] = []byte(recovery)
+		wanted.hidden["line of its QR code"] = []byte(lines[11])
+		return wanted.find(t, created)
+	})
 
-	vm = m.Boot()
-	vm.UpIn("a")
-	wanted.look(t, "unlocked by the TPM", vm.memory())
-	vm.PowerOff()
+	look(t, "unlocked by the TPM", func() traces {
+		vm := m.Boot()
+		vm.UpIn("a")
+		defer vm.PowerOff()
+		return wanted.find(t, vm.memory())
+	})
 
 	ours := m.Config.TPM
-	vm = m.WithTPM().Boot()
-	vm.Expect(`type the recovery key`, probeTime)
-	vm.Send(recovery + "\r")
-	vm.Expect(`Type yes`, commandTime)
-	vm.Send("no\r")
-	vm.UpIn("a")
-	wanted.look(t, "unlocked by the recovery key", vm.memory())
-	vm.PowerOff()
+	m.WithTPM()
+	look(t, "unlocked by the recovery key", func() traces {
+		vm := m.Boot()
+		vm.Expect(`type the recovery key`, probeTime)
+		vm.Send(recovery + "\r")
+		vm.Expect(`Type yes`, commandTime)
+		vm.Send("no\r")
+		vm.UpIn("a")
+		defer vm.PowerOff()
+		return wanted.find(t, vm.memory())
+	})
 
 	m.Config.TPM, m.Config.Initrd = ours, initramfsOf(t, unwipedInit(t), show)
-	vm = m.Boot()
+	vm := m.Boot()
 	vm.UpIn("a")
-	found, keys, _ := wanted.find(t, vm.memory())
+	got := wanted.find(t, vm.memory())
 	vm.PowerOff()
-	if found["sealed secret"]+found["passphrase"] == 0 || found["keyslot's key"] == 0 || keys <= dmCryptKeys {
-		t.Errorf("control: an init that wipes nothing leaves %v and %d volume keys", found, keys)
+	if got.hidden["sealed secret"]+got.hidden["passphrase"] == 0 || got.hidden["keyslot's key"] == 0 || got.keys <= dmCryptKeys {
+		t.Errorf("control: an init that wipes nothing leaves %v and %d volume keys", got.hidden, got.keys)
 	}
 }
 
@@ -156,26 +169,46 @@ func pad(key []byte) []byte {
 	return out
 }
 
-// look holds a memory to what may be there.
-func (s secrets) look(t *testing.T, name, memory string) {
+// traces are what a memory holds of secrets.
+type traces struct {
+	hidden map[string]int // how often, by what it is
+	// keys is how often it holds the half of the volume key that there is more of.
+	keys  int
+	where []string // what lies beside each
+}
+
+// look holds the memory of a boot to what may be there. Where an interrupt comes while a CPU
+// has the volume key in its registers, the kernel may save these: with more of the key than
+// there should be, the same boot is done once more, and a leak is there again. Of all else,
+// which dm-crypt never has, once is enough.
+func look(t *testing.T, name string, boot func() traces) {
 	t.Helper()
-	found, keys, where := s.find(t, memory)
-	for what, n := range found {
-		if n > 0 {
-			t.Errorf("%s: %d times the %s", name, n, what)
+	got := boot()
+	all := []traces{got}
+	if got.keys > dmCryptKeys {
+		again := boot()
+		all = append(all, again)
+		got.keys = min(got.keys, again.keys)
+	}
+	for _, one := range all {
+		for what, n := range one.hidden {
+			if n > 0 {
+				t.Errorf("%s: %d times the %s", name, n, what)
+			}
 		}
 	}
-	if keys != dmCryptKeys {
-		t.Errorf("%s: %d times a half of the volume key, want %d", name, keys, dmCryptKeys)
+	if got.keys != dmCryptKeys {
+		t.Errorf("%s: %d times a half of the volume key, want %d", name, got.keys, dmCryptKeys)
 	}
-	if t.Failed() {
-		t.Logf("%s:\n%s", name, strings.Join(where, "\n"))
+	for _, one := range all {
+		if len(all) > 1 || t.Failed() {
+			t.Logf("%s, %d times a half of the volume key:\n%s", name, one.keys, strings.Join(one.where, "\n"))
+		}
 	}
 }
 
-// find counts what is hidden in a memory, and either half of the volume key,
-// whichever there is more of; where says what lies beside each.
-func (s secrets) find(t *testing.T, memory string) (found map[string]int, keys int, where []string) {
+// find counts what is hidden in a memory, and either half of the volume key, and removes it.
+func (s secrets) find(t *testing.T, memory string) (got traces) {
 	t.Helper()
 	f, err := os.Open(memory)
 	if err != nil {
@@ -183,7 +216,7 @@ func (s secrets) find(t *testing.T, memory string) (found map[string]int, keys i
 	}
 	defer func() { f.Close(); os.Remove(memory) }()
 	const step, most = 16 << 20, 128
-	found = map[string]int{}
+	got.hidden = map[string]int{}
 	var halves [2]int
 	buf := make([]byte, step+most)
 	for at := int64(0); ; at += step {
@@ -198,20 +231,21 @@ func (s secrets) find(t *testing.T, memory string) (found map[string]int, keys i
 					return
 				}
 				*n++
-				where = append(where, fmt.Sprintf("%s at %#x: %q", what, at+int64(from), around(buf, from, len(needle))))
+				got.where = append(got.where, fmt.Sprintf("%s at %#x: %q", what, at+int64(from), around(buf, from, len(needle))))
 			}
 		}
 		clear(buf[n:])
 		for what, needle := range s.hidden {
-			n := found[what]
+			n := got.hidden[what]
 			count(what, needle, &n)
-			found[what] = n
+			got.hidden[what] = n
 		}
 		for i := range halves {
 			count(fmt.Sprint("half ", i, " of the volume key"), s.key[32*i:][:32], &halves[i])
 		}
 		if err != nil {
-			return found, max(halves[0], halves[1]), where
+			got.keys = max(halves[0], halves[1])
+			return got
 		}
 	}
 }
