@@ -33,12 +33,16 @@ type wire struct {
 	mu      sync.Mutex
 	packets [][]byte
 	armed   bool
+	by      func() bool // with which command it is armed, too
 	how     func(command []byte, ask func([]byte) ([]byte, error)) ([]byte, error)
 }
 
 func (w *wire) between(command []byte, ask func([]byte) ([]byte, error)) ([]byte, error) {
 	w.mu.Lock()
 	how := ask
+	if !w.armed && w.by != nil {
+		w.armed = w.by()
+	}
 	if w.armed && w.how != nil {
 		how = func(command []byte) ([]byte, error) { return w.how(command, ask) }
 	}
@@ -55,14 +59,18 @@ func (w *wire) between(command []byte, ask func([]byte) ([]byte, error)) ([]byte
 func (w *wire) set(armed bool, how func(command []byte, ask func([]byte) ([]byte, error)) ([]byte, error)) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.packets, w.armed, w.how = nil, armed, how
+	w.packets, w.armed, w.by, w.how = nil, armed, nil, how
 }
 
-// arm has how answer from the next command on.
-func (w *wire) arm() {
+// armAt has how answer from the first command on that comes after a guest has shown a text:
+// whoever waits for that text himself may be late.
+func (w *wire) armAt(vm *VM, text string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.armed = true
+	w.by = func() bool {
+		time.Sleep(20 * time.Millisecond) // what it has written before is on its way
+		return strings.Contains(vm.guest.Console(), text)
+	}
 }
 
 // commands are the codes of all commands.
@@ -94,6 +102,9 @@ func code(packet []byte) uint32 { return binary.BigEndian.Uint32(packet[6:]) }
 func answer(code uint32) []byte {
 	return binary.BigEndian.AppendUint32([]byte{0x80, 0x01, 0, 0, 0, 10}, code)
 }
+
+// bootDisk is the line after which PID 1 asks a TPM for something.
+const bootDisk = "sealroot: boot disk /dev/vda"
 
 // Somebody listens on the TPM's bus while the state is made and unlocked, and hears
 // nothing of use. Then they answer for the TPM with a storage key of their own, and
@@ -163,8 +174,8 @@ func TestStateTPMBus(t *testing.T) {
 		m.Config.TPM, m.Config.NoReboot = tc.tpm, tc.unlocked == ""
 		w.set(false, tc.how)
 		vm := m.Boot()
-		began := vm.guestSeconds(`sealroot: boot disk /dev/vda`)
-		w.arm()
+		w.armAt(vm, bootDisk)
+		began := vm.guestSeconds(bootDisk)
 		if tc.unlocked == "" {
 			ended := vm.guestSeconds(tc.says)
 			m.place.Close()           // what waits takes nothing from others; this is the last boot

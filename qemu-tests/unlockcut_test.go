@@ -25,15 +25,14 @@ func TestStateCutsDuringUnlock(t *testing.T) {
 	vm.PowerOff()
 
 	cuts := []cut{
-		{"a session begins", isCommand(commandStartAuthSession), false},
-		{"the key is asked for", isCommand(commandUnseal), false},
-		{"the key was given out", isCommand(commandUnseal), true},
+		{name: "a session begins", at: isCommand(commandStartAuthSession), alone: true},
+		{name: "the key is asked for", at: isCommand(commandUnseal), alone: true},
+		{name: "the key was given out", at: isCommand(commandUnseal), alone: true, done: true},
 	}
 	if soaking() {
 		w.set(false, nil)
 		vm := m.Boot()
 		vm.Expect(unlocksNext, probeTime)
-		w.arm()
 		before := len(w.commands())
 		vm.UpIn("a")
 		all := len(w.commands()) - before
@@ -41,15 +40,16 @@ func TestStateCutsDuringUnlock(t *testing.T) {
 		const wanted = 40
 		for i := len(cuts); i < wanted; i++ {
 			at := all * i / wanted
-			cuts = append(cuts, cut{fmt.Sprintf("command %d of %d", at, all), func(n int, _ uint32) bool { return n == at }, i%2 == 1})
+			cuts = append(cuts, cut{name: fmt.Sprintf("command %d of %d", at, all), at: func(n int, _ uint32) bool { return n == at }, done: i%2 == 1})
 		}
 	}
 	for _, c := range cuts {
 		reached, off := make(chan struct{}), make(chan struct{})
-		w.set(false, c.how(reached, off))
+		// What nobody but PID 1 asks for, and that only then, may come as soon as it likes.
+		w.set(c.alone, c.how(reached, off))
 		vm := m.Boot()
+		w.armAt(vm, unlocksNext)
 		vm.Expect(unlocksNext, probeTime)
-		w.arm()
 		select {
 		case <-reached:
 		case <-time.After(probeTime):
@@ -73,9 +73,10 @@ const unlocksNext = `sealroot: slot a: sealroot-demo`
 // cut is the moment in which the power goes off: at a command, before the TPM gets
 // it or with its answer on the way.
 type cut struct {
-	name string
-	at   func(n int, code uint32) bool // n counts from 0
-	done bool
+	name  string
+	at    func(n int, code uint32) bool // n counts from 0, after unlocksNext if not alone
+	alone bool                          // no other program sends that
+	done  bool
 }
 
 func isCommand(wanted uint32) func(int, uint32) bool {
