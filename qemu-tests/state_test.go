@@ -234,14 +234,20 @@ func (vm *VM) recoveryKey() string {
 func TestStateKillDuringFirstBoot(t *testing.T) {
 	t.Parallel()
 	m := directMachine(t, Image{}.Build(t)).WithTPM()
+	seed := 1
+	if soaking() {
+		seed = number(t, "SEALROOT_SOAK_SEED", int(time.Now().UnixNano()%1e6)+1)
+	}
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(uint64(seed), 0))
 	for i := range 3 {
 		vm := m.Boot()
 		if vm.Expect(`sealroot: state: (first boot, creating|unlocked by)`, probeTime)[1] == "unlocked by" {
 			vm.Kill()
 			break // the last cut came when the volume was whole
 		}
-		// Whole creation takes some seconds here; the seed is in the log.
-		delay := time.Duration(rand.IntN(2500)) * time.Millisecond
+		// Whole creation takes some seconds here.
+		delay := time.Duration(random.IntN(2500)) * time.Millisecond
 		time.Sleep(delay)
 		vm.Kill()
 		t.Logf("cut %d after %s", i+1, delay)
