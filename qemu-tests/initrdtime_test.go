@@ -26,7 +26,7 @@ func checkInitrdTime(t *testing.T, vm *VM, r report.Report) {
 // of the stages in the report, and that of the hand-over, for which the kernel log has both
 // ends. (The clocks of that and of the others are not one.)
 func initrdProblem(analyzed, log string, stages time.Duration) string {
-	const slack = 500 * time.Millisecond
+	const slack = 3 * time.Second // a stall between the one clock and the other
 	got, err := initrdTime(analyzed)
 	if err != nil {
 		return err.Error()

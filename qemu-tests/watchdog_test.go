@@ -96,15 +96,15 @@ const pausesForEver = "\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00" 
 // next one leaves it out, and the committed slot stays as it was.
 func TestWatchdogHandedOver(t *testing.T) {
 	t.Parallel()
-	const seconds = 60 // more than a busy host may keep a command of the guest waiting
+	const seconds = 120 // more than a busy host may keep a command of the guest waiting
 	hangs, _ := madeLayer(t, "extra-hangs", "", "usr/sbin/init", pausesForEver)
 	disk := Image{
 		Kernel: "6.12",
-		Edit: []string{"tries: 3", "tries: 3\n  watchdog: {seconds: 60, handover: true}",
+		Edit: []string{"tries: 3", "tries: 3\n  watchdog: {seconds: 120, handover: true}",
 			"root: [image.crt]\n", "root: [image.crt]\n  layer: [image.crt]\n", "etc: overlay\n", "etc: overlay\nlayers_allowed: [extra-*]\n"},
 		Extra: map[string]string{
 			// mkinitramfs believes this; in truth the probe feeds, when it is told to.
-			"usr/lib/systemd/system.conf.d/watchdog.conf": "[Manager]\nRuntimeWatchdogSec=60s\n",
+			"usr/lib/systemd/system.conf.d/watchdog.conf": "[Manager]\nRuntimeWatchdogSec=120s\n",
 			"usr/share/layers/hangs.raw":                  hangs,
 		},
 	}.Build(t)
@@ -127,7 +127,7 @@ func TestWatchdogHandedOver(t *testing.T) {
 	// of which the first one hangs at once: somebody would have to feed the watchdog for
 	// as long as there is no place.
 	m.place.Close()
-	for end := time.Now().Add(3 * seconds / 2 * time.Second); time.Now().Before(end); time.Sleep(3 * time.Second) {
+	for end := time.Now().Add(5 * seconds / 4 * time.Second); time.Now().Before(end); time.Sleep(3 * time.Second) {
 		feed()
 	}
 	if again := vm.Report(); again.BootID != r.BootID {
