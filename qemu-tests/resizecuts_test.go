@@ -3,6 +3,7 @@ package qemutests
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -135,15 +136,17 @@ func (s resizeSample) run(t *testing.T) {
 	vm.Run("mkdir " + promisedDir)
 	random := rand.New(rand.NewPCG(s.seed, 0))
 	r.kill(vm, fmt.Sprintf("power cut 1 of %d", s.kills), random)
+	var drawOn func()
 	if s.classic { // while there is much to grow into
-		r.cutWrites(s)
+		drawOn = r.cutWrites(s)
 		r.kills(s, random)
 	} else {
 		r.kills(s, random)
-		r.cutWrites(s)
+		drawOn = r.cutWrites(s)
 	}
 	r.machine.place.Close()
 	r.jury.rest()
+	drawOn()
 	t.Logf("%s, of them %s for an image and a place", time.Since(began).Round(time.Second), waited.Round(time.Second))
 }
 
@@ -255,8 +258,8 @@ func (s resizeSample) controls() []*resizeControl {
 
 // cutWrites records what the loop writes, and judges disks that a cut leaves: after
 // flushes, and within epochs at random. Some of them are booted. The controls are
-// at the end of the record.
-func (r *resized) cutWrites(s resizeSample) {
+// at the end of the record. It returns what judgeLeft does.
+func (r *resized) cutWrites(s resizeSample) (drawOn func()) {
 	t := r.t
 	t.Helper()
 	base := r.disk.Copy(t)
@@ -311,35 +314,62 @@ func (r *resized) cutWrites(s resizeSample) {
 
 	some := *record
 	some.Entries = record.Entries[:ends[1]]
-	r.judgeLeft(s, m, base, &some, ends[0], before)
+	return r.judgeLeft(s, m, base, newLeftOver(s.cuts, &some, ends[0], before))
 }
 
-// judgeLeft judges disks that cuts after so many entries leave, and boots some.
-func (r *resized) judgeLeft(s resizeSample, m *Machine, base *Disk, record *writes.Record, first int, before *os.File) {
+// leftOver are the disks that cuts of a record leave, by their numbers in eachLeft, in an
+// order at random.
+type leftOver struct {
+	cuts   cuts
+	record *writes.Record
+	first  int // the first entry that a cut is after
+	before *os.File
+	order  []int
+}
+
+func newLeftOver(c cuts, record *writes.Record, first int, before *os.File) leftOver {
+	l := leftOver{cuts: c, record: record, first: first, before: before}
+	l.order = l.random().Perm(1 + len(writes.Epochs(record.Entries[first:])) + c.torn)
+	// The disk that the last boot left is always one of them.
+	i := slices.Index(l.order, 0)
+	l.order[0], l.order[i] = l.order[i], l.order[0]
+	return l
+}
+
+func (l leftOver) random() *rand.Rand { return rand.New(rand.NewPCG(l.cuts.seed, 0)) }
+
+// each does something with the disks from one place of the order up to another.
+func (l leftOver) each(t *testing.T, from, to int, do func(place int, left leftDisk)) {
+	t.Helper()
+	places := map[int]int{}
+	for i, n := range l.order[from:to] {
+		places[n] = from + i
+	}
+	random := l.random()
+	random.Perm(len(l.order)) // the disks are the same each time
+	n := 0
+	eachLeft(t, l.record, l.first, l.before, l.cuts, random, func(left leftDisk) {
+		if place, chosen := places[n]; chosen {
+			do(place, left)
+		}
+		n++
+	})
+}
+
+// judgeLeft judges disks that cuts leave, and boots some. What it returns is to be done
+// once all is judged: it draws more disks where these were all in one place of a resize.
+func (r *resized) judgeLeft(s resizeSample, m *Machine, base *Disk, l leftOver) (drawOn func()) {
 	t := r.t
 	t.Helper()
-	random := rand.New(rand.NewPCG(s.seed, 0))
-	total := 1 + len(writes.Epochs(record.Entries[first:])) + s.torn
-	order := random.Perm(total)
-	// The disk that the last boot left is always one of them.
-	i := slices.Index(order, 0)
-	order[0], order[i] = order[i], order[0]
+	most := len(l.order)
 	if s.flushes > 0 {
-		order = order[:min(total, s.flushes+s.torn)]
+		most = min(most, s.flushes+s.torn)
 	}
-	rank := map[int]int{}
-	for i, n := range order {
-		rank[n] = i
-	}
-	n, booted := 0, 0
-	eachLeft(t, record, first, before, s.cuts, random, func(left leftDisk) {
-		i, chosen := rank[n]
-		if n++; !chosen {
-			return
-		}
+	booted := 0
+	l.each(t, 0, most, func(place int, left leftDisk) {
 		d := left.disk.Clone()
 		r.jury.add(func() { r.jury.goodLeft("cut "+left.where, d) })
-		if s.boots > 0 && i >= s.boots {
+		if s.boots > 0 && place >= s.boots {
 			return
 		}
 		booted++
@@ -349,13 +379,28 @@ func (r *resized) judgeLeft(s resizeSample, m *Machine, base *Disk, record *writ
 			return r.up("boot after cut "+left.where, got)
 		})
 	})
+	places := map[string]int{}
 	r.jury.add(func() {
-		told, found := r.jury.told, len(r.jury.found)
-		t.Logf("%d disks of %d that a power cut leaves, %d of them booted and judged again, seed %d: %s", len(order), total, booted, s.seed, r.jury.summary())
-		if told == 0 || found < 2 {
-			t.Errorf("the cuts reach no resize: %d files promised, %d places", told, found)
-		}
+		maps.Copy(places, r.jury.found)
+		t.Logf("%d disks of %d that a power cut leaves, %d of them booted and judged again, seed %d: %s", most, len(l.order), booted, s.seed, r.jury.summary())
 	})
+	return func() {
+		t.Helper()
+		const atOnce = 8
+		reached := func() bool { return r.jury.told > 0 && len(places) > 1 }
+		for ; !reached() && most < len(l.order); most += atOnce {
+			l.each(t, most, min(most+atOnce, len(l.order)), func(_ int, left leftDisk) {
+				d := left.disk.Clone()
+				r.jury.add(func() { r.jury.goodLeft("cut "+left.where, d) })
+			})
+			r.jury.rest()
+			maps.Copy(places, r.jury.found)
+			t.Logf("%d disks more: %v", atOnce, places)
+		}
+		if !reached() {
+			t.Errorf("the cuts reach no resize: %d files promised, places %v", r.jury.told, places)
+		}
+	}
 }
 
 // controls wants a disk amid each of them to be found wrong, and one at its end good.
