@@ -65,6 +65,14 @@ own_apt() {
 fetch_packages() {
 	local dir=$1
 	shift
-	(cd "$dir" && patiently apt-get -q "${APT[@]}" download "$@") >"$dir/log" 2>&1 ||
+	(cd "$dir" && patiently download "$@") >"$dir/log" 2>&1 ||
 		{ cat "$dir/log" >&2; die "cannot download $*"; }
+}
+
+# download PACKAGE... reads the package list again when that fails: what it names may be
+# gone from the archive since.
+download() {
+	apt-get -q "${APT[@]}" download "$@" && return
+	apt-get -q "${APT[@]}" update -eany
+	return 1
 }
