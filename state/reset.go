@@ -124,22 +124,22 @@ func resetBegun(r io.ReaderAt, size int64) (by ResetBy, n int64, begun bool, err
 	return 0, 0, false, nil
 }
 
-// RoomAfterReset tells whether a new volume has room once encrypted.img in dir is
-// gone. Errors: ErrNoRoom, ErrNotImage.
-func RoomAfterReset(dir *os.File) error {
+// RoomAfterReset tells whether a new volume, with a file system f inside, has room once
+// encrypted.img in dir is gone. Errors: ErrNoRoom, ErrNotImage.
+func RoomAfterReset(dir *os.File, f Filesystem) error {
 	free, err := freeIn(dir)
 	if err != nil {
 		return err
 	}
-	f, err := openImage(dir, unix.O_RDONLY)
+	image, err := openImage(dir, unix.O_RDONLY)
 	if err == nil {
-		defer f.Close()
+		defer image.Close()
 		var held int64
-		held, err = allocated(f)
+		held, err = allocated(image)
 		free += held
 	}
 	if err == nil || errors.Is(err, ErrNoImage) {
-		_, err = PlanSizes(free)
+		_, err = SizesFor(f, free, 0)
 	}
 	return err
 }

@@ -27,13 +27,10 @@ const (
 	minApparent = 16 << 30
 )
 
-// PlanSizes divides an outer file system of which free bytes are available:
-// half of it is reserved for the encrypted volume, the rest is for what lies
-// beside it and for growing. ErrNoRoom when that is too little.
-func PlanSizes(free int64) (Sizes, error) { return SizesFor(Ext4, free, 0) }
-
-// SizesFor is PlanSizes for a volume with that file system, where want bytes are to be reserved in place of the half, as
-// far as there is room; 0: the half.
+// SizesFor divides an outer file system of which free bytes are available: half of it
+// is reserved for the encrypted volume, which has a file system f inside, the rest is
+// for what lies beside it and for growing. With want bytes those are reserved in place
+// of the half, as far as there is room; 0: the half. ErrNoRoom when free is too little.
 func SizesFor(f Filesystem, free, want int64) (Sizes, error) {
 	share := free / 2
 	if want > 0 {

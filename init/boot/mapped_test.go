@@ -142,7 +142,11 @@ func TestReportForgetsAClosedVolume(t *testing.T) {
 // outerWithVolume is a state partition with a volume in it.
 func outerWithVolume(t *testing.T) *os.File {
 	t.Helper()
-	dir := t.TempDir()
+	return volumeIn(t, t.TempDir())
+}
+
+func volumeIn(t *testing.T, dir string) *os.File {
+	t.Helper()
 	image, err := os.OpenFile(filepath.Join(dir, state.ImageName), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		t.Fatal(err)

@@ -123,7 +123,7 @@ func (b *boot) mayReset(ctx context.Context) error {
 			return err
 		}
 	}
-	return state.RoomAfterReset(b.volume.outer)
+	return state.RoomAfterReset(b.volume.outer, state.Filesystem(b.cfg.State.Filesystem))
 }
 
 // agreed asks for the word yes.

@@ -85,6 +85,36 @@ func TestResetFromOutside(t *testing.T) {
 	}
 }
 
+// Nothing is destroyed where the new volume would have no room, and btrfs needs more of it.
+func TestResetNeedsRoom(t *testing.T) {
+	for kind, begins := range map[state.Filesystem]bool{state.Ext4: true, state.Btrfs: false} {
+		t.Run(string(kind), func(t *testing.T) {
+			b, _ := testBoot(&person{lines: []string{"yes"}}, config.State{
+				Unlock: []string{config.UnlockPassphrase}, OnFailure: []string{config.FailurePrompt},
+				Create: config.CreateFirstBoot, Reset: config.ResetPresence, Filesystem: string(kind),
+			})
+			b.cmd.Reset = true
+			b.sys.Devices, b.sys.Mounter = &fakeDevices{t: t}, &mounttest.Recorder{FailAt: 1, FailWith: unix.EUCLEAN}
+			dir := t.TempDir()
+			if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=300M"); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { // volumeIn closes its directory first
+				if err := unix.Unmount(dir, 0); err != nil {
+					t.Error(err)
+				}
+			})
+			b.volume.outer = volumeIn(t, dir)
+			err := b.openVolume(t.Context())
+			_, begun, _ := state.ResetBegun(b.volume.outer)
+			said := strings.Join(b.report.Warnings, "\n")
+			if errors.Is(err, errReboot) != begins || begun != begins || strings.Contains(said, state.ErrNoRoom.Error()) == begins {
+				t.Errorf("openVolume() = %v, begun %v, want %v; warnings %q", err, begun, begins, said)
+			}
+		})
+	}
+}
+
 // The running system's request lies in the volume. One that is refused is gone, so
 // that it does not come true some day.
 func TestResetRequested(t *testing.T) {
