@@ -37,15 +37,15 @@ var (
 // boots on instead of rebooting. loader and log may be nil when there is none.
 func Apply(d Decision, store Store, loader Loader, log Log) error {
 	if d.Slots != nil {
-		if err := store.Save(d.Slots); err != nil {
-			return fmt.Errorf("cannot save the slots: %w", errors.Join(ErrStore, err))
+		if err := Save(store, d.Slots); err != nil {
+			return err
 		}
 	}
 	change := d.Log
 	var defaultErr error
 	if loader != nil && d.SetDefault != "" {
 		if err := loader.SetDefault(d.SetDefault); err != nil {
-			defaultErr = fmt.Errorf("cannot make slot %s the default: %w", d.SetDefault, errors.Join(ErrDefault, err))
+			defaultErr = defaultError(d.SetDefault, err)
 		}
 	}
 	hintErr := applyHint(d, loader)
@@ -55,37 +55,69 @@ func Apply(d Decision, store Store, loader Loader, log Log) error {
 	if change.Empty() {
 		return errors.Join(defaultErr, hintErr)
 	}
-	logErr := record(log, change)
+	logErr := Note(log, change)
 	if logErr != nil && change.SetArmed && d.Rearm != "" {
-		logErr = errors.Join(logErr, disarm(loader))
+		logErr = disarm(loader, logErr)
 	}
 	return errors.Join(defaultErr, hintErr, logErr)
 }
 
-// disarm takes a one-shot back that cannot be recorded.
-func disarm(loader Loader) error {
+// disarm takes a one-shot back that cannot be recorded; cause says why not.
+func disarm(loader Loader, cause error) error {
 	if err := loader.Clear(); err != nil {
-		return fmt.Errorf("cannot clear the one-shot: %w", err)
+		return fmt.Errorf("%w; and the one-shot stays: %w", cause, err)
+	}
+	return cause
+}
+
+// Save saves slots. Any error is ErrStore, and the store says what it was about.
+func Save(s Store, list []Slot) error {
+	if err := s.Save(list); err != nil {
+		return fmt.Errorf("%w: %w", ErrStore, err)
 	}
 	return nil
+}
+
+// Note makes a change of the boot log durable; without a log (nil) there is nothing to
+// do. Any error is ErrLog, and the log says what it was about.
+func Note(l Log, c LogChange) error {
+	if l == nil {
+		return nil
+	}
+	if err := l.Record(c); err != nil {
+		return fmt.Errorf("%w: %w", ErrLog, err)
+	}
+	return nil
+}
+
+// The loaders say what an error was about, but not for which slot.
+
+func armError(slot string, err error) error {
+	return fmt.Errorf("%w: slot %s: %w", ErrHint, slot, err)
+}
+
+func hintError(err error) error { return fmt.Errorf("%w: %w", ErrHint, err) }
+
+func defaultError(slot string, err error) error {
+	return fmt.Errorf("%w: slot %s: %w", ErrDefault, slot, err)
 }
 
 func applyHint(d Decision, loader Loader) error {
 	if loader == nil {
 		if d.Rearm != "" {
-			return fmt.Errorf("cannot arm slot %s: %w", d.Rearm, ErrHint)
+			return fmt.Errorf("%w: slot %s: no boot loader takes it", ErrHint, d.Rearm)
 		}
 		return nil
 	}
 	if d.Rearm != "" {
 		if err := loader.Arm(d.Rearm); err != nil {
-			return fmt.Errorf("cannot arm slot %s: %w", d.Rearm, errors.Join(ErrHint, err))
+			return armError(d.Rearm, err)
 		}
 		return nil
 	}
 	if d.ClearArmed {
 		if err := loader.Clear(); err != nil {
-			return fmt.Errorf("cannot clear the one-shot: %w", errors.Join(ErrHint, err))
+			return hintError(err)
 		}
 	}
 	return nil

@@ -31,7 +31,8 @@ type Commitment struct {
 //	         once: a kernel that does not come is remembered.
 //
 // Nothing is written that is so already. loader and log may be nil. All that
-// can be done is done; the errors are joined (ErrStore, ErrHint, ErrLog).
+// can be done is done; the errors are joined (ErrStore, ErrDefault, ErrHint,
+// ErrLog).
 func CommitNow(c Commitment, store Store, loader Loader, log Log) error {
 	before, err := store.Load()
 	if err != nil {
@@ -42,14 +43,14 @@ func CommitNow(c Commitment, store Store, loader Loader, log Log) error {
 		return err
 	}
 	var errs []error
-	if err := record(log, c.logChange(before)); err != nil {
+	if err := Note(log, c.logChange(before)); err != nil {
 		errs = append(errs, err)
 	}
 	// crash point: forgotten, not committed; the slot is still on trial or good
 	// It writes nothing when all is right, and mends a damaged copy of the table.
-	if err := store.Save(after); err != nil {
+	if err := Save(store, after); err != nil {
 		// the default must not leave a slot that is still good
-		return errors.Join(append(errs, fmt.Errorf("cannot commit slot %s: %w", c.Running, errors.Join(ErrStore, err)))...)
+		return errors.Join(append(errs, fmt.Errorf("cannot commit slot %s: %w", c.Running, err))...)
 	}
 	// crash point: committed; the default still names another committed slot
 	if loader != nil {
@@ -96,43 +97,33 @@ func (c Commitment) logChange(before []Slot) LogChange {
 	return change
 }
 
-func record(log Log, change LogChange) error {
-	if log == nil {
-		return nil
-	}
-	if err := log.Record(change); err != nil {
-		return fmt.Errorf("cannot write the boot log: %w", errors.Join(ErrLog, err))
-	}
-	return nil
-}
-
 // tell makes the loader agree; arm says that the one-shot may be armed.
 func (c Commitment) tell(after []Slot, loader Loader, log Log, arm bool) error {
 	if c.own() {
 		if err := loader.SetDefault(c.Running); err != nil {
-			return fmt.Errorf("cannot make slot %s the default: %w", c.Running, errors.Join(ErrHint, err))
+			return defaultError(c.Running, err)
 		}
 		// crash point: the one-shot loads the default
 	}
 	armed, err := loader.Get()
 	if err != nil {
-		return fmt.Errorf("cannot read the one-shot: %w", errors.Join(ErrHint, err))
+		return hintError(err)
 	}
 	switch {
 	case (c.own() || c.kernelDead()) && armed == c.Running:
 		if err := loader.Clear(); err != nil {
-			return fmt.Errorf("cannot clear the one-shot: %w", errors.Join(ErrHint, err))
+			return hintError(err)
 		}
 	case arm && !c.own() && (armed == "" || armed == c.Running) && c.wantsOwnKernel(after):
 		if armed == "" {
 			if err := loader.Arm(c.Running); err != nil {
-				return fmt.Errorf("cannot arm slot %s: %w", c.Running, errors.Join(ErrHint, err))
+				return armError(c.Running, err)
 			}
 		}
 		// crash point: armed without a record; a kernel that does not come is
 		// then tried once more
-		if err := record(log, LogChange{SetArmed: true, Armed: c.Running}); err != nil {
-			return errors.Join(err, disarm(loader))
+		if err := Note(log, LogChange{SetArmed: true, Armed: c.Running}); err != nil {
+			return disarm(loader, err)
 		}
 	}
 	return nil

@@ -67,7 +67,7 @@ func checkImage(f *os.File) error {
 // lockImage takes the flock that cryptsetup honours too, without waiting.
 func lockImage(f *os.File, how int) error {
 	if err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB); err != nil {
-		return fmt.Errorf("cannot lock %s: %w", ImageName, errors.Join(ErrInUse, err))
+		return fmt.Errorf("cannot lock %s: %w: %w", ImageName, ErrInUse, err)
 	}
 	return nil
 }

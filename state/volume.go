@@ -252,7 +252,7 @@ func (v *Volume) restore(dir *os.File, size, longest int64) error {
 	v.Mended = mended
 	sb, err := ReadSuperblock(v.crypt)
 	if err != nil {
-		return fmt.Errorf("cannot use the file system in %s: %w", ImageName, errors.Join(ErrDamaged, err))
+		return fmt.Errorf("cannot use the file system in %s: %w: %w", ImageName, ErrDamaged, err)
 	}
 	begin := int64(v.Header.DataOffset())
 	end := begin + sb.Bytes

@@ -19,7 +19,7 @@ var ErrKernel = errors.New("not an x86 Linux kernel (bzImage)")
 func KernelRelease(r io.ReaderAt) (string, error) {
 	var header [0x210]byte
 	if _, err := r.ReadAt(header[:], 0); err != nil {
-		return "", fmt.Errorf("cannot read kernel header: %w", errors.Join(ErrKernel, err))
+		return "", fmt.Errorf("cannot read kernel header: %w: %w", ErrKernel, err)
 	}
 	offset := binary.LittleEndian.Uint16(header[0x20e:])
 	if string(header[0x202:0x206]) != "HdrS" || offset == 0 {

@@ -111,7 +111,7 @@ func (c *Command) run(ctx context.Context, stdin io.Reader, stdout io.Writer, ar
 	cmd := exec.CommandContext(ctx, c.Argv[0], append(c.Argv[1:len(c.Argv):len(c.Argv)], args...)...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, stdout, c.Stderr
 	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("cannot sign with %q: %w", c.line(args...), errors.Join(ErrCommand, err))
+		return fmt.Errorf("cannot sign with %q: %w: %w", c.line(args...), ErrCommand, err)
 	}
 	return nil
 }

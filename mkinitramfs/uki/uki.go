@@ -175,7 +175,7 @@ func align(n uint64) uint64 { return (n + sectionAlignment - 1) &^ (sectionAlign
 func firstFree(stub string) (uint64, error) {
 	f, err := pe.Open(stub)
 	if err != nil {
-		return 0, fmt.Errorf("cannot read EFI stub %s: %w", stub, errors.Join(ErrStub, err))
+		return 0, fmt.Errorf("cannot read EFI stub %s: %w: %w", stub, ErrStub, err)
 	}
 	defer f.Close()
 	header, ok := f.OptionalHeader.(*pe.OptionalHeader64)

@@ -145,14 +145,12 @@ func (m Machine) Try(b Boot, slot string, tries int) error {
 	if err := m.BeginChange(); err != nil {
 		return err
 	}
-	if m.Log != nil {
-		if err := m.Log.Record(slots.LogChange{Forget: []string{slot}}); err != nil {
-			return fmt.Errorf("cannot write the boot log: %w", err)
-		}
+	if err := slots.Note(m.Log, slots.LogChange{Forget: []string{slot}}); err != nil {
+		return err
 	}
 	err = slots.Apply(d, m.Store, m.Loader, m.Log)
 	if err != nil && !errors.Is(err, slots.ErrStore) {
-		return fmt.Errorf("slot %s is on trial all the same, the next boot arms it: %w", slot, errors.Join(err, ErrUnarmed))
+		return fmt.Errorf("slot %s is %w; the next boot arms it: %w", slot, ErrUnarmed, err)
 	}
 	return err
 }

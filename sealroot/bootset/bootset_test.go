@@ -321,12 +321,12 @@ func TestTryCutAnywhere(t *testing.T) {
 	if got, want := strings.Join(whole.trace, ", "), "log, slots, arm b, log"; got != want {
 		t.Errorf("writes: got %s, want %s", got, want)
 	}
-	for n := range len(whole.trace) {
+	for n, which := range []error{slots.ErrLog, slots.ErrStore, slots.ErrHint, slots.ErrLog} {
 		d := start()
 		d.cut = n
 		err := d.machine().Try(inA, "b", 3)
-		if !errors.Is(err, errCut) {
-			t.Errorf("cut after %d: got error %v, want %v", n, err, errCut)
+		if !errors.Is(err, errCut) || !errors.Is(err, which) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("cut after %d: got error %q, want %v: %v", n, err, which, errCut)
 		}
 		if on := d.slots[1].State() == slots.Trial; errors.Is(err, ErrUnarmed) != on {
 			t.Errorf("cut after %d: slot b on trial: %v, and the error is %v", n, on, err)

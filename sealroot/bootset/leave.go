@@ -93,19 +93,19 @@ func (m Machine) leave(b Boot, l Leave, plan func([]slots.Slot) ([]slots.Slot, e
 		return Left{}, err
 	}
 	var errs []error
-	if err := m.record(slots.LogChange{Clear: []string{l.Slot}, Failures: []slots.Failure{l.Failure()}}); err != nil {
+	if err := slots.Note(m.Log, slots.LogChange{Clear: []string{l.Slot}, Failures: []slots.Failure{l.Failure()}}); err != nil {
 		errs = append(errs, err)
 	}
 	// crash point: a reason on record, the slot as it was
 	if !slices.Equal(before, after) {
-		if err := m.Store.Save(after); err != nil {
-			return Left{}, errors.Join(append(errs, fmt.Errorf("cannot save the slots: %w", errors.Join(slots.ErrStore, err)))...)
+		if err := slots.Save(m.Store, after); err != nil {
+			return Left{}, errors.Join(append(errs, err)...)
 		}
 	}
 	// crash point: left, and still what the loader starts
 	if m.Loader != nil {
 		if err := m.disarm(b, l.Slot, after); err != nil {
-			errs = append(errs, fmt.Errorf("cannot tell the boot loader: %w", errors.Join(slots.ErrHint, err)))
+			errs = append(errs, err)
 		}
 	}
 	left := Left{Slots: after}
@@ -113,16 +113,6 @@ func (m Machine) leave(b Boot, l Leave, plan func([]slots.Slot) ([]slots.Slot, e
 		left.Next = d.Slot
 	}
 	return left, errors.Join(errs...)
-}
-
-func (m Machine) record(c slots.LogChange) error {
-	if m.Log == nil {
-		return nil
-	}
-	if err := m.Log.Record(c); err != nil {
-		return fmt.Errorf("cannot write the boot log: %w", errors.Join(slots.ErrLog, err))
-	}
-	return nil
 }
 
 // disarm takes the slot's one-shot and its place as the loader's default.
@@ -137,7 +127,15 @@ func (m Machine) disarm(b Boot, slot string, after []slots.Slot) error {
 	if err == nil && armed == slot {
 		err = m.Loader.Clear()
 	}
-	return errors.Join(append(errs, err)...)
+	return errors.Join(append(errs, loaderError(slots.ErrHint, err))...)
+}
+
+// loaderError says which of a loader's settings was not written.
+func loaderError(which, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", which, err)
 }
 
 // replaceDefault finds a kernel for the loader to start instead of the slot's.
@@ -154,18 +152,18 @@ func (m Machine) replaceDefault(b Boot, slot, armed string, after []slots.Slot) 
 	dead := m.Failures[first.Name].Reason == slots.KernelNeverReached
 	switch {
 	case b.Loaded == first.Name, b.Running == "" && !dead:
-		return m.Loader.SetDefault(first.Name)
+		return loaderError(slots.ErrDefault, m.Loader.SetDefault(first.Name))
 	case dead, m.Unarmed, armed != "" && armed != slot && armed != first.Name:
 		return nil // the last: a trial waits for the one-shot
 	}
 	if armed != first.Name {
 		if err := m.Loader.Arm(first.Name); err != nil {
-			return err
+			return loaderError(slots.ErrHint, err)
 		}
 	}
 	// crash point: armed without a record; that the kernel does not come is not
 	// remembered then
-	return m.record(slots.LogChange{SetArmed: true, Armed: first.Name})
+	return slots.Note(m.Log, slots.LogChange{SetArmed: true, Armed: first.Name})
 }
 
 // StartsByDefault says whether the loader starts the slot without a one-shot. One

@@ -110,14 +110,11 @@ func (m Machine) Proved(slot string, f slots.Failure, refill int) (restored bool
 	if err := m.BeginChange(); err != nil {
 		return false, err
 	}
-	if err := m.Store.Save(after); err != nil {
-		return false, fmt.Errorf("cannot save the slots: %w", errors.Join(slots.ErrStore, err))
+	if err := slots.Save(m.Store, after); err != nil {
+		return false, err
 	}
 	// crash point: it has its place back, the old reason is still told
-	if err := m.Log.Record(slots.LogChange{Clear: []string{slot}}); err != nil {
-		return true, fmt.Errorf("cannot write the boot log: %w", errors.Join(slots.ErrLog, err))
-	}
-	return true, nil
+	return true, slots.Note(m.Log, slots.LogChange{Clear: []string{slot}})
 }
 
 // disproved says that a slot which verifies does not have this failure any

@@ -279,7 +279,7 @@ func decode(r io.ReaderAt, off int64) (Record, uint64, error) {
 	}
 	var rec Record
 	if err := json.Unmarshal(b[headerSize:], &rec); err != nil {
-		return Record{}, 0, fmt.Errorf("cannot read the boot log record at %d: %w", off, errors.Join(ErrFormat, err))
+		return Record{}, 0, fmt.Errorf("cannot read the boot log record at %d: %w: %w", off, ErrFormat, err)
 	}
 	return rec, sequence, nil
 }

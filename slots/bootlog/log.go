@@ -79,7 +79,7 @@ func (l Log) newest() (Record, uint64, int64, error) {
 	case err1 != nil && err2 != nil && l.blank():
 		return Record{}, 0, half, nil
 	case err1 != nil && err2 != nil:
-		return Record{}, 0, half, fmt.Errorf("cannot load the boot log: %w", errors.Join(ErrUnreadable, err1, err2))
+		return Record{}, 0, half, fmt.Errorf("cannot load the boot log: %w: %w; %w", ErrUnreadable, err1, err2)
 	case err2 != nil || err1 == nil && s1 >= s2:
 		return first, s1, 0, nil
 	}

@@ -18,7 +18,7 @@ func LoaderPartition(v Vars) (guid.GUID, error) {
 	}
 	g, err := guid.Parse(text)
 	if err != nil {
-		return guid.GUID{}, fmt.Errorf("cannot read LoaderDevicePartUUID: %w", errors.Join(ErrFormat, err))
+		return guid.GUID{}, fmt.Errorf("cannot read LoaderDevicePartUUID: %w: %w", ErrFormat, err)
 	}
 	return g, nil
 }

@@ -78,11 +78,11 @@ func Read(r io.ReaderAt, size int64, sectorSize int) (*Table, error) {
 		good = backup
 	}
 	if good == nil {
-		return nil, fmt.Errorf("cannot read the partition table: %w", errors.Join(ErrNoTable, primaryErr, backupErr))
+		return nil, fmt.Errorf("cannot read the partition table: %w: %w; %w", ErrNoTable, primaryErr, backupErr)
 	}
 	l, err := placeCopies(good, backupAt, sectorSize)
 	if err != nil {
-		return nil, fmt.Errorf("cannot read the partition table: %w", errors.Join(ErrNoTable, err))
+		return nil, fmt.Errorf("cannot read the partition table: %w: %w", ErrNoTable, err)
 	}
 	if primary != nil {
 		l.primary = primary.entriesLBA
