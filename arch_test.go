@@ -60,7 +60,7 @@ var allowed = map[string][]string{
 	"slots/esp":           {"slots"},
 	"slots/statetext":     {"slots"},
 	"slots/bls":           {"slots"},
-	"slots/manifest":      {"verity"},
+	"slots/manifest":      {"verity", "slots/gpt"},
 	"publickey":           {},
 	"verity":              {"publickey"},
 	"init/config":         {"verity", "slots", "slots/gpt", "slots/guid", "state/binds", "state/layout"},

@@ -19,17 +19,6 @@ import (
 // Layers in partitions of the slot (from: partition): the image of a layer is taken
 // apart into the parts that a root has, and each goes into a partition of its own.
 
-// layerPart says which partition a part of a layer goes into.
-func layerPart(name manifest.Name) gpt.Part {
-	switch name {
-	case manifest.Verity:
-		return gpt.Tree
-	case manifest.Signature:
-		return gpt.Sig
-	}
-	return gpt.Data
-}
-
 // unpackLayer writes the parts of a layer into the folder of the set.
 func (p *parts) unpackLayer(described manifest.Layer, l config.Layer) (manifest.Layer, error) {
 	im, image, err := openLayer(l, described.RootHash)
@@ -140,7 +129,11 @@ func layerSizes(asked map[string]int64, needs []layerNeed) (map[string]int64, er
 func placeInPartitions(disk *os.File, at map[string]partition, s set) error {
 	for _, l := range s.parts.inPartitions {
 		for _, part := range l.Parts {
-			to := at[gpt.LayerLabel(l.Name, s.name, layerPart(part.Name))]
+			of, ok := part.Name.Partition()
+			if !ok {
+				return fmt.Errorf("cannot place %s of layer %s: no partition is for it", part.Name, l.Name)
+			}
+			to := at[gpt.LayerLabel(l.Name, s.name, of)]
 			if err := copyFile(disk, to, filepath.Join(s.parts.dir, part.File)); err != nil {
 				return err
 			}

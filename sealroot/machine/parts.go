@@ -56,7 +56,11 @@ func stateType(dir string) string {
 // OpenPart opens a partition of a slot, or the part of one that holds image or
 // hash tree where they share it.
 func (m *Machine) OpenPart(slot string, part manifest.Name, write bool) (install.Partition, error) {
-	of, at := partitionOf(part), m.root.Verity.TreeAt()
+	of, ok := part.Partition()
+	if !ok {
+		return nil, fmt.Errorf("cannot open %s: %w", part, errNoPartition)
+	}
+	at := m.root.Verity.TreeAt()
 	if of == gpt.Tree && at != 0 {
 		of = gpt.Data
 	}
@@ -82,20 +86,16 @@ func (m *Machine) OpenPart(slot string, part manifest.Name, write bool) (install
 	return newWindow(d, at, d.Size())
 }
 
-// partitionOf is where a part lies that has a partition of its own.
-func partitionOf(part manifest.Name) gpt.Part {
-	switch part {
-	case manifest.Verity:
-		return gpt.Tree
-	case manifest.Signature:
-		return gpt.Sig
-	}
-	return gpt.Data
-}
+// errNoPartition: a part that is a file on the ESP.
+var errNoPartition = errors.New("no partition is for it")
 
 // OpenLayer opens a partition of a layer that lies in partitions of the slot.
 func (m *Machine) OpenLayer(slot, layer string, part manifest.Name, write bool) (install.Partition, error) {
-	p, err := m.disk.Partition(gpt.LayerLabel(layer, slot, partitionOf(part)))
+	of, ok := part.Partition()
+	if !ok {
+		return nil, fmt.Errorf("cannot open %s of layer %s: %w", part, layer, errNoPartition)
+	}
+	p, err := m.disk.Partition(gpt.LayerLabel(layer, slot, of))
 	if errors.Is(err, gpt.ErrNotFound) {
 		return nil, fmt.Errorf("%w: %w", install.ErrNoPartition, err)
 	}

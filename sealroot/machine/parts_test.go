@@ -16,7 +16,19 @@ import (
 	"sealroot/sealroot/install"
 	slotesp "sealroot/slots/esp"
 	"sealroot/slots/live"
+	"sealroot/slots/manifest"
 )
+
+// A part that is a file on the ESP is never taken for the image.
+func TestOpenPartOfTheESP(t *testing.T) {
+	m := &Machine{}
+	if _, err := m.OpenPart("a", manifest.Kernel, true); !errors.Is(err, errNoPartition) {
+		t.Errorf("OpenPart() = %v, want %v", err, errNoPartition)
+	}
+	if _, err := m.OpenLayer("a", "tools", manifest.UKI, true); !errors.Is(err, errNoPartition) {
+		t.Errorf("OpenLayer() = %v, want %v", err, errNoPartition)
+	}
+}
 
 // tree lists the files below dir with their content.
 func tree(t *testing.T, dir string) map[string]string {

@@ -46,6 +46,7 @@ import (
 	"slices"
 	"strings"
 
+	"sealroot/slots/gpt"
 	"sealroot/verity/osrelease"
 )
 
@@ -81,6 +82,20 @@ const (
 	Initrd    Name = "initrd"     // initramfs, for GRUB
 	UKI       Name = "uki"        // unified kernel image, for UEFI
 )
+
+// Partition is the partition of a slot, or of a layer in one, that a part goes into; not
+// ok for one that is no partition's.
+func (n Name) Partition() (part gpt.Part, ok bool) {
+	switch n {
+	case Signature:
+		return gpt.Sig, true
+	case Verity:
+		return gpt.Tree, true
+	case Root:
+		return gpt.Data, true
+	}
+	return 0, false
+}
 
 // Names are all parts in their order.
 func Names() []Name { return []Name{Signature, Verity, Root, Kernel, Initrd, UKI} }

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"sealroot/slots/gpt"
 	"sealroot/verity/signature"
 	"sealroot/verity/signature/sign"
 	"sealroot/verity/signature/signaturetest"
@@ -280,4 +281,23 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("%+v is read back as %+v, %v", m, again, err)
 		}
 	})
+}
+
+// Each part of a layer has a partition of its own, and what a loader reads has none.
+func TestPartition(t *testing.T) {
+	taken := map[gpt.Part]Name{}
+	for _, name := range Names() {
+		part, ok := name.Partition()
+		if ok != slices.Contains(LayerParts(), name) {
+			t.Errorf("%s: partition %d, %v", name, part, ok)
+		}
+		if other := taken[part]; ok && other != "" {
+			t.Errorf("%s and %s go into the same partition", name, other)
+		} else if ok {
+			taken[part] = name
+		}
+	}
+	if part, ok := Root.Partition(); part != gpt.Data || !ok {
+		t.Errorf("the root goes into partition %d, %v", part, ok)
+	}
 }
