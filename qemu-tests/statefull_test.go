@@ -60,8 +60,10 @@ func TestStatePartitionFull(t *testing.T) {
 		}
 		if tc.readOnly {
 			vm.Run("write /etc/volatile in memory")
-			if text := vm.Run("sealroot status"); !strings.Contains(text, full) {
-				t.Errorf("%s: sealroot status does not say it:\n%s", tc.name, text)
+			for command, says := range map[string]string{"sealroot status": full, "sealroot state status": "cannot reserve"} {
+				if text := vm.Run(command); !strings.Contains(text, says) {
+					t.Errorf("%s: %s does not say %q:\n%s", tc.name, command, says, text)
+				}
 			}
 		} else if output, status := vm.TryRun("cat /etc/volatile"); status == 0 {
 			t.Errorf("%s: what was in memory is there: %s", tc.name, output)

@@ -72,7 +72,7 @@ func TestMountWithoutRoom(t *testing.T) {
 			t.Errorf("%s: %v", size, err)
 		}
 		readOnly := slices.ContainsFunc(recorder.Steps(), func(s string) bool { return strings.HasPrefix(s, "mount -t ext4") && strings.Contains(s, "ro,") })
-		if warned := strings.Contains(strings.Join(b.report.Warnings, " "), state.ErrNoRoom.Error()); readOnly != want || warned != want {
+		if warned := strings.Contains(strings.Join(b.report.Warnings, " "), state.ErrNoRoom.Error()); readOnly != want || warned != want || (b.report.State.ReadOnly != "") != want {
 			t.Errorf("%s: warnings %q, steps %q, want read-only %v", size, b.report.Warnings, recorder.Steps(), want)
 		}
 	}

@@ -159,12 +159,12 @@ func (b *boot) openVolume(ctx context.Context) error {
 	}
 	readOnly := v.ReadOnly != nil
 	if readOnly {
-		b.warn("the encrypted volume is read-only: %v", v.ReadOnly)
+		b.tellReadOnly(v.ReadOnly)
 	}
 	root, err := b.mountVolume(v.Device(), v.Superblock.Type, readOnly)
 	if err != nil && !readOnly && v.Unsettled != nil { // its journal may have had no room to be replayed
 		v.ReadOnly, readOnly = v.Unsettled, true
-		b.warn("the encrypted volume is read-only: %v: %v", v.ReadOnly, err)
+		b.tellReadOnly(fmt.Errorf("%w: %w", v.ReadOnly, err))
 		root, err = b.mountVolume(v.Device(), v.Superblock.Type, true)
 	}
 	if err != nil {
@@ -194,7 +194,7 @@ func (b *boot) openVolume(ctx context.Context) error {
 
 // onlyRead mounts the volume anew, for reading: what it gave back is not to be had again.
 func (b *boot) onlyRead(v *state.Volume) error {
-	b.warn("the encrypted volume is read-only: %v", v.ReadOnly)
+	b.tellReadOnly(v.ReadOnly)
 	if err := b.unmountVolume(); err != nil {
 		return err
 	}
@@ -203,6 +203,12 @@ func (b *boot) onlyRead(v *state.Volume) error {
 		return err
 	}
 	return root.Close()
+}
+
+// tellReadOnly tells why the volume is read-only.
+func (b *boot) tellReadOnly(why error) {
+	b.report.State.ReadOnly = why.Error()
+	b.warn("the encrypted volume is read-only: %v", why)
 }
 
 // closeVolume takes the opened volume away again: what goes on without it must

@@ -104,6 +104,8 @@ type State struct {
 	Attempts      []string `json:"attempts,omitempty"` // what was tried before and why it failed
 	Recovery      string   `json:"recovery,omitempty"` // RecoveryNone, RecoveryEnrolled, RecoveryEscrowed, RecoveryWaiting
 	ReservedBytes int64    `json:"reserved_bytes,omitempty"`
+	// ReadOnly says why this boot had to leave the volume read-only; empty: it did not.
+	ReadOnly string `json:"read_only,omitempty"`
 	// Pinned tells whether the TPM has this volume for the machine's: yes; anew,
 	// since this boot, for a person opened it; no. Empty where the state is not
 	// sealed to the TPM, or is not open.

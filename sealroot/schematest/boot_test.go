@@ -22,7 +22,7 @@ func whole() report.Report {
 		},
 		State: report.State{
 			Unlocked: "recovery-key", Keyslot: 1, Token: -1, UUID: "uuid", Attempts: []string{"tpm2: no"},
-			Recovery: "waiting-to-be-shown", ReservedBytes: 1 << 30, Pinned: "yes", Reset: "key", ResetBegun: "key",
+			Recovery: "waiting-to-be-shown", ReservedBytes: 1 << 30, ReadOnly: "no room", Pinned: "yes", Reset: "key", ResetBegun: "key",
 		},
 		FellBack:              &report.Fallback{From: "b", Reason: "no commit", Class: "image"},
 		Disagreement:          &report.Disagreement{Loaded: "?", Wanted: "a", Why: "the one-shot was not followed"},

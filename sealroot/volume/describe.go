@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -159,21 +160,12 @@ func (d *Description) manage(f Facts) {
 }
 
 func (d *Description) readOnly(f Facts) {
-	if d.Volume != "open" {
+	if d.Volume != "open" || !f.ReadOnlyMount { // what was the matter at the boot is mended
 		return
 	}
-	const mark = "the encrypted volume is read-only: "
-	for _, w := range f.Report.Warnings {
-		if text, ok := strings.CutPrefix(w, mark); ok {
-			d.ReadOnly = text
-		}
-	}
-	if d.ReadOnly == "" && f.ReadOnlyMount {
-		d.ReadOnly = "its file system is mounted read-only: the kernel does that when it finds it damaged (see the kernel log)"
-	}
-	if d.ReadOnly != "" {
-		d.Problems = append(d.Problems, "the volume is read-only")
-	}
+	d.ReadOnly = cmp.Or(f.Report.State.ReadOnly,
+		"its file system is mounted read-only: the kernel does that when it finds it damaged (see the kernel log, and the warnings of this boot in sealroot status)")
+	d.Problems = append(d.Problems, "the volume is read-only")
 }
 
 func (d *Description) advise(h *luks2.Header, f Facts) {

@@ -48,6 +48,8 @@ func TestDescribe(t *testing.T) {
 		return &Image{Header: header(t, kinds...), Bytes: 16 << 30, Reserved: 1 << 29}
 	}
 	open := report.Report{State: report.State{UUID: uuid, Unlocked: "passphrase"}}
+	full := open
+	full.State.ReadOnly = "no room; free space"
 	for _, c := range []struct {
 		name  string
 		facts Facts
@@ -66,8 +68,9 @@ func TestDescribe(t *testing.T) {
 		{"key_file_alone", Facts{Report: open, Image: image(Unknown), KeyFile: true}, "recovery key  none", func(d Description) bool { return len(d.ToDo) == 0 }},
 		{"escrowed", Facts{Report: open, Image: image(Recovery), Escrow: true}, "escrowed", func(d Description) bool { return d.Recovery == "escrowed" }},
 		{"no_recovery_key", Facts{Report: open, Image: image(Unknown)}, "--new", func(d Description) bool { return d.Recovery == "none" && len(d.ToDo) == 1 }},
-		{"full_partition", Facts{Report: report.Report{State: open.State, Warnings: []string{"the encrypted volume is read-only: no room; free space"}}, Image: image(Passphrase), ReadOnlyMount: true},
+		{"full_partition", Facts{Report: full, Image: image(Passphrase), ReadOnlyMount: true},
 			"no room", func(d Description) bool { return strings.HasPrefix(d.ReadOnly, "no room") && len(d.Problems) == 1 }},
+		{"full_partition_repaired", Facts{Report: full, Image: image(Passphrase)}, "open", func(d Description) bool { return d.ReadOnly == "" && len(d.Problems) == 0 }},
 		{"damaged", Facts{Report: open, Image: image(Passphrase), ReadOnlyMount: true}, "kernel log", func(d Description) bool { return d.ReadOnly != "" }},
 		{"exchanged_on_the_disk", Facts{Report: report.Report{State: report.State{UUID: "other"}}, Image: image(Passphrase)}, "problem", func(d Description) bool { return len(d.Problems) == 1 }},
 		{"no_volume", Facts{Report: report.Report{State: report.State{Unlocked: "none"}}}, "none", func(d Description) bool { return d.Volume == "none" && len(d.Problems) == 0 }},
