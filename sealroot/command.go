@@ -19,8 +19,8 @@ import (
 	"sealroot/slots"
 )
 
-// maxReport bounds boot.json.
-const maxReport = 1 << 20
+// maxSmall bounds what is read of boot.json and of what else PID 1 leaves, in bytes.
+const maxSmall = 1 << 20
 
 // command is one run of a command.
 type command struct {
@@ -145,15 +145,11 @@ func (c *command) printJSON(v any) error {
 }
 
 func (c *command) readReport() ([]byte, error) {
-	f, err := os.Open(c.env.Report)
+	text, err := readSmall(c.env.Report)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%s is missing: %w", c.env.Report, errNotBooted)
 	}
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, maxReport))
+	return text, err
 }
 
 // booted is what the commands that write go by; they need the report.

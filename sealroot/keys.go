@@ -137,13 +137,22 @@ func (e Env) configuration() (config.Config, error) {
 	return c.WithDefaults(), nil
 }
 
+// readSmall reads a whole file. More than maxSmall bytes are an error: what is cut short
+// could be taken for the whole.
 func readSmall(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, maxReport))
+	text, err := io.ReadAll(io.LimitReader(f, maxSmall+1))
+	if err == nil && len(text) > maxSmall {
+		err = fmt.Errorf("%s has more than %d bytes", path, maxSmall)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return text, nil
 }
 
 // lookAtTPM opens the TPM, if there is one, and finds out what the image that runs

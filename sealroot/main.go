@@ -1,6 +1,9 @@
-// Command sealroot is for the running system: it tells how the machine was
-// booted, keeps the slot that runs, puts another one on trial, and hands out
-// the recovery key.
+// Command sealroot is for the running system: it tells how the machine was booted
+// and what is mounted why; keeps the slot that runs, installs images into the other
+// one, with layers over them, and puts that on trial; unlocks, resizes, repairs and
+// resets the encrypted state, and changes its keys. Its service divides the state
+// partition between the volume and what lies beside it. A part of it acts on a disk,
+// or a disk's image, of another machine. verbs.go has all of it.
 package main
 
 import (

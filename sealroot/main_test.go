@@ -346,3 +346,16 @@ func TestKernelThatIsNotKnown(t *testing.T) {
 		}
 	}
 }
+
+// What is longer than it may be is not taken for what it begins with.
+func TestReadSmall(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "report")
+	for size, fits := range map[int]bool{maxSmall: true, maxSmall + 1: false} {
+		if err := os.WriteFile(path, make([]byte, size), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if text, err := readSmall(path); fits != (err == nil) || fits != (len(text) == size) {
+			t.Errorf("%d bytes: %d are read, %v", size, len(text), err)
+		}
+	}
+}

@@ -2,8 +2,11 @@
 // encrypted.img on the state partition: create it once, open it at every boot.
 //
 // State is derived from what is on the disk, never journaled. The invariant at
-// every instant, also after a power cut: the inner file system's size plus the
-// LUKS2 data offset is at most what is reserved in the outer file system.
+// every instant, also after a power cut: what the inner file system may write to
+// is reserved in the outer file system. That is header, keyslots and all that it
+// spans, but for holes: what it gave back, each in a balloon, a file inside that
+// nobody writes to, and in the record beside encrypted.img. Where a boot finds
+// less and cannot make it good, the volume is read-only (Volume.ReadOnly).
 //
 // Crash points of Create: until the file has its name nothing exists, because
 // it is made with O_TMPFILE; the name is given only after everything in it is

@@ -6,16 +6,17 @@ import (
 	"sealroot/state/layout"
 )
 
-// Sizes of encrypted.img, in bytes. All are multiples of BlockSize.
+// Sizes are those of a new encrypted.img, in bytes. All are multiples of BlockSize.
 //
 // The file is never over-committed: Reserved bytes are allocated in the outer
 // file system from the first day, so that a write inside can never fail for
-// want of room outside. Its apparent size is larger, because the loop and
-// dm-crypt devices take their size from it once and growing later then needs
-// neither a reload of the device nor the volume key. The cap on the apparent
-// size bounds what a stray resize2fs could claim.
+// want of room outside. Later the volume may give back what it holds in balloons
+// (package resize), and the file has holes there. Its apparent size is larger,
+// because the loop and dm-crypt devices take their size from it once and growing
+// later then needs neither a reload of the device nor the volume key. The cap on
+// the apparent size bounds what a stray resize2fs could claim.
 type Sizes struct {
-	Reserved int64 // allocated: header, keyslots and the whole inner file system
+	Reserved int64 // allocated when it is made: header, keyslots and the whole inner file system
 	Apparent int64 // st_size of the file, where it is Oversized
 }
 

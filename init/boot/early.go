@@ -92,7 +92,7 @@ func (b *boot) restoreSysRq() {
 // configure reads the configuration from the initramfs and what the kernel
 // command line may say.
 func (b *boot) configure() error {
-	text, err := readBounded(config.Path, 1<<20)
+	text, err := readBounded(config.Path, config.MaxSize)
 	if err != nil {
 		return fmt.Errorf("cannot read the configuration: %w", err)
 	}

@@ -2,6 +2,7 @@ package boot
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"time"
@@ -90,12 +91,20 @@ func NewSystem(log *Log, random io.Reader, program string) *System {
 	}
 }
 
-// readBounded reads a whole file of at most limit bytes.
+// readBounded reads a whole file. More than limit bytes are an error: what is cut short
+// could be taken for the whole.
 func readBounded(path string, limit int64) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, limit))
+	text, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(text)) > limit {
+		err = fmt.Errorf("%s has more than %d bytes", path, limit)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return text, nil
 }

@@ -8,9 +8,9 @@ import (
 	"strings"
 )
 
-// maxSize bounds the text that Encode writes and Parse reads, in bytes: MaxLayers layers
+// MaxSize bounds the text that Encode writes and Parse reads, in bytes: MaxLayers layers
 // with images have 110 KiB of it, with as many names that may be added.
-const maxSize = 256 << 10
+const MaxSize = 256 << 10
 
 // Parse is Decode, and then the rules of Validate. Errors are joined *Problem
 // values.
@@ -33,7 +33,7 @@ func Parse(data []byte) (*Config, error) {
 // PID 1 leaves it at that: mkinitramfs has validated what it puts beside PID 1,
 // and whoever could change one could change the other. Errors are *Problem.
 func Decode(data []byte) (*Config, error) {
-	if len(data) > maxSize {
+	if len(data) > MaxSize {
 		return nil, &Problem{Reason: fmt.Sprintf("%d bytes are too many", len(data))}
 	}
 	if err := checkKeys(data); err != nil {
@@ -55,8 +55,8 @@ func (c *Config) Encode() ([]byte, error) {
 		return nil, fmt.Errorf("cannot encode configuration: %w", err)
 	}
 	b = append(b, '\n')
-	if len(b) > maxSize {
-		return nil, &Problem{Reason: fmt.Sprintf("it has %d bytes in the initramfs, at most %d", len(b), maxSize)}
+	if len(b) > MaxSize {
+		return nil, &Problem{Reason: fmt.Sprintf("it has %d bytes in the initramfs, at most %d", len(b), MaxSize)}
 	}
 	return b, nil
 }

@@ -59,7 +59,7 @@ func TestEncodeFits(t *testing.T) {
 	if got, err := Parse(text); err != nil || len(got.Layers) != MaxLayers {
 		t.Errorf("Parse of %d bytes with %d layers = %v", len(text), MaxLayers, err)
 	}
-	c.Name = strings.Repeat("x", maxSize)
+	c.Name = strings.Repeat("x", MaxSize)
 	if text, err := c.Encode(); text != nil || !errors.Is(err, ErrInvalid) {
 		t.Errorf("Encode of what Parse refuses = %d bytes, %v; want %v", len(text), err, ErrInvalid)
 	}
@@ -100,7 +100,7 @@ func TestParseFailsClosed(t *testing.T) {
 	}
 	for name, text := range map[string]string{
 		"empty": "", "cut": good[:len(good)-3], "trailing": good + "{}", "list": "[]", "null": "null", "number": "1",
-		"too_long": good + strings.Repeat(" ", maxSize), "deep": strings.Repeat(`{"boot":`, 20000), "brackets": strings.Repeat("[", 20000),
+		"too_long": good + strings.Repeat(" ", MaxSize), "deep": strings.Repeat(`{"boot":`, 20000), "brackets": strings.Repeat("[", 20000),
 	} {
 		t.Run(name, func(t *testing.T) {
 			if c, err := Parse([]byte(text)); c != nil || !errors.Is(err, ErrInvalid) {

@@ -13,7 +13,8 @@ import (
 	"sealroot/slots/live"
 )
 
-// maxConfig bounds what is read of it.
+// maxConfig bounds what is read of a configuration, in bytes. It is more than
+// config.MaxSize: a newer one may have more.
 const maxConfig = 1 << 20
 
 // firmware is what this machine's can do.
@@ -63,7 +64,10 @@ func readConfig(path string) (config.Config, error) {
 		return config.Config{}, fmt.Errorf("cannot read the configuration: %w", err)
 	}
 	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxConfig))
+	text, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
+	if err == nil && len(text) > maxConfig {
+		err = fmt.Errorf("more than %d bytes", maxConfig)
+	}
 	var c config.Config
 	if err == nil {
 		err = json.Unmarshal(text, &c)

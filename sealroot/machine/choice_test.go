@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"bytes"
 	"errors"
 	"io/fs"
 	"os"
@@ -69,6 +70,13 @@ func TestChosen(t *testing.T) {
 	}
 	if _, err := readConfig(path); err == nil {
 		t.Error("a configuration that cannot be read was taken for none")
+	}
+	long := append([]byte("{}"), bytes.Repeat([]byte(" "), maxConfig)...)
+	if err := os.WriteFile(path, long, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := readConfig(path); err == nil {
+		t.Error("a configuration that was cut short was taken for a whole one")
 	}
 }
 

@@ -4,6 +4,7 @@ package live
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -64,6 +65,9 @@ func (l LoaderConf) read() (string, error) {
 		return "", err
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxConf))
+	b, err := io.ReadAll(io.LimitReader(f, maxConf+1))
+	if err == nil && len(b) > maxConf { // it is written anew, and nothing of it may be lost
+		err = fmt.Errorf("%s has more than %d bytes", l.path(), maxConf)
+	}
 	return string(b), err
 }

@@ -137,3 +137,22 @@ func TestSystemdBootWritesNothingTwice(t *testing.T) {
 		t.Errorf("in loader/: %v, %v", names, err)
 	}
 }
+
+// A loader.conf that is not read whole is not written anew.
+func TestLongLoaderConf(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, esp.LoaderConf)
+	long := strings.Repeat("# a remark\n", maxConf/11+1)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(long), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := LoaderConf(dir).SetDefault("b"); err == nil {
+		t.Error("SetDefault() goes on")
+	}
+	if now, err := os.ReadFile(path); err != nil || string(now) != long {
+		t.Errorf("loader.conf has %d bytes, %v, want %d as before", len(now), err, len(long))
+	}
+}
