@@ -88,16 +88,18 @@ func unlockState(c *command) action {
 		if err != nil {
 			return err
 		}
-		u.UUID, u.ReadOnly = v.Header.UUID(), v.ReadOnly != nil
-		if err := c.mountUnlocked(dir, v); err != nil {
+		if err := v.Mount(dir, c.mounting()); err != nil {
 			return errors.Join(err, v.Close())
 		}
-		u.ReadOnly = v.ReadOnly != nil
+		u.UUID, u.ReadOnly = v.Header.UUID(), v.ReadOnly != nil
 		// The devices stay when this program has ended.
 		c.result.Data = u
 		c.say("volume %s is open at %s, over what this boot has in memory there", u.UUID, u.Mounted)
 		if v.ReadOnly != nil {
 			c.say("it is read-only: %v", v.ReadOnly)
+		}
+		if v.Unreplayed != nil {
+			c.say("its journal, which may hold the latest changes, cannot be replayed in this boot: %v", v.Unreplayed)
 		}
 		if err := c.dropVoucher(); err != nil {
 			c.say("%v", err)
@@ -228,34 +230,19 @@ func (c *command) dropVoucher() error {
 	return nil
 }
 
-// mountUnlocked mounts the volume as PID 1 would have.
-func (c *command) mountUnlocked(dir *os.File, v *state.Volume) error {
-	fs := mount.Filesystem{
-		Type: string(v.Superblock.Type), Source: v.Device(), Options: v.Superblock.Type.MountOptions(),
-		Attr: mount.NoSUID | mount.NoDev | mount.NoExec,
-	}
-	if v.ReadOnly != nil {
-		fs.Options = append(fs.Options, "ro")
-	}
-	if err := c.env.Mounter.MountIn(fs, mount.Place{Root: c.env.State, Path: state.MountDir}); err != nil {
-		if v.ReadOnly == nil && v.Unsettled != nil { // its journal may have had no room to be replayed
-			v.ReadOnly = v.Unsettled
-			return c.mountUnlocked(dir, v)
+// mounting mounts the volume as PID 1 would have.
+func (c *command) mounting() state.Mounting {
+	place := mount.Place{Root: c.env.State, Path: state.MountDir}
+	unmount := func() error { return c.env.Mounter.Unmount(c.env.volume()) }
+	return state.Mounting{Unmount: unmount, Mount: func(device string, f state.Filesystem, options []string) (*os.File, error) {
+		fs := mount.Filesystem{Type: string(f), Source: device, Options: options, Attr: mount.NoSUID | mount.NoDev | mount.NoExec}
+		if err := c.env.Mounter.MountIn(fs, place); err != nil {
+			return nil, err
 		}
-		return fmt.Errorf("cannot mount the volume: %w", err)
-	}
-	root, err := os.Open(c.env.volume())
-	if err != nil {
-		return errors.Join(err, c.env.Mounter.Unmount(c.env.volume()))
-	}
-	was := v.ReadOnly
-	v.Settle(dir, root)
-	root.Close()
-	if was == nil && v.ReadOnly != nil { // what it gave back is not to be had again
-		if err := c.env.Mounter.Unmount(c.env.volume()); err != nil {
-			return err
+		root, err := os.Open(c.env.volume())
+		if err != nil {
+			return nil, errors.Join(err, unmount())
 		}
-		return c.mountUnlocked(dir, v)
-	}
-	return nil
+		return root, nil
+	}}
 }

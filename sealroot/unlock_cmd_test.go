@@ -8,10 +8,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"sealroot/init/config"
+	"sealroot/mount"
 	"sealroot/mount/mounttest"
 	"sealroot/sealroot/volume"
 	"sealroot/state"
@@ -215,5 +219,53 @@ func TestStateUnlockRefuses(t *testing.T) {
 				t.Errorf("changed: %v, mapped: %v, steps %q", !bytes.Equal(after, before), devices.key != nil, recorder.Steps())
 			}
 		})
+	}
+}
+
+// noReplay is a kernel that has no room to replay a journal.
+type noReplay struct{ *mounttest.Recorder }
+
+func (n noReplay) MountIn(fs mount.Filesystem, where mount.Place) error {
+	if err := n.Recorder.MountIn(fs, where); err != nil || slices.Contains(fs.Options, state.Ext4.NoReplay()) {
+		return err
+	}
+	return unix.ENOSPC
+}
+
+// TestStateUnlockOnAFullPartition: a volume that PID 1 would have mounted read-only and
+// without its journal is mounted so.
+func TestStateUnlockOnAFullPartition(t *testing.T) {
+	s, _, recorder := degraded(t)
+	s.close()
+	s.env.Mounter = noReplay{recorder}
+	image, err := os.ReadFile(s.image())
+	if err == nil {
+		err = unix.Mount("tmpfs", s.env.State, "tmpfs", 0, "size=40M")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(s.env.State, unix.MNT_DETACH); err != nil { // the volume stays open
+			t.Error(err)
+		}
+	})
+	if err := errors.Join(os.WriteFile(s.image(), image[:16<<20], 0o600), os.Truncate(s.image(), 256<<20), os.Mkdir(s.env.volume(), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	out := s.ok("state", "unlock", "--json", "--recovery-key-file", s.file(string(s.recovery)))
+	var got struct {
+		Messages []string
+		Data     unlocked
+	}
+	if err := json.Unmarshal([]byte(out), &got); err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Join(got.Messages, "\n")
+	if !got.Data.ReadOnly || !strings.Contains(text, state.ErrNoRoom.Error()) || !strings.Contains(text, "its journal, which may hold the latest changes, cannot be replayed") {
+		t.Errorf("read-only %v:\n%s", got.Data.ReadOnly, text)
+	}
+	if mounts := recorder.Steps(); len(mounts) != 2 || !strings.Contains(mounts[0], "ro") || !strings.Contains(mounts[1], state.Ext4.NoReplay()) {
+		t.Errorf("steps %q", mounts)
 	}
 }

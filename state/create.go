@@ -24,11 +24,8 @@ type CreateParams struct {
 	// Enroll adds the keyslots and tokens by which the volume can be opened
 	// again; a volume without any keyslot is refused.
 	Enroll func(h *luks2.Header, volumeKey []byte) (*luks2.Header, error)
-	// Mount mounts the new file system and opens its root directory. When it
-	// fails nothing is mounted.
-	Mount func(device string) (root *os.File, err error)
-	// Unmount undoes Mount when a later step fails.
-	Unmount func() error
+	// Mounting mounts the new file system, and unmounts it when a later step fails.
+	Mounting
 	// Fill puts the first files into the mounted volume; may be nil.
 	Fill func(root *os.File) error
 	// Replaces is the volume of that name, by PrebuiltOf; it gives its room, and at the end its name.
@@ -165,7 +162,11 @@ func (v *Volume) makeFilesystem(p CreateParams) (*os.File, error) {
 	if err := WriteFilesystem(v.crypt, p.Filesystem, p.Rand); err != nil {
 		return nil, fmt.Errorf("cannot make the file system in %s: %w", ImageName, err)
 	}
-	return p.Mount(v.crypt.Path())
+	root, err := p.Mount(v.Device(), p.Filesystem, p.Filesystem.MountOptions())
+	if err != nil {
+		return nil, fmt.Errorf("cannot mount the encrypted volume: %w", err)
+	}
+	return root, nil
 }
 
 // name makes everything durable and then gives the file its name.

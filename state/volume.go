@@ -51,6 +51,9 @@ type Volume struct {
 	// balloons hold it. Until then nothing but the mount may write, and a file system that
 	// needs a check is ReadOnly.
 	Unsettled error
+	// Unreplayed says why Mount left the journal alone: what is in the volume is older than
+	// what was written to it last, and nothing makes it writable in this boot.
+	Unreplayed error
 	// Superblock is the inner file system's when the volume was opened. Mended: a power
 	// cut had torn it.
 	Superblock Superblock

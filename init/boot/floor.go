@@ -12,6 +12,7 @@ import (
 	"sealroot/init/report"
 	"sealroot/mount"
 	"sealroot/slots"
+	"sealroot/state"
 	"sealroot/state/floor"
 	"sealroot/state/tpm"
 	"sealroot/state/tpm/pcrsig"
@@ -109,14 +110,14 @@ func (b *boot) makeFloor(ctx context.Context, keyID []byte) error {
 // keepFloor raises the floor as the running system asked for, once the volume is
 // open and before the PCRs of the policy are closed. Where the TPM has lost the
 // floor a person has opened the volume, and what is asked for there is the floor.
-func (b *boot) keepFloor(ctx context.Context, keyID []byte) error {
+func (b *boot) keepFloor(ctx context.Context, v *state.Volume) error {
 	if !b.cfg.Trust.RollbackFloor {
 		return nil
 	}
-	if err := b.floorFor(keyID); err != nil {
+	if err := b.floorFor(v.KeyID); err != nil {
 		b.sys.Log.Warn("%v", err)
 	}
-	if b.volume.unreplayed && b.rollback.lost != nil {
+	if v.Unreplayed != nil && b.rollback.lost != nil {
 		return nil // what is there may be older than what was asked for
 	}
 	asked, err := askedFloor()
@@ -126,7 +127,7 @@ func (b *boot) keepFloor(ctx context.Context, keyID []byte) error {
 			return nil // what cannot be read must not become a floor of zero
 		}
 	}
-	return b.settleFloor(ctx, asked, keyID)
+	return b.settleFloor(ctx, asked, v.KeyID)
 }
 
 // settleFloor is keepFloor once it is known what was asked for.

@@ -13,32 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sealroot/init/config"
-	"sealroot/mount"
 	"sealroot/mount/mounttest"
 	"sealroot/state"
 	"sealroot/state/luks2"
 )
-
-// A journal that cannot be replayed keeps nobody from reading the volume; a volume that is
-// to be writable is not mounted without it.
-func TestMountWithoutReplay(t *testing.T) {
-	for _, kind := range []state.Filesystem{state.Ext4, state.Btrfs} {
-		for _, readOnly := range []bool{true, false} {
-			b, _ := testBoot(&person{}, config.State{})
-			recorder := &mounttest.Recorder{FailAt: 1, FailWith: errors.New("no space left on device")}
-			b.sys.Mounter = recorder
-			_, err := b.mountVolume("/dev/dm-9", kind, readOnly) // nothing is there to be opened
-			if err == nil {
-				t.Fatal("the root of what was not mounted was opened")
-			}
-			steps := recorder.Steps()
-			without := slices.ContainsFunc(steps, func(s string) bool { return strings.Contains(s, "ro") && strings.Contains(s, kind.NoReplay()) })
-			if warned := len(b.report.Warnings) == 1; without != readOnly || warned != readOnly || errors.Is(err, recorder.FailWith) == readOnly {
-				t.Errorf("%s, read-only %v: %q, %v, warned %v", kind, readOnly, steps, err, warned)
-			}
-		}
-	}
-}
 
 // Where there was no room to reserve what the volume spans, a journal that cannot be
 // replayed has it read-only; with room, the boot has no volume.
@@ -76,45 +54,6 @@ func TestMountWithoutRoom(t *testing.T) {
 			t.Errorf("%s: warnings %q, steps %q, want read-only %v", size, b.report.Warnings, recorder.Steps(), want)
 		}
 	}
-}
-
-// The options are those that the kernel takes: an ext4 whose journal is full of changes,
-// on a device that cannot be written to, is mounted with them alone.
-func TestReadWithoutReplay(t *testing.T) {
-	dir := t.TempDir()
-	disk, copied, where := filepath.Join(dir, "disk"), filepath.Join(dir, "copied"), filepath.Join(dir, "mount")
-	run := func(name string, args ...string) string {
-		t.Helper()
-		out, err := exec.Command(name, args...).CombinedOutput()
-		if err != nil {
-			t.Fatalf("%s %q: %v: %s", name, args, err, out)
-		}
-		return strings.TrimSpace(string(out))
-	}
-	if err := errors.Join(os.WriteFile(disk, nil, 0o600), os.Truncate(disk, 64<<20), os.Mkdir(where, 0o700)); err != nil {
-		t.Fatal(err)
-	}
-	run("mkfs.ext4", "-q", disk)
-	run("mount", "-o", "loop", disk, where)
-	if err := os.WriteFile(filepath.Join(where, "file"), []byte("text"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	run("sync", "-f", where)
-	run("cp", disk, copied) // as a cut leaves it: the journal has it all
-	run("umount", where)
-	node := run("losetup", "--find", "--show", "--read-only", copied)
-	defer run("losetup", "--detach", node)
-	at := mount.Place{Root: dir, Path: "mount"}
-	fs := mount.Filesystem{Type: "ext4", Source: node, Options: []string{"ro"}}
-	if err := (mount.Kernel{}).MountIn(fs, at); err == nil {
-		run("umount", where)
-		t.Fatal("control: a journal was replayed on a read-only device")
-	}
-	fs.Options = append(fs.Options, state.Ext4.NoReplay())
-	if err := (mount.Kernel{}).MountIn(fs, at); err != nil {
-		t.Fatal(err)
-	}
-	run("umount", where)
 }
 
 // A first boot that was cut while the kernel wrote the superblock of btrfs: it is mended

@@ -50,13 +50,12 @@ func (b *boot) firstBoot(ctx context.Context, prebuilt *state.Prebuilt) error {
 		b.sys.Log.Info("state: the volume that came with the image is replaced")
 	}
 	b.sys.Log.Info("state: first boot, creating the encrypted volume")
-	filesystem := state.Filesystem(b.cfg.State.Filesystem)
 	var recovery, manage []byte
 	defer func() { clear(recovery); clear(manage) }()
 	v, err := state.Create(b.volume.outer, b.sys.Devices, state.CreateParams{
 		Label:      b.cfg.Name,
 		Rand:       b.randomness(ctx),
-		Filesystem: filesystem,
+		Filesystem: state.Filesystem(b.cfg.State.Filesystem),
 		Device:     state.DeviceSize(b.cfg.State.Device),
 		Replaces:   prebuilt,
 		Enroll: func(h *luks2.Header, key []byte) (*luks2.Header, error) {
@@ -77,9 +76,8 @@ func (b *boot) firstBoot(ctx context.Context, prebuilt *state.Prebuilt) error {
 			h, manage, err = b.enrollManage(ctx, h, key)
 			return h, err
 		},
-		Mount:   func(device string) (*os.File, error) { return b.mountVolume(device, filesystem, false) },
-		Unmount: b.unmountVolume,
-		Fill:    func(root *os.File) error { return fillVolume(root, recovery, manage) },
+		Mounting: b.mounting(),
+		Fill:     func(root *os.File) error { return fillVolume(root, recovery, manage) },
 	})
 	if err != nil {
 		return stateError(createReason(err), "cannot create the encrypted volume: %w", err)

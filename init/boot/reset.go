@@ -254,7 +254,7 @@ func (b *boot) finishReset(ctx context.Context, by state.ResetBy) error {
 // is closed, and the machine restarts without it; a request that is refused is
 // removed, so that it does not come true in a later boot that nobody thinks of it in.
 func (b *boot) obeyRequest(ctx context.Context, v *state.Volume) error {
-	if b.volume.unreplayed { // it may have been taken back since
+	if v.Unreplayed != nil { // it may have been taken back since
 		b.warn("a factory reset, if one was asked for, waits until the journal of the encrypted volume is replayed")
 		return nil
 	}

@@ -275,8 +275,8 @@ func finished(s *sealed, reset bool) {
 // What a volume says whose journal was not replayed may have been taken back since.
 func TestRequestWaitsForTheJournal(t *testing.T) {
 	b, _ := testBoot(&person{}, config.State{})
-	b.volume.unreplayed = true
-	if err := b.obeyRequest(t.Context(), nil); err != nil || !strings.Contains(strings.Join(b.report.Warnings, "\n"), "waits until the journal") {
+	v := &state.Volume{Unreplayed: unix.ENOSPC}
+	if err := b.obeyRequest(t.Context(), v); err != nil || !strings.Contains(strings.Join(b.report.Warnings, "\n"), "waits until the journal") {
 		t.Errorf("obeyRequest() = %v, warnings %q", err, b.report.Warnings)
 	}
 }

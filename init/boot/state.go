@@ -24,8 +24,6 @@ import (
 type openedState struct {
 	outer  *os.File // root of the state partition's file system
 	volume *state.Volume
-	// unreplayed: the volume is mounted without its journal, which may hold what is newer.
-	unreplayed bool
 }
 
 // readOnly tells whether nothing may be written to the volume.
@@ -157,28 +155,19 @@ func (b *boot) openVolume(ctx context.Context) error {
 		v.ReadOnly = err
 		b.setDegraded(err)
 	}
-	readOnly := v.ReadOnly != nil
-	if readOnly {
-		b.tellReadOnly(v.ReadOnly)
+	err = v.Mount(b.volume.outer, b.mounting())
+	if v.ReadOnly != nil {
+		b.report.State.ReadOnly = v.ReadOnly.Error()
+		b.warn("the encrypted volume is read-only: %v", v.ReadOnly)
 	}
-	root, err := b.mountVolume(v.Device(), v.Superblock.Type, readOnly)
-	if err != nil && !readOnly && v.Unsettled != nil { // its journal may have had no room to be replayed
-		v.ReadOnly, readOnly = v.Unsettled, true
-		b.tellReadOnly(fmt.Errorf("%w: %w", v.ReadOnly, err))
-		root, err = b.mountVolume(v.Device(), v.Superblock.Type, true)
+	if v.Unreplayed != nil {
+		b.warn("the encrypted volume: cannot replay its journal, which may hold the latest changes: %v", v.Unreplayed)
 	}
 	if err != nil {
 		return stateError(slots.StateDamaged, "%w", errors.Join(err, v.Close()))
 	}
-	v.Settle(b.volume.outer, root)
-	root.Close()
-	if v.ReadOnly != nil && !readOnly {
-		if err := b.onlyRead(v); err != nil {
-			return stateError(slots.StateDamaged, "%w", errors.Join(err, v.Close()))
-		}
-	}
 	b.volume.volume = v
-	if err := b.keepFloor(ctx, v.KeyID); err != nil {
+	if err := b.keepFloor(ctx, v); err != nil {
 		return errors.Join(err, b.closeVolume())
 	}
 	if err := b.obeyRequest(ctx, v); err != nil {
@@ -190,25 +179,6 @@ func (b *boot) openVolume(ctx context.Context) error {
 	b.describe(v)
 	b.setMarks(ctx, v)
 	return nil
-}
-
-// onlyRead mounts the volume anew, for reading: what it gave back is not to be had again.
-func (b *boot) onlyRead(v *state.Volume) error {
-	b.tellReadOnly(v.ReadOnly)
-	if err := b.unmountVolume(); err != nil {
-		return err
-	}
-	root, err := b.mountVolume(v.Device(), v.Superblock.Type, true)
-	if err != nil {
-		return err
-	}
-	return root.Close()
-}
-
-// tellReadOnly tells why the volume is read-only.
-func (b *boot) tellReadOnly(why error) {
-	b.report.State.ReadOnly = why.Error()
-	b.warn("the encrypted volume is read-only: %v", why)
 }
 
 // closeVolume takes the opened volume away again: what goes on without it must
@@ -241,30 +211,15 @@ func unlockReason(err error) slots.Reason {
 // volumeAttr are the attributes at /state/encrypted; each bind has its own.
 const volumeAttr = mount.NoSUID | mount.NoDev | mount.NoExec
 
-// mountVolume mounts the volume and opens its root; on error it is not mounted.
-// Read-only is the file system and not the mount: the running system makes it writable
-// (sealroot state repair), and what is bound from here with it. The kernel replays the
-// journal of that too, for which there may be no room: then it is left for the next boot.
-func (b *boot) mountVolume(device string, kind state.Filesystem, readOnly bool) (*os.File, error) {
-	fs := mount.Filesystem{Type: string(kind), Source: device, Options: kind.MountOptions(), Attr: volumeAttr}
-	if readOnly {
-		fs.Options = append(fs.Options, "ro")
-	}
-	place := mount.Place{Root: stateDir, Path: state.MountDir}
-	err := b.mountIn(fs, place)
-	if err != nil && readOnly {
-		fs.Options = append(fs.Options, kind.NoReplay())
-		if dev, rerr := os.Open(device); rerr == nil { // or a remount could write beside the journal
-			_ = unix.IoctlSetPointerInt(int(dev.Fd()), unix.BLKROSET, 1)
-			dev.Close()
-		}
-		if b.mountIn(fs, place) == nil {
-			b.warn("the encrypted volume: cannot replay its journal, which may hold the latest changes: %v", err)
-			b.volume.unreplayed, err = true, nil
-		}
-	}
-	if err != nil {
-		return nil, fmt.Errorf("cannot mount the encrypted volume: %w", err)
+// mounting is how the volume is mounted at /state/encrypted.
+func (b *boot) mounting() state.Mounting {
+	return state.Mounting{Mount: b.mountVolume, Unmount: b.unmountVolume}
+}
+
+func (b *boot) mountVolume(device string, kind state.Filesystem, options []string) (*os.File, error) {
+	fs := mount.Filesystem{Type: string(kind), Source: device, Options: options, Attr: volumeAttr}
+	if err := b.mountIn(fs, mount.Place{Root: stateDir, Path: state.MountDir}); err != nil {
+		return nil, err
 	}
 	b.volumeFS = fs
 	root, err := openDir(encryptedDir)
