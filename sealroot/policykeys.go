@@ -81,9 +81,9 @@ func opensBy(s config.State, n neededKeys, sealed string) bool {
 	if !s.TPM2.Signed() {
 		return sealed == s.SealedUnder()
 	}
-	policy, keys, pin := config.SignedWords(sealed)
-	lacks := func(key string) bool { return !slices.Contains(keys, key) }
-	return policy == s.TPM2.Policy && pin == s.TPM2.PIN && !slices.ContainsFunc(n.records, lacks) &&
+	next := config.ParseSealed(sealed)
+	lacks := func(key string) bool { return !slices.Contains(next.Keys(), key) }
+	return next.Policy == s.TPM2.Policy && next.PIN == s.TPM2.PIN && !slices.ContainsFunc(n.records, lacks) &&
 		slices.ContainsFunc(n.tokens, func(key string) bool { return !lacks(key) })
 }
 
@@ -120,7 +120,7 @@ func (c *command) noSlotLeft(r report.Report, key string) error {
 		if err != nil {
 			why = "has unknown PCR policy keys (" + err.Error() + ")"
 		}
-		if _, keys, _ := config.SignedWords(sealed); !slices.Contains(keys, key) {
+		if !slices.Contains(config.ParseSealed(sealed).Keys(), key) {
 			return fmt.Errorf("cannot enrol the TPM: slot %s %s and could not open the state any more; sealroot replicate, or an update, frees it, --burn gives that slot up: %w", slot.Name, why, bootset.ErrRefused)
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 
 	"sealroot/init/config"
 	"sealroot/init/report"
@@ -92,19 +91,13 @@ func nextOpens(cfg config.Config, key string, records []string, m manifest.Manif
 // although it is not pinned under that, as enrol.Adopts has it. The token must not
 // need the signatures of a key that the image does not have.
 func adopted(cfg config.Config, key, sealed string) bool {
-	words := strings.Fields(sealed)
-	if len(words) == 0 {
+	next := config.ParseSealed(sealed)
+	switch {
+	case next.Policy == "", next.Policy == config.SealedNothing, next.PIN != cfg.State.TPM2.PIN: // it takes no token of the other kind
+		return false
+	case !enrol.Adopts(cfg.Boot.Loader, next.Policy):
 		return false
 	}
-	if pin := words[len(words)-1] == config.SealedPIN; pin != cfg.State.TPM2.PIN {
-		return false // it takes no token of the other kind
-	}
-	policy, next := words[0], ""
-	if len(words) > 1 {
-		next = words[1]
-	}
-	if policy == "nothing" || !enrol.Adopts(cfg.Boot.Loader, policy) {
-		return false
-	}
-	return !cfg.State.TPM2.Signed() || next == key
+	keys := next.Keys()
+	return !cfg.State.TPM2.Signed() || len(keys) > 0 && keys[0] == key
 }

@@ -6,8 +6,50 @@ import (
 	"strings"
 )
 
-// SealedPIN is the last word of SealedUnder where a PIN is needed.
-const SealedPIN = "pin"
+// SealedNothing is the policy of an image that opens nothing with the TPM.
+const SealedNothing = "nothing"
+
+// sealedPIN is the last word of the line where a PIN is needed.
+const sealedPIN = "pin"
+
+// Sealed is what an image opens the state by with the TPM.
+type Sealed struct {
+	Policy string   // as in state.tpm2.policy, or SealedNothing
+	Rest   []string // of a signed policy the keys, as in SealedUnder; else PCRs
+	PIN    bool     // one is needed
+}
+
+// String is Sealed in one line, for ParseSealed.
+func (s Sealed) String() string {
+	words := append([]string{s.Policy}, s.Rest...)
+	if s.PIN {
+		words = append(words, sealedPIN)
+	}
+	return strings.Join(words, " ")
+}
+
+// Keys are the fingerprints of the PCR policy keys of a signed policy, the present one
+// first; none of any other.
+func (s Sealed) Keys() []string {
+	if !(TPM2{Policy: s.Policy}).Signed() {
+		return nil
+	}
+	return s.Rest
+}
+
+// ParseSealed takes a line of SealedUnder apart. Of a blank one, as an image has whose
+// builder did not say, it is the zero value.
+func ParseSealed(line string) Sealed {
+	words := strings.Fields(line)
+	if len(words) == 0 {
+		return Sealed{}
+	}
+	s := Sealed{Policy: words[0], Rest: words[1:]}
+	if n := len(s.Rest); n > 0 && s.Rest[n-1] == sealedPIN {
+		s.Rest, s.PIN = s.Rest[:n-1], true
+	}
+	return s
+}
 
 // SealedUnder is in one line what an image opens the state by with the TPM, and
 // whether a PIN is needed: two images open the same volume only when theirs are
@@ -15,33 +57,17 @@ const SealedPIN = "pin"
 // the PCR policy keys in hex, the present one first, which signed policies have.
 func (s State) SealedUnder(keys ...string) string {
 	if !s.can(UnlockTPM2) {
-		return "nothing"
+		return SealedNothing
 	}
-	words := []string{s.TPM2.Policy}
+	sealed := Sealed{Policy: s.TPM2.Policy, PIN: s.TPM2.PIN}
 	if s.TPM2.Signed() {
-		words = append(words, keys...)
+		sealed.Rest = keys
 	} else {
 		for _, pcr := range slices.Sorted(slices.Values(s.TPM2.PCRs)) {
-			words = append(words, strconv.Itoa(pcr))
+			sealed.Rest = append(sealed.Rest, strconv.Itoa(pcr))
 		}
 	}
-	if s.TPM2.PIN {
-		words = append(words, SealedPIN)
-	}
-	return strings.Join(words, " ")
-}
-
-// SignedWords takes a line of SealedUnder apart where the policy is a signed one.
-func SignedWords(sealed string) (policy string, keys []string, pin bool) {
-	words := strings.Fields(sealed)
-	if len(words) == 0 || !(TPM2{Policy: words[0]}).Signed() {
-		return "", nil, false
-	}
-	keys = words[1:]
-	if n := len(keys); n > 0 && keys[n-1] == SealedPIN {
-		keys, pin = keys[:n-1], true
-	}
-	return words[0], keys, pin
+	return sealed.String()
 }
 
 // PerImage lists those of fixed PCRs that another image changes.

@@ -24,24 +24,32 @@ func TestSealedUnder(t *testing.T) {
 	}
 }
 
-func TestSignedWords(t *testing.T) {
+func TestParseSealed(t *testing.T) {
 	two := State{Unlock: []string{UnlockTPM2}, TPM2: TPM2{Policy: PolicySignedPCR11And7, PIN: true}}
 	for _, tt := range []struct {
-		line, policy string
-		keys         []string
-		pin          bool
+		line string
+		want Sealed
+		keys []string
 	}{
-		{two.SealedUnder("ab", "cd"), PolicySignedPCR11And7, []string{"ab", "cd"}, true},
-		{"signed-pcr11+4 ab", PolicySignedPCR11And4, []string{"ab"}, false},
-		{"signed-pcr11+7 pin", PolicySignedPCR11And7, []string{}, true},
-		{"signed-pcr11+7", PolicySignedPCR11And7, []string{}, false},
-		{"pcrs 7 pin", "", nil, false},
-		{"nothing", "", nil, false},
-		{" ", "", nil, false},
+		{two.SealedUnder("ab", "cd"), Sealed{PolicySignedPCR11And7, []string{"ab", "cd"}, true}, []string{"ab", "cd"}},
+		{"signed-pcr11+4 ab", Sealed{PolicySignedPCR11And4, []string{"ab"}, false}, []string{"ab"}},
+		{"signed-pcr11+7 pin", Sealed{PolicySignedPCR11And7, nil, true}, nil},
+		{"signed-pcr11+7", Sealed{PolicySignedPCR11And7, nil, false}, nil},
+		{"pcrs 7 14 pin", Sealed{PolicyPCRs, []string{"7", "14"}, true}, nil},
+		{"pcrs pin", Sealed{PolicyPCRs, nil, true}, nil},
+		{SealedNothing, Sealed{Policy: SealedNothing}, nil},
+		{"", Sealed{}, nil},
 	} {
-		if policy, keys, pin := SignedWords(tt.line); policy != tt.policy || !slices.Equal(keys, tt.keys) || pin != tt.pin {
-			t.Errorf("%q: %q, %q, %v, want %+v", tt.line, policy, keys, pin, tt)
+		got := ParseSealed(tt.line)
+		if got.Policy != tt.want.Policy || !slices.Equal(got.Rest, tt.want.Rest) || got.PIN != tt.want.PIN || !slices.Equal(got.Keys(), tt.keys) {
+			t.Errorf("%q: %+v with keys %q, want %+v with %q", tt.line, got, got.Keys(), tt.want, tt.keys)
 		}
+		if got.String() != tt.line {
+			t.Errorf("%q becomes %q", tt.line, got)
+		}
+	}
+	if got := ParseSealed(" "); got.Policy != "" || got.Rest != nil || got.PIN {
+		t.Errorf("of a blank line: %+v", got)
 	}
 }
 
