@@ -17,7 +17,7 @@ import (
 const hostileBinds = `etc: overlay
 
 binds:
-  unencrypted: [/srv, /srv/pool]
+  unencrypted: [/srv, /srv/pool, /media]
   extra:
     - {from: encrypted/db, to: /var/lib/db}
     - {from: encrypted/data, to: /var/escape/outside}
@@ -48,6 +48,7 @@ mkdir state-encrypted
 mkdir \x2e\x2e
 mkdir var-..-..-run
 mkdir home-user
+mkdir media-secret
 symlink loop var/lib/loop
 mkdir var-lib-loop
 mknod p 0 0 var/fifo
@@ -104,6 +105,7 @@ mkdir etc
 mkdir usr
 mkdir srv-..-etc
 mkdir srv-pool
+mkdir media
 symlink var /
 symlink loop loop
 mknod disk b 254 0
@@ -118,7 +120,7 @@ func TestRootHostilePartition(t *testing.T) {
 	t.Parallel()
 	im := Image{Edit: []string{"etc: overlay\n", hostileBinds}, Extra: map[string]string{
 		"etc/secret/file": "of another name\n", "etc/whiteout": "hidden\n", "etc/opaque/file": "hidden\n",
-		"opt/secret/file": "of another name\n", "opt/shared": "first\n", "mnt/shared": "first\n", "seeded/file": "seed\n", "srv/pool/.keep": "", "usr/local/.keep": "", "var/escape/sealroot/.keep": "",
+		"opt/secret/file": "of another name\n", "opt/shared": "first\n", "mnt/shared": "first\n", "seeded/file": "seed\n", "srv/pool/.keep": "", "media/secret/.keep": "", "usr/local/.keep": "", "var/escape/sealroot/.keep": "",
 	}}
 	disk := im.Build(t)
 	planned := explained(t, tool(t, filepath.Join(buildDir, "sealroot"), "explain", "--json", "--disk", disk.Path))
@@ -134,6 +136,7 @@ func TestRootHostilePartition(t *testing.T) {
 	}
 	// All of the plan is there, and nothing else; the unencrypted side is empty as yet.
 	delete(planned, "/srv")
+	delete(planned, "/media")
 	if got := explained(t, vm.Run("sealroot explain --json")); !maps.Equal(got, planned) {
 		t.Errorf("sealroot explain tells of\n%q\nand of the image\n%q", got, planned)
 	}
@@ -191,6 +194,11 @@ func TestRootHostilePartition(t *testing.T) {
 	if got := vm.Run("ls /state/encrypted/.sealroot"); strings.Contains(got, "removed-deep") {
 		t.Errorf("a folder of 5000 levels was not removed: %s", got)
 	}
+	const hidden = `PID 1 warned: state: directory "media" is not bound: it would hide /media/secret`
+	if got := vm.Run("sealroot explain"); !strings.Contains(got, hidden) {
+		t.Errorf("sealroot explain does not say %q:\n%s", hidden, got)
+	}
+	vm.Run(inVolume(strings.Fields("mv media-secret .media-secret")))
 	vm.PowerOff()
 
 	t.Run("control_followed_links", func(t *testing.T) {
@@ -201,6 +209,8 @@ func TestRootHostilePartition(t *testing.T) {
 		vm.UpIn("a")
 		if got := mountLines(vm.Run("cat /proc/self/mountinfo")); !strings.Contains(got, "\n/run/outside ") {
 			t.Errorf("an init that follows links mounts nothing outside:\n%s", got)
+		} else if !strings.Contains(got, "\n/media ") {
+			t.Errorf("what hides nothing encrypted is not bound:\n%s", got)
 		}
 		vm.PowerOff()
 	})

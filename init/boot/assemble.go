@@ -40,11 +40,12 @@ func (b *boot) writable(ctx context.Context) error {
 	}
 	extra := b.seedExtra(volume)
 	waiting := b.overlays(volume)
-	if err := b.bindAll(volume, encryptedDir, nil, waiting); err != nil {
+	bound, err := b.bindAll(volume, encryptedDir, nil, nil, waiting)
+	if err != nil {
 		return err
 	}
 	if len(b.cfg.Binds.Unencrypted) > 0 && b.volume.outer != nil {
-		if err := b.bindAll(b.volume.outer, stateDir, b.cfg.Binds.Unencrypted, nil); err != nil {
+		if _, err := b.bindAll(b.volume.outer, stateDir, b.cfg.Binds.Unencrypted, bound, nil); err != nil {
 			return err
 		}
 	}
@@ -152,16 +153,17 @@ func mkdirs(paths ...string) error {
 const maxUnencrypted = 500
 
 // bindAll binds the directories of one side by their names. allow nil means the
-// encrypted side, where every name counts; else only the targets listed. waiting are
-// overlays that are mounted aside, for places in /var.
-func (b *boot) bindAll(side *os.File, sideRoot string, allow, waiting []string) error {
+// encrypted side, where every name counts; else only the targets listed, and none that
+// would hide one of encrypted. waiting are overlays that are mounted aside, for places in
+// /var. It returns what it was to bind.
+func (b *boot) bindAll(side *os.File, sideRoot string, allow []string, encrypted []binds.Bind, waiting []string) ([]binds.Bind, error) {
 	limit := -1
 	if allow != nil {
 		limit = maxUnencrypted
 	}
 	names, more, err := directories(side, limit)
 	if err != nil {
-		return stateError(slots.StateDamaged, "cannot list %s: %w", sideRoot, err)
+		return nil, stateError(slots.StateDamaged, "cannot list %s: %w", sideRoot, err)
 	}
 	if more {
 		b.warn("state: %s has more than %d entries: not all of them were looked at", sideRoot[len(newRoot):], limit)
@@ -169,7 +171,8 @@ func (b *boot) bindAll(side *os.File, sideRoot string, allow, waiting []string) 
 	names = slices.DeleteFunc(names, func(name string) bool { return b.hasPlace(sideRoot, name) })
 	list, problems := binds.Names(names)
 	if allow != nil {
-		list, _ = binds.Allowed(list, allow)
+		kept, hiding := binds.Allowed(list, allow, encrypted)
+		list, problems = kept, append(problems, hiding...)
 	}
 	for _, p := range problems {
 		b.warn("state: directory %q is not bound: %s", p.Name, p.Reason)
@@ -190,13 +193,13 @@ func (b *boot) bindAll(side *os.File, sideRoot string, allow, waiting []string) 
 			// One directory more or less must not cost the boot; the two that
 			// every system needs must be there.
 			if allow == nil && slices.Contains(alwaysBound[:], d.Name) {
-				return stateError(slots.StateDamaged, "%w", err)
+				return nil, stateError(slots.StateDamaged, "%w", err)
 			}
 			b.warn("%v", err)
 		}
 	}
 	b.uncover(waiting)
-	return nil
+	return list, nil
 }
 
 // hasPlace says that binds.extra gives a directory another place than its name does.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -50,7 +51,7 @@ func TestUnencryptedSideIsReadInPart(t *testing.T) {
 			b, _ := testBoot(&person{}, config.State{})
 			m := &binder{}
 			b.sys.Mounter = m
-			if err := b.bindAll(side, dir, []string{"/d0"}, nil); err != nil {
+			if _, err := b.bindAll(side, dir, []string{"/d0"}, nil, nil); err != nil {
 				t.Fatal(err)
 			}
 			if told := strings.Contains(strings.Join(b.report.Warnings, "\n"), "not all of them were looked at"); told != tt.more {
@@ -60,5 +61,41 @@ func TestUnencryptedSideIsReadInPart(t *testing.T) {
 				t.Errorf("bound %q", m.to)
 			}
 		})
+	}
+}
+
+// A directory that who has the disk made does not hide one of the encrypted volume.
+func TestUnencryptedSideHidesNothingEncrypted(t *testing.T) {
+	inside, outside := t.TempDir(), t.TempDir()
+	side := func(dir string, names ...string) *os.File {
+		t.Helper()
+		for _, name := range names {
+			if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		f, err := os.Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	volume, outer := side(inside, "home", "var", "srv-secret"), side(outside, "srv", "var-log")
+	b, _ := testBoot(&person{}, config.State{})
+	m := &binder{}
+	b.sys.Mounter = m
+	encrypted, err := b.bindAll(volume, inside, nil, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.bindAll(outer, outside, []string{"/srv", "/var/log"}, encrypted, nil); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"/home", "/srv/secret", "/var", "/var/log"}; !slices.Equal(m.to, want) {
+		t.Errorf("bound %q, want %q", m.to, want)
+	}
+	if w := b.report.Warnings; len(w) != 1 || !strings.Contains(w[0], `directory "srv" is not bound: it would hide /srv/secret`) {
+		t.Errorf("warnings %q", w)
 	}
 }

@@ -573,6 +573,14 @@ func TestValidateOverlays(t *testing.T) {
 			over("/var/log/app")(c)
 			c.Binds.Unencrypted = []string{"/var/log"}
 		}, []string{"overlays[0].path"}},
+		{"hidden_by_an_unencrypted_place", func(c *Config) {
+			over("/srv/app")(c)
+			c.Binds.Unencrypted = []string{"/srv"}
+		}, []string{"overlays[0].path"}},
+		{"an_unencrypted_place_in_it", func(c *Config) {
+			over("/srv")(c)
+			c.Binds.Unencrypted = []string{"/srv/data"}
+		}, nil},
 	}
 	for _, path := range []string{"", "opt", "/opt/", "/opt/../etc", "/usr", "/usr/bin", "/bin", "/boot", "/lib/x", "/proc", "/sys/fs", "/dev", "/run/x",
 		"/state", "/state/encrypted", "/etc", "/etc/ssh", "/home", "/home/a", "/var", "/sysroot"} {

@@ -185,7 +185,7 @@ func (e *Explanation) planByName(c config.Config) {
 	for _, where := range c.Binds.Unencrypted {
 		name := binds.Escape(where)
 		e.add(Mount{Where: where, What: layout.State + "/" + name, Type: "bind", Options: unencryptedFlags(where),
-			Why: whyBind(name, where, c), DependsOn: "whether the state partition has such a directory"})
+			Why: whyBind(name, where, c), DependsOn: "whether the state partition has such a directory, and the encrypted volume none that it would hide"})
 	}
 }
 

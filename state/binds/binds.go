@@ -82,20 +82,34 @@ func Names(entries []string) ([]Bind, []Problem) {
 // Allowed keeps those binds whose target is on the configuration's allow-list:
 // the rule for directories of the unencrypted side. /etc never is, whatever
 // the list says: its upper layer would give root to whoever writes the disk.
-func Allowed(binds []Bind, allow []string) ([]Bind, []Problem) {
-	var kept []Bind
-	var problems []Problem
+//
+// Nor is one kept that would hide a bind of the encrypted volume, and that is a problem:
+// whoever has the disk may have made the directory, and services would read the
+// attacker's files, and write secrets in the clear. One below a bind of the volume is
+// kept: the list names that very place, as /var/log in the volume's /var. So is one over
+// /home, which every volume has: else the list could not allow it at all.
+func Allowed(binds []Bind, allow []string, encrypted []Bind) (kept []Bind, problems []Problem) {
 	for _, b := range binds {
-		switch {
-		case b.Upper:
-			problems = append(problems, Problem{b.Name, "/etc must be on the encrypted volume"})
-		case !slices.Contains(allow, b.To):
-			problems = append(problems, Problem{b.Name, b.To + " is not allowed from the unencrypted side"})
-		default:
-			kept = append(kept, b)
+		if b.Upper || !slices.Contains(allow, b.To) {
+			continue
 		}
+		if e := hiddenBy(b.To, encrypted); e.To != "" {
+			problems = append(problems, Problem{b.Name, fmt.Sprintf("it would hide %s, which is directory %q of the encrypted volume: put a dot before one of the two names", e.To, e.Name)})
+			continue
+		}
+		kept = append(kept, b)
 	}
 	return kept, problems
+}
+
+// hiddenBy is the first of the binds that something over to would hide, other than /home.
+func hiddenBy(to string, binds []Bind) Bind {
+	for _, b := range binds {
+		if b.To != "/home" && Within(b.To, to) {
+			return b
+		}
+	}
+	return Bind{}
 }
 
 // inOrder sorts aliases first, then by name.
