@@ -67,6 +67,12 @@ func layered() config.Config {
 	return c.WithDefaults()
 }
 
+// allowing has no layers of its own, and a machine may have added some.
+func allowing(c config.Config) config.Config {
+	c.Trust.Layer, c.LayersAllowed = []string{"apps.crt"}, []string{"app-*", "tools"}
+	return c.WithDefaults()
+}
+
 // rootInMemory has a root that is written to in memory.
 func rootInMemory(c config.Config) config.Config {
 	c.Overlays = append(c.Overlays, config.Overlay{Path: config.WholeRoot, Upper: config.UpperMemory})
@@ -129,6 +135,7 @@ func TestGolden(t *testing.T) {
 		"plan_stateless": Plan("a", stateless()),
 		"plan_plain":     Plan("a", hashed()),
 		"plan_layers":    Plan("a", layered()),
+		"plan_allowed":   Plan("a", allowing(kiosk())),
 		"running":        Running(booted(nil), kiosk()),
 		"plan_memory":    Plan("a", rootInMemory(stateless())),
 		"running_memory": Running(booted(withLayers), rootInMemory(layered())),

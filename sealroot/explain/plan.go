@@ -94,13 +94,16 @@ func (e *Explanation) planRoot(slot string, c config.Config) {
 }
 
 func (e *Explanation) planLayers(slot string, c config.Config) {
-	if len(c.Layers) == 0 && !c.RootInMemory() {
-		return
-	}
 	var names []string
 	for _, l := range c.Layers {
 		names = append(names, l.Name)
 		e.note("layer %s: %s; for a root and kernel as its extension-release says; %s", l.Name, sourceOf(l, slot), withoutLayer(l.OnFailure))
+	}
+	if len(c.LayersAllowed) > 0 {
+		e.note("root may add layers on the machine, over %s and the layers of the configuration, in an overlay: sealroot layer list tells there what it has; layers_allowed: %s", imagePlace(c), strings.Join(c.LayersAllowed, ", "))
+	}
+	if len(names) == 0 && !c.RootInMemory() {
+		return
 	}
 	m := Mount{Where: imagePlace(c), What: "overlay", Type: "overlay", Options: []string{"ro", "nodev"}, Why: whyLayers(c)}
 	if c.RootInMemory() {
