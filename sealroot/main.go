@@ -150,13 +150,17 @@ type Env struct {
 	StartKexec  func(context.Context) error
 	UnloadKexec func() error
 	KexecLoaded string
+	// End ends the machine at once, from memory. Systemd is there where systemd is PID 1
+	// (sd_booted(3)), which does that itself.
+	End     func(exit.Ending) error
+	Systemd string
 }
 
 // version is set by the linker.
 var version = "devel"
 
 func main() {
-	if os.Getpid() == 1 && os.Args[0] == exit.Program {
+	if exit.Entered() {
 		exit.Main(os.Args[1:])
 	}
 	// A signal must not end a command between two writes.
@@ -196,6 +200,7 @@ func main() {
 		Reboot:     restart,
 		Kexec:      kexec.Load,
 		StartKexec: startKexec, UnloadKexec: kexec.Unload, KexecLoaded: kexec.LoadedFile,
+		End: exit.End, Systemd: "/run/systemd/system",
 	})
 	stop()
 	os.Exit(code)

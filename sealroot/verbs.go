@@ -74,7 +74,7 @@ func verbs() []verb {
 		{name: "etc-merge", args: "--image ID [--trial] [--put-back] [--volume DIR] [--from DIR]", summary: "merge /etc for the image that runs (PID 1, before /etc is mounted)", hidden: true, setup: etcMerge},
 		{name: "record", summary: "keep the report of this boot (sealroot-record.service)", output: results, hidden: true, setup: record},
 		{name: "post-rollback", args: "[--again]", summary: "run the image's hooks when it runs again after another one (sealroot-post-rollback.service)", output: results, setup: postRollback},
-		{name: "exit-program", summary: "put this program where systemd-shutdown starts it (sealroot-exit.service)", hidden: true, setup: exitProgram},
+		{name: "exit-program", args: "[poweroff|reboot|halt|kexec]", summary: "put this program where systemd-shutdown starts it (sealroot-exit.service); with an argument, end the machine so, for other inits", most: 1, hidden: true, setup: exitProgram},
 		{name: "deadline", summary: "end a trial that was not committed (sealroot-deadline.service)", output: results, hidden: true, setup: deadline},
 		{name: "completion", args: "bash|zsh|fish", summary: "completion of these commands for a shell", least: 1, most: 1, anyone: true, setup: completion},
 		{name: "version", summary: "this program's version", anyone: true, setup: showVersion},

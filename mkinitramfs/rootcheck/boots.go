@@ -346,7 +346,7 @@ func (v *verdict) calls() string {
 	if v.needed(unit{name: "sealroot-commit.service"}) {
 		list += ", `sealroot check --commit` once the machine is up, and `sealroot deadline` after boot.commit_deadline where /run/sealroot/trial or /run/sealroot/layers-trial is there"
 	}
-	return list + " (docs/operators.md)"
+	return list + ", and `sealroot exit-program poweroff` or reboot as the last when the machine ends (docs/operators.md, How the machine ends)"
 }
 
 // hooks: one that is not run costs nothing until it would have been needed.
