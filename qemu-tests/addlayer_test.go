@@ -81,6 +81,9 @@ func TestRootAddedLayers(t *testing.T) {
 		t.Errorf("a change during a trial: status %d, %q", status, said)
 	}
 	vm.Run("sealroot commit")
+	if said := vm.Run("sealroot verify"); !strings.Contains(said, "layers (low, extra-good)") {
+		t.Errorf("sealroot verify: %q", said)
+	}
 	vm.Run("sealroot layer add " + folder + "bad.raw")
 	vm.Run("sealroot layer override low off")
 	vm.PowerOff()

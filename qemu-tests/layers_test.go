@@ -96,7 +96,7 @@ func TestRootLayers(t *testing.T) {
 	all := layerImages(t, []string{"low", "mid", "gone", "top", "before"}, map[string]string{
 		"low/" + which: "low\n", "low/usr/share/low": "low\n",
 		"mid/" + which: "mid\n", "mid/usr/share/mid": "mid, which is not the others\n",
-		"gone/usr/share/gone": "gone\n", "before/usr/share/before": "before\n",
+		"gone/usr/share/gone": "gone\n", "gone/" + unreadFile: unread(), "before/usr/share/before": "before\n",
 		"top/etc/top.conf": "top\n", "top/usr/share/top": "top\n",
 	})
 	later := layerImages(t, []string{"top", "new"}, map[string]string{
@@ -159,7 +159,7 @@ func TestRootLayers(t *testing.T) {
 		t.Error("PCR 13 was not compared")
 	}
 
-	disk.damageLayer(t, layers, "mid")
+	disk.damageLayer(t, layers, "mid", 0)
 	disk.setSlot(t, "b", SlotBits{14, 3, 0})
 	m.LoadSlot("b")
 	vm = m.Boot()
@@ -208,6 +208,8 @@ func TestRootLayers(t *testing.T) {
 	}
 	vm.Run("sealroot rollback")
 	vm.PowerOff()
+	// In the middle of a file that no boot reads, of a layer that slot a alone has.
+	disk.damageLayer(t, layers, "gone", len(unread())/2)
 	m.LoadSlot("a")
 	vm = m.Boot()
 	if r = vm.UpIn("a"); layersText(r) != "low 7, mid 7, gone 7, top 7" || r.FellBack == nil || !strings.Contains(r.FellBack.Reason, "rolled back") || r.Slot.Trial {
@@ -222,6 +224,12 @@ func TestRootLayers(t *testing.T) {
 	vm.Run("sealroot commit")
 	if got := layerFiles(vm); got != "gone low mid new top top" {
 		t.Errorf("after a commit of the old version there are layers %s; want those of both slots", got)
+	}
+	if said, status := vm.TryRun("sealroot verify a"); status != 6 || !strings.Contains(said, "layer gone: ") || strings.Contains(said, "layer mid: ") {
+		t.Errorf("sealroot verify a: status %d, %q; want 6 for layer gone alone", status, said)
+	}
+	if said := vm.Run("sealroot verify b"); !strings.Contains(said, "layers (low, mid, top, new)") { // the control
+		t.Errorf("sealroot verify b: %q", said)
 	}
 	vm.PowerOff()
 }
@@ -258,9 +266,9 @@ func mounts(mountinfo string) []string {
 	return all
 }
 
-// damageLayer flips a bit of the first block of a layer's data, as it lies on the
+// damageLayer flips a bit of the block at a place of a layer's data, as it lies on the
 // state partition.
-func (d *Disk) damageLayer(t *testing.T, section, name string) {
+func (d *Disk) damageLayer(t *testing.T, section, name string, at int) {
 	t.Helper()
 	_, path, _ := strings.Cut(section, "name: "+name+", image: ")
 	path, _, _ = strings.Cut(path, ",")
@@ -268,7 +276,7 @@ func (d *Disk) damageLayer(t *testing.T, section, name string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	block := image[1<<20:][:4096] // where the first partition begins
+	block := image[1<<20+at&^4095:][:4096] // where the first partition begins
 	p := d.Part(t, "state")
 	f, err := os.Open(d.Path)
 	if err != nil {

@@ -147,7 +147,7 @@ func TestUsrLayers(t *testing.T) {
 	vm.Run("sealroot layer add /usr/share/extra.raw")
 	vm.PowerOff()
 
-	disk.damageLayer(t, layers, "low")
+	disk.damageLayer(t, layers, "low", 0)
 	vm = m.Boot()
 	r = vm.UpIn("a")
 	if got := layersText(r); !strings.HasPrefix(got, "low left out: cannot use layer low: ") || !strings.HasSuffix(got, ", top 7, extra 1") {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -328,11 +329,29 @@ func (j *job) verify(ctx context.Context, c *command, slot string) (verified, er
 	if held.Restored, err = j.machine.Proved(slot, j.machine.Failures[slot], j.machine.Refill); err != nil {
 		return verified{Held: held, OK: true, Error: err.Error()}, err
 	}
+	if slot == j.report.Slot.Name {
+		names, wrong := j.machine.VerifyLayers(ctx, addedLayers(j.report))
+		held.Layers, err = append(held.Layers, names...), wrong
+	}
 	c.say("slot %s: verified%s, root hash %s, signed by %s", slot, bootFilesText(held), held.RootHash, held.Certificate)
 	if held.Restored {
 		c.say("slot %s: what had been wrong with it is not any more; it has its place back", slot)
 	}
+	if err != nil { // the slot may be told to be good all the same
+		err = fmt.Errorf("what was added on this machine: %w", err)
+		return verified{Held: held, Error: err.Error()}, err
+	}
 	return verified{Held: held, OK: true}, nil
+}
+
+// addedLayers are those that this boot has and its image does not name.
+func addedLayers(r report.Report) (list []manifest.Layer) {
+	for _, l := range r.Layers {
+		if hash, err := hex.DecodeString(l.RootHash); err == nil && len(hash) > 0 && l.Source == report.LayerAdded && l.LeftOut == "" {
+			list = append(list, manifest.Layer{Name: l.Name, RootHash: hash})
+		}
+	}
+	return list
 }
 
 func bootFilesText(h install.Held) string {

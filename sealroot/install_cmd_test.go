@@ -185,6 +185,17 @@ func TestVerifyJSON(t *testing.T) {
 	}
 }
 
+// Of the slot that runs the layers are verified too that the machine added and has.
+func TestAddedLayers(t *testing.T) {
+	got := addedLayers(report.Report{Layers: []report.Layer{
+		{Name: "low", RootHash: "ab"}, {Name: "dir", Source: report.LayerAdded}, {Name: "extra", RootHash: "cd", Source: report.LayerAdded},
+		{Name: "evil", RootHash: "ef", Source: report.LayerAdded, LeftOut: "nobody has signed it"},
+	}})
+	if len(got) != 1 || got[0].Name != "extra" || !bytes.Equal(got[0].RootHash, []byte{0xcd}) {
+		t.Errorf("got %+v, want extra", got)
+	}
+}
+
 // Ctrl-C ends an install that waits for standard input.
 func TestInstallIsInterruptible(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())

@@ -69,6 +69,10 @@ func (d *layerDisk) Holds(l manifest.Layer) (bool, error) {
 	return ok && sha256.Sum256(f) == l.SHA256, nil
 }
 
+func (d *layerDisk) Open(manifest.Layer) (install.LayerImage, error) {
+	return install.LayerImage{}, errors.ErrUnsupported
+}
+
 func (d *layerDisk) Write(manifest.Layer, io.Reader) error { return errors.ErrUnsupported }
 
 func (d *layerDisk) Draft() (*os.File, error) {

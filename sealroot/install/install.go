@@ -61,6 +61,9 @@ type Layers interface {
 	// Holds says whether a layer is there, with the content that the manifest names, as
 	// the medium has it.
 	Holds(l manifest.Layer) (bool, error)
+	// Open opens the image that has the name of a layer, to be read from the medium; only
+	// name and root hash count. The error is ErrBad where none is there.
+	Open(l manifest.Layer) (LayerImage, error)
 	// Write writes a layer whole, in place of what has its name, and makes it durable.
 	Write(l manifest.Layer, content io.Reader) error
 }

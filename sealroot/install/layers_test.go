@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"sealroot/sealroot/bootset"
+	"sealroot/slots/manifest"
 )
 
 // The layers of a set are there before its slot changes, those that were there are not
@@ -61,6 +62,54 @@ func TestInstallLayersRefused(t *testing.T) {
 			_, err := m.Install(t.Context(), s.source(t), f.running(), Options{Tries: 3})
 			if !errors.Is(err, tt.want) || len(w.layers) > 0 || strings.Contains(strings.Join(w.trace, " "), "slots") {
 				t.Errorf("%v, writes %q; want %v and nothing written", err, w.trace, tt.want)
+			}
+		})
+	}
+}
+
+// The layers on the state partition are read as a whole: all that the signed manifest
+// names, by the root hash that it names, and each that is wrong is told of.
+func TestVerifyLayers(t *testing.T) {
+	f := newFixture(t)
+	f.old.withLayers(t, f.keys, "low", "mid", "top")
+	for _, tt := range []struct {
+		name  string
+		spoil func(w *world, m *Machine, of func(name string) string)
+		good  []string
+		want  error
+		text  string
+	}{
+		{"good", func(*world, *Machine, func(string) string) {}, []string{"low", "mid", "top"}, nil, ""},
+		{"one_block", func(w *world, _ *Machine, of func(string) string) { w.layers[of("mid")][stateLayerSize/2] ^= 1 }, []string{"low", "top"}, ErrBad, "slot a: layer mid: "},
+		{"tree", func(w *world, _ *Machine, of func(string) string) { w.layers[of("low")][stateLayerSize+4096+5] ^= 1 }, []string{"mid", "top"}, ErrBad, "layer low: "},
+		{"superblock", func(w *world, _ *Machine, of func(string) string) { w.layers[of("low")][stateLayerSize] ^= 1 }, []string{"mid", "top"}, ErrBad, "layer low: "},
+		{"short", func(w *world, _ *Machine, of func(string) string) {
+			w.layers[of("top")] = w.layers[of("top")][:stateLayerSize+4096]
+		}, []string{"low", "mid"}, ErrBad, "layer top: "},
+		{"missing", func(w *world, _ *Machine, of func(string) string) { delete(w.layers, of("top")) }, []string{"low", "mid"}, ErrBad, "layer top: "},
+		{"another", func(w *world, _ *Machine, of func(string) string) { w.layers[of("top")] = w.layers[of("low")] }, []string{"low", "mid"}, ErrBad, "layer top: "},
+		{"two", func(w *world, _ *Machine, of func(string) string) {
+			w.layers[of("low")][9000] ^= 1
+			delete(w.layers, of("top"))
+		}, []string{"mid"}, ErrBad, "\nlayer top: "},
+		{"no_state", func(_ *world, m *Machine, _ func(string) string) { m.Layers = nil }, nil, bootset.ErrRefused, "layer low: "},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := f.world(starts()[2])
+			s := f.old.clone()
+			s.manifest.Layers = slices.Clone(s.manifest.Layers)
+			s.withTrees(t, f.keys, w)
+			for _, name := range []string{manifest.File, manifest.SignatureFile} {
+				w.files["a/"+name] = s.files[name]
+			}
+			m := w.machine(f.keys)
+			tt.spoil(w, &m, func(name string) string {
+				i := slices.IndexFunc(s.manifest.Layers, func(l manifest.Layer) bool { return l.Name == name })
+				return layerKey(s.manifest.Layers[i])
+			})
+			held, err := m.Verify(t.Context(), "a")
+			if !errors.Is(err, tt.want) || err != nil && !strings.Contains(err.Error(), tt.text) || !slices.Equal(held.Layers, tt.good) || !held.BootFiles {
+				t.Errorf("good %q of %+v, %v; want %q, %v with %q", held.Layers, held, err, tt.good, tt.want, tt.text)
 			}
 		})
 	}

@@ -244,9 +244,19 @@ func (m Machine) readImage(p slotParts) (image, error) {
 // readParams reads the superblock of what has that root hash. Its error is ErrBad, or
 // that of the disk.
 func readParams(p slotParts, hash []byte) (verity.Params, error) {
-	params, err := verity.ReadSuperblock(p.verity)
+	return paramsOf(p.root, p.verity, hash)
+}
+
+// sized is what has a size in bytes, a partition or a part of a file.
+type sized interface {
+	io.ReaderAt
+	Size() int64
+}
+
+func paramsOf(data, tree sized, hash []byte) (verity.Params, error) {
+	params, err := verity.ReadSuperblock(tree)
 	if err == nil {
-		err = params.Fits(p.root.Size(), p.verity.Size())
+		err = params.Fits(data.Size(), tree.Size())
 	}
 	if err == nil && params.Algorithm.Size() != len(hash) {
 		err = fmt.Errorf("%w: the root hash is not of %s", verity.ErrParams, params.Algorithm)
@@ -271,7 +281,7 @@ func (m Machine) verifyImage(ctx context.Context, slot string, p slotParts) (ima
 	if err != nil {
 		return image{}, err
 	}
-	if err := m.verifyTree(ctx, "verify slot "+slot, p, im.params, im.rootHash); err != nil {
+	if err := m.verifyTree(ctx, "verify slot "+slot, p.root, p.verity, im.params, im.rootHash); err != nil {
 		return image{}, err
 	}
 	return im, nil
@@ -279,10 +289,10 @@ func (m Machine) verifyImage(ctx context.Context, slot string, p slotParts) (ima
 
 // verifyTree reads data as a whole and compares it with a root hash. Its error is ErrBad,
 // or that of the disk.
-func (m Machine) verifyTree(ctx context.Context, step string, p slotParts, params verity.Params, rootHash []byte) error {
+func (m Machine) verifyTree(ctx context.Context, step string, data, tree io.ReaderAt, params verity.Params, rootHash []byte) error {
 	m.Progress.Step(step, params.DataSize())
 	defer m.Progress.Done()
-	err := verity.Verify(watched{ctx, p.root, m.Progress.Add}, watched{ctx, p.verity, nil}, params, rootHash)
+	err := verity.Verify(watched{ctx, data, m.Progress.Add}, watched{ctx, tree, nil}, params, rootHash)
 	if errors.Is(err, verity.ErrCorrupt) {
 		return fmt.Errorf("%w: %w", ErrBad, err)
 	}

@@ -122,12 +122,29 @@ func (m Machine) verifyLayer(ctx context.Context, slot string, l slotLayer) (ver
 	if err != nil {
 		return verity.Params{}, err
 	}
-	return params, m.verifyTree(ctx, "verify layer "+l.Name+" of slot "+slot, l.parts, params, l.RootHash)
+	return params, m.verifyTree(ctx, "verify layer "+l.Name+" of slot "+slot, l.parts.root, l.parts.verity, params, l.RootHash)
 }
 
-// checkSlotLayers verifies the layers that the signed manifest of a slot names.
-func (m Machine) checkSlotLayers(ctx context.Context, slot string, mf manifest.Manifest) error {
-	list, err := m.openLayers(slot, mf.InPartitions(), false)
+// checkSlotLayers verifies the layers in partitions that the signed manifest of a slot
+// names; names and errors as of VerifyLayers.
+func (m Machine) checkSlotLayers(ctx context.Context, slot string, mf manifest.Manifest) (names []string, err error) {
+	var errs []error
+	for _, l := range mf.InPartitions() {
+		err := m.checkSlotLayer(ctx, slot, l)
+		if ctx.Err() != nil {
+			return names, err
+		}
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		names = append(names, l.Name)
+	}
+	return names, errors.Join(errs...)
+}
+
+func (m Machine) checkSlotLayer(ctx context.Context, slot string, l manifest.Layer) error {
+	list, err := m.openLayers(slot, []manifest.Layer{l}, false)
 	if errors.Is(err, ErrNoPartition) {
 		return fmt.Errorf("%w: %w", ErrBad, err)
 	}
@@ -135,11 +152,9 @@ func (m Machine) checkSlotLayers(ctx context.Context, slot string, mf manifest.M
 		return err
 	}
 	defer list.close()
-	for _, l := range list {
-		for _, one := range l.parts.all() {
-			if err := one.Forget(); err != nil {
-				return err
-			}
+	for _, one := range list[0].parts.all() {
+		if err := one.Forget(); err != nil {
+			return err
 		}
 	}
 	return m.verifyLayers(ctx, slot, list)

@@ -187,6 +187,10 @@ func TestVerifySlotLayers(t *testing.T) {
 			}
 		}, ErrBad},
 		{"no_partition", func(w *world) { delete(w.parts, "b/layer-low.root") }, ErrBad},
+		{"both", func(w *world) {
+			w.parts["b/layer-top.root"][9000] ^= 1
+			w.parts["b/layer-low.root"][9000] ^= 1
+		}, ErrBad},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			w := f.world(starts()[2])
@@ -194,6 +198,11 @@ func TestVerifySlotLayers(t *testing.T) {
 			held, err := f.layeredMachine(w).Verify(t.Context(), "b")
 			if !errors.Is(err, tt.want) || (err == nil) != slices.Equal(held.Layers, []string{"low", "top"}) {
 				t.Errorf("got layers %q, %v, want %v", held.Layers, err, tt.want)
+			}
+			for _, name := range []string{"low", "top"} { // each one is told of
+				if err != nil && slices.Contains(held.Layers, name) == strings.Contains(err.Error(), "layer "+name) {
+					t.Errorf("layer %s: good are %q, and %v", name, held.Layers, err)
+				}
 			}
 		})
 	}

@@ -20,7 +20,8 @@ type Held struct {
 	// BootFiles says that kernel and companions are those of the signed
 	// manifest; false when there is none, as on a slot made by hand.
 	BootFiles bool `json:"boot_files_verified"`
-	// Layers are those in partitions of the slot, which the manifest names.
+	// Layers are those of the manifest, in partitions of the slot and on the state
+	// partition, that have their content.
 	Layers []string `json:"layers_verified,omitempty"`
 	// Restored: a failure that this has disproved had lowered the slot, and it
 	// has its place back.
@@ -28,8 +29,8 @@ type Held struct {
 }
 
 // Verify reads the whole image of a slot from the medium and compares it with
-// its signature, and the boot files, and layers in partitions, with the signed manifest. ErrBad says what
-// is wrong.
+// its signature, and the boot files, and layers, with the signed manifest. ErrBad says what
+// is wrong, of the layers with each one.
 func (m Machine) Verify(ctx context.Context, slot string) (h Held, err error) {
 	h.Slot = slot
 	p, err := m.openSlot(slot, false)
@@ -55,13 +56,13 @@ func (m Machine) Verify(ctx context.Context, slot string) (h Held, err error) {
 	if err != nil {
 		return h, fmt.Errorf("slot %s: %w", slot, err)
 	}
-	if err := m.checkSlotLayers(ctx, slot, mf); err != nil {
+	h.Version, h.BootFiles = mf.Version, mf.Version != ""
+	inSlot, err := m.checkSlotLayers(ctx, slot, mf)
+	onState, err2 := m.VerifyLayers(ctx, mf.OnState())
+	h.Layers = append(inSlot, onState...)
+	if err := errors.Join(err, err2); err != nil {
 		return h, fmt.Errorf("slot %s: %w", slot, err)
 	}
-	for _, l := range mf.InPartitions() {
-		h.Layers = append(h.Layers, l.Name)
-	}
-	h.Version, h.BootFiles = mf.Version, mf.Version != ""
 	return h, nil
 }
 

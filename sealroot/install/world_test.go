@@ -144,6 +144,31 @@ func (s testSet) order() []string {
 	return s.manifest.Files()
 }
 
+// stateLayerSize is the size of the data of layers on the state partition; behind it lies
+// the tree, and no table: that is layerFiles' affair.
+const stateLayerSize = 40 * 4096
+
+// withTrees gives the layers of withLayers content that has their root hash.
+func (s *testSet) withTrees(t testing.TB, k signaturetest.Signer, w *world) {
+	t.Helper()
+	for i := range s.manifest.Layers {
+		l := &s.manifest.Layers[i]
+		data := bytesOf(uint64(800+i), stateLayerSize)
+		params, err := verity.NewParams(stateLayerSize, bytesOf(7, 32), [16]byte{7})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tree := make(buffer, params.HashSize())
+		if l.RootHash, err = verity.Format(bytes.NewReader(data), params, &tree); err != nil {
+			t.Fatal(err)
+		}
+		content := append(data, tree...)
+		l.Size, l.SHA256 = int64(len(content)), sha256.Sum256(content)
+		s.files["layer-"+l.Name], w.layers[layerKey(*l)] = content, bytes.Clone(content)
+	}
+	s.seal(t, k)
+}
+
 // withSlotLayers adds layers in partitions to the set.
 func (s *testSet) withSlotLayers(t testing.TB, k signaturetest.Signer, seed uint64, names ...string) {
 	t.Helper()
@@ -415,6 +440,15 @@ type layerStore struct{ w *world }
 func (s layerStore) Holds(l manifest.Layer) (bool, error) {
 	b, ok := s.w.layers[layerKey(l)]
 	return ok && sha256.Sum256(b) == l.SHA256, nil
+}
+
+func (s layerStore) Open(l manifest.Layer) (LayerImage, error) {
+	b, ok := s.w.layers[layerKey(l)]
+	if !ok || len(b) < stateLayerSize {
+		return LayerImage{}, ErrBad
+	}
+	section := func(b []byte) *io.SectionReader { return io.NewSectionReader(bytes.NewReader(b), 0, int64(len(b))) }
+	return LayerImage{section(b[:stateLayerSize]), section(b[stateLayerSize:]), io.NopCloser(nil)}, nil
 }
 
 func (s layerStore) Write(l manifest.Layer, content io.Reader) error {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sealroot/init/config"
+	"sealroot/mkinitramfs/layer"
 	"sealroot/sealroot/bootset"
 	"sealroot/sealroot/durable"
 	"sealroot/sealroot/install"
@@ -72,6 +73,48 @@ func holds(f *os.File, l manifest.Layer) (bool, error) {
 		return false, err
 	}
 	return [32]byte(sum.Sum(nil)) == l.SHA256, nil
+}
+
+// Open implements install.Layers.
+func (d layerFiles) Open(l manifest.Layer) (im install.LayerImage, err error) {
+	if err := d.mounted(); err != nil {
+		return im, err
+	}
+	return d.open(l)
+}
+
+func (d layerFiles) open(l manifest.Layer) (install.LayerImage, error) {
+	f, err := os.OpenFile(d.path(l), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ELOOP) {
+		return install.LayerImage{}, fmt.Errorf("%w: it is not on the state partition: %w", install.ErrBad, err)
+	}
+	if err != nil {
+		return install.LayerImage{}, err
+	}
+	in, err := findImage(f)
+	if err != nil {
+		return install.LayerImage{}, errors.Join(err, f.Close())
+	}
+	return install.LayerImage{Data: in.Data, Tree: in.Tree, Closer: f}, nil
+}
+
+// findImage finds data and hash tree in the image of a layer, as the medium has it.
+func findImage(f *os.File) (layer.Image, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return layer.Image{}, err
+	}
+	if !info.Mode().IsRegular() {
+		return layer.Image{}, fmt.Errorf("%w: %s is no plain file", install.ErrBad, f.Name())
+	}
+	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+		return layer.Image{}, err
+	}
+	in, err := layer.Find(f, info.Size())
+	if errors.Is(err, layer.ErrImage) && !errors.Is(err, unix.EIO) {
+		err = fmt.Errorf("%w: %w", install.ErrBad, err)
+	}
+	return in, err
 }
 
 // Write implements install.Layers. A power cut leaves a file of another name, which

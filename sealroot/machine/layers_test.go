@@ -14,8 +14,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sealroot/init/config"
+	"sealroot/mkinitramfs/layer"
+	"sealroot/sealroot/install"
 	"sealroot/slots/manifest"
 	"sealroot/state/layout"
+	"sealroot/verity"
 )
 
 // A layer is there when it has the content, whatever else has its name; what cannot be
@@ -61,6 +64,82 @@ func TestLayerFiles(t *testing.T) {
 			t.Errorf("%s: held are %q, %v", name, held, err)
 		}
 	}
+}
+
+// opening opens layers where no file system is mounted.
+type opening struct {
+	install.Layers
+	d layerFiles
+}
+
+func (o opening) Open(l manifest.Layer) (install.LayerImage, error) { return o.d.open(l) }
+
+// The image of a layer is read as a whole, whatever a boot reads of it.
+func TestVerifyLayerFiles(t *testing.T) {
+	const size = 64 << 12
+	data := bytes.Repeat([]byte("sixteen bytes of"), size/16)
+	params, err := verity.NewParams(size, nil, [16]byte{1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tree, err := os.Create(filepath.Join(t.TempDir(), "tree"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tree.Close()
+	hash, err := verity.Format(bytes.NewReader(data), params, tree)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, l := layerFiles{t.TempDir()}, manifest.Layer{Name: "tools", RootHash: hash}
+	path := d.path(l)
+	pack := func() error {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return err
+		}
+		f, err := os.Create(path)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		return layer.Pack(f, layer.Parts{Data: bytes.NewReader(data), DataSize: size, Tree: tree, TreeSize: params.HashSize(), RootHash: hash, Signature: []byte("{}")})
+	}
+	m := install.Machine{Layers: opening{d: d}, Progress: install.Quiet{}}
+	for name, tt := range map[string]struct {
+		spoil func() error
+		want  error
+	}{
+		"good": {pack, nil},
+		"flipped": {func() error {
+			return errors.Join(pack(), flip(path, 1<<20+size/2))
+		}, install.ErrBad},
+		"table":   {func() error { return os.WriteFile(path, make([]byte, 4<<20), 0o644) }, install.ErrBad},
+		"missing": {func() error { return nil }, install.ErrBad},
+		"link":    {func() error { return os.Symlink("/dev/zero", path) }, install.ErrBad},
+		"fifo":    {func() error { return unix.Mkfifo(path, 0o644) }, install.ErrBad},
+	} {
+		if err := errors.Join(os.RemoveAll(path), tt.spoil()); err != nil {
+			t.Fatal(err)
+		}
+		names, err := m.VerifyLayers(t.Context(), []manifest.Layer{l})
+		if !errors.Is(err, tt.want) || (err == nil) != slices.Equal(names, []string{"tools"}) {
+			t.Errorf("%s: good %q, %v; want %v", name, names, err, tt.want)
+		}
+	}
+}
+
+// flip changes a byte of a file.
+func flip(path string, at int64) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	var b [1]byte
+	if _, err = f.ReadAt(b[:], at); err == nil {
+		b[0] ^= 1
+		_, err = f.WriteAt(b[:], at)
+	}
+	return errors.Join(err, f.Close())
 }
 
 // A draft has no name until it is kept, and takes the place of what is no image of the layer.
