@@ -110,7 +110,7 @@ func TestRootLayers(t *testing.T) {
 	}
 	disk := image.Build(t)
 	update := image
-	update.Edit = []string{"etc: overlay\n", "etc: overlay\nlayers:\n" + layerLine(t, all, "low") + layerLine(t, all, "mid") + layerLine(t, later, "top") + layerLine(t, later, "new")}
+	update.Edit = []string{"tries: 3", "tries: 3\n  eager_check: true", "etc: overlay\n", "etc: overlay\nlayers:\n" + layerLine(t, all, "low") + layerLine(t, all, "mid") + layerLine(t, later, "top") + layerLine(t, later, "new")}
 	next := readFile(t, update.next(t).Parts(t))
 	m := directMachine(t, disk).WithTPM().withParts(t, next)
 	vm := m.Boot()
@@ -202,7 +202,9 @@ func TestRootLayers(t *testing.T) {
 	if said, status := vm.TryRun("cat /usr/share/gone"); status == 0 {
 		t.Errorf("the next version has a layer of the one before: %q", said)
 	}
-	vm.Run("sealroot commit")
+	if said := vm.Run("sealroot check --commit"); !strings.Contains(said, "hash tree, with layer low, with layer mid, with layer top, with layer new") {
+		t.Errorf("sealroot check --commit: %q", said)
+	}
 	if got := layerFiles(vm); got != "gone low mid new top top" {
 		t.Errorf("after commit there are layers %s; want those of both slots, and not what b had before", got)
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"sealroot/init/report"
 	"sealroot/sealroot/bootset"
 	"sealroot/sealroot/checks"
 	"sealroot/slots"
@@ -40,10 +41,11 @@ func check(c *command) action {
 		failed:   c.flags.String("failed", "", "run no check: the one of this name has failed"),
 	}
 	return func(ctx context.Context, _ []string) error {
-		if _, err := c.booted(); err != nil {
+		r, err := c.booted()
+		if err != nil {
 			return err
 		}
-		err := c.runChecks(ctx, f)
+		err = c.runChecks(ctx, f, r)
 		var failure *checks.Failure
 		if errors.As(err, &failure) {
 			return c.failed(ctx, failure, f)
@@ -66,7 +68,7 @@ func check(c *command) action {
 }
 
 // runChecks runs them without the lock: a check may ask sealroot.
-func (c *command) runChecks(ctx context.Context, f checkFlags) error {
+func (c *command) runChecks(ctx context.Context, f checkFlags, booted report.Report) error {
 	data := checked{Checks: []string{}}
 	defer func() { c.result.Data = data }()
 	if *f.failed != "" {
@@ -89,7 +91,7 @@ func (c *command) runChecks(ctx context.Context, f checkFlags) error {
 		}
 	}}
 	if err = r.Run(ctx, all); err == nil {
-		err = c.checkImage(ctx, &data)
+		err = c.checkImage(ctx, booted, &data)
 	}
 	var failure *checks.Failure
 	if errors.As(err, &failure) {
@@ -100,9 +102,10 @@ func (c *command) runChecks(ctx context.Context, f checkFlags) error {
 	return err
 }
 
-// checkImage reads the whole root where PID 1 asks for it: on trial, with
-// boot.eager_check.
-func (c *command) checkImage(ctx context.Context, data *checked) error {
+// checkImage reads the whole root, and the layers of its configuration, where PID 1 asks
+// for it: on trial, with boot.eager_check. For layers that were added the slot does not
+// answer.
+func (c *command) checkImage(ctx context.Context, booted report.Report, data *checked) error {
 	text, err := os.ReadFile(c.env.Eager)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -112,10 +115,29 @@ func (c *command) checkImage(ctx context.Context, data *checked) error {
 	}
 	data.Checks = append(data.Checks, checks.ImageName)
 	read := int64(0)
-	if err := checks.Image(ctx, strings.TrimSpace(string(text)), func(n int64) { read += n }); err != nil {
+	add := func(n int64) { read += n }
+	if err := checks.Image(ctx, strings.TrimSpace(string(text)), add); err != nil {
 		return err
 	}
-	c.say("%s: %d MiB read and compared with the hash tree", checks.ImageName, read>>20)
+	with := ""
+	for _, l := range booted.Layers {
+		if l.RootHash == "" || l.LeftOut != "" || l.Source == report.LayerAdded {
+			continue
+		}
+		device, err := c.env.Layer(l.Name)
+		if err == nil {
+			err = checks.Image(ctx, device, add)
+		}
+		var failure *checks.Failure
+		if errors.As(err, &failure) {
+			failure.Last += ", layer " + l.Name
+		}
+		if err != nil {
+			return err
+		}
+		with += ", with layer " + l.Name
+	}
+	c.say("%s: %d MiB read and compared with the hash tree%s", checks.ImageName, read>>20, with)
 	return nil
 }
 

@@ -80,6 +80,47 @@ func TestCheck(t *testing.T) {
 	}
 }
 
+// With eager_check the layers of the image are read too, and those that a machine has added
+// are not held against the slot.
+func TestCheckLayers(t *testing.T) {
+	whole := filepath.Join(t.TempDir(), "whole")
+	if err := os.WriteFile(whole, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	booted := running(func(r *report.Report) {
+		r.Layers = []report.Layer{
+			{Name: "low", RootHash: "aa"}, {Name: "off", RootHash: "bb", LeftOut: report.LayerOff}, {Name: "dir"},
+			{Name: "top", RootHash: "cc"}, {Name: "extra", RootHash: "dd", Source: report.LayerAdded},
+		}
+	})
+	for _, c := range []struct {
+		name, bad string // the layer that cannot be read
+		code      int
+		says      string
+		reason    string
+	}{
+		{"good", "", exitOK, "image: 3 MiB read and compared with the hash tree, with layer low, with layer top", ""},
+		{"bad", "top", exitBad, "not bootable any more", "image: a block does not match the hash tree, or cannot be read: at byte 0 of /proc/self/mem, layer top"},
+		{"added", "extra", exitOK, "image: 3 MiB", ""},
+		{"off", "off", exitOK, "image: 3 MiB", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := world{report: booted, list: pair(), eager: whole, adapt: func(env *Env) {
+				env.Layer = func(name string) (string, error) {
+					if name == c.bad {
+						return "/proc/self/mem", nil // see TestCheck
+					}
+					return whole, nil
+				}
+			}}
+			code, stdout, stderr, o := w.outcome(t, "check")
+			if f := o.log.Failures["b"]; code != c.code || !strings.Contains(stdout, c.says) || f.Detail != c.reason {
+				t.Errorf("exit status %d, %q, %q, on record %+v; want %d, %q, %q", code, stdout, stderr, f, c.code, c.says, c.reason)
+			}
+		})
+	}
+}
+
 func TestDeadline(t *testing.T) {
 	onTrial := running(func(r *report.Report) { r.CommitDeadlineSeconds = 600 })
 	for _, c := range []struct {

@@ -24,6 +24,7 @@ import (
 	"sealroot/mount/dm"
 	"sealroot/sealroot/boots"
 	"sealroot/sealroot/bootset"
+	"sealroot/sealroot/checks"
 	"sealroot/sealroot/etc"
 	"sealroot/sealroot/exit"
 	"sealroot/sealroot/hooks"
@@ -41,6 +42,7 @@ import (
 	"sealroot/slots/gpt"
 	"sealroot/state"
 	"sealroot/state/enrol"
+	"sealroot/state/layout"
 	"sealroot/state/luks2"
 	"sealroot/state/resize"
 	"sealroot/state/tpm"
@@ -150,6 +152,8 @@ type Env struct {
 	StartKexec  func(context.Context) error
 	UnloadKexec func() error
 	KexecLoaded string
+	// Layer is the device of a layer in this boot.
+	Layer func(name string) (device string, err error)
 	// End ends the machine at once, from memory. Systemd is there where systemd is PID 1
 	// (sd_booted(3)), which does that itself.
 	End     func(exit.Ending) error
@@ -200,7 +204,8 @@ func main() {
 		Reboot:     restart,
 		Kexec:      kexec.Load,
 		StartKexec: startKexec, UnloadKexec: kexec.Unload, KexecLoaded: kexec.LoadedFile,
-		End: exit.End, Systemd: "/run/systemd/system",
+		Layer: func(name string) (string, error) { return checks.Mapped("/sys/block", layout.LayerDevice(name)) },
+		End:   exit.End, Systemd: "/run/systemd/system",
 	})
 	stop()
 	os.Exit(code)

@@ -190,7 +190,7 @@ func (b *boot) dropLayer(i int, l config.Layer) {
 
 func layerDir(i int) string { return filepath.Join(layersDir, strconv.Itoa(i)) }
 
-func layerName(l config.Layer) string { return "sealroot-layer-" + l.Name }
+func layerName(l config.Layer) string { return layout.LayerDevice(l.Name) }
 
 // openLayerImage opens the data of a layer's image behind its hash tree.
 func (b *boot) openLayerImage(ctx context.Context, i int, l config.Layer) (dm.Device, error) {

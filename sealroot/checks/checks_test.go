@@ -190,3 +190,22 @@ func TestImageMakesProgress(t *testing.T) {
 		t.Errorf("read %d bytes, %v", read, err)
 	}
 }
+
+func TestMapped(t *testing.T) {
+	block := t.TempDir()
+	for dev, name := range map[string]string{"dm-0": "sealroot-root", "dm-7": "sealroot-layer-low", "vda": ""} {
+		dir := filepath.Join(block, dev, "dm")
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "name"), []byte(name+"\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := Mapped(block, "sealroot-layer-low"); got != "/dev/dm-7" || err != nil {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if got, err := Mapped(block, "sealroot-layer-lo"); got != "" || err == nil {
+		t.Errorf("what is not there: %q, %v", got, err)
+	}
+}

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"runtime"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,7 +20,19 @@ const ImageName = "image"
 // that it cannot read; the kernel log says which it was.
 var errUnread = errors.New("a block does not match the hash tree, or cannot be read")
 
-// Image reads a whole device, the root behind dm-verity, so that every block of
+// Mapped is the device node of a device-mapper device, by the folder /sys/block: without
+// udev there is none in /dev/mapper.
+func Mapped(block, name string) (string, error) {
+	files, err := filepath.Glob(filepath.Join(block, "dm-*", "dm", "name"))
+	for _, file := range files {
+		if text, err := os.ReadFile(file); err == nil && strings.TrimSpace(string(text)) == name {
+			return "/dev/" + filepath.Base(filepath.Dir(filepath.Dir(file))), nil
+		}
+	}
+	return "", errors.Join(err, fmt.Errorf("there is no device %s", name))
+}
+
+// Image reads a whole device, the root or a layer behind dm-verity, so that every block of
 // it is compared with the hash tree, at the lowest I/O priority that still makes
 // progress on a busy disk: the idle class may starve (BFQ), and a good image
 // would run into boot.commit_deadline. A block that cannot be had is a *Failure. add is told of the bytes read.
@@ -64,7 +78,7 @@ func readLow(ctx context.Context, device string, add func(int64)) error {
 		case errors.Is(err, unix.EIO):
 			return &Failure{Name: ImageName, Why: errUnread, Last: fmt.Sprintf("at byte %d of %s", at, device)}
 		case err != nil:
-			return fmt.Errorf("cannot read the root: %w", err)
+			return fmt.Errorf("cannot read %s: %w", device, err)
 		}
 	}
 }

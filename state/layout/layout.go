@@ -107,6 +107,9 @@ func LayerImage(name, rootHash string) string {
 	return Layers + "/" + name + "-" + rootHash[:min(len(rootHash), 16)] + ".raw"
 }
 
+// LayerDevice is the name of the device-mapper device that a layer's image has in a boot.
+func LayerDevice(name string) string { return "sealroot-layer-" + name }
+
 // LayerDir is the directory of a layer in the volume.
 func LayerDir(name string) string { return Layers + "/" + name }
 
