@@ -17,14 +17,15 @@ func inPartitions(section, onFailure string) string {
 // is. One whose bytes were changed there costs that slot the boot, and the layers of the
 // other slot are those of before. Of three that may be left out none is used: one is
 // corrupted, one whole but not the one of the configuration and signed by a stranger, one
-// in its partition only on another disk. The control is the first boot, with all three.
+// in its partition only on another disk. One has another file system than the root, and in
+// the update, a development build, is for such builds alone. The control is the first boot, with all three.
 // The root is written to in memory: changes of it and of its layers end with the boot, and
 // are no image's.
 func TestRootLayersInPartitions(t *testing.T) {
 	t.Parallel()
 	const which = "usr/share/which"
 	const inMemory = "overlays: [{path: /, upper: memory}]\n"
-	names := []string{"low", "mid", "top"}
+	names := []string{"low", "mid", "top:erofs"}
 	first := layerImages(t, names, map[string]string{"low/" + which: "low 1\n", "mid/usr/share/mid": "mid 1\n", "top/usr/share/top": "top 1\n"})
 	second := layerImages(t, names, map[string]string{"low/" + which: "low 2\n", "mid/usr/share/mid": "mid 2, which is longer\n", "top/usr/share/top": "top 2\n"})
 	yaml := string(readFile(t, Image{}.whole().configFile()))
@@ -39,8 +40,9 @@ func TestRootLayersInPartitions(t *testing.T) {
 	if p := disk.Part(t, "layer-low-b"); p.Bytes != 6<<20 {
 		t.Errorf("layer-low-b has %d bytes, want 6 MiB", p.Bytes)
 	}
-	update := of(inPartitions(second, "stop")).next(t)
+	update := of(strings.Replace(inPartitions(second, "stop"), "{name: top,", "{name: top, build: development,", 1)).next(t)
 	update.Disk = nil
+	update.Edit = append(update.Edit, "build: production", "build: development")
 	m := directMachine(t, disk).WithTPM().withParts(t, readFile(t, update.Parts(t)))
 	vm := m.Boot()
 	r := vm.UpIn("a")
@@ -53,6 +55,9 @@ func TestRootLayersInPartitions(t *testing.T) {
 	}
 	if got := vm.Run("sealroot status --pcrs"); strings.Count(got, "sealroot:layer:") < 3 || strings.Contains(got, "DIFFERS") {
 		t.Errorf("sealroot status --pcrs:\n%s", got)
+	}
+	if got := vm.Run("cat /proc/filesystems"); !strings.Contains(got, "erofs") {
+		t.Errorf("the kernel has no erofs, which layer top is:\n%s", got)
 	}
 	vm.Run("write /usr/bin/new changed")
 	vm.Run("write /" + which + " changed")
@@ -68,8 +73,8 @@ func TestRootLayersInPartitions(t *testing.T) {
 
 	m.LoadSlot("b")
 	vm = m.Boot()
-	if r = vm.UpIn("b"); layersText(r) != "low 7, mid 7, top 7" || !r.Slot.Trial {
-		t.Errorf("after the update: slot %+v, layers %s", r.Slot, layersText(r))
+	if r = vm.UpIn("b"); layersText(r) != "low 7, mid 7, top 7" || !r.Slot.Trial || r.Build != "development" {
+		t.Errorf("after the update: slot %+v, layers %s, a %s build", r.Slot, layersText(r), r.Build)
 	}
 	if got := vm.Run(all); got != "low 2\nmid 2, which is longer\ntop 2" {
 		t.Errorf("what the layers of the update hold: %q", got)

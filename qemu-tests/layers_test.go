@@ -16,7 +16,8 @@ import (
 )
 
 // layerImages makes images of layers for the probe's root and returns the section of
-// the configuration that names them, from the lowest up.
+// the configuration that names them, from the lowest up. A name may have another file
+// system than squashfs behind it: "top:erofs".
 func layerImages(t *testing.T, names []string, files map[string]string) (section string) {
 	t.Helper()
 	return layerImagesFor(t, []string{"ID=probe"}, names, files)
@@ -39,7 +40,8 @@ func layerImagesFor(t *testing.T, system, names []string, files map[string]strin
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		for _, name := range names {
+		for _, entry := range names {
+			name, filesystem, other := strings.Cut(entry, ":")
 			tree := t.TempDir()
 			for path, content := range files {
 				if layer, in, _ := strings.Cut(path, "/"); layer == name {
@@ -47,6 +49,9 @@ func layerImagesFor(t *testing.T, system, names []string, files map[string]strin
 				}
 			}
 			args := []string{"layer", "--name", name, "--tree", tree, "--keys", keysDir(t), "--version", "7", "-o", filepath.Join(dir, name+".raw")}
+			if other {
+				args = append(args, "--filesystem", filesystem)
+			}
 			for _, line := range system {
 				args = append(args, "--for", line)
 			}
@@ -54,8 +59,12 @@ func layerImagesFor(t *testing.T, system, names []string, files map[string]strin
 		}
 	})
 	section = "layers:\n"
-	for _, name := range names {
-		section += fmt.Sprintf("  - {name: %s, image: %s/%s.raw, on_failure: skip}\n", name, dir, name)
+	for _, entry := range names {
+		name, filesystem, other := strings.Cut(entry, ":")
+		if other {
+			filesystem = ", filesystem: " + filesystem
+		}
+		section += fmt.Sprintf("  - {name: %s, image: %s/%s.raw, on_failure: skip%s}\n", name, dir, name, filesystem)
 	}
 	return section
 }
