@@ -48,7 +48,7 @@ func layerCommand(ctx context.Context, args []string, stdin io.Reader, stdout, s
 	fs := flag.NewFlagSet("sealroot-mkinitramfs layer", flag.ContinueOnError)
 	in := disk.LayerInput{For: map[string]string{}}
 	fs.StringVar(&in.Name, "name", "", "name of the layer, as the configuration has it")
-	fs.StringVar(&in.Tree, "tree", "", "what lies over the root: directory, tar (plain, gzip, xz, zstd), or - for a tar on stdin")
+	fs.StringVar(&in.Tree, "tree", "", "what lies over the root: directory, whose files all become root's (0:0); tar (plain, gzip, xz, zstd) with the owners that it names; - for a tar on stdin")
 	fs.StringVar(&in.Version, "version", "", "version, shown to people")
 	fs.StringVar(&in.Filesystem, "filesystem", "squashfs", "squashfs or erofs")
 	fs.Var(assignments(in.For), "for", "NAME=VALUE for the extension-release file of a tree without one, such as ID=debian or VERSION_ID=12; may be repeated")

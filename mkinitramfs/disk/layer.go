@@ -25,7 +25,7 @@ import (
 // LayerInput is what a layer is made from.
 type LayerInput struct {
 	Name       string
-	Tree       string // directory, tar or "-"
+	Tree       string // directory, whose files become root's, tar or "-"
 	Version    string
 	Filesystem string
 	// For are variables of the layer's extension-release (ID, VERSION_ID, …), which a
@@ -78,8 +78,13 @@ func (b *Builder) layerTree(ctx context.Context, in LayerInput, slot SlotInput, 
 	return runErr
 }
 
-// copyLayer copies a tree and adds the extension-release that it lacks.
+// copyLayer copies a tree and adds the extension-release that it lacks. Whose the files of
+// a folder are says nothing of the machines, and a directory's owner there is the layer's.
 func copyLayer(from string, out *tar.Writer, in LayerInput, b *Builder) error {
+	info, err := os.Stat(from)
+	if err != nil {
+		return fmt.Errorf("cannot open the tree of layer %s: %w", in.Name, err)
+	}
 	source, err := openRoot(from)
 	if err != nil {
 		return err
@@ -111,6 +116,14 @@ func copyLayer(from string, out *tar.Writer, in LayerInput, b *Builder) error {
 		dirs[name] = h.Typeflag == tar.TypeDir
 		has = has || name == release
 		h.Name = name
+		if info.IsDir() {
+			h.Uid, h.Gid = 0, 0
+			//lint:ignore SA1019 what a reader has made of PAXRecords the writer adds to them
+			h.Xattrs = nil
+			for _, acl := range []string{"access", "default"} { // they name users too
+				delete(h.PAXRecords, "SCHILY.xattr.system.posix_acl_"+acl)
+			}
+		}
 		if h.Typeflag == tar.TypeDir {
 			h.Name += "/"
 		}

@@ -10,7 +10,6 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
-	"strconv"
 
 	"sealroot/init/config"
 	"sealroot/mkinitramfs/layer"
@@ -26,12 +25,12 @@ import (
 func layerPrograms(c *config.Config) []string {
 	var programs []string
 	for _, l := range c.Images() {
-		program := "unsquashfs"
+		of := []string{"unsquashfs"}
 		if l.Filesystem == erofs {
-			program = "fsck.erofs"
+			of = []string{"fsck.erofs", "fakeroot"}
 		}
-		if l.Image != "" && !slices.Contains(programs, program) {
-			programs = append(programs, program)
+		if l.Image != "" && !slices.Contains(programs, of[0]) {
+			programs = append(programs, of...)
 		}
 	}
 	return programs
@@ -82,7 +81,8 @@ func ReadLayers(ctx context.Context, run tools.Runner, c *config.Config, dir, ne
 	return list, nil
 }
 
-// readLayer takes the extension-release of an image out, into the folder out.
+// readLayer lists what an image has, and takes the files that rules read out, into the
+// folder out.
 func readLayer(ctx context.Context, run tools.Runner, l *rootcheck.Layer, out string) error {
 	im, f, err := layer.OpenFile(l.Image, layer.Find)
 	if err != nil {
@@ -90,30 +90,20 @@ func readLayer(ctx context.Context, run tools.Runner, l *rootcheck.Layer, out st
 	}
 	defer f.Close()
 	tree := filepath.Join(out, "tree")
-	// The programs get descriptors: no path is read as options.
-	const itself = "/proc/self/fd/3"
+	var files map[string]rootcheck.File
 	switch l.Filesystem = layer.Filesystem(im.Data); l.Filesystem {
 	case squashfs:
 		run.Files = []*os.File{f}
-		err = run.Run(ctx, nil, "unsquashfs", "-quiet", "-no-progress", "-no-xattrs", "-offset", strconv.FormatInt(im.DataOffset, 10),
-			"-dest", tree, itself, path.Dir(osrelease.ExtensionPath(l.Name)))
-	case erofs: // which that of Debian 12 takes out as a whole, of a file that begins with it
-		var data *os.File
-		if data, err = os.Create(filepath.Join(out, "data")); err != nil {
-			return err
-		}
-		defer data.Close()
-		if _, err = io.Copy(data, im.Data); err != nil {
-			return err
-		}
-		run.Files = []*os.File{data}
-		err = run.Run(ctx, nil, "fsck.erofs", "--no-preserve", "--extract="+tree, itself)
+		files, err = readSquashfs(ctx, run, im.DataOffset, path.Dir(osrelease.ExtensionPath(l.Name)), tree)
+	case erofs:
+		files, err = readErofs(ctx, run, im.Data, out, tree)
 	default:
 		return nil
 	}
 	if err := errors.Join(err, openUp(out)); err != nil {
 		return err
 	}
+	l.Files = rootcheck.NewTree(files)
 	in, err := os.OpenRoot(tree) // no link leads out of it
 	if errors.Is(err, os.ErrNotExist) {
 		return nil

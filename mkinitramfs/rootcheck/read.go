@@ -16,8 +16,9 @@ import (
 const (
 	// maxEntries bounds a tree; a large desktop has half a million.
 	maxEntries = 4 << 20
-	// maxText bounds a file that rules read; longer ones are cut.
-	maxText = 64 << 10
+	// maxText bounds a file that rules read, maxIndex that of modules; longer ones are cut.
+	maxText  = 64 << 10
+	maxIndex = 16 << 20
 )
 
 // ErrTooLarge means that a root has more files than a tree holds.
@@ -25,15 +26,21 @@ var ErrTooLarge = errors.New("too many files")
 
 const archiveRule = "archive"
 
-// isText lists the files that rules read.
-func isText(name string) bool {
+// textLimit is how many bytes rules read of a file, 0 for most.
+func textLimit(name string) int64 {
 	switch name {
 	case "etc/fstab", "etc/machine-id", "etc/os-release", "etc/resolv.conf", "usr/lib/os-release",
 		"etc/iscsi/initiatorname.iscsi", "var/lib/dbus/machine-id":
-		return true
+		return maxText
 	}
 	dir, base := path.Split(name)
-	return (dir == "usr/lib/tmpfiles.d/" || dir == "etc/tmpfiles.d/") && strings.HasSuffix(base, ".conf")
+	if (dir == "usr/lib/tmpfiles.d/" || dir == "etc/tmpfiles.d/") && strings.HasSuffix(base, ".conf") {
+		return maxText
+	}
+	if isIndex(name) {
+		return maxIndex
+	}
+	return 0
 }
 
 // note adds a finding about the way the root is packed.
@@ -82,8 +89,8 @@ func ReadTar(r io.Reader, rename func(string) string) (*Tree, error) {
 		if !ok {
 			continue
 		}
-		if isText(name) && h.Typeflag == tar.TypeReg {
-			if f.Text, err = io.ReadAll(io.LimitReader(in, maxText)); err != nil {
+		if limit := textLimit(name); limit > 0 && h.Typeflag == tar.TypeReg {
+			if f.Text, err = io.ReadAll(io.LimitReader(in, limit)); err != nil {
 				return nil, fmt.Errorf("cannot read %s of root tar: %w", name, err)
 			}
 		}
@@ -106,7 +113,7 @@ func cleanName(name string) (clean string, ok bool) {
 // tarFile describes one entry; ok is false when it gives no file.
 func (t *Tree) tarFile(name string, h *tar.Header, rename func(string) string) (File, bool) {
 	if h.Typeflag != tar.TypeLink {
-		f := File{Mode: h.FileInfo().Mode(), UID: h.Uid, Size: h.Size}
+		f := File{Mode: h.FileInfo().Mode(), UID: h.Uid, GID: h.Gid, Size: h.Size}
 		if h.Typeflag == tar.TypeSymlink {
 			f.Link = h.Linkname
 		}
@@ -186,7 +193,7 @@ func ReadDir(dir string) (*Tree, error) {
 		f := File{Mode: info.Mode(), Size: info.Size()}
 		st, _ := info.Sys().(*syscall.Stat_t)
 		if st != nil {
-			f.UID = int(st.Uid)
+			f.UID, f.GID = int(st.Uid), int(st.Gid)
 			id := [2]uint64{st.Dev, st.Ino}
 			f.same = st.Nlink > 1 && inodes[id]
 			inodes[id] = inodes[id] || st.Nlink > 1
@@ -194,7 +201,7 @@ func ReadDir(dir string) (*Tree, error) {
 		switch {
 		case f.Mode.Type() == fs.ModeSymlink:
 			f.Link, err = root.Readlink(name)
-		case f.Mode.IsRegular() && isText(name):
+		case f.Mode.IsRegular() && textLimit(name) > 0:
 			f.Text, err = readText(root, name)
 		}
 		if err != nil {
@@ -239,5 +246,5 @@ func readText(root *os.Root, name string) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, maxText))
+	return io.ReadAll(io.LimitReader(f, textLimit(name)))
 }

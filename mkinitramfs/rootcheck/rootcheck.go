@@ -68,7 +68,7 @@ func rules() []rule {
 		{"modules", "modules of the kernel", (*verdict).modules},
 		{"merged-usr", "/bin, /sbin and /lib as links into /usr", (*verdict).mergedUsr},
 		{"os-release", "which product the image is", (*verdict).osRelease},
-		{LayersRule, "layers of the configuration that are not for this root", (*verdict).layers},
+		{LayersRule, "layers of the configuration that are not for this root, or spoil it", (*verdict).layers},
 		{"machine-id", "the identity of a machine", (*verdict).machineID},
 		{"ssh-host-keys", "SSH host keys", (*verdict).sshHostKeys},
 		{"random-seed", "random seeds", (*verdict).randomSeed},
@@ -168,7 +168,7 @@ func finding(s Severity, rule, name, remedy, format string, args ...any) Finding
 			return r
 		}, s)
 	}
-	return Finding{s, rule, printable(path.Join("/", name)), printable(fmt.Sprintf(format, args...)), remedy}
+	return Finding{s, rule, printable(path.Join("/", name)), printable(fmt.Sprintf(format, args...)), printable(remedy)}
 }
 
 // verdict is what a rule works with.

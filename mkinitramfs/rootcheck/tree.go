@@ -8,12 +8,15 @@ import (
 	"path"
 	"slices"
 	"strings"
+
+	"sealroot/mkinitramfs/layer/over"
 )
 
 // File is one file of a root.
 type File struct {
 	Mode fs.FileMode
 	UID  int
+	GID  int
 	Size int64  // bytes
 	Link string // target of a symbolic link
 	Text []byte // content, of the few files that rules read
@@ -129,6 +132,37 @@ func (t *Tree) has(name string) bool { _, err := t.resolve(name); return err == 
 
 // isDir tells whether name is a directory, and no link to one.
 func (t *Tree) isDir(name string) bool { return t.files[name].Mode.IsDir() }
+
+// Entry and Children make it an over.Tree. What the tree does not say of its top is as the
+// builder makes it.
+func (t *Tree) Entry(name string) (over.Entry, error) {
+	f, ok := t.files[name]
+	switch {
+	case ok:
+	case name == ".":
+		f.Mode = fs.ModeDir | 0o755
+	default:
+		return over.Entry{}, fs.ErrNotExist
+	}
+	return over.Entry{Mode: f.Mode, UID: f.UID, GID: f.GID, Link: f.Link}, nil
+}
+
+func (t *Tree) Children(dir string) (names []string, err error) {
+	prefix := dir + "/"
+	if dir == "." {
+		prefix = ""
+	}
+	for i, _ := slices.BinarySearch(t.order, prefix); i < len(t.order); i++ {
+		name, below := strings.CutPrefix(t.order[i], prefix)
+		if !below {
+			break
+		}
+		if name != "." && !strings.Contains(name, "/") {
+			names = append(names, name)
+		}
+	}
+	return names, nil
+}
 
 // kind says in words what stands at a name itself.
 func (t *Tree) kind(name string) string {
