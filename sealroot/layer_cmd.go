@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"text/tabwriter"
 
 	"golang.org/x/sys/unix"
@@ -108,11 +109,16 @@ func (c *command) addLayer(ctx context.Context, path, name string) error {
 	if err != nil {
 		return fmt.Errorf("cannot read the certificates for layers: %w", err)
 	}
-	im, err := layers.Open(ctx, path, draft, c.roomForLayer, name, cfg.Root.Filesystem, certs, c.env.ShowLayer)
+	im, err := layers.Open(ctx, path, draft, c.roomForLayer, layers.Wanted{
+		Name: name, Filesystem: cfg.Root.Filesystem, Certs: certs, Show: c.env.ShowLayer, Root: c.env.Root, Usr: cfg.Root.Usr(),
+	})
 	if err != nil {
 		return err
 	}
 	if err := c.mayAdd(cfg, r, im); err != nil {
+		return fmt.Errorf("cannot add %s: %w", path, err)
+	}
+	if err := c.tellClashes(r, im); err != nil {
 		return fmt.Errorf("cannot add %s: %w", path, err)
 	}
 	whole, err := place.Settle(draft, im.Layer)
@@ -185,6 +191,29 @@ func (c *command) mayAdd(cfg config.Config, r report.Report, im *layers.Image) e
 	}
 	return layers.Fits(im.Release, root, r.Root.KernelRelease)
 }
+
+// tellClashes refuses a layer that would take a directory of the root away, or let others
+// than root write there, and says what else it does to the root's. Where an older image of
+// the layer is in use the root shows what that has, so nothing is refused.
+func (c *command) tellClashes(r report.Report, im *layers.Image) error {
+	inUse := slices.ContainsFunc(r.Layers, func(l report.Layer) bool { return l.Name == im.Layer.Name && l.LeftOut == "" })
+	for i, clash := range im.Clashes {
+		text := line(fmt.Sprintf("%s: layer %s %s; %s", clash.Path(), im.Layer.Name, clash.What(), clash.Remedy()))
+		if clash.Bad() && !inUse {
+			return fmt.Errorf("%s: %w", text, bootset.ErrRefused)
+		}
+		if i < clashesSaid {
+			c.say("warning: %s", text)
+		}
+	}
+	if more := len(im.Clashes) - clashesSaid; more > 0 {
+		c.say("warning: %d more such places", more)
+	}
+	return nil
+}
+
+// clashesSaid bounds how many a command names.
+const clashesSaid = 10
 
 // roomForLayer tells whether the state partition has room for so many bytes.
 func (c *command) roomForLayer(size int64) error {

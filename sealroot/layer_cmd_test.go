@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"sealroot/init/config"
 	"sealroot/init/report"
 	"sealroot/mkinitramfs/layer"
@@ -237,9 +239,18 @@ func (m *layerMachine) run(args ...string) (int, string) {
 // image makes the image of a layer of that name for a system.
 func (m *layerMachine) image(name, release string) string {
 	m.t.Helper()
+	return m.imageWith(name, release, func(string) error { return nil })
+}
+
+// imageWith makes one of a tree to which add adds.
+func (m *layerMachine) imageWith(name, release string, add func(tree string) error) string {
+	m.t.Helper()
 	dir := m.t.TempDir()
 	at := filepath.Join(dir, "tree", osrelease.ExtensionPath(name))
 	if err := errors.Join(os.MkdirAll(filepath.Dir(at), 0o755), os.WriteFile(at, []byte(release), 0o644)); err != nil {
+		m.t.Fatal(err)
+	}
+	if err := add(dir + "/tree"); err != nil {
 		m.t.Fatal(err)
 	}
 	if out, err := exec.Command("mksquashfs", dir+"/tree", dir+"/fs", "-quiet", "-noappend", "-no-progress").CombinedOutput(); err != nil {
@@ -379,6 +390,66 @@ func TestLayerAddRefused(t *testing.T) {
 			changed := err == nil
 			if code != tt.code || !strings.Contains(out, tt.says) || (code == 0) != changed || (code == 0) != (len(m.disk.files) > 0) {
 				t.Errorf("exit status %d, list written %v, %d files: %s\nwant %d, %q", code, changed, len(m.disk.files), out, tt.code, tt.says)
+			}
+		})
+	}
+}
+
+// A layer that would take a directory of the running root away, or give it to a user, is
+// refused; what else it does to one is said. An image that replaces the one in use is not
+// held against what that has, and what is mounted over the root is not the root's.
+func TestLayerAddComparesWithTheRoot(t *testing.T) {
+	mkdir := func(name string, uid int, mode os.FileMode) func(tree string) error {
+		return func(tree string) error {
+			at := filepath.Join(tree, name)
+			return errors.Join(os.MkdirAll(at, 0o755), os.Chown(at, uid, uid), os.Chmod(at, mode))
+		}
+	}
+	const says = "0:0, mode 0755 another owner or mode, "
+	for _, tt := range []struct {
+		name  string
+		add   func(tree string) error
+		inUse bool
+		usr   bool
+		code  int
+		says  string // "" for no word
+	}{
+		{"good", mkdir("usr/lib/app", 1000, 0o777), false, false, 0, ""},
+		{"lib", mkdir("lib/app", 0, 0o755), false, false, 3, `/lib: layer app-x has a directory over a link to "usr/lib" of the root, which is gone then, with all that is reached through it; move what the layer has there below /usr/lib: `},
+		{"link", func(tree string) error { return os.Symlink("usr", filepath.Join(tree, "opt")) }, false, false, 3, `/opt: layer app-x has a link to "usr" over a directory`},
+		{"user's", mkdir("etc/systemd", 1000, 0o755), false, false, 3, "/etc/systemd: layer app-x gives the root's directory of owner " + says + "1000:1000, mode 0755, and lets others"},
+		{"mode", mkdir("etc/systemd", 0, 0o700), false, false, 0, "warning: /etc/systemd: layer app-x gives the root's directory of owner " + says + "0:0, mode 0700; chown 0:0 and chmod 0755"},
+		{"in_use", mkdir("lib/app", 0, 0o755), true, false, 0, "warning: /lib: "},
+		{"mounted", mkdir("mounted/systemd", 1000, 0o755), false, false, 0, ""},
+		{"not_of_usr", mkdir("lib/app", 0, 0o755), false, true, 0, ""},
+		{"usr", mkdir("usr/lib", 1000, 0o755), false, true, 3, "/usr/lib: layer"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := newLayerMachine(t)
+			m.put("root/opt/x", "")
+			if err := os.Symlink("usr/lib", m.dir+"/root/lib"); err != nil {
+				t.Fatal(err)
+			}
+			for _, mounted := range []string{"etc", "mounted"} { // of a machine's /etc the layer is a part
+				m.put("root/"+mounted+"/x", "")
+				at := filepath.Join(m.dir, "root", mounted)
+				if err := unix.Mount("tmpfs", at, "tmpfs", 0, "mode=755"); err != nil {
+					t.Fatal(err)
+				}
+				defer unix.Unmount(at, 0)
+				m.put("root/"+mounted+"/systemd/x", "")
+			}
+			if tt.usr {
+				c := config.Config{LayersAllowed: []string{"app-*"}, Root: config.Root{Source: config.SourceUsrVerity, Filesystem: "squashfs"}, State: config.State{Create: config.CreateFirstBoot, Unlock: []string{config.UnlockTPM2}}}
+				m.configure(c)
+			}
+			if tt.inUse {
+				m.rep.Layers = []report.Layer{{Name: "app-x", Source: report.LayerAdded}}
+				m.report()
+			}
+			code, out := m.run("layer", "add", m.imageWith("app-x", "ID=debian\n", tt.add))
+			if code != tt.code || !strings.Contains(out, tt.says) || tt.says == "" && strings.Contains(out, "warning") || (code == 0) != (len(m.disk.files) > 0) {
+				t.Errorf("exit status %d, %d files: %s\nwant %d, %q", code, len(m.disk.files), out, tt.code, tt.says)
 			}
 		})
 	}

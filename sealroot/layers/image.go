@@ -14,6 +14,7 @@ import (
 
 	"sealroot/init/config"
 	"sealroot/mkinitramfs/layer"
+	"sealroot/mkinitramfs/layer/over"
 	"sealroot/mount"
 	"sealroot/mount/loop"
 	"sealroot/sealroot/bootset"
@@ -28,7 +29,18 @@ type Image struct {
 	Layer   manifest.Layer // without File
 	Signer  string         // subject of the certificate
 	Release osrelease.Release
-	file    *os.File // the draft
+	Clashes []over.Clash // with the root that runs
+	file    *os.File     // the draft
+}
+
+// Wanted is what an image has to be.
+type Wanted struct {
+	Name       string // of the layer; "" for the only one that the image has
+	Filesystem string
+	Certs      []*signature.Certificate // one of them vouches for the content
+	Show       Mounter
+	Root       string // of the system that runs, with which it is compared
+	Usr        bool   // the layer lies over its usr alone
 }
 
 // Mounter makes the tree of a verified image visible: the part of f from offset on has a
@@ -36,16 +48,15 @@ type Image struct {
 type Mounter func(f *os.File, filesystem string, offset, size int64) (tree *os.File, err error)
 
 // Open copies an image to draft, an empty file that nobody else has, verifies the copy as a
-// whole against certificates, and reads what it is for: of the file at path, which others
-// may be writing, nothing counts. name is the layer's; "" for the only one that the image
-// has. The file system must be the one named; the file has at most room bytes. draft
-// stays the caller's. Errors: install.ErrSet; bootset.ErrUsage, when the image has more
-// names; bootset.ErrRefused.
-func Open(ctx context.Context, path string, draft *os.File, room func(size int64) error, name, filesystem string, certs []*signature.Certificate, show Mounter) (*Image, error) {
+// whole, and reads what it is for and what it does to the root: of the file at path, which
+// others may be writing, nothing counts. The file has at most room bytes. draft stays the
+// caller's. Errors: install.ErrSet; bootset.ErrUsage, when the image has more names and none
+// is wanted; bootset.ErrRefused.
+func Open(ctx context.Context, path string, draft *os.File, room func(size int64) error, want Wanted) (*Image, error) {
 	im := &Image{file: draft}
 	err := im.copy(ctx, path, room)
 	if err == nil {
-		err = im.read(ctx, name, filesystem, certs, show)
+		err = im.read(ctx, want)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot add %s: %w", path, err)
@@ -90,17 +101,17 @@ func (r reader) Read(p []byte) (int, error) {
 	return r.r.Read(p)
 }
 
-func (im *Image) read(ctx context.Context, name, filesystem string, certs []*signature.Certificate, show Mounter) error {
+func (im *Image) read(ctx context.Context, want Wanted) error {
 	in, err := layer.Read(im.file, im.Layer.Size)
 	if err != nil {
 		return fmt.Errorf("%w: %w", install.ErrSet, err)
 	}
-	hash, signer, err := signature.Verify(in.Signature, certs)
+	hash, signer, err := signature.Verify(in.Signature, want.Certs)
 	if err != nil {
 		return fmt.Errorf("%w: %w", install.ErrSet, err)
 	}
 	im.Layer.RootHash, im.Signer = hash, signer.Subject
-	if is := layer.Filesystem(in.Data); is != filesystem {
+	if is, filesystem := layer.Filesystem(in.Data), want.Filesystem; is != filesystem {
 		return fmt.Errorf("its file system is %s, the image that runs has %s, and its initramfs mounts no other; make the layer with --filesystem %s: %w", is, filesystem, filesystem, install.ErrSet)
 	}
 	sum := sha256.New()
@@ -108,12 +119,18 @@ func (im *Image) read(ctx context.Context, name, filesystem string, certs []*sig
 		return err
 	}
 	im.Layer.SHA256 = [32]byte(sum.Sum(nil))
-	tree, err := show(im.file, filesystem, in.DataOffset, in.Data.Size())
+	tree, err := want.Show(im.file, want.Filesystem, in.DataOffset, in.Data.Size())
 	if err != nil {
 		return err
 	}
 	defer tree.Close()
-	return im.describe(tree, name)
+	if err := im.describe(tree, want.Name); err != nil {
+		return err
+	}
+	if im.Clashes, err = compare(want.Root, tree, want.Usr); err != nil {
+		return fmt.Errorf("cannot compare it with the root: %w", err)
+	}
+	return nil
 }
 
 // describe finds the extension-release file and with it the name.

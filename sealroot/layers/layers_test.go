@@ -164,13 +164,14 @@ func TestOpen(t *testing.T) {
 	}
 	release := osrelease.ExtensionPath("tools")
 	whole := pack(t, ours, map[string]string{release: "ID=debian\nIMAGE_VERSION=3\n", "usr/bin/tool": "x"})
+	root := t.TempDir()
 	open := func(path, name, kind string) (*Image, error) {
 		draft, err := os.Create(filepath.Join(t.TempDir(), "draft"))
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { draft.Close() })
-		return Open(t.Context(), path, draft, func(int64) error { return nil }, name, kind, certs, Show)
+		return Open(t.Context(), path, draft, func(int64) error { return nil }, Wanted{Name: name, Filesystem: kind, Certs: certs, Show: Show, Root: root})
 	}
 	im, err := open(whole, "", "squashfs")
 	if err != nil {
