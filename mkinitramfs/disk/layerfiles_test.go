@@ -4,12 +4,14 @@ import (
 	"archive/tar"
 	"bytes"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -155,5 +157,34 @@ func TestBuildComparesTheFilesOfLayers(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// An image that an ordinary user makes has root's top directory, and is the same as root's:
+// a machine's root would be that user's else, by the image or by a layer over it.
+func TestTopOfASquashfs(t *testing.T) {
+	dir := t.TempDir()
+	if err := errors.Join(os.Chmod(dir, 0o777), os.Chmod(filepath.Dir(dir), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	var images [2][]byte
+	for i, uid := range []uint32{0, 1000} {
+		image := filepath.Join(dir, fmt.Sprint(uid))
+		command := append(sqfstar(int(uid)), image)
+		cmd := exec.Command(command[0], command[1:]...)
+		cmd.Env = append(os.Environ(), "SOURCE_DATE_EPOCH=1700000000")
+		cmd.Stdin = bytes.NewReader(tarOf(t, mergedRoot()))
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		out, err := exec.Command("unsquashfs", "-lln", image).Output()
+		if first, _, _ := strings.Cut(string(out), "\n"); err != nil || !strings.HasPrefix(first, "drwxr-xr-x 0/0 ") {
+			t.Errorf("made by user %d: %q, %v; want the top directory root's", uid, first, err)
+		}
+		images[i] = fileBytes(t, image)
+	}
+	if !bytes.Equal(images[0], images[1]) {
+		t.Error("what another user makes differs")
 	}
 }

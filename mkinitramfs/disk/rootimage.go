@@ -30,7 +30,23 @@ func imagePrograms(fs string) []string {
 	if fs == erofs {
 		return []string{"mkfs.erofs", "fakeroot", "bsdtar"}
 	}
-	return []string{"sqfstar"}
+	if os.Geteuid() == 0 {
+		return []string{"sqfstar"}
+	}
+	return []string{"sqfstar", "fakeroot"}
+}
+
+// sqfstar is the command of a user that makes a squashfs of a tar on stdin, but for the
+// file to write. The top directory gets the owner who runs it: of squashfs-tools 4.5 the
+// options for that do nothing.
+func sqfstar(uid int) []string {
+	command := []string{"sqfstar", "-comp", "zstd", "-b", "128K", "-reproducible",
+		"-root-mode", "0755", "-root-uid", "0", "-root-gid", "0",
+		"-exit-on-error", "-no-progress", "-quiet"}
+	if uid != 0 {
+		command = append([]string{"fakeroot", "--"}, command...)
+	}
+	return command
 }
 
 // errReaderGone tells the filter that nobody reads its output any more.
@@ -115,9 +131,8 @@ func filling(r *io.PipeReader, w *io.PipeWriter, fill, read func() error) (fille
 func (b *Builder) makeImage(ctx context.Context, r io.Reader, in SlotInput, p *parts, newest int64, dir string) error {
 	run := b.Tools.WithEnv("SOURCE_DATE_EPOCH=" + strconv.FormatInt(newest, 10))
 	if p.fs == squashfs {
-		return run.Run(ctx, r, "sqfstar", "-comp", "zstd", "-b", "128K", "-reproducible",
-			"-root-mode", "0755", "-root-uid", "0", "-root-gid", "0",
-			"-exit-on-error", "-no-progress", "-quiet", p.path(manifest.Root))
+		command := append(sqfstar(os.Geteuid()), p.path(manifest.Root))
+		return run.Run(ctx, r, command[0], command[1:]...)
 	}
 	// mkfs.erofs reads a folder; only from version 1.7 on it reads a tar, which
 	// Debian 12 does not have. fakeroot remembers owners and devices that an

@@ -34,7 +34,7 @@ func Table() []Tool {
 		{"unsquashfs", "squashfs-tools", "4.5", "what a layer has and is for, out of its image"},
 		{"fsck.erofs", "erofs-utils", "1.5", "the same, of a layer with erofs"},
 		{"mkfs.erofs", "erofs-utils", "1.5", "root image, with root.filesystem erofs"},
-		{"fakeroot", "fakeroot", "1.29", "owners and devices of an erofs image, made or read without root rights"},
+		{"fakeroot", "fakeroot", "1.29", "owners and devices in an image, made or read without root rights"},
 		{"bsdtar", "libarchive-tools", "3.6", "unpacks the root for an erofs image"},
 		{"mkfs.vfat", "dosfstools", "4.2", "file system of the EFI system partition"},
 		{"mcopy", "mtools", "4.0.33", "files on the EFI system partition, without mounting it"},
