@@ -51,11 +51,13 @@ func memcacheUID(t *testing.T) string {
 }
 
 // hooksOf are an image's hooks, which leave word of what they found: the database runs
-// before a commit, and no service does when the image is back.
+// before a commit, and no service does when the image is back. Then data that the later
+// image moved is moved back, to where nothing is.
 func hooksOf(extra map[string]string) map[string]string {
 	const note = `>>/var/lib/hooks; echo "$SEALROOT_EVENT $SEALROOT_FROM_SLOT $SEALROOT_FROM_VERSION $SEALROOT_SLOT $SEALROOT_VERSION" >>/var/lib/hooks` + "\n"
 	extra["usr/lib/sealroot/hooks/pre-commit.d/10-note"] = "#!/bin/sh\nsystemctl is-active postgresql@15-main " + note
-	extra["usr/lib/sealroot/hooks/post-rollback.d/10-note"] = "#!/bin/sh\nsystemctl is-active postgresql@15-main " + note
+	extra["usr/lib/sealroot/hooks/post-rollback.d/10-note"] = "#!/bin/sh\nsystemctl is-active postgresql@15-main " + note +
+		"mv /var/lib/app/before-$SEALROOT_FROM_VERSION /var/lib/app/1\n"
 	return extra
 }
 
@@ -68,6 +70,7 @@ func TestRootServices(t *testing.T) {
 	t.Parallel()
 	image := Image{Root: Services, Commit: true, Extra: firstBootOf(hooksOf(servicesOf("1"))), Disk: []string{"--root-size", "160M"},
 		Edit: []string{"etc: overlay\n", "etc: overlay\noverlays: [{path: /var/lib/dpkg, upper: per-slot}]\n"}}
+	image.Extra["var/lib/app/1/factory"] = "as built\n" // the form of data that only this image has
 	next := image.next(t)
 	next.Root, next.Extra = ServicesNext, firstBootOf(hooksOf(servicesOf("2")))
 	disk := image.Build(t)
@@ -134,12 +137,16 @@ sealroot install /dev/vdb`)
 		t.Errorf("sealroot status has problems: %q", got.Problems)
 	}
 	vm.Run("su postgres -c \"psql -qc \\\"update kept set word = 'a row of 2'; update kept set word = 'a row'\\\"\"")
-	vm.Run("sealroot rollback")
+	vm.Run("mv /var/lib/app/1 /var/lib/app/before-2.next && echo mine >/var/lib/app/before-2.next/row && sealroot rollback")
 	vm = vm.offAndOn()
 	up("a")
 	want("inactive", "1")
 	if got, want := vm.Run("cat /var/lib/hooks"), "active\npre-commit a 2026.11.1 b 2.next\ninactive\npost-rollback b 2.next a 2026.11.1"; got != want {
 		t.Errorf("the hooks say\n%s\nwant\n%s", got, want)
+	}
+	// Nothing was added where the data had been: the hook would have moved it into that.
+	if got := vm.Run("cd /var/lib/app && find . -type f | sort"); got != "./1/factory\n./1/row" {
+		t.Errorf("/var/lib/app holds\n%s\nwant what image 1 had, where it had it", got)
 	}
 	vm.endsInOrder(disk)
 }

@@ -12,6 +12,7 @@
 //	                  merged; record, a record; trial, there while the image is on trial;
 //	                  of another list of layers (chain.go) start is the layer as the
 //	                  image took over, merged for the list
+//	<image>/added     there once the image's directories were added to /var, or given up
 //	before            the upper layer of a time before there was a merge, while the image
 //	                  that took over from it is on trial
 //	next              a layer that is made, or the old one until it has its name
@@ -48,6 +49,7 @@ const (
 	nextDir    = "next"
 	recordFile = "record"
 	trialFile  = "trial"
+	addedFile  = "added"
 )
 
 func mergeDir(n uint64) string { return fmt.Sprintf("merge-%d", n) }
@@ -59,7 +61,8 @@ type Options struct {
 	// PutBackOnly: nothing is merged, for the image's /etc is not whole; what was there
 	// before a trial that failed is put back all the same.
 	PutBackOnly bool
-	// Var is the image's /var (open), whose new directories the machine gets; or nil.
+	// Var is the image's /var (open), whose directories the machine gets where it lacks them,
+	// once for as long as the image's copies are kept; or nil.
 	Var *os.File
 	// Step is asked before every change of the volume; tests cut the power there.
 	Step func(name string) error

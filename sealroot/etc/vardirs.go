@@ -28,7 +28,10 @@ const maxVarTries = 5
 var errGivenUp = errors.New("it was given up")
 
 // markVar makes the mark (layout.EtcPending) that directories are to be added: a byte for
-// each boot that may try, so that nothing has to be written to a full volume.
+// each boot that may try, so that nothing has to be written to a full volume. An image that
+// comes back adds none: what the machine lacks of its directories was moved or removed since
+// they were added, as the rules for migrated data have it. One whose first merge was cut
+// has not added them.
 func (m *merger) markVar(image string) error {
 	if m.Var == nil {
 		return nil
@@ -36,6 +39,12 @@ func (m *merger) markVar(image string) error {
 	dir, err := m.ensure(m.kept, image)
 	if err != nil {
 		return err
+	}
+	switch err := unix.Faccessat(int(dir.Fd()), addedFile, unix.F_OK, unix.AT_SYMLINK_NOFOLLOW); {
+	case err == nil:
+		return nil
+	case !errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("cannot look for %s: %w", addedFile, err)
 	}
 	name := path.Base(layout.EtcPending(image))
 	if err := seed.Remove(dir, name); err != nil {
@@ -49,7 +58,8 @@ func (m *merger) markVar(image string) error {
 // not at all. Their owners are those of the live layer's account files, by name. A problem
 // costs directories alone, and the next boot tries again.
 //
-// Crash points: one try less, and the directories so far; all of them, and the mark.
+// Crash points: one try less, and the directories so far; all of them, and the mark. That is
+// renamed at the end, so that there is no moment without one.
 func (m *merger) varDirs() (made int, problem, err error) {
 	if m.kept, err = m.dir(m.volume, layout.EtcKept); err != nil || m.kept == nil {
 		return 0, nil, err
@@ -86,7 +96,12 @@ func (m *merger) varDirs() (made int, problem, err error) {
 	}
 	err = m.step("remove the unfinished copy", func() error { return seed.Remove(m.kept, newDirTmp) })
 	if err == nil && (problem == nil || errors.Is(problem, errGivenUp) || errors.Is(problem, ErrTooLarge)) {
-		err = m.step("remove the mark", func() error { return errors.Join(seed.Remove(dir, name), syncDirs(dir)) })
+		err = m.step("mark as added", func() error {
+			if err := unix.Renameat(int(dir.Fd()), name, int(dir.Fd()), addedFile); err != nil {
+				return fmt.Errorf("cannot rename the mark of new directories: %w", err)
+			}
+			return syncDirs(dir)
+		})
 	}
 	if problem != nil {
 		problem = fmt.Errorf("cannot add the image's new directories to /var: %w", problem)
