@@ -19,7 +19,8 @@ type conflict struct {
 
 // digest tells files apart as a merge does.
 func digest(e etcmerge.Entry) string {
-	sum := sha256.Sum256(fmt.Appendf(nil, "%d %x %o %d %d", e.Kind, e.Sum, e.Mode, e.UID, e.GID))
+	// Without flags it is as in records of a time when nobody looked at them.
+	sum := sha256.Sum256(fmt.Appendf(nil, "%d %x %o %d %d%s", e.Kind, e.Sum, e.Mode, e.UID, e.GID, e.Flags))
 	return fmt.Sprintf("%x", sum[:8])
 }
 

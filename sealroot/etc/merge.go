@@ -119,7 +119,7 @@ type merger struct {
 	last                chain    // of the live layer's merge
 	lastTrial           bool     // that was on trial, and never committed
 	own                 tree     // the image's, as it has it
-	start               []change // what this merge's start holds; nil: the layer
+	start               []change // what this merge's start holds; nil: what the layer does
 	opened              []*os.File
 	reader              reader
 }
@@ -279,6 +279,9 @@ func (m *merger) build(upper *os.File, next owner) (Result, error) {
 	if err := write(layer, list, m.Step); err != nil {
 		return result, err
 	}
+	if m.start == nil {
+		m.start = list
+	}
 	if err := seed.Attributes(upper, layer); err != nil {
 		return result, err
 	}
@@ -332,15 +335,13 @@ func (m *merger) keepRecord(layer *os.File, next owner, result Result) error {
 }
 
 func (m *merger) keepStart(layer, merge *os.File) error {
-	if m.start == nil {
-		return seed.Tree(layer, merge, startDir)
-	}
 	dir, err := seed.MakeDir(merge, startDir)
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	if err := write(dir, m.start, m.Step); err != nil {
+	// Part of the step that makes the record: none of it counts before the layer does.
+	if err := write(dir, m.start, func(string) error { return nil }); err != nil {
 		return err
 	}
 	return seed.Attributes(layer, dir)

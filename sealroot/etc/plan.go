@@ -59,6 +59,7 @@ func (m *merger) sides(upper *os.File) (s sides, err error) {
 	if _, s.own, err = m.over(tree{}, m.lower); err != nil {
 		return s, err
 	}
+	s.own = s.own.lowest()
 	s.image, m.own = s.own, s.own
 	_, last, err := m.stored(tree{}, m.live.image, imageDir)
 	if err != nil {

@@ -167,8 +167,12 @@ func (r *reader) readNode(dir *os.File, name, full string, depth int, layer map[
 		n.whiteout = st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0
 		binary.Write(sum, binary.LittleEndian, []uint64{uint64(st.Mode & unix.S_IFMT), st.Rdev})
 	}
-	if n.opaque, err = readAttributes(f, sum); err != nil {
+	var flags string
+	if n.opaque, flags, err = readAttributes(f, sum); err != nil {
 		return fmt.Errorf("%q: %w", full, err)
+	}
+	if n.Kind == etcmerge.Dir || n.Kind == etcmerge.Regular { // chattr(1) opens no others
+		n.Flags = flags
 	}
 	sum.Sum(n.Sum[:0])
 	layer[full] = n
@@ -198,28 +202,30 @@ func (r *reader) readFile(dir *os.File, name, full string, size int64, sum hash.
 }
 
 // readAttributes puts extended attributes into sum, but for those of an overlay and
-// ours, and tells whether a directory hides what is below it.
-func readAttributes(f *os.File, sum hash.Hash) (opaque bool, err error) {
+// ours, and tells whether a directory hides what is below it, and the flags of a file.
+func readAttributes(f *os.File, sum hash.Hash) (opaque bool, flags string, err error) {
 	// The magic link leads to the file itself, a symlink included.
 	at := fmt.Sprintf("/proc/self/fd/%d", f.Fd())
 	buf := make([]byte, 64<<10) // XATTR_LIST_MAX and XATTR_SIZE_MAX
 	n, err := unix.Listxattr(at, buf)
 	if errors.Is(err, unix.ENOTSUP) {
-		return false, nil
+		return false, "", nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("cannot list extended attributes: %w", err)
+		return false, "", fmt.Errorf("cannot list extended attributes: %w", err)
 	}
 	names := strings.FieldsFunc(string(buf[:n]), func(r rune) bool { return r == 0 })
 	sort.Strings(names)
 	for _, name := range names {
 		n, err := unix.Getxattr(at, name, buf)
 		if err != nil {
-			return false, fmt.Errorf("cannot read extended attribute %q: %w", name, err)
+			return false, "", fmt.Errorf("cannot read extended attribute %q: %w", name, err)
 		}
 		switch {
 		case name == "trusted.overlay.opaque":
 			opaque = bytes.Equal(buf[:n], []byte("y"))
+		case name == flagsAttribute:
+			flags = parseFlags(buf[:n])
 		case strings.HasPrefix(name, "trusted.overlay."), name == layout.EtcOwner:
 		default:
 			binary.Write(sum, binary.LittleEndian, []uint32{0xffffffff, uint32(len(name)), uint32(n)})
@@ -227,7 +233,7 @@ func readAttributes(f *os.File, sum hash.Hash) (opaque bool, err error) {
 			sum.Write(buf[:n])
 		}
 	}
-	return opaque, nil
+	return opaque, flags, nil
 }
 
 // openIn opens what lies below a directory, following no link and crossing no mount.

@@ -72,7 +72,7 @@ func changeOf(step etcmerge.Step, image, machine tree) (c change, ok bool) {
 	}
 	c = change{path: step.Path, entry: content.entries[step.Path], from: content.at[step.Path]}
 	m := meta.entries[step.Path]
-	c.entry.Mode, c.entry.UID, c.entry.GID = m.Mode, m.UID, m.GID
+	c.entry.Mode, c.entry.UID, c.entry.GID, c.entry.Flags = m.Mode, m.UID, m.GID, m.Flags
 	if step.Content == etcmerge.FromBoth {
 		c.text = append([]byte{}, step.Text...) // not nil
 	}
@@ -80,7 +80,7 @@ func changeOf(step etcmerge.Step, image, machine tree) (c change, ok bool) {
 }
 
 func same(a, b etcmerge.Entry) bool {
-	return a.Kind == b.Kind && a.Sum == b.Sum && a.Mode == b.Mode && a.UID == b.UID && a.GID == b.GID
+	return a.Kind == b.Kind && a.Sum == b.Sum && a.Mode == b.Mode && a.UID == b.UID && a.GID == b.GID && a.Flags == b.Flags
 }
 
 // write makes the files of an upper layer in dir, which is empty. step is asked
@@ -135,7 +135,10 @@ func setMeta(f *os.File, e etcmerge.Entry) error {
 			return err
 		}
 	}
-	return unix.Fchmod(int(f.Fd()), e.Mode)
+	if err := unix.Fchmod(int(f.Fd()), e.Mode); err != nil {
+		return err
+	}
+	return writeFlags(f, e.Flags)
 }
 
 func writeOne(dir *os.File, c change) error {

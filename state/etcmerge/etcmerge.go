@@ -34,14 +34,19 @@ type Entry struct {
 	// Mode has the permission bits with set-user-ID, set-group-ID and sticky.
 	Mode     uint32
 	UID, GID uint32
+	// Flags are those of chattr(1) that make a file append-only ("a"), immutable ("i") or
+	// both ("ai"). They count as a change of the content: whoever sets them wants that one.
+	Flags string
 	// Text is the content of the files that AccountFiles names, not nil when empty;
 	// nil of all others. Without it they are merged as others are.
 	Text []byte
 }
 
-func (e Entry) sameContent(o Entry) bool { return e.Kind == o.Kind && e.Sum == o.Sum }
+func (e Entry) sameContent(o Entry) bool {
+	return e.Kind == o.Kind && e.Sum == o.Sum && e.Flags == o.Flags
+}
 func (e Entry) sameMeta(o Entry) bool {
-	return e.Mode == o.Mode && e.UID == o.UID && e.GID == o.GID
+	return e.Mode == o.Mode && e.UID == o.UID && e.GID == o.GID && e.Flags == o.Flags
 }
 func (e Entry) same(o Entry) bool { return e.sameContent(o) && e.sameMeta(o) }
 
@@ -64,7 +69,7 @@ const (
 type Step struct {
 	Path    string
 	Content Source // kind and content; Nowhere for no file
-	Meta    Source // mode and owners: FromImage or FromMachine
+	Meta    Source // mode, owners and flags: FromImage or FromMachine
 	Text    []byte // with FromBoth
 }
 
@@ -124,6 +129,8 @@ func (m *merger) names() []string {
 	return list
 }
 
+const bothMeta = "both changed its mode, owner or flags"
+
 // decide makes the step of one name, whatever is around it.
 func (m *merger) decide(name string) {
 	base, image, machine := m.base[name], m.image[name], m.machine[name]
@@ -139,7 +146,7 @@ func (m *merger) decide(name string) {
 		step.Meta = pick(base.sameMeta(machine), base.sameMeta(image), image.sameMeta(machine))
 		if step.Meta == FromBoth {
 			step.Meta = FromMachine
-			m.conflict(name, "both changed its mode or owner")
+			m.conflict(name, "%s", bothMeta)
 		}
 	default: // nothing of the other side fits
 		step.Meta = step.Content
@@ -262,7 +269,7 @@ func (m *merger) accounts() {
 	// What was said of the whole file is not true of a merged one.
 	kept := m.conflicts[:0]
 	for _, c := range m.conflicts {
-		if !said[c.Path] || c.What == "both changed its mode or owner" {
+		if !said[c.Path] || c.What == bothMeta {
 			kept = append(kept, c)
 		}
 	}

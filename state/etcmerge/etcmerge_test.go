@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// treeOf reads "dir/ file=content:mode link>target" into a tree; directories that
+// treeOf reads "dir/ file=content:modeflags link>target" into a tree; directories that
 // lead to a file are added.
 func treeOf(text string) Tree {
 	t := Tree{}
@@ -32,6 +32,7 @@ func treeOf(text string) Tree {
 		content, mode, ok := strings.Cut(content, ":")
 		if ok {
 			fmt.Sscanf(mode, "%o", &e.Mode)
+			e.Flags = strings.TrimLeft(mode, "01234567")
 		}
 		copy(e.Sum[:], content)
 		if slices.Contains(AccountFiles(), name) {
@@ -51,7 +52,7 @@ func apply(plan Plan, image, machine Tree) Tree {
 			continue
 		}
 		e, meta := side[s.Content][s.Path], side[s.Meta][s.Path]
-		e.Mode, e.UID, e.GID = meta.Mode, meta.UID, meta.GID
+		e.Mode, e.UID, e.GID, e.Flags = meta.Mode, meta.UID, meta.GID, meta.Flags
 		if s.Content == FromBoth {
 			e.Text, e.Sum = s.Text, [32]byte{}
 			copy(e.Sum[:], strings.ReplaceAll(strings.TrimSuffix(string(s.Text), "\n"), ":", ","))
@@ -64,7 +65,7 @@ func apply(plan Plan, image, machine Tree) Tree {
 func (t Tree) String() string {
 	var words []string
 	for name, e := range t {
-		words = append(words, fmt.Sprintf("%s %d %s %o\n", name, e.Kind, strings.TrimRight(string(e.Sum[:]), "\x00"), e.Mode))
+		words = append(words, fmt.Sprintf("%s %d %s %o%s\n", name, e.Kind, strings.TrimRight(string(e.Sum[:]), "\x00"), e.Mode, e.Flags))
 	}
 	slices.Sort(words)
 	return strings.Join(words, "")
@@ -110,6 +111,12 @@ func TestMerge3(t *testing.T) {
 		{"accounts_of_both", "passwd=r,p,0,0,x", "passwd=r,p,0,0,y", "passwd=r,q,0,0,x", "passwd=r,q,0,0,y", ""},
 		{"accounts_in_conflict", "passwd=r,p,0,0,x", "passwd=r,p,0,0,y", "passwd=r,p,0,0,z", "passwd=r,p,0,0,z", "passwd: r: both changed field 5"},
 		{"accounts_that_are_a_link", "passwd=r,p,0,0", "passwd=r,p,0,1", "passwd>x", "passwd>x", "passwd: both changed it"},
+		{"accounts_with_flags", "passwd=r,p,0,0,x", "passwd=r,p,0,0,y", "passwd=r,p,0,0,x:644i", "passwd=r,p,0,0,y:644i", ""},
+		{"flags", "a=1", "a=1", "a=1:644ai", "a=1:644ai", ""},
+		{"flags_that_are_gone", "a=1:644i", "a=1:644i", "a=1", "a=1", ""},
+		{"flags_of_what_the_image_changed", "a=1", "a=2", "a=1:644i", "a=1:644i", "a: both changed it"},
+		{"flags_of_what_the_image_removed", "a=1", "", "a=1:644i", "a=1:644i", "a: the image removed what the machine changed"},
+		{"flags_and_mode", "a=1", "a=1:600", "a=1:644i", "a=1:644i", "a: both changed its mode, owner or flags"},
 		{"accounts_that_the_machine_removed", "passwd=r,p,0,0", "passwd=r,p,0,0 a=1", "", "a=1", ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -182,7 +189,7 @@ func fuzzTree(data []byte) Tree {
 	isDir := map[string]bool{} // each name is a directory, or something else
 	for _, c := range data[:min(len(data), 32)] {
 		name := names[int(c)%len(names)]
-		kind := []string{"=1", "=2:600", ">x", "=1:600", "=u,x,5,5", "=u,y,6,5", "=v,x,5,5", "/"}[int(c)/len(names)%8]
+		kind := []string{"=1", "=2:600", ">x", "=1:600i", "=u,x,5,5", "=u,y,6,5", "=v,x,5,5", "/"}[int(c)/len(names)%8]
 		_, free := isDir[name]
 		free = !free
 		for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
