@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -32,13 +33,13 @@ var initEnv = [...]string{"HOME=/", "TERM=linux"}
 // publish leaves the boot report for the real system, and hands on what the
 // stub gave us and systemd looks for.
 func (b *boot) publish(context.Context) error {
-	passOn(stubSignatures, "/run/systemd/tpm2-pcr-signature.json")
-	passOn(stubPublicKey, "/run/systemd/tpm2-pcr-public-key.pem")
-	passOn(config.PublicKeyPath, report.PCRPublicKey) // what sealroot state enroll seals to
+	err := errors.Join(passOn(stubSignatures, "/run/systemd/tpm2-pcr-signature.json"),
+		passOn(stubPublicKey, "/run/systemd/tpm2-pcr-public-key.pem"),
+		passOn(config.PublicKeyPath, report.PCRPublicKey)) // what sealroot state enroll seals to
 	for _, name := range b.cfg.State.TPM2.PreviousKeys {
-		passOn(config.PreviousKeysDir+"/"+name, report.PCRPreviousKeys+"/"+name)
+		err = errors.Join(err, passOn(config.PreviousKeysDir+"/"+name, report.PCRPreviousKeys+"/"+name))
 	}
-	if err := errors.Join(b.leaveTrust(), b.leaveMarks(), b.leaveVolatileRoot(), b.leaveVoucher()); err != nil {
+	if err := errors.Join(err, b.leaveTrust(), b.leaveMarks(), b.leaveVolatileRoot(), b.leaveVoucher()); err != nil {
 		b.warn("%v", err)
 	}
 	if b.layerFailed {
@@ -164,10 +165,20 @@ func writeFile(path string, text []byte) error {
 	return os.WriteFile(path, text, 0o644)
 }
 
-func passOn(from, to string) {
-	if text, err := readBounded(from, 1<<20); err == nil {
-		_ = writeFile(to, text)
+// passOn copies a small file of the initramfs. One that is not there is none of this boot:
+// the stub of another boot path, or a configuration without such a key.
+func passOn(from, to string) error {
+	text, err := readBounded(from, 1<<20)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
+	if err == nil {
+		err = writeFile(to, text)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot hand on %s: %w", from, err)
+	}
+	return nil
 }
 
 // handOver makes the verified root the root directory and becomes the real
