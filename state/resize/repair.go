@@ -20,28 +20,44 @@ import (
 // is written anew, while the volume is read-only. Errors besides: ErrBusy, ErrCopied.
 func (v *Volume) Repair(ctx context.Context) (Sizes, error) {
 	return v.locked(func() error {
-		m, serr := v.measure(true)
-		if serr != nil {
-			// A volume without its reservation may not be possible to sync for just that.
-			var err error
-			if m, err = v.measure(false); err != nil || m.OverCommitted == 0 {
-				return errors.Join(serr, err)
-			}
-			_, err = v.repair(ctx, m)
+		m, err := v.measure(false)
+		if err != nil {
+			return err
+		}
+		if m.ReadOnly {
+			return v.repairReadOnly(ctx, m)
+		}
+		// Before anything is synced: what is dirty would be written to what nobody has reserved.
+		if m, err = v.repair(ctx, m); err != nil {
 			return err
 		}
 		var copied error
 		if m.Copied > 0 {
-			if copied = v.writeAnew(ctx, m); copied == nil {
-				m, copied = v.measure(true)
-			}
+			copied = v.writeAnew(ctx, m) // says what to do: it is writable
 		}
-		m, err := v.repair(ctx, m)
-		if err == nil {
-			err = v.reclaimEnd(m)
-		}
-		return errors.Join(copied, err)
+		return errors.Join(copied, v.reclaimEnd(m))
 	})
+}
+
+// repairReadOnly is Repair where nothing is dirty.
+func (v *Volume) repairReadOnly(ctx context.Context, m measured) error {
+	last, err := v.measure(true)
+	if err != nil {
+		// A volume without its reservation may not be possible to sync for just that.
+		if m.OverCommitted == 0 {
+			return err
+		}
+		_, err = v.repair(ctx, m)
+		return err
+	}
+	var copied error
+	if last.Copied > 0 {
+		if copied = v.writeAnew(ctx, last); copied == nil {
+			last, copied = v.measure(true)
+		}
+	}
+	_, err = v.repair(ctx, last)
+	return errors.Join(copied, err)
 }
 
 // repair returns the sizes after it.
@@ -78,7 +94,13 @@ func (v *Volume) repair(ctx context.Context, m measured) (measured, error) {
 	if err := v.cover(rest); err != nil {
 		return m, fmt.Errorf("cannot record %d MiB that are given back: %w: %w", balloon.Total(rest)>>20, ErrFragmented, err)
 	}
-	if !slices.Equal(given, v.recorded()) {
+	if recorded := v.recorded(); !slices.Equal(given, recorded) {
+		if len(balloon.Without(given, recorded)) > 0 {
+			// The balloon that holds it may be in memory only.
+			if _, err := v.in.spanned(true); err != nil {
+				return m, err
+			}
+		}
 		if err := v.record(given); err != nil {
 			return m, err
 		}

@@ -1,0 +1,86 @@
+package resize
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"sealroot/state"
+	"sealroot/state/balloon"
+)
+
+// watched tells before the file system is synced for its size.
+type watched struct {
+	inner
+	before func()
+}
+
+func (w watched) spanned(durable bool) (int64, error) {
+	if durable {
+		w.before()
+	}
+	return w.inner.spanned(durable)
+}
+
+// What is dirty while something is not reserved is written only once that is.
+func TestRepairReservesFirst(t *testing.T) {
+	for _, kind := range []state.Filesystem{state.Ext4, state.Btrfs} {
+		t.Run(string(kind), func(t *testing.T) {
+			v := newVolumeOf(t, kind, 1<<30, 512<<20)
+			m, err := v.Measure()
+			if err != nil {
+				t.Fatal(err)
+			}
+			end := v.begin + m.Spanned
+			if err := state.Release(v.image, end-64<<20, end); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(v.root.Name(), "dirty"), make([]byte, 8<<20), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			v.in = watched{v.in, func() {
+				if holes, err := v.holes(0, end); err != nil || len(holes) > 0 {
+					t.Errorf("synced while %d bytes are not reserved: %v", balloon.Total(holes), err)
+				}
+			}}
+			if s, err := v.Repair(t.Context()); err != nil || s.OverCommitted != 0 || s.Reserved != end {
+				t.Errorf("Repair = %+v, %v", s, err)
+			}
+		})
+	}
+}
+
+// A balloon that somebody made and gave back out of order is on the disk before the record
+// has it.
+func TestRepairSyncsBeforeRecord(t *testing.T) {
+	v := newVolume(t, 512<<20, 128<<20)
+	f, err := os.Create(filepath.Join(folder(t, v), "00000001"))
+	if err == nil {
+		err = errors.Join(unix.Fallocate(int(f.Fd()), 0, 0, 16<<20), f.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	given, err := v.in.givenBack()
+	if err != nil || balloon.Total(given) != 16<<20 {
+		t.Fatalf("givenBack = %v, %v", given, err)
+	}
+	for _, r := range balloon.Shift(given, v.begin) {
+		if err := state.Release(v.image, r.Start, r.End); err != nil {
+			t.Fatal(err)
+		}
+	}
+	synced := 0
+	v.in = watched{v.in, func() {
+		synced++
+		if len(v.recorded()) > 0 {
+			t.Error("recorded before it was synced")
+		}
+	}}
+	if s, err := v.Repair(t.Context()); err != nil || synced == 0 || s.GivenBack != 16<<20 || balloon.Total(v.recorded()) != 16<<20 {
+		t.Errorf("Repair = %+v, %v; synced %d times", s, err, synced)
+	}
+}
