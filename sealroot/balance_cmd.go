@@ -25,6 +25,7 @@ import (
 // Resizer is the open volume of this boot.
 type Resizer interface {
 	resize.Resizer
+	Sync() error
 	Close() error
 }
 

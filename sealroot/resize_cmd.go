@@ -74,6 +74,9 @@ func resizeState(c *command) action {
 			}
 		}
 		after, err := v.Resize(ctx, want)
+		if err == nil {
+			err = v.Sync() // nobody who resizes waits for that
+		}
 		err = c.tellResized(before, after, err)
 		if cfg, cerr := c.env.configuration(); cerr == nil && after.Spanned != 0 {
 			if text := howLong(cfg.State.AutoResize, c.env.Limits, after.Reserved-before.Reserved); text != "" {

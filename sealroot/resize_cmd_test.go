@@ -77,7 +77,11 @@ func TestHowLongASizeLasts(t *testing.T) {
 		{config.AutoResizeBoth, "-1G", "larger again"}, {config.AutoResizeBoth, "+1G", "takes space back"}, {config.AutoResizeBoth, "4112M", ""},
 	} {
 		s.config.State.AutoResize, v.asked = tt.auto, nil
+		v.synced = 0
 		_, out, errs := s.run("state", "resize", tt.size)
+		if v.synced != 1 {
+			t.Errorf("%s: synced after %d resizes, want it on stable storage", tt.size, v.synced)
+		}
 		said := strings.Contains(out, "sealroot-state.service (state.auto_resize: "+tt.auto+")") && strings.Contains(out, s.env.Limits)
 		if said != (tt.want != "") || !strings.Contains(out, tt.want) {
 			t.Errorf("%s, %s: %s%s, want %q", tt.auto, tt.size, out, errs, tt.want)

@@ -35,7 +35,8 @@ type inner interface {
 	// how many; before each step reserve is called with its ranges, and says how many
 	// bytes of them were not reserved.
 	take(ctx context.Context, n int64, reserve func([]balloon.Range) (int64, error)) (int64, error)
-	// grow spans size bytes, all of which are reserved.
+	// grow spans size bytes, all of which are reserved. Neither take nor grow waits until what
+	// it did is on stable storage: until then too much is reserved.
 	grow(size int64) error
 	// hold takes what is free in these ranges, all that are not reserved, out of its use, as
 	// far as it can: there is no room to reserve them.

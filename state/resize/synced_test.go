@@ -1,9 +1,11 @@
 package resize
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -82,5 +84,49 @@ func TestRepairSyncsBeforeRecord(t *testing.T) {
 	}}
 	if s, err := v.Repair(t.Context()); err != nil || synced == 0 || s.GivenBack != 16<<20 || balloon.Total(v.recorded()) != 16<<20 {
 		t.Errorf("Repair = %+v, %v; synced %d times", s, err, synced)
+	}
+}
+
+// What grows does not wait for what somebody has written to memory: that may take long, and
+// he needs the room.
+func TestGrowingSyncsNothing(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		kind state.Filesystem
+		back int64 // bytes that were given back before
+	}{{"taken", state.Ext4, 96 << 20}, {"ext4", state.Ext4, 0}, {"btrfs", state.Btrfs, 0}} {
+		t.Run(c.name, func(t *testing.T) {
+			v := newVolumeOf(t, c.kind, 2<<30, 1<<30)
+			if e, ok := v.in.(*ext4FS); ok {
+				e.resize = func(int, uint64) error { return nil } // the kernel of a test may refuse
+			}
+			m, err := v.Measure()
+			if err == nil && c.back > 0 {
+				m, err = v.Resize(t.Context(), m.Reserved-c.back)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			dirty := filepath.Join(v.root.Name(), "dirty")
+			if err := os.WriteFile(dirty, bytes.Repeat([]byte{1}, 8<<20), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			v.in = watched{v.in, func() { t.Error("synced for its size") }}
+			s, err := v.Resize(t.Context(), m.Reserved+64<<20)
+			if err != nil || c.kind == state.Btrfs && s.Reserved != m.Reserved+64<<20 || c.back > 0 && s.GivenBack != 32<<20 {
+				t.Errorf("Resize = %+v, %v, was %+v", s, err, m)
+			}
+			if out := run(t, "filefrag", "-v", dirty); !strings.Contains(out, "delalloc") {
+				t.Errorf("what was in memory only is on the disk:\n%s", out)
+			}
+			if err := v.Sync(); err != nil {
+				t.Error(err)
+			}
+			if out := run(t, "filefrag", "-v", dirty); strings.Contains(out, "delalloc") {
+				t.Errorf("Sync leaves in memory what was written:\n%s", out)
+			}
+			v.in = v.in.(watched).inner
+			backed(t, v)
+		})
 	}
 }

@@ -167,9 +167,18 @@ func (s Sizes) end() int64 {
 // Smallest and Largest are as far as they allow in this moment. Each step is safe
 // against a power cut, and stays when a later one fails. Errors: ErrNoRoom,
 // ErrTooSmall, ErrTooLarge, ErrBusy, ErrReadOnly, ErrOverCommitted, ErrCopied,
-// ErrFragmented, that of ctx.
+// ErrFragmented, that of ctx. What it has grown by a power cut may undo until Sync.
 func (v *Volume) Resize(ctx context.Context, reserved int64) (Sizes, error) {
 	return v.locked(func() error { return v.resize(ctx, reserved) })
+}
+
+// Sync has on stable storage what the volume has grown by, and all that is written to it:
+// that may take long, and no resize needs it.
+func (v *Volume) Sync() error {
+	if err := unix.Syncfs(int(v.root.Fd())); err != nil {
+		return fmt.Errorf("cannot sync the volume: %w", err)
+	}
+	return nil
 }
 
 // locked runs what changes something, alone, and measures after it.
@@ -283,7 +292,8 @@ func (v *Volume) larger(ctx context.Context, m measured, n int64) error {
 	})
 	if taken > 0 {
 		// crash point: the record has ranges that no balloon holds; the next boot
-		// finds them reserved
+		// finds them reserved. Or, until the volume is synced, a balloon has blocks that
+		// the record has not: they are reserved, and Reclaim lets go of them
 		after, merr := v.measure(false)
 		if merr == nil {
 			merr = v.record(balloon.Both(after.holes, after.balloons))
