@@ -197,7 +197,7 @@ func utf8Locale(getenv func(string) string) bool {
 
 func openVolume(where string) func(state.DeviceSize, resize.Key) (Resizer, error) {
 	return func(device state.DeviceSize, key resize.Key) (Resizer, error) {
-		v, err := resize.Open(resize.Places{State: where, Lock: layout.ResizeLock, Device: device, Key: key})
+		v, err := resize.Open(resize.Places{State: where, Lock: layout.ResizeLock, Device: device, Key: key, Undisturbed: undisturbed})
 		if err != nil {
 			return nil, fmt.Errorf("cannot open the volume: %w", err)
 		}

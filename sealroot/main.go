@@ -14,10 +14,8 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"sealroot/init/report"
 	"sealroot/mount"
@@ -167,8 +165,7 @@ func main() {
 	if exit.Entered() {
 		exit.Main(os.Args[1:])
 	}
-	// A signal must not end a command between two writes.
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := untilStopped()
 	code := Main(ctx, os.Args[1:], os.Stdout, os.Stderr, Env{
 		UID:      os.Geteuid(),
 		Stdin:    os.Stdin,

@@ -40,6 +40,12 @@ func (v *Volume) whileReadOnly(change func() error) error {
 // whileFrozen runs change while nobody writes to the inner file system. Errors: ErrFrozen
 // where somebody else has it frozen; then change is not run.
 func (v *Volume) whileFrozen(change func() error) error {
+	// So that the freeze has little to write, while which everybody who writes waits. What goes
+	// wrong with it goes wrong there again.
+	_ = unix.Syncfs(int(v.root.Fd()))
+	if v.undisturbed != nil {
+		defer v.undisturbed()()
+	}
 	err := unix.IoctlSetInt(int(v.root.Fd()), fiFreeze, 0)
 	if errors.Is(err, unix.EBUSY) {
 		err = ErrFrozen

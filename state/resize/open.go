@@ -26,6 +26,9 @@ type Places struct {
 	// state.Classic needs it; nil: such resizes are ErrNoKey.
 	Device state.DeviceSize
 	Key    Key
+	// Undisturbed keeps signals from ending the program until restore: it has the file
+	// system frozen, which would stay so. nil: somebody else sees to that.
+	Undisturbed func() (restore func())
 }
 
 // crypt is the decrypted device as the kernel has it.
@@ -45,7 +48,7 @@ type crypt struct {
 func Open(p Places) (*Volume, error) { return open(p, findCrypt) }
 
 func open(p Places, find func(image *os.File) (crypt, error)) (_ *Volume, err error) {
-	v := &Volume{lock: p.Lock, classic: p.Device == state.Classic, key: p.Key}
+	v := &Volume{lock: p.Lock, classic: p.Device == state.Classic, key: p.Key, undisturbed: p.Undisturbed}
 	var opened []*os.File
 	defer func() {
 		if err != nil {

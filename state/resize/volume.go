@@ -38,6 +38,8 @@ type Volume struct {
 	classic bool // its devices end where the inner file system ends
 	key     Key
 	devices devices
+
+	undisturbed func() (restore func()) // Places.Undisturbed
 }
 
 // Close closes the files; the volume stays as it is.
