@@ -81,6 +81,8 @@ func (s *Service) act(ctx context.Context, d balance.Decision) error {
 const (
 	// measureAgain is when to look again after the sizes could not be told.
 	measureAgain = 30 * time.Second
+	// busyAgain is the same while another program resizes, which may be a gap.
+	busyAgain = time.Second
 	// restAfter is a wait that is long enough for Service.Rest.
 	restAfter = 10 * time.Second
 	// follow is for how long it looks each second after another program had the device:
@@ -101,6 +103,9 @@ func (s *Service) Watch(ctx context.Context) error {
 		}
 		if d.Action == "" { // not measured
 			d.Next = measureAgain
+			if errors.Is(err, balance.ErrNotNow) {
+				d.Next = busyAgain
+			}
 			if err.Error() != told {
 				s.Tell(err.Error())
 			}

@@ -3,6 +3,7 @@ package sharing
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -215,5 +216,23 @@ func TestDecisionsAreBounded(t *testing.T) {
 	}
 	if list, err := ReadDecisions(path); err != nil || len(list) != 1 {
 		t.Errorf("after a damaged file: %+v, %v", list, err)
+	}
+}
+
+// What cannot be measured while another program resizes may be a gap: it looks again soon.
+func TestWatchBusy(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		wait time.Duration
+	}{{errors.New("no device"), measureAgain}, {fmt.Errorf("busy: %w", balance.ErrNotNow), time.Second}} {
+		f := &fake{measure: c.err}
+		s, told, _ := service(t, f, 3)
+		began := s.Now()
+		if err := s.Watch(context.Background()); err != nil || len(*told) != 1 {
+			t.Errorf("Watch = %v, told %q", err, *told)
+		}
+		if waited := s.Now().Sub(began); waited != 4*c.wait {
+			t.Errorf("%v: waits %v, want four times %v", c.err, waited, c.wait)
+		}
 	}
 }

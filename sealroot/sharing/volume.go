@@ -20,12 +20,12 @@ type Resizer interface {
 // Resized is the volume that a resizer resizes.
 type Resized struct{ Resizer }
 
-// Measure is in balance's terms. Errors: resize.ErrCopied, for a person to be told once:
-// nothing can be resized then.
+// Measure is in balance's terms. Errors: balance.ErrNotNow while another program resizes;
+// resize.ErrCopied, for a person to be told once: nothing can be resized then.
 func (r Resized) Measure() (balance.Sizes, error) {
 	s, err := r.Resizer.Measure()
 	if err != nil {
-		return balance.Sizes{}, err
+		return balance.Sizes{}, passing(err)
 	}
 	if s.Copied > 0 && s.OverCommitted == 0 && !s.ReadOnly {
 		return balance.Sizes{}, fmt.Errorf("nothing is resized, for the volume is not reserved; sealroot state status says how much, and what to do: %w", resize.ErrCopied)
@@ -63,7 +63,7 @@ const leastChange = 1 << 20
 func (r Resized) Resize(ctx context.Context, size int64) error {
 	s, err := r.Resizer.Measure()
 	if err != nil {
-		return err
+		return passing(err)
 	}
 	reserved := min(max(s.Reserved+size-s.InnerFree-s.InnerUsed, s.MinReserved), s.MaxReserved)
 	unchanged := func(now int64) bool { return max(now-s.Reserved, s.Reserved-now) < leastChange }

@@ -112,7 +112,7 @@ func TestResized(t *testing.T) {
 		t.Errorf("Reserve: %v, repaired %d times", err, r.repaired)
 	}
 	r.err, r.reserved = resize.ErrBusy, 0
-	if _, err := v.Measure(); !errors.Is(err, resize.ErrBusy) {
+	if _, err := v.Measure(); !errors.Is(err, resize.ErrBusy) || !errors.Is(err, balance.ErrNotNow) {
 		t.Errorf("Measure: %v", err)
 	}
 	if err := v.Resize(context.Background(), 6*gib); !errors.Is(err, resize.ErrBusy) || r.reserved != 0 {

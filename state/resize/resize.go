@@ -105,6 +105,7 @@ func (s Sizes) NeedsKey(reserved int64) bool {
 
 // Resizer is what Volume does, for those that are tested without one.
 type Resizer interface {
+	// Measure changes nothing. Errors: ErrBusy.
 	Measure() (Sizes, error)
 	Resize(ctx context.Context, reserved int64) (Sizes, error)
 	Repair(ctx context.Context) (Sizes, error)

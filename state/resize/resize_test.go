@@ -264,7 +264,7 @@ func TestRefusals(t *testing.T) {
 			t.Errorf("%s: %+v, %v, want %v", name, got, err, c.want)
 		}
 	}
-	release, err := lock(v.lock)
+	release, err := lock(v.lock, unix.LOCK_EX)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -47,9 +47,20 @@ func (v *Volume) Close() error {
 	return errors.Join(v.root.Close(), v.image.Close(), v.dir.Close())
 }
 
-// Measure tells the sizes. It changes nothing and takes no lock.
+// Measure tells the sizes. It changes nothing. Over-committed it says only while nobody
+// resizes: what a resize gave back between one look and the other would look like that.
+// Errors: ErrBusy, then only.
 func (v *Volume) Measure() (Sizes, error) {
 	m, err := v.measure(false)
+	if err != nil || m.OverCommitted == 0 {
+		return m.Sizes, err
+	}
+	release, err := lock(v.lock, unix.LOCK_SH)
+	if err != nil {
+		return Sizes{}, fmt.Errorf("cannot measure the volume: %w", err)
+	}
+	defer release()
+	m, err = v.measure(false)
 	return m.Sizes, err
 }
 
@@ -185,7 +196,7 @@ func (v *Volume) Sync() error {
 
 // locked runs what changes something, alone, and measures after it.
 func (v *Volume) locked(change func() error) (Sizes, error) {
-	release, err := lock(v.lock)
+	release, err := lock(v.lock, unix.LOCK_EX)
 	if err != nil {
 		return Sizes{}, err
 	}
@@ -452,14 +463,15 @@ func (v *Volume) whole(list []balloon.Range, end int64) ([]balloon.Range, error)
 // lockWait is how long another resizer is waited for, which works in steps.
 const lockWait = 5 * time.Second
 
-// lock keeps other resizers out. Errors: ErrBusy.
-func lock(path string) (release func(), err error) {
+// lock keeps other resizers out: with unix.LOCK_EX, or with LOCK_SH, which others may have as
+// well. Errors: ErrBusy.
+func lock(path string, how int) (release func(), err error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("cannot lock: %w", err)
 	}
 	for end := time.Now().Add(lockWait); ; time.Sleep(50 * time.Millisecond) {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
 		if err == nil {
 			return func() { f.Close() }, nil
 		}
