@@ -26,7 +26,7 @@ func Reclaim(ctx context.Context, v Resizer) error {
 }
 
 // reclaimEnd gives back what is reserved behind the end, which a growing that was cut has
-// left: a boot does it only after one that ended in order. While it is frozen, nobody makes
+// left, or a shrinking that failed: a boot does it only after one that ended in order. While it is frozen, nobody makes
 // the file system larger: whoever does that writes behind its end first.
 func (v *Volume) reclaimEnd(m measured) error {
 	end := balloon.Up(v.begin+m.Spanned, v.unit)

@@ -93,3 +93,28 @@ func TestReclaimEnd(t *testing.T) {
 		check(t, v, sums)
 	}
 }
+
+// What a step has not given back, although the file system is smaller, the next one does.
+func TestReclaimAfterAFailedRelease(t *testing.T) {
+	v := newVolumeOf(t, state.Btrfs, 3<<30, 2<<30)
+	first, err := v.Measure()
+	must(t, first, err)
+	writable := v.image
+	readOnly, err := os.Open(filepath.Join(v.dir.Name(), state.ImageName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer readOnly.Close()
+	v.image = readOnly // the kernel refuses
+	s, err := v.Resize(t.Context(), first.Reserved-300<<20)
+	if v.image = writable; err == nil || s.Reserved >= first.Reserved || s.OuterFree > first.OuterFree {
+		t.Fatalf("Resize = %+v, %v, was %+v", s, err, first)
+	}
+	again, err := v.Resize(t.Context(), s.Reserved)
+	if err != nil || again.Reserved != s.Reserved || again.OuterFree < first.OuterFree+(first.Reserved-s.Reserved)-1<<20 {
+		t.Errorf("Resize to what it has = %+v, %v, was %+v", again, err, s)
+	}
+	if list, err := files.Reserved(v.image, v.begin+again.Spanned, again.Apparent); err != nil || len(list) > 0 {
+		t.Errorf("%v are reserved behind the end: %v", list, err)
+	}
+}

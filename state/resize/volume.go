@@ -232,6 +232,10 @@ func (v *Volume) resize(ctx context.Context, reserved int64) (err error) {
 		end := v.begin + m.Spanned + want - m.Reserved
 		err = v.withKey(end, func(luks2.CryptTarget, []byte) error { return nil })
 	}
+	if err == nil && want <= m.Reserved {
+		// What a step that failed after the file system was smaller has left; what grows uses it.
+		err = v.reclaimEnd(m)
+	}
 	if err != nil {
 		return err
 	}
