@@ -50,7 +50,7 @@ func (v *Volume) Mount(dir *os.File, m Mounting) error {
 // of that too, for which there may be no room: then it is left for the next boot.
 func (v *Volume) mount(m Mounting) (*os.File, error) {
 	kind := v.Superblock.Type
-	options := kind.MountOptions()
+	options := v.MountOptions()
 	if v.ReadOnly != nil {
 		options = append(options, "ro")
 	}

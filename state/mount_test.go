@@ -74,6 +74,10 @@ func TestMount(t *testing.T) {
 						if device != inside.Name() || f != kind || options[0] != kind.MountOptions()[0] {
 							t.Errorf("%s of %s with %q", f, device, options)
 						}
+						// Where it has to hold, nothing is written that nobody has asked for.
+						if got := slices.Contains(options, "noinit_itable"); got != (kind == Ext4 && tt.unsettled != nil) {
+							t.Errorf("options %q", options)
+						}
 						step := "rw"
 						if slices.Contains(options, "ro") {
 							step = "ro"
