@@ -25,6 +25,7 @@ import (
 // Resizer is the open volume of this boot.
 type Resizer interface {
 	resize.Resizer
+	ResizeTo(ctx context.Context, want func(resize.Sizes) int64) (resize.Sizes, error)
 	Sync() error
 	Close() error
 }

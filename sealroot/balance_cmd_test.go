@@ -24,6 +24,7 @@ type shortVolume struct {
 	resize.Resizer // what no test calls
 	sizes          resize.Sizes
 	asked          []int64
+	raced          int64 // somebody else reserves so much after it was measured
 	repaired       int
 	synced         int // after so many resizes
 	closed         bool
@@ -35,6 +36,10 @@ func (r *shortVolume) Resize(_ context.Context, reserved int64) (resize.Sizes, e
 	after := r.sizes
 	after.Reserved = reserved
 	return after, nil
+}
+func (r *shortVolume) ResizeTo(ctx context.Context, want func(resize.Sizes) int64) (resize.Sizes, error) {
+	r.sizes.Reserved += r.raced
+	return r.Resize(ctx, want(r.sizes))
 }
 func (r *shortVolume) Repair(context.Context) (resize.Sizes, error) {
 	r.repaired++

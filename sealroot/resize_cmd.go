@@ -73,7 +73,11 @@ func resizeState(c *command) action {
 				return err
 			}
 		}
-		after, err := v.Resize(ctx, want)
+		after, err := v.ResizeTo(ctx, func(now resize.Sizes) int64 {
+			before = now // somebody else may have resized since
+			want, _ := wantedSize(words[0], now)
+			return want
+		})
 		if err == nil {
 			err = v.Sync() // nobody who resizes waits for that
 		}

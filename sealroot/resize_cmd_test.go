@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -89,6 +90,19 @@ func TestHowLongASizeLasts(t *testing.T) {
 	}
 }
 
+// What is asked for by + is from what the volume has when nobody else resizes it.
+func TestRelativeSizeBesideAResize(t *testing.T) {
+	s := newSealed(t)
+	v := shortOfSpace()
+	v.raced = 1 << 30
+	had := v.sizes.Reserved
+	s.env.Volume = func(state.DeviceSize, resize.Key) (Resizer, error) { return v, nil }
+	code, out, errs := s.run("state", "resize", "+2G")
+	if want := []int64{had + 3<<30}; code != exitOK || !slices.Equal(v.asked, want) || !strings.Contains(out, "it had 5.0 GiB") {
+		t.Errorf("exit status %d, %s%s, asked for %v, want %v", code, out, errs, v.asked, want)
+	}
+}
+
 // askingVolume is one that asks for its key where it needs one.
 type askingVolume struct {
 	shortVolume
@@ -96,6 +110,10 @@ type askingVolume struct {
 	h    *luks2.Header
 	key  resize.Key
 	want []byte
+}
+
+func (v *askingVolume) ResizeTo(ctx context.Context, want func(resize.Sizes) int64) (resize.Sizes, error) {
+	return v.Resize(ctx, want(v.sizes))
 }
 
 func (v *askingVolume) Resize(ctx context.Context, reserved int64) (resize.Sizes, error) {

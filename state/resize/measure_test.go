@@ -2,6 +2,7 @@ package resize
 
 import (
 	"errors"
+	"os"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -56,5 +57,26 @@ func TestMeasureBesideAResize(t *testing.T) {
 	release()
 	if s, err := v.Measure(); err != nil || s.OverCommitted != 0 || s.GivenBack != 48<<20 {
 		t.Errorf("Measure after it = %+v, %v", s, err)
+	}
+}
+
+// The sizes that a relative one is computed from stay what they are until it is done.
+func TestResizeTo(t *testing.T) {
+	v := newVolume(t, 512<<20, 128<<20)
+	first, err := v.Measure()
+	must(t, first, err)
+	s, err := v.ResizeTo(t.Context(), func(now Sizes) int64 {
+		f, err := os.Open(v.lock)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); !errors.Is(err, unix.EWOULDBLOCK) || now.Reserved != first.Reserved {
+			t.Errorf("asked with the lock free, %v, for %+v", err, now)
+		}
+		return now.Reserved - 32<<20
+	})
+	if err != nil || s.Reserved != first.Reserved-32<<20 {
+		t.Errorf("ResizeTo = %+v, %v", s, err)
 	}
 }

@@ -182,7 +182,13 @@ func (s Sizes) end() int64 {
 // ErrTooSmall, ErrTooLarge, ErrBusy, ErrReadOnly, ErrOverCommitted, ErrCopied,
 // ErrFragmented, that of ctx. What it has grown by a power cut may undo until Sync.
 func (v *Volume) Resize(ctx context.Context, reserved int64) (Sizes, error) {
-	return v.locked(func() error { return v.resize(ctx, reserved) })
+	return v.ResizeTo(ctx, func(Sizes) int64 { return reserved })
+}
+
+// ResizeTo is Resize to what want makes of the sizes at a moment from which on nobody else
+// resizes.
+func (v *Volume) ResizeTo(ctx context.Context, want func(Sizes) int64) (Sizes, error) {
+	return v.locked(func() error { return v.resize(ctx, want) })
 }
 
 // Sync has on stable storage what the volume has grown by, and all that is written to it:
@@ -215,7 +221,7 @@ func (v *Volume) tidy(m measured) (bool, error) {
 	return v.in.tidy(balloon.Shift(m.holes, -v.begin))
 }
 
-func (v *Volume) resize(ctx context.Context, reserved int64) (err error) {
+func (v *Volume) resize(ctx context.Context, to func(Sizes) int64) (err error) {
 	// Not the durable size: to sync first takes long just when a writer needs more room.
 	m, err := v.measure(false)
 	if err != nil {
@@ -227,6 +233,7 @@ func (v *Volume) resize(ctx context.Context, reserved int64) (err error) {
 	if m, err = v.repair(ctx, m); err != nil {
 		return err
 	}
+	reserved := to(m.Sizes)
 	want, err := m.bounded(reserved)
 	if err == nil && m.NeedsKey(want) { // before anything is changed
 		end := v.begin + m.Spanned + want - m.Reserved
