@@ -189,7 +189,7 @@ func (v *Volume) open(dir *os.File, devs Devices, device DeviceSize, unlock Unlo
 		}
 	}
 	sb := v.Superblock
-	if end := device.end(size, int64(v.Header.DataOffset())+sb.Bytes, !sb.NeedsRecovery && !v.Mended); end != size {
+	if end := device.end(size, int64(v.Header.DataOffset())+sb.Bytes, !sb.NeedsRecovery && !v.Mended); end > size || end < size && (v.ReadOnly == nil || v.Unsettled != nil) {
 		if end > size {
 			// Where its end was missing, what was written there may be: the check is the judge,
 			// in this boot, or in whichever has room for it.
@@ -283,17 +283,18 @@ func (v *Volume) restore(dir *os.File, size, longest int64) error {
 		}
 		return nil
 	} else if err != nil {
-		return err
+		v.ReadOnly = fmt.Errorf("%w; once that is mended, sealroot state repair, or restart", err)
+		return nil
 	}
 	if sb.NeedsRecovery {
 		// The journal may hold a larger size than this superblock: until it
 		// was replayed, what lies beyond is not known to be unused.
 		return nil
 	}
-	if n, err := allocated(v.image); err != nil || n <= v.Reserved {
-		return err
+	if n, err := allocated(v.image); err == nil && n > v.Reserved {
+		_ = Release(v.image, balloon.Up(end, Unit(v.image)), size) // else too much is reserved
 	}
-	return Release(v.image, balloon.Up(end, Unit(v.image)), size)
+	return nil
 }
 
 // keepOutside is what restoring a reservation leaves free on the state partition: this
