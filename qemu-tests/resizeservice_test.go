@@ -3,6 +3,7 @@ package qemutests
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"regexp"
 	"strconv"
 	"strings"
@@ -225,28 +226,60 @@ fsfreeze -u encrypted; for f in encrypted.img /dev/shm/copy/encrypted.img; do st
 }
 
 // idle holds the service to what it may cost while nothing is written: one time of work in
-// 10 s, in which any of its threads runs, and 12 MiB.
+// 10 s, in which any of its threads runs, and 12 MiB. Beside it the control works every 5 s.
 func idle(t *testing.T, vm *VM) {
 	t.Helper()
 	const most = 12 << 10
 	out := vm.Run(`pid=$(systemctl show -p MainPID --value sealroot-state)
-switches() { cat /proc/$pid/task/*/status | awk '/ctxt_switches/ { n += $2 } END { print n }'; }
-sync; sleep 12; began=$(cut -d . -f 1 /proc/uptime); old=$(switches); works=0; working=0
-for i in $(seq 26); do
-	sleep 0.5; now=$(switches)
-	[ $now = $old ] && working=0 || { works=$((works + 1 - working)); working=1; busy=$((busy + 1)); }
-	old=$now
-done
-echo $(($(cut -d . -f 1 /proc/uptime) - began)) $works $((busy + 0)) $(awk '/^VmRSS/ { print $2 }' /proc/$pid/status) $(systemctl show -p MainPID --value sealroot-state | grep -c "^$pid$")
+switches() { cat /proc/$1/task/*/status | awk '/ctxt_switches/ { n += $2 } END { print n }'; }
+mkfifo /run/never; (bash -c 'exec 3<>/run/never; while :; do read -t 5 -u 3; done' >/dev/null 2>&1 & echo $! >/run/control)
+sync; sleep 12
+until=$(($(cut -d . -f 1 /proc/uptime) + 30))
+while [ $(cut -d . -f 1 /proc/uptime) -lt $until ]; do echo at $(cut -d ' ' -f 1 /proc/uptime) $(switches $pid) $(switches $(cat /run/control)); sleep 0.5; done
+kill $(cat /run/control); rm /run/control /run/never
+echo has $(awk '/^VmRSS/ { print $2 }' /proc/$pid/status) $(systemctl show -p MainPID --value sealroot-state | grep -c "^$pid$")
 grep -E 'Rss|Threads' /proc/$pid/status; grep AnonHuge /proc/$pid/smaps_rollup`)
-	var seconds, works, busy, kib, same int
-	if _, err := fmt.Sscan(out, &seconds, &works, &busy, &kib, &same); err != nil || same != 1 {
-		t.Fatalf("%s: %v", out, err)
+	var at []float64
+	var service, control []int
+	var kib, same int
+	for line := range strings.Lines(out) {
+		var when float64
+		var s, c int
+		if _, err := fmt.Sscanf(line, "at %f %d %d", &when, &s, &c); err == nil {
+			at, service, control = append(at, when), append(service, s), append(control, c)
+		}
+		_, _ = fmt.Sscanf(line, "has %d %d", &kib, &same)
 	}
-	t.Logf("idle: worked %d times in %d s, in %d of 26 pieces of them, %d KiB", works, seconds, busy, kib)
-	// Two more than one in 10 s: what began before, and one that a busy host cuts in two.
-	// A service that looks each second works 13 times.
-	if kib > most || works > seconds/10+2 || busy > 13 {
-		t.Errorf("idle: worked %d times in %d s, in %d of 26 pieces, %d KiB, want at most once in 10 s and %d KiB:\n%s", works, seconds, busy, kib, most, out)
+	if len(at) < 20 || same != 1 {
+		t.Fatalf("idle: %d looks, want one at least each 1.5 s:\n%s", len(at), out)
 	}
+	works, busy := workedTimes(at, service)
+	controlled, _ := workedTimes(at, control)
+	seconds := at[len(at)-1] - at[0]
+	t.Logf("idle: worked %d times in %.0f s, in %d of %d pieces of them, %d KiB; the control %d times", works, seconds, busy, len(at)-1, kib, controlled)
+	// One more than one in 10 s: what began before.
+	may := int(seconds/10) + 1
+	if kib > most || works > may || busy > 3*may {
+		t.Errorf("idle: worked %d times in %.0f s, in %d of %d pieces, %d KiB, want at most once in 10 s and %d KiB:\n%s", works, seconds, busy, len(at)-1, kib, most, out)
+	}
+	if controlled <= may {
+		t.Errorf("the control works every 5 s, %d times in %.0f s: it would pass", controlled, seconds)
+	}
+}
+
+// workedTimes counts the times of work of a program, of which at moments, in seconds, the
+// kernel has counted switches, and the pieces between them in which it worked. What is less
+// than a second apart is one: a busy host cuts it.
+func workedTimes(at []float64, switches []int) (works, busy int) {
+	last := -math.MaxFloat64
+	for i := 1; i < len(at); i++ {
+		if switches[i] == switches[i-1] {
+			continue
+		}
+		if busy++; at[i-1]-last >= 1 {
+			works++
+		}
+		last = at[i]
+	}
+	return works, busy
 }
