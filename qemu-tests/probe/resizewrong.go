@@ -65,7 +65,7 @@ func prepare(v *resize.Volume) error {
 var balloonsDir = filepath.Join(layout.State, "encrypted", layout.Balloons)
 
 func unlinkFirst(*resize.Volume) error {
-	names, err := filepath.Glob(filepath.Join(balloonsDir, "*"))
+	names, err := filepath.Glob(filepath.Join(balloonsDir, "[0-9]*"))
 	if err == nil && len(names) == 0 {
 		err = errors.New("there is no balloon")
 	}

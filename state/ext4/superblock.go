@@ -27,6 +27,8 @@ const (
 	sbBlocksLow    = 0x04
 	sbFreeLow      = 0x0c
 	sbLogBlockSize = 0x18
+	sbGroupBlocks  = 0x20
+	sbGroupInodes  = 0x28
 	sbMagic        = 0x38
 	sbState        = 0x3a
 	sbCompat       = 0x5c
@@ -55,9 +57,11 @@ type Superblock struct {
 	BlockSize     int    // bytes
 	Blocks        uint64 // of BlockSize
 	FreeBlocks    uint64
-	Clean         bool // unmounted cleanly, or the journal makes it so
-	Errors        bool // the kernel found errors: it has to be checked
-	NeedsRecovery bool // the next mount replays the journal
+	GroupBlocks   uint32 // of BlockSize, in each block group but the last
+	GroupInodes   uint32 // in each block group, also where the last is smaller
+	Clean         bool   // unmounted cleanly, or the journal makes it so
+	Errors        bool   // the kernel found errors: it has to be checked
+	NeedsRecovery bool   // the next mount replays the journal
 }
 
 // Bytes is the size of the file system.
@@ -95,6 +99,8 @@ func parseSuperblock(b []byte) (Superblock, error) {
 		BlockSize:     1024 << logSize,
 		Blocks:        uint64(le.Uint32(b[sbBlocksLow:])),
 		FreeBlocks:    uint64(le.Uint32(b[sbFreeLow:])),
+		GroupBlocks:   le.Uint32(b[sbGroupBlocks:]),
+		GroupInodes:   le.Uint32(b[sbGroupInodes:]),
 		Clean:         le.Uint16(b[sbState:])&stateClean != 0,
 		Errors:        le.Uint16(b[sbState:])&stateErrors != 0,
 		NeedsRecovery: incompat&incompatRecover != 0,

@@ -38,8 +38,6 @@ func (*ext4FS) name() string { return "ext4" }
 
 func (*ext4FS) shrinks() bool { return false }
 
-func (*ext4FS) least() (int64, error) { return 0, nil }
-
 func (*ext4FS) slack(used int64) int64 { return slackBytes + used/slackPart }
 
 func (e *ext4FS) spanned(durable bool) (int64, error) {
@@ -145,6 +143,9 @@ func (e *ext4FS) inflate(size int64) (files.Balloon, error) {
 		return files.Balloon{}, err
 	}
 	f, err := files.Create(dir, last+1)
+	if errors.Is(err, unix.ENOSPC) {
+		err = fmt.Errorf("%w: no inode is free in it: %w", ErrTooSmall, err)
+	}
 	if err != nil {
 		return files.Balloon{}, err
 	}

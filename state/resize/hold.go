@@ -37,6 +37,7 @@ func (e *ext4FS) calm() error {
 }
 
 func (e *ext4FS) tidy(holes []balloon.Range) (bool, error) {
+	defer e.stock()
 	return e.deflateAll(holes, func(files.Balloon) bool { return true })
 }
 

@@ -15,6 +15,8 @@ type inner interface {
 	shrinks() bool
 	// usage tells what can still be written and what is used, balloons too.
 	usage() (free, used int64, err error)
+	// inodes are how many files it has room for.
+	inodes() (Inodes, error)
 	// spanned is its size by the superblock. With durable it is the one on stable
 	// storage, read past every cache after the file system was synced, or a larger
 	// one that the kernel has in memory.
@@ -24,7 +26,7 @@ type inner interface {
 	// slack is how many bytes have to be free in it after it has given back, where used
 	// bytes are used beside what was given back.
 	slack(used int64) int64
-	// least is about the size in bytes below which give makes none smaller that shrinks.
+	// least is about the size in bytes below which give makes none smaller.
 	least() (int64, error)
 	// give takes about n bytes out of its use, never more, in steps. For each step
 	// release is called, once no power cut can bring what is in its ranges back into

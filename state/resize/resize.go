@@ -72,6 +72,11 @@ type Sizes struct {
 	InnerFree, InnerUsed  int64 // of the inner file system; balloons are in neither
 	OuterFree, OuterTotal int64
 
+	Inodes Inodes // of the inner one
+	// OuterInodes are how many files the outer one has room for, and OuterInodesFree how many
+	// more; both are 0 without a bound.
+	OuterInodes, OuterInodesFree int64
+
 	Device  int64 // of the image, where the decrypted device ends
 	Classic bool  // state.device: file and devices end where the inner file system ends
 
@@ -108,6 +113,7 @@ type Resizer interface {
 	// Measure changes nothing. Errors: ErrBusy.
 	Measure() (Sizes, error)
 	Resize(ctx context.Context, reserved int64) (Sizes, error)
+	Extend(ctx context.Context, n int64) (Sizes, error)
 	Repair(ctx context.Context) (Sizes, error)
 	MakeWritable() (Sizes, error)
 }

@@ -85,6 +85,7 @@ func (v *Volume) measure(durable bool) (m measured, err error) {
 		Apparent: info.Size(), DataOffset: v.begin, Filesystem: v.in.name(), Classic: v.classic, Unit: v.unit,
 		ReadOnly:  in.Flags&unix.ST_RDONLY != 0,
 		OuterFree: int64(outer.Bavail) * outer.Bsize, OuterTotal: int64(outer.Blocks) * outer.Bsize,
+		OuterInodes: int64(outer.Files), OuterInodesFree: int64(outer.Ffree),
 	}
 	device, err := v.devices.size()
 	if err != nil {
@@ -95,6 +96,9 @@ func (v *Volume) measure(durable bool) (m measured, err error) {
 		return m, err
 	}
 	if s.InnerFree, s.InnerUsed, err = v.in.usage(); err != nil {
+		return m, err
+	}
+	if s.Inodes, err = v.in.inodes(); err != nil {
 		return m, err
 	}
 	given, err := v.in.givenBack()
@@ -246,19 +250,7 @@ func (v *Volume) resize(ctx context.Context, to func(Sizes) int64) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() {
-		// What a step has taken out of use and not given back.
-		if m, merr := v.measure(false); merr == nil {
-			_, terr := v.tidy(m)
-			err = errors.Join(err, terr)
-			// Who keeps it busy may be making the file system larger, for which the kernel has
-			// asked for the end of the device already.
-			if m.Classic && m.Device > v.begin+m.Spanned && !errors.Is(err, unix.EBUSY) {
-				_, ferr := v.fitIfAllowed()
-				err = errors.Join(err, ferr)
-			}
-		}
-	}()
+	defer func() { err = v.tidied(err) }()
 	// More than once only where less was given back than was held for it.
 	first := m.Reserved
 	for range 4 {
@@ -280,6 +272,24 @@ func (v *Volume) resize(ctx context.Context, to func(Sizes) int64) (err error) {
 		}
 	}
 	return nil
+}
+
+// tidied brings into use again what steps that ended with err have taken out of it and not
+// given back.
+func (v *Volume) tidied(err error) error {
+	m, merr := v.measure(false)
+	if merr != nil {
+		return err
+	}
+	_, terr := v.tidy(m)
+	err = errors.Join(err, terr)
+	// Who keeps it busy may be making the file system larger, for which the kernel has asked
+	// for the end of the device already.
+	if m.Classic && m.Device > v.begin+m.Spanned && !errors.Is(err, unix.EBUSY) {
+		_, ferr := v.fitIfAllowed()
+		err = errors.Join(err, ferr)
+	}
+	return err
 }
 
 // bounded is the size that is asked for, in whole blocks.
@@ -327,6 +337,11 @@ func (v *Volume) larger(ctx context.Context, m measured, n int64) error {
 	if n -= taken; err != nil || n <= 0 {
 		return err
 	}
+	return v.behind(m, n)
+}
+
+// behind reserves n bytes behind the end of the inner file system and lets it use them.
+func (v *Volume) behind(m measured, n int64) error {
 	end := v.begin + m.Spanned
 	if _, err := v.reserve([]balloon.Range{{Start: end, End: end + n}}); err != nil {
 		return errors.Join(err, v.trim(m.Spanned, end+n))
@@ -337,7 +352,7 @@ func (v *Volume) larger(ctx context.Context, m measured, n int64) error {
 			return errors.Join(err, v.trim(m.Spanned, end+n))
 		}
 	}
-	err = v.in.grow(m.Spanned + n)
+	err := v.in.grow(m.Spanned + n)
 	if err != nil && !errors.Is(err, unix.EBUSY) {
 		return errors.Join(err, v.trim(m.Spanned, end+n))
 	}

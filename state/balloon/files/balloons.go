@@ -43,7 +43,7 @@ func openAt(dir *os.File, name string, flags uint64) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// List looks at all plain files in the folder of balloons, in the order of their names.
+// List looks at all plain files in the folder of balloons but spare ones, in the order of their names.
 // end is the file system's size. Errors: fs.ErrNotExist without the folder.
 func List(root *os.File, end int64) ([]Balloon, error) {
 	dir, err := OpenDir(root)
@@ -58,6 +58,9 @@ func List(root *os.File, end int64) ([]Balloon, error) {
 	sort.Strings(names)
 	list := make([]Balloon, 0, len(names))
 	for _, name := range names {
+		if isSpare(name) {
+			continue
+		}
 		var st unix.Stat_t
 		err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
 		if err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {

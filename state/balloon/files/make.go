@@ -31,10 +31,14 @@ func MakeDir(root *os.File) (*os.File, error) {
 	return OpenDir(root)
 }
 
-// Create makes an empty file of that number.
+// Create makes an empty file of that number: of a spare one (Stock) where the file system
+// has no inode left. Without any the error is ENOSPC.
 func Create(dir *os.File, number int) (*os.File, error) {
 	name := fmt.Sprintf("%08d", number)
-	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	fd, err := create(dir, name)
+	if errors.Is(err, unix.ENOSPC) && useSpare(dir, name) {
+		fd, err = unix.Openat(int(dir.Fd()), name, unix.O_RDWR|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot make a balloon: %w", err)
 	}
