@@ -37,9 +37,9 @@ func LeastPartition(filesystem, outer string, beside int64) int64 {
 
 // ownOf is what a file system of size bytes keeps for itself, or little more: of btrfs
 // two copies of the metadata and what was measured beside; of ext4 the 2 % that the
-// kernel leaves free for it (ext4_calculate_resv_clusters), inodes and bitmaps, one inode
-// for 64 KiB, and what mke2fs(8) takes for the journal, as ext2fs_default_journal_size has
-// it for blocks of 4 KiB.
+// kernel leaves free for it (ext4_calculate_resv_clusters), inodes, one for 16 KiB,
+// bitmaps, and group descriptors with room for more, and what mke2fs(8) takes for the
+// journal, as ext2fs_default_journal_size has it for blocks of 4 KiB.
 func ownOf(filesystem string, size int64) int64 {
 	if filesystem == btrfs {
 		return max(82*mib, 256*mib-size) // no btrfs of less than 256 MiB
@@ -53,5 +53,5 @@ func ownOf(filesystem string, size int64) int64 {
 			break
 		}
 	}
-	return journal + size/128 + min(size/50, 16*mib)
+	return journal + size/64 + size/200 + min(size/50, 16*mib)
 }
