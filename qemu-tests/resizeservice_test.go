@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -18,7 +19,7 @@ import (
 //	  (never faster: what a stall has kept from being written is not made up for), until
 //	  one is full; with rate 0 as fast as it gets, and what is full is tried again
 //	  once the service had its time, until that gains nothing three times in a row
-//	load small N DIR: files of 4000 bytes
+//	load small RATE DIR N: N files of 4000 bytes, at RATE per second
 const load = `#!/usr/bin/perl
 use strict; use Errno qw(ENOSPC);
 sub now { open(my $f, "<", "/proc/uptime") or die "uptime: $!"; (split " ", <$f>)[0] }
@@ -28,11 +29,15 @@ my ($what, $n, @dirs) = @ARGV;
 my $block = "sealroot" x (1 << 17);
 my ($written, $began, $file, $waits) = (0, now(), 0, 0);
 if ($what eq "small") {
-	for my $i (1 .. $n) {
-		open(my $f, ">", "$dirs[0]/$i") or die "file $i: $!";
-		(syswrite($f, $block, 4000) // 0) == 4000 and close $f or die "file $i: $!";
+	for my $i (1 .. $dirs[1]) {
+		open(my $f, ">", "$dirs[0]/$i") or die "file $i: $!\n";
+		(syswrite($f, $block, 4000) // 0) == 4000 and close $f or die "file $i: $!\n";
+		next if $i % 50;
+		my $early = $began + $i / $n - now();
+		select(undef, undef, undef, $early) if $early > 0;
+		$began -= $early if $early < -0.1;
 	}
-	done($n * 4000 >> 20);
+	done($dirs[1] * 4000 >> 20);
 }
 while (1) {
 	my $dir = $dirs[$file % @dirs];
@@ -57,14 +62,15 @@ while (1) {
 
 // space is what the test reads of sealroot state status --json.
 type space struct {
-	Partition  int64  `json:"partition_bytes"`
-	KeepFree   int64  `json:"keep_free_bytes"`
-	Volume     int64  `json:"volume_bytes"`
-	VolumeFree int64  `json:"volume_free_bytes"`
-	Gap        int64  `json:"gap_bytes"`
-	Rate       int64  `json:"stated_rate"`
-	AutoResize string `json:"auto_resize"`
-	Decisions  []decision
+	Partition    int64  `json:"partition_bytes"`
+	KeepFree     int64  `json:"keep_free_bytes"`
+	Volume       int64  `json:"volume_bytes"`
+	VolumeFree   int64  `json:"volume_free_bytes"`
+	Gap          int64  `json:"gap_bytes"`
+	Rate         int64  `json:"stated_rate"`
+	AutoResize   string `json:"auto_resize"`
+	VolumeInodes int64  `json:"volume_inodes"`
+	Decisions    []decision
 }
 
 func spaceOf(t *testing.T, vm *VM) space {
@@ -111,8 +117,11 @@ func TestResizeService(t *testing.T) {
 		{"in_turn", "fill 18", partition + " " + volume},
 		{"volume", "fill 0", volume},
 		{"partition", "fill 0", partition},
-		{"small_files", "small 10000", volume},
+		// More than the inodes of all that the volume has spanned until then, at the stated
+		// rate: one comes with 16 KiB.
+		{"small_files", fmt.Sprintf("small %d", s.Rate>>14), volume + " 22000"},
 	} {
+		inodes := spaceOf(t, vm).VolumeInodes
 		began := time.Now()
 		out := vm.Run("load " + c.what + " " + c.folders)
 		t.Logf("%s: %s; %.1f s", c.name, out, time.Since(began).Seconds())
@@ -122,6 +131,9 @@ func TestResizeService(t *testing.T) {
 		}
 		outer, _ := strconv.ParseInt(m[2], 10, 64)
 		inner, _ := strconv.ParseInt(m[3], 10, 64)
+		if now := spaceOf(t, vm); c.name == "small_files" && (inodes > 20000 || now.VolumeInodes < 24000) {
+			t.Errorf("%d inodes in the volume, and %d after 22000 files, want more of them", inodes, now.VolumeInodes)
+		}
 		if c.name != "small_files" && (outer > keep+small || inner > keepInside+small) {
 			t.Errorf("%s is full, and beside it there is more than is kept: %s (kept: %d beside, %d in the volume)\n%s", c.folders, out, keep, keepInside, vm.Run("journalctl -u sealroot-state --no-pager | tail -n 20"))
 		}
@@ -143,8 +155,10 @@ func TestResizeService(t *testing.T) {
 	if problem := unmended(s.Decisions); problem != "" {
 		t.Errorf("%s: decisions %+v", problem, s.Decisions)
 	}
-	if text := strings.Join(actions, " "); !strings.Contains(text, "reserve") || !strings.Contains(text, "grow") || !strings.Contains(text, "shrink") {
-		t.Errorf("decisions %s, want reserve, grow and shrink among them", text)
+	for _, want := range []string{"reserve", "grow", "shrink", "extend"} {
+		if !slices.Contains(actions, want) {
+			t.Errorf("decisions %s, want %s among them", strings.Join(actions, " "), want)
+		}
 	}
 	for command, want := range map[string]string{
 		"grep -c ' /state.* ro[, ]' /proc/mounts":                 "0",
@@ -214,9 +228,9 @@ func backup(t *testing.T, vm *VM) {
 	if flags := strings.Fields(vm.Run("lsattr /state/encrypted.img"))[0]; !strings.Contains(flags, "d") {
 		t.Errorf("encrypted.img has the attributes %s, want d", flags)
 	}
-	// What was ever written lies in as many bytes as the partition has.
+	// What was ever written lies in twice as many bytes as the partition has.
 	out := vm.Run(`cd /state; mkdir /dev/shm/copy; fsfreeze -f encrypted
-tar -S -cf - encrypted.img | tar -S -xf - -C /dev/shm/copy; cmp -n 335544320 encrypted.img /dev/shm/copy/encrypted.img; same=$?
+tar -S -cf - encrypted.img | tar -S -xf - -C /dev/shm/copy; cmp -n 671088640 encrypted.img /dev/shm/copy/encrypted.img; same=$?
 fsfreeze -u encrypted; for f in encrypted.img /dev/shm/copy/encrypted.img; do stat -c '%s %b' $f; done; echo $same; rm -r /dev/shm/copy`)
 	var apparent, held, copied, written int64
 	var same int

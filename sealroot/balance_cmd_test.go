@@ -41,6 +41,10 @@ func (r *shortVolume) ResizeTo(ctx context.Context, want func(resize.Sizes) int6
 	r.sizes.Reserved += r.raced
 	return r.Resize(ctx, want(r.sizes))
 }
+
+func (r *shortVolume) Extend(_ context.Context, n int64) (resize.Sizes, error) {
+	return r.Resize(context.Background(), r.sizes.Reserved+n)
+}
 func (r *shortVolume) Repair(context.Context) (resize.Sizes, error) {
 	r.repaired++
 	return r.sizes, nil

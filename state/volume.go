@@ -215,9 +215,10 @@ func (v *Volume) open(dir *os.File, devs Devices, device DeviceSize, unlock Unlo
 	return unlockImage(v.image)
 }
 
-// stepUp makes the file's apparent size larger where what is reserved has grown: the
-// devices take their size from it when they are made, and only then. Without it there
-// is less room to grow in this boot, and no harm.
+// stepUp makes the file's apparent size larger where the file system in it has grown, what it
+// has given back included, for ext4 gets inodes only behind its end: the devices take their
+// size from it when they are made, and only then. Without it there is less room to grow in
+// this boot, and no harm.
 func (v *Volume) stepUp(dir *os.File, size int64) int64 {
 	reserved, err := allocated(v.image)
 	if err != nil {
@@ -227,19 +228,20 @@ func (v *Volume) stepUp(dir *os.File, size int64) int64 {
 	if err != nil {
 		return size
 	}
-	want := min(apparentFor(reserved), total) / BlockSize * BlockSize
+	record, _ := files.ReadRecord(dir, v.Header.UUID())
+	want := min(apparentFor(reserved+balloon.Total(record.Given)), total) / BlockSize * BlockSize
 	if want > size && v.image.Truncate(want) == nil {
 		return want
 	}
 	return size
 }
 
-// stepDown makes file and devices smaller where what is reserved has become less, by so much
+// stepDown makes file and devices smaller where the file system has become smaller, by so much
 // that it is worth to make them anew: their size is what a stray resize can claim. Nothing
 // is behind the file system but what a journal that has to be replayed may put there.
 func (v *Volume) stepDown(devs Devices, volumeKey []byte, size int64) (int64, error) {
 	sb := v.Superblock
-	want := balloon.Up(max(int64(v.Header.DataOffset())+sb.Bytes, apparentFor(v.Reserved)), BlockSize)
+	want := balloon.Up(apparentFor(int64(v.Header.DataOffset())+sb.Bytes), BlockSize)
 	if want > size/8*7 || sb.NeedsRecovery || v.Mended || v.ReadOnly != nil {
 		return size, nil
 	}

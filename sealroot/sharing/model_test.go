@@ -44,6 +44,10 @@ func (m *model) Resize(_ context.Context, reserved int64) (resize.Sizes, error) 
 	return m.Measure()
 }
 
+func (m *model) Extend(context.Context, int64) (resize.Sizes, error) {
+	panic("it has any number of inodes")
+}
+
 func (m *model) Repair(context.Context) (resize.Sizes, error) { return m.Measure() }
 
 // TestComesToRest: where both sides are nearly full and nothing is written, the service

@@ -19,6 +19,9 @@ type Volume interface {
 	// Resize makes the file system in the volume about size bytes large, balloons
 	// not counted. What was done of it stays when it fails.
 	Resize(ctx context.Context, size int64) error
+	// Extend makes it about size bytes large by what is added behind its end, which brings
+	// inodes.
+	Extend(ctx context.Context, size int64) error
 	// Reserve allocates what the file system has beyond what is reserved, or lets nobody
 	// write there.
 	Reserve(ctx context.Context) error
@@ -69,6 +72,10 @@ func (s *Service) act(ctx context.Context, d balance.Decision) error {
 	case balance.Grow, balance.Shrink:
 		if err := s.Volume.Resize(ctx, d.Size); err != nil {
 			return fmt.Errorf("cannot %s the volume: %w", d.Action, err)
+		}
+	case balance.Extend:
+		if err := s.Volume.Extend(ctx, d.Size); err != nil {
+			return fmt.Errorf("cannot extend the volume: %w", err)
 		}
 	case balance.Reserve:
 		if err := s.Volume.Reserve(ctx); err != nil {
@@ -156,6 +163,7 @@ func Sentence(d balance.Decision, err error) string {
 		balance.None:    "nothing to do",
 		balance.Grow:    "the volume grows to " + balance.Text(d.Size),
 		balance.Shrink:  "the volume shrinks to " + balance.Text(d.Size),
+		balance.Extend:  "the volume grows behind its end, to " + balance.Text(d.Size),
 		balance.Reserve: balance.Text(d.Size) + " of the volume are reserved, or taken out of its use",
 	}[d.Action] + ": " + d.Reason
 	if err != nil {

@@ -24,6 +24,7 @@ type fake struct {
 	reserve  error
 	resized  []int64
 	reserved int
+	extended int
 }
 
 func (f *fake) Measure() (balance.Sizes, error) { return f.sizes, f.measure }
@@ -35,6 +36,12 @@ func (f *fake) Resize(_ context.Context, size int64) error {
 		f.sizes.Inner, f.sizes.InnerFree, f.sizes.OuterFree = size, f.sizes.InnerFree+change, f.sizes.OuterFree-change
 	}
 	return f.resize
+}
+
+func (f *fake) Extend(ctx context.Context, size int64) error {
+	f.extended++
+	f.sizes.Inodes.All, f.sizes.Inodes.Free = f.sizes.Inodes.All+50000, f.sizes.Inodes.Free+50000
+	return f.Resize(ctx, size)
 }
 
 func (f *fake) Reserve(context.Context) error {
@@ -91,6 +98,20 @@ func TestWatch(t *testing.T) {
 	}
 	if len(*told) != 2 || !strings.Contains((*told)[0], "the volume grows to 8.4 GiB: the volume has 100 MiB free") {
 		t.Errorf("told %q", *told)
+	}
+}
+
+// TestWatchInodes: the volume has bytes enough, and no inode.
+func TestWatchInodes(t *testing.T) {
+	f := &fake{sizes: balance.Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 6 * gib, Device: 16 * gib,
+		Inodes: balance.Inodes{All: 458752, Free: 0, PerGroup: 8192, GroupBytes: 128 << 20, FirstBytes: 8 << 20}}}
+	s, told, path := service(t, f, 5)
+	if err := s.Watch(context.Background()); err != nil || f.extended != 1 || f.sizes.Inner <= 7*gib {
+		t.Errorf("%v, extended %d times, %+v", err, f.extended, f.sizes)
+	}
+	list, err := ReadDecisions(path)
+	if err != nil || len(list) != 1 || list[0].Action != balance.Extend || len(*told) != 1 || !strings.Contains((*told)[0], "grows behind its end, to 8.6 GiB: the volume is short of inodes, 0 of 458752") {
+		t.Errorf("kept %+v, %v, told %q", list, err, *told)
 	}
 }
 

@@ -32,6 +32,12 @@ type Sides struct {
 	Decisions     []Past `json:"decisions"`                // the oldest first
 	Now           string `json:"now"`                      // what would be done now, in words
 	LimitsProblem string `json:"limits_problem,omitempty"` // what is wrong with the limits' file
+
+	// How many files there is room for; all are 0 of a file system without such a bound.
+	VolumeInodes        int64 `json:"volume_inodes"`
+	VolumeInodesFree    int64 `json:"volume_inodes_free"`
+	PartitionInodes     int64 `json:"partition_inodes"`
+	PartitionInodesFree int64 `json:"partition_inodes_free"`
 }
 
 // Bar draws the partition as width characters: used in the volume, free in it, used
@@ -86,6 +92,10 @@ func (s Sides) Write(to io.Writer, columns int, ascii bool) error {
 	if s.InBalloons > 0 {
 		fmt.Fprintf(&b, "balloons   %s, of which %s are given back; df counts them as used in the volume, nothing is there\n", balance.Text(s.InBalloons), balance.Text(s.GivenBack))
 	}
+	if fewOf(s.VolumeInodes, s.VolumeInodesFree) || fewOf(s.PartitionInodes, s.PartitionInodesFree) {
+		fmt.Fprintf(&b, "FEW INODES %s in the volume, %s beside it: so many more files, whatever is free\n",
+			inodesText(s.VolumeInodes, s.VolumeInodesFree), inodesText(s.PartitionInodes, s.PartitionInodesFree))
+	}
 	if s.Gap > 0 {
 		fmt.Fprintf(&b, "NOT RESERVED %s of the volume: sealroot state repair\n", balance.Text(s.Gap))
 	}
@@ -119,6 +129,16 @@ func (s Sides) Write(to io.Writer, columns int, ascii bool) error {
 	}
 	_, err := io.WriteString(to, b.String())
 	return err
+}
+
+// fewOf tells whether less than a tenth of a file system's inodes are free.
+func fewOf(all, free int64) bool { return free < all/10 }
+
+func inodesText(all, free int64) string {
+	if all == 0 {
+		return "any number"
+	}
+	return fmt.Sprintf("%d of %d", free, all)
 }
 
 func (s Sides) devices() string {

@@ -14,6 +14,7 @@ import (
 type Resizer interface {
 	Measure() (resize.Sizes, error)
 	Resize(ctx context.Context, reserved int64) (resize.Sizes, error)
+	Extend(ctx context.Context, n int64) (resize.Sizes, error)
 	Repair(ctx context.Context) (resize.Sizes, error)
 }
 
@@ -45,7 +46,7 @@ func Terms(s resize.Sizes) balance.Sizes {
 		Outer: s.OuterTotal, OuterFree: max(0, s.OuterFree-s.Moving), Inner: inner, InnerFree: s.InnerFree, Gap: s.OverCommitted, ReadOnly: s.ReadOnly,
 		Device: device, Copied: s.Copied,
 		Slack: max(0, s.InnerFree-max(0, s.Reserved-s.MinReserved)), OuterSlack: s.KeptOutside,
-		Unit: s.Unit,
+		Unit: s.Unit, Balloons: s.InBalloons, Inodes: balance.Inodes(s.Inodes),
 	}
 }
 
@@ -82,6 +83,27 @@ func (r Resized) Resize(ctx context.Context, size int64) error {
 	return passing(err)
 }
 
+// Extend adds behind the end what the file system is to be larger by, as far as there is room
+// now. Errors: as of Resize.
+func (r Resized) Extend(ctx context.Context, size int64) error {
+	s, err := r.Resizer.Measure()
+	if err != nil {
+		return err
+	}
+	n := min(size-s.InnerFree-s.InnerUsed, s.MaxReserved-s.Reserved)
+	if n < leastChange {
+		return ErrNothing
+	}
+	after, err := r.Resizer.Extend(ctx, n)
+	switch {
+	case err == nil && after.Spanned-s.Spanned < leastChange: // the kernel adds no group that is too small
+		return ErrNothing
+	case errors.Is(err, resize.ErrNoRoom) && after.MaxReserved-after.Reserved < n:
+		return nil
+	}
+	return passing(err)
+}
+
 // passing marks what goes away by itself for package balance.
 func passing(err error) error {
 	if errors.Is(err, resize.ErrBusy) {
@@ -107,6 +129,7 @@ func Look(s resize.Sizes, l balance.Limits, autoResize string, past []Past, d ba
 		Partition: s.OuterTotal, PartitionFree: s.OuterFree, KeepFree: l.Keep(s.OuterTotal, s.KeptOutside), Reserved: s.Reserved,
 		Volume: s.InnerFree + s.InnerUsed, VolumeFree: s.InnerFree, GivenBack: s.GivenBack, InBalloons: s.InBalloons,
 		Spare: max(0, s.Reserved-s.MinReserved), Gap: s.OverCommitted, Copied: s.Copied, Moving: s.Moving,
+		VolumeInodes: s.Inodes.All, VolumeInodesFree: s.Inodes.Free, PartitionInodes: s.OuterInodes, PartitionInodesFree: s.OuterInodesFree,
 		AutoResize: autoResize, StatedRate: l.StatedRate(s.OuterTotal), Decisions: append([]Past{}, past...), Now: Sentence(d, nil),
 	}
 }

@@ -14,6 +14,7 @@ type resizer struct {
 	sizes    resize.Sizes
 	err      error
 	reserved int64
+	extended int64
 	repaired int
 }
 
@@ -22,6 +23,12 @@ func (r *resizer) Resize(_ context.Context, reserved int64) (resize.Sizes, error
 	r.reserved = reserved
 	after := r.sizes
 	after.Reserved = reserved
+	return after, r.err
+}
+func (r *resizer) Extend(_ context.Context, n int64) (resize.Sizes, error) {
+	r.extended = n
+	after := r.sizes
+	after.Reserved, after.Spanned = after.Reserved+n, after.Spanned+n
 	return after, r.err
 }
 func (r *resizer) Repair(context.Context) (resize.Sizes, error) {
@@ -43,6 +50,12 @@ func (r taken) Resize(context.Context, int64) (resize.Sizes, error) {
 	return after, r.err
 }
 
+func (r taken) Extend(context.Context, int64) (resize.Sizes, error) {
+	after := r.sizes
+	r.change(&after)
+	return after, r.err
+}
+
 func eight() resize.Sizes {
 	return resize.Sizes{
 		Apparent: 20 * gib, DataOffset: 16 << 20, Spanned: 9 * gib, GivenBack: gib, InBalloons: gib, Reserved: 8*gib + 16<<20,
@@ -54,7 +67,7 @@ func eight() resize.Sizes {
 func TestResized(t *testing.T) {
 	r := &resizer{sizes: eight()}
 	v := Resized{r}
-	want := balance.Sizes{Outer: 16 * gib, OuterFree: 6 * gib, Inner: 7 * gib, InnerFree: 5 * gib, Device: 19*gib - 16<<20, Slack: gib}
+	want := balance.Sizes{Outer: 16 * gib, OuterFree: 6 * gib, Inner: 7 * gib, InnerFree: 5 * gib, Device: 19*gib - 16<<20, Slack: gib, Balloons: gib}
 	if got, err := v.Measure(); err != nil || got != want {
 		t.Errorf("Measure() = %+v, %v, want %+v", got, err, want)
 	}
@@ -117,6 +130,40 @@ func TestResized(t *testing.T) {
 	}
 	if err := v.Resize(context.Background(), 6*gib); !errors.Is(err, resize.ErrBusy) || r.reserved != 0 {
 		t.Errorf("Resize of what cannot be measured: %v, %d", err, r.reserved)
+	}
+}
+
+func TestExtended(t *testing.T) {
+	r := &resizer{sizes: eight()}
+	r.sizes.Inodes = resize.Inodes{All: 1000, Free: 3, PerGroup: 100, GroupBytes: 1 << 27, FirstBytes: 8 << 20}
+	v := Resized{r}
+	if got, err := v.Measure(); err != nil || got.Inodes.Free != 3 || got.Inodes.FirstBytes != 8<<20 {
+		t.Errorf("Measure() = %+v, %v", got, err)
+	}
+	for size, want := range map[int64]int64{8 * gib: gib, 20 * gib: 5*gib - 16<<20} {
+		if err := v.Extend(context.Background(), size); err != nil || r.extended != want {
+			t.Errorf("Extend to %d: %v, by %d, want %d", size, err, r.extended, want)
+		}
+	}
+	for name, c := range map[string]struct {
+		err    error
+		change func(*resize.Sizes)
+		want   error
+	}{
+		"no_group": {nil, func(s *resize.Sizes) { s.Spanned += 4096 }, ErrNothing},
+		"taken":    {resize.ErrNoRoom, func(s *resize.Sizes) { s.MaxReserved = s.Reserved }, nil},
+		"refused":  {resize.ErrNoRoom, func(*resize.Sizes) {}, resize.ErrNoRoom},
+		"busy":     {resize.ErrBusy, func(*resize.Sizes) {}, balance.ErrNotNow},
+	} {
+		r.err = c.err
+		if err := (Resized{taken{r, c.change}}).Extend(context.Background(), 8*gib); !errors.Is(err, c.want) || c.want == nil && err != nil {
+			t.Errorf("%s: Extend: %v, want %v", name, err, c.want)
+		}
+	}
+	r.err = nil
+	r.sizes.MaxReserved, r.extended = r.sizes.Reserved, 0
+	if err := v.Extend(context.Background(), 9*gib); !errors.Is(err, ErrNothing) || r.extended != 0 {
+		t.Errorf("Extend where there is no room: %v, asked for %d", err, r.extended)
 	}
 }
 

@@ -11,7 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Writes tells of writes to file systems while nobody looks (fanotify(7)). It is
+// Writes tells of writes to file systems, and of files that are made there, while nobody looks
+// (fanotify(7)). It is
 // armed only while it is waited for, so that what is written otherwise costs
 // nothing. Writes through mmap do not wake it: its caller looks again all the same.
 type Writes struct {
@@ -38,7 +39,7 @@ func (w *Writes) Close() error { return unix.Close(w.fd) }
 
 func (w *Writes) arm() error {
 	for _, dir := range w.dirs {
-		err := unix.FanotifyMark(w.fd, unix.FAN_MARK_ADD|unix.FAN_MARK_FILESYSTEM, unix.FAN_MODIFY, unix.AT_FDCWD, dir)
+		err := unix.FanotifyMark(w.fd, unix.FAN_MARK_ADD|unix.FAN_MARK_FILESYSTEM, unix.FAN_MODIFY|unix.FAN_CREATE|unix.FAN_ONDIR, unix.AT_FDCWD, dir)
 		if err != nil {
 			return fmt.Errorf("cannot watch for writes in %s: %w", dir, err)
 		}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -65,7 +66,7 @@ func soonAndAgain(do func()) (end func() time.Time) {
 	}
 }
 
-// TestWrites: the first write ends the wait for one, and only that.
+// TestWrites: the first write, or file that is made, ends the wait for one, and only that.
 func TestWrites(t *testing.T) {
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, ""); err != nil {
@@ -87,8 +88,15 @@ func TestWrites(t *testing.T) {
 	if d := took(t, wait, time.Millisecond, 200*time.Millisecond); d < 200*time.Millisecond {
 		t.Errorf("woken after %v by nothing", d)
 	}
-	for range 2 {
-		end := soonAndAgain(write)
+	folders := 0
+	folder := func() { // which takes an inode, and is no write to a file
+		folders++
+		if err := os.Mkdir(filepath.Join(dir, strconv.Itoa(folders)), 0o700); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, do := range []func(){write, write, folder} {
+		end := soonAndAgain(do)
 		d := took(t, wait, 100*time.Millisecond, 30*time.Second)
 		back := time.Now()
 		if first := end(); first.IsZero() || back.Sub(first) < 100*time.Millisecond || d > 20*time.Second {

@@ -24,6 +24,9 @@ type Sizes struct {
 	Copied    int64 // of the volume, what the partition writes elsewhere: it has to be repaired first
 	Device    int64 // the size that Inner can have at most until the next boot; 0: any
 	Slack     int64 // what must stay free in the volume when it shrinks
+	Balloons  int64 // what the volume's file system spans beside Inner
+	// Inodes are those of the volume: how many files it has room for.
+	Inodes Inodes
 	// OuterSlack is what must stay free on the partition when the volume grows.
 	OuterSlack int64
 	// Unit is in what units the partition takes back what the volume gives; 0: any.
@@ -39,13 +42,14 @@ const (
 	None    Action = "none"
 	Grow    Action = "grow"
 	Shrink  Action = "shrink"
+	Extend  Action = "extend"  // grow behind the end, whatever balloons hold: for inodes
 	Reserve Action = "reserve" // the gap, or let nobody write to it, at once
 )
 
 // Decision is what to do now.
 type Decision struct {
 	Action Action
-	// Size is what Sizes.Inner becomes by Grow and Shrink, and the size of the gap
+	// Size is what Sizes.Inner becomes by Grow, Shrink and Extend, and the size of the gap
 	// with Reserve.
 	Size int64
 	// Reason tells a person, also why nothing is done.
@@ -61,6 +65,7 @@ type History struct {
 	sizes                Sizes // at that time
 	innerUsed, outerUsed int64
 	innerRate, outerRate int64         // bytes per second, falling slowly
+	files, fileRate      int64         // in the volume, and how many more per second
 	quiet                int           // passes in a row without a write
 	slow                 time.Duration // how long a step takes, falling slowly
 	unevenSince          time.Time
@@ -140,7 +145,7 @@ func (h History) pause(a Action, short bool, now time.Time) time.Duration {
 func (h History) eased(s Sizes) bool {
 	spare := func(s Sizes) int64 { return s.OuterFree - s.OuterSlack }
 	switch h.failed {
-	case Grow:
+	case Grow, Extend:
 	case Shrink:
 		spare = func(s Sizes) int64 { return s.InnerFree - s.Slack }
 	default:
@@ -151,25 +156,25 @@ func (h History) eased(s Sizes) bool {
 
 // observe keeps rates and what was quiet.
 func (h History) observe(s Sizes, now time.Time) History {
-	inner, outer := s.Inner-s.InnerFree, s.Outer-s.OuterFree-(s.Inner-s.Gap)
+	inner, outer, files := s.Inner-s.InnerFree, s.Outer-s.OuterFree-(s.Inner-s.Gap), s.Inodes.All-s.Inodes.Free
 	if past := now.Sub(h.at); h.at.IsZero() || past <= 0 {
 		h.quiet = 0
 	} else {
 		rate := func(used, before int64) int64 {
 			return int64(float64(max(0, used-before)) / past.Seconds())
 		}
-		i, o := rate(inner, h.innerUsed), rate(outer, h.outerUsed)
+		i, o, f := rate(inner, h.innerUsed), rate(outer, h.outerUsed), rate(files, h.files)
 		h.quiet++
-		if max(i, o) > stillRate {
+		if max(i, o, f*s.Inodes.bytesEach()) > stillRate {
 			h.quiet = 0
 		}
 		// A writer that pauses for a second is none that has ended.
-		h.innerRate, h.outerRate = max(i, h.innerRate*7/10), max(o, h.outerRate*7/10)
+		h.innerRate, h.outerRate, h.fileRate = max(i, h.innerRate*7/10), max(o, h.outerRate*7/10), max(f, h.fileRate*7/10)
 		if h.quiet >= quietPasses {
-			h.innerRate, h.outerRate = 0, 0
+			h.innerRate, h.outerRate, h.fileRate = 0, 0, 0
 		}
 	}
-	h.at, h.sizes, h.innerUsed, h.outerUsed = now, s, inner, outer
+	h.at, h.sizes, h.innerUsed, h.outerUsed, h.files = now, s, inner, outer, files
 	if h.eased(s) {
 		h.failed, h.failures = None, 0
 	}
@@ -188,7 +193,11 @@ func (l Limits) decide(h History, s Sizes, now time.Time) (Decision, History) {
 		return none("what the volume spans is reserved, and nothing is resized (state.auto_resize: off, or limits that are wrong)"), h
 	}
 	in, out := l.sides(h, s)
+	if d := l.extend(in, out, h, s, now); d.Action != None {
+		return d, h
+	}
 	want, why, h := l.want(in, out, h, s, now)
+	why += l.lacks(h, s)
 	size := s.Inner + want - in.free
 	if s.Device > 0 && size > s.Device {
 		size, why = s.Device, why+"; until the next boot it can have no more than "+Text(s.Device)

@@ -96,13 +96,15 @@ type side struct {
 // sides are what both have and need: room for twice what is written in an interval
 // and while a step is made, at the stated rate or at what was measured.
 func (l Limits) sides(h History, s Sizes) (in, out side) {
-	head := func(rate int64) int64 {
-		return min(int64(2*(l.Interval+h.slow).Seconds()*float64(max(rate, l.StatedRate(s.Outer)))), s.Outer/4)
-	}
 	in = side{free: s.InnerFree, keep: max(keepInside(s.Outer), s.Slack), rate: h.innerRate}
 	out = side{free: s.OuterFree, keep: l.Keep(s.Outer, s.OuterSlack), rate: h.outerRate}
-	in.need, out.need = max(in.keep, head(in.rate)), max(out.keep, head(out.rate))
+	in.need, out.need = max(in.keep, l.head(in.rate, h, s)), max(out.keep, l.head(out.rate, h, s))
 	return in, out
+}
+
+// head is the room for a writer at that rate, or the stated one where that is more.
+func (l Limits) head(rate int64, h History, s Sizes) int64 {
+	return min(int64(2*(l.Interval+h.slow).Seconds()*float64(max(rate, l.StatedRate(s.Outer)))), s.Outer/4)
 }
 
 func (s side) short() bool { return s.free < s.need }

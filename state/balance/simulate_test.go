@@ -23,6 +23,8 @@ type world struct {
 	resizes, passes      int
 	wrong                []string
 	full                 int // writes that met a full file system
+
+	files, span, tables, device int64 // of the volume; without span it has any number of inodes
 }
 
 // tick is the step of the simulation.
@@ -34,7 +36,35 @@ func newWorld(outer, inner int64) *world {
 }
 
 func (w *world) sizes() Sizes {
-	return Sizes{Outer: w.outer, OuterFree: w.outer - w.outerUsed - w.inner - w.moving, Inner: w.inner, InnerFree: w.inner - w.innerUsed}
+	s := Sizes{Outer: w.outer, OuterFree: w.outer - w.outerUsed - w.inner - w.moving, Inner: w.inner, InnerFree: w.inner - w.innerUsed}
+	if w.span > 0 {
+		s.Inodes, s.Balloons, s.Device = inodesIn(w.span, w.files), w.span-w.inner-w.tables, w.device-w.tables
+	}
+	return s
+}
+
+// inodesIn are those of an ext4 of span bytes that has so many files.
+func inodesIn(span, files int64) Inodes {
+	const group, least = 128 * mib, 8 * mib
+	groups := (span + group - 1) / group
+	i := Inodes{All: groups * 8192, PerGroup: 8192, GroupBytes: group, FirstBytes: groups*group + least - span, RestBytes: groups*group - span}
+	i.Free = i.All - files
+	return i
+}
+
+// create makes n files of so many bytes in the volume.
+func (w *world) create(n, bytes int64) {
+	s := w.sizes()
+	if n > s.Inodes.Free {
+		w.full++
+		in, out, small := w.keeps()
+		if s.behind() > s.Inodes.FirstBytes && (s.InnerFree > in+small || s.OuterFree > out+small) {
+			w.wrong = append(w.wrong, fmt.Sprintf("%v: no inode is free in the volume, %s are there and %s beside it", w.now.Unix()-1e9, Text(s.InnerFree), Text(s.OuterFree)))
+		}
+		n = s.Inodes.Free
+	}
+	w.files += n
+	w.write(true, n*bytes)
 }
 
 // keeps are what each side keeps from the other, and what is too little to be moved.
@@ -79,12 +109,21 @@ func (w *world) run(d time.Duration, inner, outer int64) {
 	}
 }
 
+// untar makes files of so many bytes at a rate per second, until there are n, and lets time
+// pass meanwhile.
+func (w *world) untar(n, bytes, rate int64) {
+	for end := w.now.Add(time.Duration(n/rate+1) * time.Second); w.now.Before(end); {
+		w.run(tick, 0, 0)
+		w.create(min(n, rate/int64(time.Second/tick)), bytes)
+	}
+}
+
 func (w *world) pass() {
 	before := w.sizes()
 	w.passes++
 	d, h := w.decide(w.l, w.h, before, w.now)
 	change := int64(0)
-	if d.Action == Grow || d.Action == Shrink {
+	if d.Action == Grow || d.Action == Shrink || d.Action == Extend {
 		w.resizes++
 		change = d.Size - w.inner
 		w.inner = d.Size
@@ -96,15 +135,34 @@ func (w *world) pass() {
 	}
 	w.done = func() {
 		w.inner, w.moving, w.done = w.inner+max(change, 0), 0, nil
+		w.spanned(d, change)
 		w.h = h.Done(d, nil, w.now)
 		w.next = w.now.Add(d.Next)
 	}
 	if change == 0 || w.slow == 0 {
+		w.spanned(d, change)
 		w.h, w.done = h.Done(d, nil, w.now), nil
 		return
 	}
 	w.inner -= max(change, 0)
 	w.moving, w.next = max(change, -change), w.now.Add(w.slow)
+}
+
+// spanned has the file system in the volume span more after a decision: what is taken back
+// from balloons it spans already.
+func (w *world) spanned(d Decision, change int64) {
+	switch {
+	case w.span == 0:
+	case d.Action == Extend:
+		w.span += change
+		tables := change / 64 / mib * mib // of inodes: in no file system's free bytes
+		w.tables, w.inner, w.outerUsed = w.tables+tables, w.inner-tables, w.outerUsed+tables
+	default:
+		w.span = max(w.span, w.inner+w.tables)
+	}
+	if rest := w.span % (128 * mib); rest < 8*mib { // the kernel makes no such group, and what is reserved is lost
+		w.span, w.inner, w.outerUsed = w.span-rest, w.inner-rest, w.outerUsed+rest
+	}
 }
 
 // check holds what is true after each decision.
@@ -117,11 +175,11 @@ func (w *world) check(d Decision, before Sizes) {
 	switch {
 	case s.InnerFree < 0 || s.OuterFree < 0:
 		bad("more is given than there is")
-	case d.Action == Grow && s.OuterFree < out:
+	case (d.Action == Grow || d.Action == Extend) && s.OuterFree < out:
 		bad("grew into what the partition keeps")
 	case d.Action == Shrink && s.InnerFree < in-align:
 		bad("shrank into what the volume keeps")
-	case d.Action == Grow && d.Size <= before.Inner, d.Action == Shrink && d.Size >= before.Inner:
+	case (d.Action == Grow || d.Action == Extend) && d.Size <= before.Inner, d.Action == Shrink && d.Size >= before.Inner:
 		bad("the wrong way")
 	case d.Size%align != 0:
 		bad("not aligned")

@@ -2,6 +2,7 @@ package balance
 
 import (
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -84,16 +85,20 @@ func (l Limits) movable(s Sizes, in, out side) bool {
 func (l Limits) pace(h History, s Sizes, d Decision) (next, idleFor time.Duration) {
 	in, out := l.sides(h, s)
 	next = idle
-	for _, a := range []side{in, out} {
+	sides := []side{in, out}
+	if s.extendable() {
+		sides = append(sides, l.files(h, s))
+	}
+	for _, a := range sides {
 		// A writer may become four times as fast until this side is looked at again.
 		if rate := max(a.rate, l.StatedRate(s.Outer)); rate > 0 {
 			next = min(next, time.Duration(float64(a.free)/4/float64(rate)*float64(time.Second)))
 		}
 	}
 	switch {
-	case !l.GapOnly && (l.soonFull(h, in) || l.soonFull(h, out)): // also after a step, which took its time
+	case !l.GapOnly && slices.ContainsFunc(sides, func(a side) bool { return l.soonFull(h, a) }): // also after a step, which took its time
 		return l.Interval / 4, 0
-	case d.Action == Grow || d.Action == Shrink || d.Action == Reserve:
+	case d.Action != None:
 		return l.Interval, 0
 	case l.GapOnly: // free space is nobody's concern
 		return idle, 0

@@ -19,9 +19,9 @@ import (
 // is of a file system that has no such bound: btrfs.
 type Inodes struct {
 	All, Free int64
-	// PerGroup come at once, for GroupBytes behind the end; the first of them already with
-	// FirstBytes.
-	PerGroup, GroupBytes, FirstBytes int64
+	// PerGroup come at once, for GroupBytes behind the end: the first of them already with
+	// FirstBytes, of which RestBytes still go into the last group that is there.
+	PerGroup, GroupBytes, FirstBytes, RestBytes int64
 }
 
 // leastGroup is how many bytes of a block group make the kernel add it: 2 MiB of inodes, bitmaps,
@@ -34,11 +34,8 @@ func inodesOf(sb ext4.Superblock, all, free int64) Inodes {
 	if group <= leastGroup || sb.GroupInodes == 0 {
 		return Inodes{}
 	}
-	spanned := int64(sb.Bytes())
-	return Inodes{
-		All: all, Free: free, PerGroup: int64(sb.GroupInodes), GroupBytes: group,
-		FirstBytes: balloon.Up(spanned, group) + leastGroup - spanned,
-	}
+	rest := balloon.Up(int64(sb.Bytes()), group) - int64(sb.Bytes())
+	return Inodes{All: all, Free: free, PerGroup: int64(sb.GroupInodes), GroupBytes: group, FirstBytes: rest + leastGroup, RestBytes: rest}
 }
 
 // inodes of btrfs are made as files are.

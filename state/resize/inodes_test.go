@@ -131,7 +131,7 @@ func TestInodesOf(t *testing.T) {
 	sb := ext4.Superblock{BlockSize: 4096, GroupBlocks: 32768, GroupInodes: 8192}
 	for spanned, first := range map[uint64]int64{64 << 20: 72 << 20, group: leastGroup, group + 4096: group + leastGroup - 4096} {
 		sb.Blocks = spanned / 4096
-		want := Inodes{All: 7, Free: 3, PerGroup: 8192, GroupBytes: group, FirstBytes: first}
+		want := Inodes{All: 7, Free: 3, PerGroup: 8192, GroupBytes: group, FirstBytes: first, RestBytes: first - leastGroup}
 		if got := inodesOf(sb, 7, 3); got != want {
 			t.Errorf("%d bytes: %+v, want %+v", spanned, got, want)
 		}
