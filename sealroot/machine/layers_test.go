@@ -93,10 +93,10 @@ func TestVerifyLayerFiles(t *testing.T) {
 	}
 	d, l := layerFiles{t.TempDir()}, manifest.Layer{Name: "tools", RootHash: hash}
 	path := d.path(l)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	pack := func() error {
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			return err
-		}
 		f, err := os.Create(path)
 		if err != nil {
 			return err
