@@ -13,7 +13,7 @@ type decision struct{ Action, Reason, Error string }
 
 // servedDecisions are the decisions of which the service tells, one in a line (sharing.Sentence).
 func servedDecisions(said string) (list []decision) {
-	line := regexp.MustCompile(`(?m)^(the volume (grow|shrink)s to|\S+( \S+)? of the volume are (reserved))\b[^:]*: (.*?)(?:; failed: (.*))?$`)
+	line := regexp.MustCompile(`(?m)^sealroot: (the volume (grow|shrink)s to|\S+( \S+)? of the volume are (reserved))\b[^:]*: (.*?)(?:; failed: (.*))?$`)
 	for _, m := range line.FindAllStringSubmatch(said, -1) {
 		list = append(list, decision{strings.TrimSuffix(m[2]+m[4], "d"), m[5], m[6]})
 	}
@@ -49,10 +49,10 @@ func unmended(list []decision) string {
 func TestUnmendedDecisions(t *testing.T) {
 	t.Parallel()
 	const (
-		grow    = "the volume grows to 480 MiB: it has 20 MiB free, and 80 MiB are kept\n"
-		shrink  = "the volume shrinks to 400 MiB: the partition has 20 MiB free\n"
-		reserve = "16 MiB of the volume are reserved, or taken out of its use: the volume's file system is 16 MiB larger than what is reserved for it\n"
-		other   = "cannot measure the volume\n"
+		grow    = "sealroot: the volume grows to 168 MiB: the volume has 20 MiB free and needs 112 MiB\n"
+		shrink  = "sealroot: the volume shrinks to 270 MiB: the partition has 156 MiB free and needs 225 MiB\n"
+		reserve = "sealroot: 16 MiB of the volume are reserved, or taken out of its use: the volume's file system is 16 MiB larger than what is reserved for it: another program made it larger\n"
+		other   = "sealroot: cannot measure the volume\n"
 	)
 	failed := func(sentence string) string {
 		return strings.TrimSuffix(sentence, "\n") + "; failed: cannot resize: no room\n"
