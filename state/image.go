@@ -14,8 +14,10 @@ import (
 // and locks it. The state partition's file system is anybody's: whatever is
 // not a plain file with one name is refused, before any byte of it is read.
 // Errors: ErrNoImage, ErrNotImage, ErrInUse.
-func OpenImage(dir *os.File) (*os.File, error) {
-	f, err := openImage(dir, unix.O_RDWR)
+func OpenImage(dir *os.File) (*os.File, error) { return openLocked(dir, unix.O_RDWR) }
+
+func openLocked(dir *os.File, access uint64) (*os.File, error) {
+	f, err := openImage(dir, access)
 	if err != nil {
 		return nil, err
 	}
@@ -94,8 +96,14 @@ func Exists(dir *os.File, name string) (bool, error) {
 
 // OpenShared opens encrypted.img of a machine that runs, for who reserves room for it
 // or gives some back. It takes no lock: the header, which the lock is for, is not
-// changed. Errors: ErrNoImage, ErrNotImage.
-func OpenShared(dir *os.File) (*os.File, error) { return openImage(dir, unix.O_RDWR) }
+// changed. On a state partition that is read-only the file is, too. Errors: ErrNoImage, ErrNotImage.
+func OpenShared(dir *os.File) (*os.File, error) {
+	f, err := openImage(dir, unix.O_RDWR)
+	if errors.Is(err, unix.EROFS) {
+		f, err = openImage(dir, unix.O_RDONLY)
+	}
+	return f, err
+}
 
 // Reserve allocates n bytes of the file from byte at; for what is allocated already it
 // costs nothing. ErrNoRoom when the outer file system is full; then a part may be

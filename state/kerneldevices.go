@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 
+	"golang.org/x/sys/unix"
+
 	"sealroot/mount/blockdev"
 	"sealroot/mount/dm"
 	"sealroot/mount/keyring"
@@ -18,7 +20,8 @@ type KernelDevices struct{ DM dm.Control }
 // node is an opened device node of a device we made.
 type node struct {
 	*blockdev.Device
-	remove func() error
+	readOnly bool
+	remove   func() error
 }
 
 // Path is the device node.
@@ -30,35 +33,45 @@ func (n *node) Number() string { return n.DevNo() }
 // Remove closes the node and removes the device.
 func (n *node) Remove() error { return errors.Join(n.Close(), n.remove()) }
 
-func openNode(path string, remove func() error) (Device, error) {
-	d, err := blockdev.Open(path, true)
+func openNode(path string, readOnly bool, remove func() error) (Device, error) {
+	d, err := blockdev.Open(path, !readOnly)
 	if err != nil {
 		return nil, errors.Join(err, remove())
 	}
-	return &node{d, remove}, nil
+	return &node{d, readOnly, remove}, nil
 }
 
-// Loop attaches img with 4096-byte sectors and direct I/O.
+// Loop attaches img with 4096-byte sectors and direct I/O. Where it is open for reading
+// alone, so is the device, and what is made over it.
 func (k KernelDevices) Loop(img *os.File) (Device, error) {
-	d, err := loop.Attach(img, loop.Options{BlockSize: BlockSize, DirectIO: true})
+	flags, err := unix.FcntlInt(img.Fd(), unix.F_GETFL, 0)
 	if err != nil {
 		return nil, err
 	}
-	return openNode(d.Path, d.Detach)
+	readOnly := flags&unix.O_ACCMODE == unix.O_RDONLY
+	d, err := loop.Attach(img, loop.Options{BlockSize: BlockSize, DirectIO: true, ReadOnly: readOnly})
+	if err != nil {
+		return nil, err
+	}
+	return openNode(d.Path, readOnly, d.Detach)
 }
 
 // Crypt maps a device; the key passes through the thread's keyring.
 func (k KernelDevices) Crypt(name string, t luks2.CryptTarget, on Device, volumeKey []byte) (Device, error) {
 	var made dm.Device
 	description := keyPrefix + t.UUID
+	target := dmTarget(t, on.Number())
+	if n, ok := on.(*node); ok {
+		target.ReadOnly = n.readOnly
+	}
 	err := keyring.With(description, volumeKey, func() (err error) {
-		made, err = k.DM.Crypt(name, luksDMUUID(t.UUID, name), dmTarget(t, on.Number()), description)
+		made, err = k.DM.Crypt(name, luksDMUUID(t.UUID, name), target, description)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	return openNode(made.Path, func() error { return k.DM.Remove(name) })
+	return openNode(made.Path, target.ReadOnly, func() error { return k.DM.Remove(name) })
 }
 
 // Recrypt lets a device that Crypt made over the one of that number ("major:minor"), and

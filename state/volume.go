@@ -8,6 +8,8 @@ import (
 	"os"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"sealroot/state/balloon"
 	"sealroot/state/balloon/files"
 	"sealroot/state/ext4"
@@ -147,11 +149,16 @@ func (l *LockedVolume) Rewrite(h *luks2.Header, rand io.Reader) error {
 // for, whatever they had. Errors: ErrNoImage, ErrNotImage, ErrInUse, ErrDamaged,
 // ErrMapped, those of luks2.Read and of unlock.
 func Open(dir *os.File, devs Devices, size DeviceSize, unlock Unlock) (*Volume, error) {
+	v := &Volume{}
 	image, err := OpenImage(dir)
+	if errors.Is(err, unix.EROFS) {
+		v.ReadOnly = fmt.Errorf("%w; restart once the state partition can be written to", err)
+		image, err = openLocked(dir, unix.O_RDONLY)
+	}
 	if err != nil {
 		return nil, err
 	}
-	v := &Volume{image: image}
+	v.image = image
 	if err := v.open(dir, devs, size, unlock); err != nil {
 		return nil, errors.Join(err, v.Close())
 	}
@@ -277,6 +284,9 @@ func (v *Volume) restore(dir *os.File, size, longest int64) error {
 	if copied, err := CopiedOnWrite(v.image, end); len(copied) > 0 || err != nil {
 		v.ReadOnly = fmt.Errorf("%d MiB of %s are not reserved, btrfs writes them elsewhere; delete snapshots of /state/%s, then sealroot state repair: %w",
 			balloon.Total(copied)>>20, ImageName, layout.ImageSubvolume, errors.Join(ErrCopied, err))
+		return nil
+	}
+	if v.ReadOnly != nil {
 		return nil
 	}
 	if err := v.reserve(want); errors.Is(err, ErrNoRoom) {

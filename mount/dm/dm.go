@@ -85,7 +85,11 @@ func (c Control) Crypt(name, uuid string, t CryptTarget, keyDescription string) 
 	if err != nil {
 		return Device{}, fmt.Errorf("cannot open crypt device %s: %w", name, err)
 	}
-	d, _, err := c.create(name, uuid, 0, table)
+	flags := uint32(0)
+	if t.ReadOnly {
+		flags = devmapper.ReadOnlyFlag
+	}
+	d, _, err := c.create(name, uuid, flags, table)
 	if err != nil {
 		return Device{}, fmt.Errorf("cannot open crypt device %s: %w", name, err)
 	}

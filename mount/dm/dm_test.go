@@ -246,6 +246,13 @@ func TestCrypt(t *testing.T) {
 	if want := "load sealroot-state 0"; f.steps[1] != want {
 		t.Errorf("got %q, want %q", f.steps[1], want)
 	}
+	readOnly := goodCrypt()
+	readOnly.ReadOnly = true
+	other := &fake{}
+	c, _ = control(t, other, true)
+	if _, err := c.Crypt("sealroot-state", "CRYPT-LUKS2-x", readOnly, "sealroot:1234"); err != nil || other.steps[1] != "load sealroot-state 1" {
+		t.Errorf("read-only: %v, %q", err, other.steps)
+	}
 	want := devmapper.CryptTable{
 		Length: 64 << 20, BackendDevice: "7:0", BackendOffset: 16 << 20,
 		Encryption: "aes-xts-plain64", KeyID: ":64:logon:sealroot:1234", SectorSize: 4096,

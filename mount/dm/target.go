@@ -123,6 +123,7 @@ type CryptTarget struct {
 	SectorSize  uint32 // bytes: 512 or 4096
 	Encryption  string // aes-xts-plain64
 	KeyBytes    int    // size of the volume key: 32 or 64
+	ReadOnly    bool   // as Device is
 }
 
 func (t CryptTarget) table(keyDescription string) (devmapper.CryptTable, error) {

@@ -489,11 +489,16 @@ func (d loopDevice) Remove() error  { return errors.Join(d.Device.Close(), d.mad
 
 func (l loopDevices) attach(f *os.File, o loop.Options) (state.Device, error) {
 	o.BlockSize = state.BlockSize
+	flags, err := unix.FcntlInt(f.Fd(), unix.F_GETFL, 0)
+	if err != nil {
+		return nil, err
+	}
+	o.ReadOnly = flags&unix.O_ACCMODE == unix.O_RDONLY
 	made, err := loop.Attach(f, o)
 	if err != nil {
 		return nil, err
 	}
-	d, err := blockdev.Open(made.Path, true)
+	d, err := blockdev.Open(made.Path, !o.ReadOnly)
 	return loopDevice{d, made}, err
 }
 
@@ -501,6 +506,9 @@ func (l loopDevices) Loop(img *os.File) (state.Device, error) { return l.attach(
 
 func (l loopDevices) Crypt(_ string, target luks2.CryptTarget, on state.Device, _ []byte) (state.Device, error) {
 	f, err := os.OpenFile(on.Path(), os.O_RDWR, 0)
+	if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) { // as on is
+		f, err = os.Open(on.Path())
+	}
 	if err != nil {
 		return nil, err
 	}

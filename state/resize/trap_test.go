@@ -254,3 +254,32 @@ func TestTrapBtrfs(t *testing.T) {
 	b.whole(v)
 	b.whole(b.boot())
 }
+
+// A state partition that is read-only has a volume that can be read.
+func TestReadOnlyPartition(t *testing.T) {
+	b := newTrap(t, state.Ext4, 512<<20, 128<<20)
+	b.boot() // holds what is missing, and has its journal empty once it is off
+	b.off()
+	where := b.v.dir.Name()
+	run(t, "mount", "--bind", where, where)
+	defer func() {
+		b.off()
+		run(t, "umount", where)
+	}()
+	run(t, "mount", "-o", "remount,bind,ro", where)
+	v := b.boot()
+	if err := b.opened.ReadOnly; !errors.Is(err, unix.EROFS) || !strings.Contains(err.Error(), "restart once the state partition can be written to") {
+		t.Errorf("read-only: %v, want %v", err, unix.EROFS)
+	}
+	check(t, v, b.sums)
+	s, err := v.Measure()
+	if err != nil || !s.ReadOnly || s.OverCommitted != 0 {
+		t.Errorf("Measure = %+v, %v", s, err)
+	}
+	if _, err := v.Resize(t.Context(), s.Reserved-1<<20); !errors.Is(err, ErrReadOnly) {
+		t.Errorf("Resize: %v, want %v", err, ErrReadOnly)
+	}
+	if s, err := v.MakeWritable(); err == nil || !s.ReadOnly {
+		t.Errorf("MakeWritable = %+v, %v", s, err)
+	}
+}
