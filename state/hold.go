@@ -1,7 +1,10 @@
 package state
 
 import (
+	"errors"
 	"os"
+
+	"golang.org/x/sys/unix"
 
 	"sealroot/state/balloon"
 	"sealroot/state/balloon/files"
@@ -58,7 +61,8 @@ func (v *Volume) hold(root *os.File, had int64, err error) error {
 	if !v.mayHold(balloon.Total(v.givenBack)) {
 		return err
 	}
-	if err := files.Hold(root, v.Superblock.Bytes, balloon.Shift(v.givenBack, -begin)); err != nil {
+	err = files.Hold(root, v.Superblock.Bytes, balloon.Shift(v.givenBack, -begin))
+	if err := errors.Join(err, unix.Syncfs(int(root.Fd()))); err != nil {
 		return err
 	}
 	return v.settle(root)

@@ -12,7 +12,8 @@ import (
 )
 
 // hold takes all that is free, for it cannot choose the place of a balloon, and lets go
-// of what does not lie in the holes. For that moment the file system is full.
+// of what does not lie in the holes. For that moment the file system is full. It syncs
+// nothing: what is dirty goes to what balloons leave, and that is reserved next.
 func (e *ext4FS) hold(ctx context.Context, holes []balloon.Range) error {
 	end, err := e.spanned(false)
 	if err != nil {

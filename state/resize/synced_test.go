@@ -27,30 +27,59 @@ func (w watched) spanned(durable bool) (int64, error) {
 	return w.inner.spanned(durable)
 }
 
-// What is dirty while something is not reserved is written only once that is.
+// What is dirty while something is not reserved is written only once that is, or balloons
+// hold it.
 func TestRepairReservesFirst(t *testing.T) {
-	for _, kind := range []state.Filesystem{state.Ext4, state.Btrfs} {
-		t.Run(string(kind), func(t *testing.T) {
-			v := newVolumeOf(t, kind, 1<<30, 512<<20)
+	for _, c := range []struct {
+		name string
+		kind state.Filesystem
+		full bool // there is room for a part alone
+	}{{"ext4", state.Ext4, false}, {"btrfs", state.Btrfs, false}, {"held", state.Ext4, true}} {
+		t.Run(c.name, func(t *testing.T) {
+			v := newVolumeOf(t, c.kind, 1<<30, 512<<20)
 			m, err := v.Measure()
 			if err != nil {
 				t.Fatal(err)
 			}
 			end := v.begin + m.Spanned
-			if err := state.Release(v.image, end-64<<20, end); err != nil {
-				t.Fatal(err)
-			}
-			if err := os.WriteFile(filepath.Join(v.root.Name(), "dirty"), make([]byte, 8<<20), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			v.in = watched{v.in, func() {
-				if holes, err := v.holes(0, end); err != nil || len(holes) > 0 {
-					t.Errorf("synced while %d bytes are not reserved: %v", balloon.Total(holes), err)
+			for _, r := range []balloon.Range{{Start: end - 256<<20, End: end - 200<<20}, {Start: end - 64<<20, End: end}} {
+				if err := errors.Join(state.Release(v.image, r.Start, r.End), v.image.Sync()); err != nil {
+					t.Fatal(err)
 				}
-			}}
-			if s, err := v.Repair(t.Context()); err != nil || s.OverCommitted != 0 || s.Reserved != end {
+			}
+			if c.full {
+				reserve := filepath.Join(v.dir.Name(), "reserve")
+				run(t, "fallocate", "-l", "24M", reserve)
+				fillOuter(t, v)
+				run(t, "rm", reserve)
+				run(t, "sync", "-f", v.dir.Name())
+			}
+			dirty := filepath.Join(v.root.Name(), "dirty")
+			if err := os.WriteFile(dirty, bytes.Repeat([]byte{1}, 8<<20), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			looked := false
+			look := func() {
+				if looked {
+					return
+				}
+				looked = true
+				held, err := v.in.givenBack()
+				holes, herr := v.holes(0, end)
+				loose := balloon.Without(holes, balloon.Shift(held, v.begin))
+				if err := errors.Join(err, herr); err != nil || len(loose) > 0 {
+					t.Errorf("synced while %d bytes are not reserved: %v", balloon.Total(loose), err)
+				}
+				if out := run(t, "filefrag", "-v", dirty); !strings.Contains(out, "delalloc") {
+					t.Errorf("synced before:\n%s", out)
+				}
+			}
+			v.in = watched{v.in, look}
+			s, err := v.Repair(t.Context())
+			if err != nil || s.OverCommitted != 0 || (s.GivenBack > 0) != c.full {
 				t.Errorf("Repair = %+v, %v", s, err)
 			}
+			look()
 		})
 	}
 }

@@ -48,7 +48,7 @@ func Create(dir *os.File, number int) (*os.File, error) {
 // Hold takes all that is free in the file system of root, of end bytes, into balloons, for
 // nobody can choose the place of one, and lets go of those without any block in holes, which
 // are in order. For that moment the file system is full. What somebody else gets first, or is
-// less than LeastBytes, stays in use.
+// less than LeastBytes, stays in use. It is the caller who syncs.
 func Hold(root *os.File, end int64, holes []balloon.Range) error {
 	dir, err := MakeDir(root)
 	if err != nil {
@@ -76,7 +76,7 @@ func Hold(root *os.File, end int64, holes []balloon.Range) error {
 	for _, name := range others {
 		_ = unix.Unlinkat(int(dir.Fd()), name, 0) // what stays, the next resize lets go of
 	}
-	return errors.Join(err, unix.Syncfs(int(root.Fd())))
+	return err
 }
 
 // hold makes a balloon of size bytes, and returns its name where it has no blocks in
