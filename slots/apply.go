@@ -44,9 +44,7 @@ func Apply(d Decision, store Store, loader Loader, log Log) error {
 	change := d.Log
 	var defaultErr error
 	if loader != nil && d.SetDefault != "" {
-		if err := loader.SetDefault(d.SetDefault); err != nil {
-			defaultErr = defaultError(d.SetDefault, err)
-		}
+		defaultErr = ofSlot(ErrDefault, d.SetDefault, loader.SetDefault(d.SetDefault))
 	}
 	hintErr := applyHint(d, loader)
 	if hintErr != nil {
@@ -71,12 +69,7 @@ func disarm(loader Loader, cause error) error {
 }
 
 // Save saves slots. Any error is ErrStore, and the store says what it was about.
-func Save(s Store, list []Slot) error {
-	if err := s.Save(list); err != nil {
-		return fmt.Errorf("%w: %w", ErrStore, err)
-	}
-	return nil
-}
+func Save(s Store, list []Slot) error { return because(ErrStore, s.Save(list)) }
 
 // Note makes a change of the boot log durable; without a log (nil) there is nothing to
 // do. Any error is ErrLog, and the log says what it was about.
@@ -84,22 +77,23 @@ func Note(l Log, c LogChange) error {
 	if l == nil {
 		return nil
 	}
-	if err := l.Record(c); err != nil {
-		return fmt.Errorf("%w: %w", ErrLog, err)
+	return because(ErrLog, l.Record(c))
+}
+
+// because adds to a sentinel why; nil stays nil.
+func because(sentinel, err error) error {
+	if err == nil {
+		return nil
 	}
-	return nil
+	return fmt.Errorf("%w: %w", sentinel, err)
 }
 
-// The loaders say what an error was about, but not for which slot.
-
-func armError(slot string, err error) error {
-	return fmt.Errorf("%w: slot %s: %w", ErrHint, slot, err)
-}
-
-func hintError(err error) error { return fmt.Errorf("%w: %w", ErrHint, err) }
-
-func defaultError(slot string, err error) error {
-	return fmt.Errorf("%w: slot %s: %w", ErrDefault, slot, err)
+// ofSlot is because for a loader, which does not say for which slot it was.
+func ofSlot(sentinel error, slot string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%w: slot %s: %w", sentinel, slot, err)
 }
 
 func applyHint(d Decision, loader Loader) error {
@@ -110,15 +104,10 @@ func applyHint(d Decision, loader Loader) error {
 		return nil
 	}
 	if d.Rearm != "" {
-		if err := loader.Arm(d.Rearm); err != nil {
-			return armError(d.Rearm, err)
-		}
-		return nil
+		return ofSlot(ErrHint, d.Rearm, loader.Arm(d.Rearm))
 	}
 	if d.ClearArmed {
-		if err := loader.Clear(); err != nil {
-			return hintError(err)
-		}
+		return because(ErrHint, loader.Clear())
 	}
 	return nil
 }

@@ -101,23 +101,23 @@ func (c Commitment) logChange(before []Slot) LogChange {
 func (c Commitment) tell(after []Slot, loader Loader, log Log, arm bool) error {
 	if c.own() {
 		if err := loader.SetDefault(c.Running); err != nil {
-			return defaultError(c.Running, err)
+			return ofSlot(ErrDefault, c.Running, err)
 		}
 		// crash point: the one-shot loads the default
 	}
 	armed, err := loader.Get()
 	if err != nil {
-		return hintError(err)
+		return because(ErrHint, err)
 	}
 	switch {
 	case (c.own() || c.kernelDead()) && armed == c.Running:
 		if err := loader.Clear(); err != nil {
-			return hintError(err)
+			return because(ErrHint, err)
 		}
 	case arm && !c.own() && (armed == "" || armed == c.Running) && c.wantsOwnKernel(after):
 		if armed == "" {
 			if err := loader.Arm(c.Running); err != nil {
-				return armError(c.Running, err)
+				return ofSlot(ErrHint, c.Running, err)
 			}
 		}
 		// crash point: armed without a record; a kernel that does not come is

@@ -1,6 +1,7 @@
 package slots
 
 import (
+	"cmp"
 	"slices"
 	"sort"
 )
@@ -84,12 +85,7 @@ func (o Observed) inTurn() int {
 	if o.Armed != "" && o.Armed == o.Loaded && !o.tried(o.Loaded) {
 		return index(o.Slots, o.Loaded) // the boot before rebooted for its turn
 	}
-	var turn []int
-	for i, s := range o.Slots {
-		if !o.tried(s.Name) {
-			turn = append(turn, i)
-		}
-	}
+	turn := slices.DeleteFunc(ByPriority(o.Slots), func(i int) bool { return o.tried(o.Slots[i].Name) })
 	if len(turn) == 0 {
 		return -1
 	}
@@ -97,8 +93,21 @@ func (o Observed) inTurn() int {
 	if len(good) > 0 {
 		turn = good
 	}
-	sort.SliceStable(turn, func(i, j int) bool { return o.Slots[turn[i]].Priority > o.Slots[turn[j]].Priority })
 	return turn[max(o.Pauses, 0)%len(turn)]
+}
+
+// ByPriority returns the indices of slots, the highest priority first, equal ones as they
+// stand. (Not sort.SliceStable: nothing else in PID 1 needs its two kilobytes.)
+func ByPriority(list []Slot) []int {
+	order := make([]int, len(list))
+	for i := range order {
+		order[i] = i
+	}
+	sort.Slice(order, func(i, j int) bool {
+		a, b := order[i], order[j]
+		return cmp.Or(list[b].Priority-list[a].Priority, a-b) < 0
+	})
+	return order
 }
 
 // OwnKernel decides how to go on when Decide wanted slot but the kernel that

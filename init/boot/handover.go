@@ -78,12 +78,14 @@ func (b *boot) leaveRoles(roles []config.Role, dir string) error {
 }
 
 // leave copies a small file into a folder.
-func leave(file, dir string) error {
-	text, err := readBounded(file, 1<<20)
+func leave(file, dir string) error { return copySmall(file, filepath.Join(dir, filepath.Base(file))) }
+
+func copySmall(from, to string) error {
+	text, err := readBounded(from, 1<<20)
 	if err != nil {
 		return err
 	}
-	return writeFile(filepath.Join(dir, filepath.Base(file)), text)
+	return writeFile(to, text)
 }
 
 // leaveMarks tells the real system that it is on trial, and for how long, or
@@ -168,12 +170,9 @@ func writeFile(path string, text []byte) error {
 // passOn copies a small file of the initramfs. One that is not there is none of this boot:
 // the stub of another boot path, or a configuration without such a key.
 func passOn(from, to string) error {
-	text, err := readBounded(from, 1<<20)
+	err := copySmall(from, to)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
-	}
-	if err == nil {
-		err = writeFile(to, text)
 	}
 	if err != nil {
 		return fmt.Errorf("cannot hand on %s: %w", from, err)

@@ -91,9 +91,10 @@ func (s Store) Save(want []slots.Slot) error {
 func (s Store) forgotten() []slots.Slot {
 	f, place := s.onDisk(), s.places()
 	rank := slices.Clone(s.Names)
-	sort.SliceStable(rank, func(i, j int) bool {
+	sort.Slice(rank, func(i, j int) bool {
 		a, b := rank[i], rank[j]
-		return cmp.Or(place(a)-place(b), yes(slices.Contains(f.started, b))-yes(slices.Contains(f.started, a))) < 0
+		return cmp.Or(place(a)-place(b), yes(slices.Contains(f.started, b))-yes(slices.Contains(f.started, a)),
+			slices.Index(s.Names, a)-slices.Index(s.Names, b)) < 0
 	})
 	var out []slots.Slot
 	for _, name := range s.Names {

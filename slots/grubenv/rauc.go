@@ -2,7 +2,6 @@ package grubenv
 
 import (
 	"slices"
-	"sort"
 	"strings"
 
 	"sealroot/slots"
@@ -39,10 +38,9 @@ func raucState(s slots.Slot) raucFlags {
 }
 
 func projectRAUC(list []slots.Slot) rauc {
-	sorted := slices.Clone(list)
-	sort.SliceStable(sorted, func(i, j int) bool { return sorted[i].Priority > sorted[j].Priority })
 	r := rauc{flags: map[string]raucFlags{}}
-	for _, s := range sorted {
+	for _, i := range slots.ByPriority(list) {
+		s := list[i]
 		r.order = append(r.order, s.Name)
 		r.flags[s.Name] = raucState(s)
 	}
