@@ -62,6 +62,7 @@ var allowed = map[string][]string{
 	"slots/bls":           {"slots"},
 	"slots/manifest":      {"verity", "slots/gpt"},
 	"publickey":           {},
+	"bounded":             {},
 	"verity":              {"publickey"},
 	"init/config":         {"verity", "slots", "slots/gpt", "slots/guid", "state/binds", "state/layout"},
 	"init/cmdline":        {"verity"},
@@ -85,14 +86,14 @@ var allowed = map[string][]string{
 	"state/seed":   {"state/layout"},
 	"init/console": {},
 	// where they meet
-	"slots/live":   {"slots", "mount"},
+	"slots/live":   {"slots", "mount", "bounded"},
 	"state":        {"mount/dm", "mount/loop", "mount/keyring", "mount/blockdev"},
 	"state/resize": {"state", "state/balloon", "state/btrfs", "state/ext4", "state/luks2", "state/layout", "mount"},
-	"init/boot":    {"init", "slots", "verity", "mount", "state"},
+	"init/boot":    {"bounded", "init", "slots", "verity", "mount", "state"},
 	// programs
 	"init":        {"init/boot", "mount"},
 	"mkinitramfs": {"init/config", "init/cmdline", "slots", "verity", "state/tpm/pcrsig", "state/tpm/predict", "state/escrow", "state/layout", "mount/kmod"},
-	"sealroot":    {"mkinitramfs/built", "mkinitramfs/layer", "mkinitramfs/tools", "init/report", "init/config", "init/cmdline", "slots", "verity", "mount", "state"},
+	"sealroot":    {"bounded", "mkinitramfs/built", "mkinitramfs/layer", "mkinitramfs/tools", "init/report", "init/config", "init/cmdline", "slots", "verity", "mount", "state"},
 	"qemu-tests":  {"init/report", "mount/dm", "slots", "state", "state/balloon", "state/btrfs", "state/ext4", "state/layout", "state/luks2", "state/resize", "state/tpm", "verity"},
 }
 

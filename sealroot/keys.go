@@ -7,12 +7,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 
+	"sealroot/bounded"
 	"sealroot/init/config"
 	"sealroot/init/report"
 	"sealroot/sealroot/bootset"
@@ -137,23 +137,7 @@ func (e Env) configuration() (config.Config, error) {
 	return c.WithDefaults(), nil
 }
 
-// readSmall reads a whole file. More than maxSmall bytes are an error: what is cut short
-// could be taken for the whole.
-func readSmall(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxSmall+1))
-	if err == nil && len(text) > maxSmall {
-		err = fmt.Errorf("%s has more than %d bytes", path, maxSmall)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return text, nil
-}
+func readSmall(path string) ([]byte, error) { return bounded.ReadFile(path, maxSmall) }
 
 // lookAtTPM opens the TPM, if there is one, and finds out what the image that runs
 // measures. The caller calls done.

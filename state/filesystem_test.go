@@ -6,7 +6,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
@@ -87,21 +86,5 @@ func TestSizesOfBtrfs(t *testing.T) {
 	}
 	if _, err := state.SizesFor(state.Btrfs, 288<<20, 0); !errors.Is(err, state.ErrNoRoom) {
 		t.Errorf("SizesFor() with 288 MiB = %v, want %v", err, state.ErrNoRoom)
-	}
-}
-
-// Only ext4 knows the option that a volume which has to hold something is mounted with.
-func TestVolumeMountOptions(t *testing.T) {
-	for _, kind := range []state.Filesystem{state.Ext4, state.Btrfs} {
-		for _, unsettled := range []error{nil, state.ErrNoRoom} {
-			v := &state.Volume{Superblock: state.Superblock{Type: kind}, Unsettled: unsettled}
-			want := kind.MountOptions()
-			if kind == state.Ext4 && unsettled != nil {
-				want = append(want, "noinit_itable")
-			}
-			if got := v.MountOptions(); !slices.Equal(got, want) {
-				t.Errorf("%s, %v: %q, want %q", kind, unsettled, got, want)
-			}
-		}
 	}
 }

@@ -25,16 +25,6 @@ import (
 // journal's copy of it.
 func HoldRoom(n int64) int64 { return 2*keepOutside + n>>14 }
 
-// MountOptions are those to mount the volume with. Where something has to be held, the kernel
-// fills no tables of inodes: HoldRoom is not for that.
-func (v *Volume) MountOptions() []string {
-	options := v.Superblock.Type.MountOptions()
-	if v.Unsettled != nil && v.Superblock.Type == Ext4 {
-		options = append(options, "noinit_itable")
-	}
-	return options
-}
-
 // mayHold tells whether there is that room.
 func (v *Volume) mayHold(n int64) bool {
 	free, err := freeIn(v.image)

@@ -50,7 +50,12 @@ func (v *Volume) Mount(dir *os.File, m Mounting) error {
 // of that too, for which there may be no room: then it is left for the next boot.
 func (v *Volume) mount(m Mounting) (*os.File, error) {
 	kind := v.Superblock.Type
-	options := v.MountOptions()
+	options := kind.MountOptions()
+	if v.Unsettled != nil && kind == Ext4 {
+		// Where something has to be held, the kernel fills no tables of inodes: HoldRoom is
+		// not for that.
+		options = append(options, "noinit_itable")
+	}
 	if v.ReadOnly != nil {
 		options = append(options, "ro")
 	}

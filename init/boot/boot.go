@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"sealroot/bounded"
 	"sealroot/init/cmdline"
 	"sealroot/init/config"
 	"sealroot/init/report"
@@ -118,7 +119,7 @@ func newBoot(sys *System) *boot {
 	b := &boot{sys: sys, report: &report.Report{Schema: report.Schema, Program: sys.Program}}
 	b.clock.start, b.clock.began = time.Now(), readMoment()
 	b.report.State.Token, b.report.State.Keyslot = -1, -1
-	if id, err := readBounded("/proc/sys/kernel/random/boot_id", 64); err == nil {
+	if id, err := bounded.ReadFile("/proc/sys/kernel/random/boot_id", 64); err == nil {
 		b.report.BootID = strings.TrimSpace(string(id))
 	}
 	return b

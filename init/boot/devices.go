@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sealroot/bounded"
 	"sealroot/init/config"
 	"sealroot/init/report"
 	"sealroot/mount"
@@ -24,7 +25,7 @@ import (
 // loadModules loads what every boot needs and listens for devices before any
 // driver is loaded, so that no event is missed.
 func (b *boot) loadModules(ctx context.Context) error {
-	text, err := readBounded(kmod.ListPath, 4<<20)
+	text, err := bounded.ReadFile(kmod.ListPath, 4<<20)
 	if err != nil {
 		return fmt.Errorf("cannot read the list of modules: %w", err)
 	}
@@ -158,7 +159,7 @@ const (
 
 // readFirmware asks the kernel and the EFI variables how the machine was started.
 func (b *boot) readFirmware(ctx context.Context) {
-	text, _ := readBounded(bootedBy, 16)
+	text, _ := bounded.ReadFile(bootedBy, 16)
 	n, _ := strconv.Atoi(string(bytes.TrimSpace(text)))
 	b.fw.Kexec = n>>4 == kexecType
 	if _, err := os.Stat("/sys/firmware/efi"); errors.Is(err, os.ErrNotExist) {

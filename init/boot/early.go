@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sealroot/bounded"
 	"sealroot/init/cmdline"
 	"sealroot/init/config"
 	"sealroot/mount"
@@ -75,7 +76,7 @@ const sysRqPath = "/proc/sys/kernel/sysrq"
 // with one of them the kernel kills what reads the console. The real init gets
 // what the kernel had.
 func (b *boot) muteSysRq() {
-	before, err := readBounded(sysRqPath, 16)
+	before, err := bounded.ReadFile(sysRqPath, 16)
 	if err != nil {
 		return // a kernel without
 	}
@@ -92,7 +93,7 @@ func (b *boot) restoreSysRq() {
 // configure reads the configuration from the initramfs and what the kernel
 // command line may say.
 func (b *boot) configure() error {
-	text, err := readBounded(config.Path, config.MaxSize)
+	text, err := bounded.ReadFile(config.Path, config.MaxSize)
 	if err != nil {
 		return fmt.Errorf("cannot read the configuration: %w", err)
 	}
@@ -102,7 +103,7 @@ func (b *boot) configure() error {
 	}
 	b.cfg, b.cfgText = cfg, text
 	b.report.Name, b.report.Version, b.report.Build = cfg.Name, cfg.Version, string(cfg.Build)
-	line, err := readBounded(cmdline.Path, 64<<10)
+	line, err := bounded.ReadFile(cmdline.Path, 64<<10)
 	if err != nil {
 		return fmt.Errorf("cannot read the kernel command line: %w", err)
 	}

@@ -3,7 +3,6 @@ package boot
 import (
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -47,19 +46,5 @@ func TestNoHandler(t *testing.T) {
 	// SIGINT is bit 1 of the mask, SIGQUIT bit 2, which stays with Go.
 	if last := caught[len(caught)-1]; !strings.ContainsRune("4 5 c d", rune(last)) {
 		t.Errorf("caught signals %s, want SIGQUIT and not SIGINT among them", caught)
-	}
-}
-
-// A list that was cut short would be one of fewer modules.
-func TestReadBounded(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "list")
-	if err := os.WriteFile(path, []byte("eight by"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if text, err := readBounded(path, 8); string(text) != "eight by" || err != nil {
-		t.Errorf("at its limit: %q, %v", text, err)
-	}
-	if text, err := readBounded(path, 7); text != nil || err == nil {
-		t.Errorf("beyond its limit: %q, %v", text, err)
 	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sealroot/bounded"
 	"sealroot/init/config"
 	"sealroot/init/report"
 	"sealroot/mount"
@@ -81,7 +82,7 @@ func (b *boot) leaveRoles(roles []config.Role, dir string) error {
 func leave(file, dir string) error { return copySmall(file, filepath.Join(dir, filepath.Base(file))) }
 
 func copySmall(from, to string) error {
-	text, err := readBounded(from, 1<<20)
+	text, err := bounded.ReadFile(from, 1<<20)
 	if err != nil {
 		return err
 	}

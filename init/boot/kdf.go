@@ -1,11 +1,15 @@
 package boot
 
-import "sealroot/state/luks2"
+import (
+	"sealroot/state/luks2"
+
+	"sealroot/bounded"
+)
 
 // newBudget is what the key derivations for one entry, or for the TPM's tokens
 // together, may cost on this machine.
 func newBudget() *luks2.Budget {
-	text, err := readBounded("/proc/meminfo", 64<<10)
+	text, err := bounded.ReadFile("/proc/meminfo", 64<<10)
 	if err != nil {
 		text = nil // then nothing that needs memory is tried
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"sealroot/bounded"
 	"sealroot/init/config"
 	"sealroot/state/enrol"
 	"sealroot/state/tpm"
@@ -38,7 +39,7 @@ func (b *boot) policyKeys() (policy tpm.Policy, keys [][]byte, err error) {
 	} else {
 		path := config.PublicKeyPath
 		for i := 0; ; i++ {
-			key, err := readBounded(b.sys.Initramfs+path, 64<<10)
+			key, err := bounded.ReadFile(b.sys.Initramfs+path, 64<<10)
 			if err != nil {
 				return tpm.Policy{}, nil, fmt.Errorf("cannot read the key of the PCR policy: %w", err)
 			}

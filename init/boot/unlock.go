@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"sealroot/bounded"
 	"sealroot/init/config"
 	"sealroot/init/report"
 	"sealroot/state"
@@ -211,7 +212,7 @@ const (
 
 // signatures are the signed PCR values of this image, nil without a UKI that has them.
 func (b *boot) signatures() pcrsig.File {
-	text, err := readBounded(b.sys.Initramfs+stubSignatures, 1<<20)
+	text, err := bounded.ReadFile(b.sys.Initramfs+stubSignatures, 1<<20)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}

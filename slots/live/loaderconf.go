@@ -4,12 +4,12 @@ package live
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 
+	"sealroot/bounded"
 	"sealroot/slots/efi"
 	espnames "sealroot/slots/esp"
 )
@@ -57,17 +57,9 @@ func (l LoaderConf) path() string { return filepath.Join(string(l), espnames.Loa
 
 // read returns "" for a file that is not there.
 func (l LoaderConf) read() (string, error) {
-	f, err := os.Open(l.path())
+	b, err := bounded.ReadFile(l.path(), maxConf) // it is written anew, and nothing of it may be lost
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil
-	}
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxConf+1))
-	if err == nil && len(b) > maxConf { // it is written anew, and nothing of it may be lost
-		err = fmt.Errorf("%s has more than %d bytes", l.path(), maxConf)
 	}
 	return string(b), err
 }
