@@ -11,6 +11,7 @@ package balance
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -197,7 +198,9 @@ func (l Limits) decide(h History, s Sizes, now time.Time) (Decision, History) {
 		return d, h
 	}
 	want, why, h := l.want(in, out, h, s, now)
-	why += l.lacks(h, s)
+	if lacks := l.lacks(h, s); lacks != "" {
+		why = strings.TrimSuffix(why, enough) + lacks
+	}
 	size := s.Inner + want - in.free
 	if s.Device > 0 && size > s.Device {
 		size, why = s.Device, why+"; until the next boot it can have no more than "+Text(s.Device)

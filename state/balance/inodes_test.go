@@ -112,7 +112,7 @@ func TestExtend(t *testing.T) {
 		{"min", func(l *Limits) { l.Min = 930 * mib }, func(s *Sizes) { s.OuterFree = 300 * mib }, History{}, Shrink, 930 * mib, "first it makes room"},
 		{"max", func(l *Limits) { l.Max = 950 * mib }, func(s *Sizes) {}, History{}, Shrink, (950 - 344) * mib, "first it makes room"},
 		{"units", nil, func(s *Sizes) { s.OuterFree, s.Unit = 300*mib, 4*mib }, History{}, Shrink, (950 - 368) * mib, "first it makes room"},
-		{"end_of_the_device", nil, func(s *Sizes) { s.Device = 1000 * mib }, History{}, None, 0, "the volume is short of inodes, 536 of 65536 are free and 16384 needed, and until the next boot it can have no more"},
+		{"end_of_the_device", nil, func(s *Sizes) { s.Device = 1000 * mib }, History{}, None, 0, "900 MiB beside it; the volume is short of inodes, 536 of 65536 are free and 16384 needed, and until the next boot it can have no more"},
 		{"balloons_to_the_end_of_the_device", nil, func(s *Sizes) { s.Device, s.Balloons = gib+gib/2, gib/2 }, History{}, None, 0, "no more"},
 		{"classic", nil, func(s *Sizes) { s.Device = 0 }, History{}, Extend, (950 + 82 + 384) * mib, "short of inodes"},
 		{"no_room_at_all", nil, func(s *Sizes) { s.OuterFree, s.InnerFree = 200*mib, 100*mib }, History{}, None, 0, "short of inodes"},

@@ -6,6 +6,9 @@ import (
 	"time"
 )
 
+// enough ends the reason for doing nothing where that is why.
+const enough = ": nothing is short"
+
 // want is how much of the pool is to be free in the volume, and why. What it returns
 // may be too little of a change to be made.
 func (l Limits) want(in, out side, h History, s Sizes, now time.Time) (int64, string, History) {
@@ -23,7 +26,7 @@ func (l Limits) want(in, out side, h History, s Sizes, now time.Time) (int64, st
 	case in.free < share/2 && in.free < pool-out.need:
 		return min(in.free+step(s), share, pool-out.need), fmt.Sprintf("the volume has %s free, its share is %s", Text(in.free), Text(share)), h
 	case in.free <= 2*share && out.free >= (pool-share)/2 || !l.GiveBack:
-		return in.free, fmt.Sprintf("%s free in the volume, %s beside it: nothing is short", Text(in.free), Text(out.free)), h
+		return in.free, fmt.Sprintf("%s free in the volume, %s beside it", Text(in.free), Text(out.free)) + enough, h
 	}
 	why := fmt.Sprintf("the partition has %s free, its share is %s", Text(out.free), Text(pool-share))
 	if h.unevenSince = since; since.IsZero() {
