@@ -23,6 +23,7 @@ type btrfsFS struct {
 	resize func(fd int, device, size uint64) error     // btrfs.Resize
 	pack   func(fd int, percent uint64) error          // btrfs.Compact
 	chunks func(fd int) (total, used int64, err error) // btrfs.DataChunks
+	moves  func(fd int) (bool, error)                  // btrfs.Moves
 }
 
 // packed is how full chunks of data are at least, in percent, once compact has moved together
@@ -84,6 +85,20 @@ func (*btrfsFS) take(context.Context, int64, func([]balloon.Range) (int64, error
 }
 
 func (*btrfsFS) calm() error { return nil }
+
+// freezes goes by what runs for long: a scrub, and what only one program does at a time.
+func (b *btrfsFS) freezes() bool {
+	i, err := b.look()
+	if err != nil {
+		return false
+	}
+	moves, err := b.moves(int(b.root.Fd()))
+	if err != nil || moves {
+		return false
+	}
+	exclusive, err := os.ReadFile(filepath.Join(sysfs(i), "exclusive_operation")) // kernel: Documentation/ABI/testing/sysfs-fs-btrfs
+	return err == nil && string(exclusive) == "none\n"
+}
 
 func (*btrfsFS) tidy([]balloon.Range) (bool, error) { return false, nil }
 
@@ -212,11 +227,15 @@ func isBtrfsOn(root *os.File, c crypt) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	u := i.UUID
-	uuid := fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:])
-	number, err := os.ReadFile(filepath.Join("/sys/fs/btrfs", uuid, "devices", filepath.Base(c.path), "dev"))
+	number, err := os.ReadFile(filepath.Join(sysfs(i), "devices", filepath.Base(c.path), "dev"))
 	if errors.Is(err, os.ErrNotExist) {
 		return false, nil
 	}
 	return strings.TrimSpace(string(number)) == fmt.Sprintf("%d:%d", unix.Major(c.number), unix.Minor(c.number)), err
+}
+
+// sysfs is where the kernel tells of a mounted file system.
+func sysfs(i btrfs.Info) string {
+	u := i.UUID
+	return filepath.Join("/sys/fs/btrfs", fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:]))
 }

@@ -37,6 +37,9 @@ func (e *ext4FS) calm() error {
 	return nil
 }
 
+// freezes: no call of ext4 writes for long.
+func (*ext4FS) freezes() bool { return true }
+
 func (e *ext4FS) tidy(holes []balloon.Range) (bool, error) {
 	defer e.stock()
 	return e.deflateAll(holes, func(files.Balloon) bool { return true })

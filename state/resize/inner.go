@@ -45,6 +45,9 @@ type inner interface {
 	hold(ctx context.Context, holes []balloon.Range) error
 	// calm keeps the kernel from writing what nobody has asked for.
 	calm() error
+	// freezes tells whether a freeze would not have to wait for a program that writes in one
+	// call for hours: all who write would wait with it.
+	freezes() bool
 	// tidy brings what it holds and need not into use again, and tells whether it did
 	// anything: what a step that was cut short has left, and does not lie in holes, which
 	// are all that is not reserved, and all in balloons.

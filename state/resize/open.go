@@ -97,7 +97,7 @@ func innerOf(root *os.File, c crypt) (inner, error) {
 		if on, err := isBtrfsOn(root, c); err != nil {
 			return nil, err
 		} else if on {
-			return &btrfsFS{mounted: m, info: btrfs.ReadInfo, resize: btrfs.Resize, pack: btrfs.Compact, chunks: btrfs.DataChunks}, nil
+			return &btrfsFS{mounted: m, info: btrfs.ReadInfo, resize: btrfs.Resize, pack: btrfs.Compact, chunks: btrfs.DataChunks, moves: btrfs.Moves}, nil
 		}
 	}
 	return nil, fmt.Errorf("cannot resize what is mounted at %s: it is not the volume's file system: %w", root.Name(), ErrNotOpen)

@@ -2,12 +2,17 @@ package resize
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"sealroot/state"
 	"sealroot/state/balloon"
 	"sealroot/state/balloon/files"
+	"sealroot/state/btrfs"
 )
 
 // What balloons hold and a boot has reserved all the same comes back to the volume, once
@@ -117,4 +122,87 @@ func TestReclaimAfterAFailedRelease(t *testing.T) {
 	if list, err := files.Reserved(v.image, v.begin+again.Spanned, again.Apparent); err != nil || len(list) > 0 {
 		t.Errorf("%v are reserved behind the end: %v", list, err)
 	}
+}
+
+// Whoever writes for hours in one call is not waited for, and nobody else has to.
+func TestReclaimEndBesideAScrub(t *testing.T) {
+	v := newVolumeOf(t, state.Btrfs, 2<<30, 512<<20)
+	sums := map[string][32]byte{"file": put(t, v, "file", 64<<20)}
+	first, err := v.Measure()
+	must(t, first, err)
+	end := v.begin + first.Spanned
+	if err := state.Reserve(v.image, end, 300<<20); err != nil {
+		t.Fatal(err)
+	}
+	behind := func() int64 {
+		list, err := files.Reserved(v.image, end, first.Apparent)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return balloon.Total(list)
+	}
+	b := v.in.(*btrfsFS)
+	i, err := b.look()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// 64 MiB take a minute.
+	if err := os.WriteFile(filepath.Join(sysfs(i), "devinfo/1/scrub_speed_max"), []byte("1m"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	scrub := exec.Command("btrfs", "scrub", "start", "-B", v.root.Name())
+	if err := scrub.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for moves := false; !moves; {
+		if moves, err = btrfs.Moves(int(v.root.Fd())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cancel := time.AfterFunc(10*time.Second, func() {
+		t.Error("the scrub was waited for")
+		_ = exec.Command("btrfs", "scrub", "cancel", v.root.Name()).Run()
+	})
+	if s, err := v.Resize(t.Context(), Smallest); err != nil || s.Reserved > first.Reserved-16<<20 {
+		t.Errorf("Resize = %+v, %v", s, err)
+	}
+	if err := os.WriteFile(filepath.Join(v.root.Name(), "small"), []byte("x"), 0o600); err != nil {
+		t.Error(err)
+	}
+	if cancel.Stop() {
+		run(t, "btrfs", "scrub", "cancel", v.root.Name())
+	}
+	_ = scrub.Wait()
+	if behind() < 300<<20 {
+		t.Error("frozen during a scrub")
+	}
+	// What cannot be told may be one.
+	b.moves = func(int) (bool, error) { return false, unix.EIO }
+	if err := Reclaim(t.Context(), v); err != nil || behind() < 300<<20 {
+		t.Errorf("%d bytes are reserved behind the end, %v", behind(), err)
+	}
+	// Moves tells of none that pauses; it may go on at any moment.
+	b.moves = btrfs.Moves
+	paused := false
+	for try := 0; try < 20 && !paused; try++ { // it may be over before
+		start := exec.Command("btrfs", "balance", "start", "--full-balance", v.root.Name())
+		if err := start.Start(); err != nil {
+			t.Fatal(err)
+		}
+		for n := 0; n < 100 && !paused; n++ {
+			paused = exec.Command("btrfs", "balance", "pause", v.root.Name()).Run() == nil
+		}
+		_ = start.Wait()
+	}
+	if !paused {
+		t.Fatal("no balance was paused")
+	}
+	if err := Reclaim(t.Context(), v); err != nil || behind() < 300<<20 {
+		t.Errorf("during a balance %d bytes are reserved behind the end, %v", behind(), err)
+	}
+	run(t, "btrfs", "balance", "cancel", v.root.Name())
+	if err := Reclaim(t.Context(), v); err != nil || behind() != 0 {
+		t.Errorf("after them %d bytes are reserved behind the end, %v", behind(), err)
+	}
+	check(t, v, sums)
 }

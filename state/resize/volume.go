@@ -243,16 +243,20 @@ func (v *Volume) resize(ctx context.Context, to func(Sizes) int64) (err error) {
 		end := v.begin + m.Spanned + want - m.Reserved
 		err = v.withKey(end, func(luks2.CryptTarget, []byte) error { return nil })
 	}
-	if err == nil && want <= m.Reserved {
-		// What a step that failed after the file system was smaller has left; what grows uses it.
-		err = v.reclaimEnd(m)
-	}
 	if err != nil {
 		return err
 	}
-	defer func() { err = v.tidied(err) }()
-	// More than once only where less was given back than was held for it.
 	first := m.Reserved
+	defer func() {
+		err = v.tidied(err)
+		// What a step that failed after the file system was smaller has left; what grows uses it.
+		if err == nil && want <= first {
+			if now, merr := v.measure(false); merr == nil {
+				_ = v.reclaimEnd(now) // or the next one does
+			}
+		}
+	}()
+	// More than once only where less was given back than was held for it.
 	for range 4 {
 		before := m.Reserved
 		switch {
