@@ -31,9 +31,10 @@ func (m *model) Measure() (resize.Sizes, error) {
 	return s, nil
 }
 
-func (m *model) Resize(_ context.Context, reserved int64) (resize.Sizes, error) {
+func (m *model) ResizeTo(_ context.Context, want func(resize.Sizes) int64) (resize.Sizes, error) {
 	m.asked++
-	change := reserved - m.spanned - modelOffset
+	now, _ := m.Measure()
+	change := want(now) - m.spanned - modelOffset
 	if change < 0 && m.unit > 0 {
 		change = change / m.unit * m.unit
 	}

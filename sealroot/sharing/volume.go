@@ -13,7 +13,7 @@ import (
 // Resizer is the volume of the running machine: *resize.Volume.
 type Resizer interface {
 	Measure() (resize.Sizes, error)
-	Resize(ctx context.Context, reserved int64) (resize.Sizes, error)
+	ResizeTo(ctx context.Context, want func(resize.Sizes) int64) (resize.Sizes, error)
 	Extend(ctx context.Context, n int64) (resize.Sizes, error)
 	Repair(ctx context.Context) (resize.Sizes, error)
 }
@@ -56,6 +56,11 @@ var ErrNothing = errors.New("nothing has changed")
 // leastChange is how much less, in bytes, is next to nothing.
 const leastChange = 1 << 20
 
+// reservedFor is what is reserved, as near as possible, once the file system is so large.
+func reservedFor(s resize.Sizes, size int64) int64 {
+	return min(max(s.Reserved+size-s.InnerFree-s.InnerUsed, s.MinReserved), s.MaxReserved)
+}
+
 // Resize changes by how much is reserved what the file system is to change by, as far
 // as that is possible now. That somebody was faster and took the room is no failure: the
 // next look sees it. What the sizes promise and the file systems refuse is one, and so is
@@ -66,12 +71,18 @@ func (r Resized) Resize(ctx context.Context, size int64) error {
 	if err != nil {
 		return passing(err)
 	}
-	reserved := min(max(s.Reserved+size-s.InnerFree-s.InnerUsed, s.MinReserved), s.MaxReserved)
+	reserved := reservedFor(s, size)
 	unchanged := func(now int64) bool { return max(now-s.Reserved, s.Reserved-now) < leastChange }
 	if unchanged(reserved) {
 		return fmt.Errorf("%w: it is as near to that as it can be", ErrNothing)
 	}
-	after, err := r.Resizer.Resize(ctx, reserved)
+	grow := reserved > s.Reserved
+	after, err := r.Resizer.ResizeTo(ctx, func(now resize.Sizes) int64 {
+		if reserved = reservedFor(now, size); grow != (reserved > now.Reserved) {
+			reserved = now.Reserved // somebody was faster, and did more
+		}
+		return reserved
+	})
 	switch {
 	case err == nil && unchanged(after.Reserved):
 		return ErrNothing

@@ -19,10 +19,10 @@ type resizer struct {
 }
 
 func (r *resizer) Measure() (resize.Sizes, error) { return r.sizes, r.err }
-func (r *resizer) Resize(_ context.Context, reserved int64) (resize.Sizes, error) {
-	r.reserved = reserved
+func (r *resizer) ResizeTo(_ context.Context, want func(resize.Sizes) int64) (resize.Sizes, error) {
+	r.reserved = want(r.sizes)
 	after := r.sizes
-	after.Reserved = reserved
+	after.Reserved = r.reserved
 	return after, r.err
 }
 func (r *resizer) Extend(_ context.Context, n int64) (resize.Sizes, error) {
@@ -44,8 +44,9 @@ type taken struct {
 
 func (r taken) Measure() (resize.Sizes, error) { return r.sizes, nil }
 
-func (r taken) Resize(context.Context, int64) (resize.Sizes, error) {
+func (r taken) ResizeTo(_ context.Context, want func(resize.Sizes) int64) (resize.Sizes, error) {
 	after := r.sizes
+	want(after)
 	r.change(&after)
 	return after, r.err
 }
@@ -130,6 +131,37 @@ func TestResized(t *testing.T) {
 	}
 	if err := v.Resize(context.Background(), 6*gib); !errors.Is(err, resize.ErrBusy) || r.reserved != 0 {
 		t.Errorf("Resize of what cannot be measured: %v, %d", err, r.reserved)
+	}
+}
+
+// faster is one whom somebody resizes between the look and the lock.
+type faster struct {
+	*resizer
+	by int64
+}
+
+func (r faster) ResizeTo(_ context.Context, want func(resize.Sizes) int64) (resize.Sizes, error) {
+	now := r.sizes
+	now.Reserved, now.Spanned, now.InnerFree, now.OuterFree = now.Reserved+r.by, now.Spanned+r.by, now.InnerFree+r.by, now.OuterFree-r.by
+	r.reserved = want(now)
+	now.Reserved = r.reserved
+	return now, nil
+}
+
+// What somebody does between the look and the lock is not undone.
+func TestResizedByOthers(t *testing.T) {
+	const had = 8*gib + 16<<20
+	for name, c := range map[string]struct{ by, size, want int64 }{
+		"grown_more":      {3 * gib, 8 * gib, had + 3*gib},
+		"grown_less":      {gib / 2, 8 * gib, had + gib},
+		"shrunk_more":     {-3 * gib, 6 * gib, had - 3*gib},
+		"shrunk_less":     {-gib / 2, 6 * gib, had - gib},
+		"grown_to_shrink": {gib, 6 * gib, had - gib},
+	} {
+		r := &resizer{sizes: eight()}
+		if err := (Resized{faster{r, c.by}}).Resize(t.Context(), c.size); err != nil || r.reserved != c.want {
+			t.Errorf("%s: Resize: %v, %d reserved, want %d", name, err, r.reserved, c.want)
+		}
 	}
 }
 
