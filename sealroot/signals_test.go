@@ -43,7 +43,7 @@ func beDisturbed() {
 	ctx, stop := untilStopped()
 	defer stop()
 	restore := undisturbed()
-	for _, s := range []syscall.Signal{syscall.SIGQUIT, syscall.SIGTSTP, syscall.SIGHUP} {
+	for _, s := range []syscall.Signal{syscall.SIGQUIT, syscall.SIGABRT, syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU, syscall.SIGHUP} {
 		if err := syscall.Kill(os.Getpid(), s); err != nil {
 			os.Exit(3)
 		}

@@ -39,25 +39,26 @@ func (v *Volume) whileReadOnly(change func() error) error {
 
 // whileFrozen runs change while nobody writes to the inner file system. Errors: ErrFrozen
 // where somebody else has it frozen; then change is not run.
-func (v *Volume) whileFrozen(change func() error) error {
+func (v *Volume) whileFrozen(change func() error) (err error) {
 	// So that the freeze has little to write, while which everybody who writes waits. What goes
 	// wrong with it goes wrong there again.
 	_ = unix.Syncfs(int(v.root.Fd()))
 	if v.undisturbed != nil {
 		defer v.undisturbed()()
 	}
-	err := unix.IoctlSetInt(int(v.root.Fd()), fiFreeze, 0)
+	err = unix.IoctlSetInt(int(v.root.Fd()), fiFreeze, 0)
 	if errors.Is(err, unix.EBUSY) {
 		err = ErrFrozen
 	}
 	if err != nil {
 		return fmt.Errorf("cannot freeze the volume: %w", err)
 	}
-	err = change()
-	if terr := unix.IoctlSetInt(int(v.root.Fd()), fiThaw, 0); terr != nil {
-		err = errors.Join(err, fmt.Errorf("cannot thaw the volume: %w", terr))
-	}
-	return err
+	defer func() { // also after a panic
+		if terr := unix.IoctlSetInt(int(v.root.Fd()), fiThaw, 0); terr != nil {
+			err = errors.Join(err, fmt.Errorf("cannot thaw the volume: %w", terr))
+		}
+	}()
+	return change()
 }
 
 // provedReadOnly is an error where the file system itself is writable: statfs(2) has

@@ -37,4 +37,13 @@ func TestFrozenUndisturbed(t *testing.T) {
 	if !errors.Is(err, why) || !changed || held {
 		t.Errorf("whileFrozen = %v; still undisturbed %v", err, held)
 	}
+	func() {
+		defer func() {
+			if recover() == nil || frozen() || held {
+				t.Errorf("after a panic it is frozen, or still undisturbed %v", held)
+				_ = unix.IoctlSetInt(int(v.root.Fd()), fiThaw, 0)
+			}
+		}()
+		_ = v.whileFrozen(func() error { panic(why) })
+	}()
 }
