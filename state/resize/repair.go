@@ -39,8 +39,14 @@ func (v *Volume) Repair(ctx context.Context) (Sizes, error) {
 	})
 }
 
-// repairReadOnly is Repair where nothing is dirty.
+// repairReadOnly is Repair where nothing is dirty, unless only this mount is read-only: then
+// somebody may write by another one.
 func (v *Volume) repairReadOnly(ctx context.Context, m measured) error {
+	if v.provedReadOnly() != nil {
+		if after, err := v.repair(ctx, m); err != nil || after.OverCommitted > 0 {
+			return err
+		}
+	}
 	last, err := v.measure(true)
 	if err != nil {
 		// A volume without its reservation may not be possible to sync for just that.
@@ -162,7 +168,7 @@ func (v *Volume) cover(list []balloon.Range) error {
 // than its devices; any other where the file system is damaged.
 func (v *Volume) MakeWritable() (Sizes, error) {
 	return v.locked(func() error {
-		m, err := v.measure(true)
+		m, err := v.measure(v.provedReadOnly() == nil) // else something may be dirty
 		switch {
 		case err != nil || !m.ReadOnly:
 			return err

@@ -84,6 +84,38 @@ func TestRepairReservesFirst(t *testing.T) {
 	}
 }
 
+// A mount that is read-only is no sign that nobody writes to the file system.
+func TestRepairUnderAReadOnlyMount(t *testing.T) {
+	for name, do := range map[string]func(*Volume) (Sizes, error){
+		"repair":   func(v *Volume) (Sizes, error) { return v.Repair(t.Context()) },
+		"writable": (*Volume).MakeWritable,
+	} {
+		t.Run(name, func(t *testing.T) {
+			v := newVolumeOf(t, state.Ext4, 1<<30, 512<<20)
+			m, err := v.Measure()
+			if err != nil {
+				t.Fatal(err)
+			}
+			end := v.begin + m.Spanned
+			if err := state.Release(v.image, end-64<<20, end); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(v.root.Name(), "dirty"), make([]byte, 8<<20), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			run(t, "mount", "-o", "remount,bind,ro", v.root.Name())
+			v.in = watched{v.in, func() {
+				if holes, err := v.holes(0, end); err != nil || len(holes) > 0 {
+					t.Errorf("synced while %d bytes are not reserved: %v", balloon.Total(holes), err)
+				}
+			}}
+			if s, err := do(v); err != nil || s.OverCommitted != 0 || s.Reserved != end {
+				t.Errorf("it is %+v, %v", s, err)
+			}
+		})
+	}
+}
+
 // A balloon that somebody made and gave back out of order is on the disk before the record
 // has it.
 func TestRepairSyncsBeforeRecord(t *testing.T) {
