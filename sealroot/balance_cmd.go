@@ -158,9 +158,9 @@ func (c *command) space(s config.State) (*sharing.Sides, error) {
 		return nil, err
 	}
 	defer v.Close()
-	sizes, err := v.Measure()
-	if err != nil {
-		return nil, err
+	sizes, busy := v.Measure()
+	if busy != nil && (!errors.Is(busy, resize.ErrBusy) || sizes.Spanned == 0) {
+		return nil, busy
 	}
 	limits, _, problem := c.limits(auto).Reread()
 	past, err := sharing.ReadDecisions(c.env.Decisions)
@@ -169,10 +169,13 @@ func (c *command) space(s config.State) (*sharing.Sides, error) {
 	}
 	d, _ := balance.Decide(limits, balance.History{}, sharing.Terms(sizes), time.Now())
 	sides := sharing.Look(sizes, limits, auto, past, d)
+	if busy != nil { // a repair may take long
+		sides.Now = "nothing: another program resizes the volume"
+	}
 	if problem != nil {
 		sides.LimitsProblem = problem.Error()
 	}
-	return &sides, nil
+	return &sides, busy
 }
 
 // columns is how wide the terminal is, and whether it takes no more than ASCII.

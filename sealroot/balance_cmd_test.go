@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -27,10 +28,11 @@ type shortVolume struct {
 	raced          int64 // somebody else reserves so much after it was measured
 	repaired       int
 	synced         int // after so many resizes
+	busy           error
 	closed         bool
 }
 
-func (r *shortVolume) Measure() (resize.Sizes, error) { return r.sizes, nil }
+func (r *shortVolume) Measure() (resize.Sizes, error) { return r.sizes, r.busy }
 func (r *shortVolume) Resize(_ context.Context, reserved int64) (resize.Sizes, error) {
 	r.asked = append(r.asked, reserved)
 	after := r.sizes
@@ -159,6 +161,12 @@ func TestStatusOfSpace(t *testing.T) {
 	}
 	if d := s.status(); d.Space == nil || !strings.Contains(d.Space.LimitsProblem, "line 1: keepfree: unknown key") || d.Space.KeepFree == 0 || !strings.Contains(d.Space.Now, "nothing is resized") {
 		t.Errorf("space with wrong limits: %+v", d.Space)
+	}
+	busy := shortOfSpace()
+	busy.busy = resize.ErrBusy
+	s.env.Volume = func(state.DeviceSize, resize.Key) (Resizer, error) { return busy, nil }
+	if d := s.status(); d.Space == nil || d.Space.Reserved != 4<<30+16<<20 || !strings.Contains(d.Space.Now, "another program") || !slices.Contains(d.Problems, resize.ErrBusy.Error()) {
+		t.Errorf("space during a repair: %+v, %q", d.Space, d.Problems)
 	}
 	s.env.Volume = noVolume
 	if d := s.status(); d.Space != nil {

@@ -51,7 +51,7 @@ func TestMeasureBesideAResize(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if s, err := v.Measure(); !errors.Is(err, ErrBusy) || s != (Sizes{}) {
+	if s, err := v.Measure(); !errors.Is(err, ErrBusy) || s.Spanned != first.Spanned || s.OverCommitted == 0 {
 		t.Errorf("Measure beside a resize that goes on = %+v, %v, want %v", s, err, ErrBusy)
 	}
 	release()

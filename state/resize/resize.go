@@ -110,7 +110,8 @@ func (s Sizes) NeedsKey(reserved int64) bool {
 
 // Resizer is what Volume does, for those that are tested without one.
 type Resizer interface {
-	// Measure changes nothing. Errors: ErrBusy.
+	// Measure changes nothing. Errors: ErrBusy, with sizes of which OverCommitted may be what is
+	// given back just then.
 	Measure() (Sizes, error)
 	Resize(ctx context.Context, reserved int64) (Sizes, error)
 	Extend(ctx context.Context, n int64) (Sizes, error)

@@ -49,7 +49,7 @@ func (v *Volume) Close() error {
 
 // Measure tells the sizes. It changes nothing. Over-committed it says only while nobody
 // resizes: what a resize gave back between one look and the other would look like that.
-// Errors: ErrBusy, then only.
+// Errors: ErrBusy, then only; with it come the sizes as they looked.
 func (v *Volume) Measure() (Sizes, error) {
 	m, err := v.measure(false)
 	if err != nil || m.OverCommitted == 0 {
@@ -57,7 +57,7 @@ func (v *Volume) Measure() (Sizes, error) {
 	}
 	release, err := lock(v.lock, unix.LOCK_SH)
 	if err != nil {
-		return Sizes{}, fmt.Errorf("cannot measure the volume: %w", err)
+		return m.Sizes, fmt.Errorf("cannot measure the volume: %w", err)
 	}
 	defer release()
 	m, err = v.measure(false)
