@@ -83,7 +83,8 @@ func (c Clash) Opens() bool {
 		return false
 	case c.Layer.UID != 0 && c.Layer.UID != c.Root.UID:
 		return true
-	case layer&0o020 != 0 && (root&0o020 == 0 || c.Layer.GID != c.Root.GID):
+	// Group root is root: the mode of all that is made under umask 002.
+	case layer&0o020 != 0 && c.Layer.GID != 0 && (root&0o020 == 0 || c.Layer.GID != c.Root.GID):
 		return true
 	}
 	// Where everybody writes, the sticky bit keeps the files of each.

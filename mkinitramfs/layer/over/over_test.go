@@ -45,7 +45,8 @@ func TestCompare(t *testing.T) {
 		{"another_group", plain, dir(0o755, 0, 50), false, "0:50"},
 		{"for_a_group", dir(0o2775, 0, 50), plain, false, "0:50, mode 0775"}, // fs.FileMode has the bit elsewhere
 		{"for_another_group", dir(0o775, 0, 50), dir(0o775, 0, 1000), true, "0:1000"},
-		{"for_the_group_too", plain, dir(0o775, 0, 0), true, "mode 0775, and lets"},
+		{"of_umask_002", plain, dir(0o775, 0, 0), false, "mode 0775"},
+		{"for_the_group_too", dir(0o755, 0, 50), dir(0o775, 0, 50), true, "mode 0775, and lets"},
 		{"for_all_too", plain, dir(0o757, 0, 0), true, "mode 0757, and lets"},
 		{"shut", plain, dir(0o700, 0, 0), false, "mode 0700; "},
 		{"without_sticky", dir(fs.ModeSticky|0o777, 0, 0), dir(0o777, 0, 0), true, "mode 1777 another owner or mode, 0:0, mode 0777, and lets"},
