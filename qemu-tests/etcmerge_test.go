@@ -10,7 +10,7 @@ import (
 // etcOf are files of /etc of an image for TestRootEtcMerge.
 func etcOf(b, c, daemon string) map[string]string {
 	return map[string]string{
-		"etc/a": "a of the image\n", "etc/b": b + "\n", "etc/c": c + "\n",
+		"etc/a": "a of the image\n", "etc/b": b + "\n", "etc/c": c + "\n", "etc/frozen": "the same in both\n",
 		"etc/passwd": "root:x:0:0::/root:/bin/sh\n" + daemon + ":x:998:998::/:/bin/false\n",
 		"etc/group":  "root:x:0:\n" + daemon + ":x:998:\n",
 		"etc/shadow": "root:*:1::::::\n" + daemon + ":!:1::::::\n",
@@ -33,7 +33,9 @@ overlays:
 // machine's, and listed; accounts of both are there. Going back brings what the old
 // version had, and the changes since. Directories that are writable over what the image
 // has show the running image's under the changes, or under those of their slot. The
-// images' hooks decide about the commit, and are told of the way back, once.
+// images' hooks decide about the commit, and are told of the way back, once: data that the
+// new image moved is moved back, to where nothing was added. What was made immutable is that
+// under both.
 func TestRootEtcMerge(t *testing.T) {
 	t.Parallel()
 	files := func(version string, of map[string]string) map[string]string {
@@ -43,11 +45,12 @@ func TestRootEtcMerge(t *testing.T) {
 		return of
 	}
 	image := Image{Edit: []string{"etc: overlay\n", writableParts}, Extra: files("1", etcOf("b1", "c1", "one"))}
+	image.Extra["var/lib/app/1/factory"] = "as built\n"
 	next := image.next(t)
 	next.Extra = files("2", etcOf("b2", "c2", "two"))
 	next.Extra["etc/new"] = "new in 2\n"
 	next.Extra["usr/lib/sealroot/hooks/pre-commit.d/10-ready"] = "#!/sbin/init\nappend /var/lib/hooks asked\ncat /var/lib/ready\n"
-	image.Extra["usr/lib/sealroot/hooks/post-rollback.d/10-back"] = "#!/sbin/init\nappend /var/lib/hooks back\n"
+	image.Extra["usr/lib/sealroot/hooks/post-rollback.d/10-back"] = "#!/sbin/init\nappend /var/lib/hooks back\nmv /var/lib/app/before-2 /var/lib/app/1\n"
 	vm := NewMachine(t, BIOS, image.Build(t)).WithTPM().withParts(t, readFile(t, next.Parts(t))).Boot()
 	const uppers = "/state/encrypted/.sealroot/overlays/var-lib-pkg" // one for each slot and image
 	has := func(want map[string]string) {
@@ -59,6 +62,14 @@ func TestRootEtcMerge(t *testing.T) {
 			got, status := vm.TryRun("cat " + name) // without the last newline
 			if gone := text == ""; gone != (status != 0) || !gone && got != text {
 				t.Errorf("%s: status %d, %q, want %q", name, status, got, text)
+			}
+		}
+	}
+	frozen := func() {
+		t.Helper()
+		for _, name := range []string{"frozen", "mine"} {
+			if text, status := vm.TryRun("append /etc/" + name + " more"); status == 0 || !strings.Contains(text, "operation not permitted") {
+				t.Errorf("/etc/%s is immutable, and a write ends with %d: %s", name, status, text)
 			}
 		}
 	}
@@ -76,6 +87,7 @@ func TestRootEtcMerge(t *testing.T) {
 	for _, command := range []string{
 		"write /etc/a a of the machine", "write /etc/c c of the machine",
 		"append /etc/passwd human:x:1000:1000::/home/user:/bin/sh", "append /etc/group human:x:1000:", "append /etc/shadow human:secret:1::::::",
+		"chmod 644 /etc/frozen", "chattr i /etc/frozen", "write /etc/mine of the machine", "chattr i /etc/mine", "write /var/lib/app/1/row kept",
 		"write /opt/machine of the machine", "write /srv/spool/machine of the machine", "write /var/lib/pkg/db by a", "write /var/lib/shared/machine of the machine",
 		"write /var/lib/hooks begin", "sealroot post-rollback", "mkdir " + uppers + "/b-00ff", "sealroot install /dev/vdb",
 	} {
@@ -84,8 +96,10 @@ func TestRootEtcMerge(t *testing.T) {
 	if got := vm.Run("ls " + uppers); strings.Contains(got, "b-00ff") || !strings.Contains(got, "/a-") {
 		t.Errorf("upper layers after install:\n%s", got)
 	}
+	frozen()
 	vm.Reboot()
 	r := vm.UpIn("b")
+	frozen()
 	if !strings.Contains(strings.Join(r.Warnings, "\n"), "1 conflicts, sealroot etc diff") {
 		t.Errorf("warnings %q, want one about a conflict", r.Warnings)
 	}
@@ -110,7 +124,7 @@ func TestRootEtcMerge(t *testing.T) {
 	text := vm.Run("sealroot etc diff --json")
 	fits(t, "result", text)
 	if err := json.Unmarshal([]byte(text), &result); err != nil || len(result.Data.Conflicts) != 1 || result.Data.Conflicts[0].Path != "c" ||
-		strings.Join(result.Data.Changed, " ") != "a c group passwd shadow" {
+		strings.Join(result.Data.Changed, " ") != "a c frozen group passwd shadow" {
 		t.Fatalf("sealroot etc diff: %v: %s", err, text)
 	}
 	if got := vm.Run("cat " + result.Data.Conflicts[0].ImageHas); got != "c2" {
@@ -132,18 +146,20 @@ func TestRootEtcMerge(t *testing.T) {
 	vm.Run("sealroot commit")
 	vm.Run("write /etc/later written under 2")
 	vm.Run("append /etc/passwd second:x:1001:1001::/:/bin/sh")
+	vm.Run("mv /var/lib/app/1 /var/lib/app/before-2")
 	vm.Run("sealroot rollback")
 	vm.Reboot()
 	vm.UpIn("a")
+	frozen()
 	has(map[string]string{
 		"a": "a of the machine", "b": "b1", "c": "c of the machine", "new": "", "later": "written under 2",
 		"/opt/image": "1", "/opt/machine": "of the machine", "/var/lib/pkg/image": "1", "/var/lib/pkg/db": "by a",
-		"/var/lib/hooks": "begin\nasked\nasked",
-		"passwd":         "root:x:0:0::/root:/bin/sh\nhuman:x:1000:1000::/home/user:/bin/sh\nsecond:x:1001:1001::/:/bin/sh\none:x:998:998::/:/bin/false",
+		"/var/lib/hooks": "begin\nasked\nasked", "/var/lib/app/1/factory": "",
+		"passwd": "root:x:0:0::/root:/bin/sh\nhuman:x:1000:1000::/home/user:/bin/sh\nsecond:x:1001:1001::/:/bin/sh\none:x:998:998::/:/bin/false",
 	})
 	for range 2 {
 		vm.Run("sealroot post-rollback")
-		has(map[string]string{"/var/lib/hooks": "begin\nasked\nasked\nback"})
+		has(map[string]string{"/var/lib/hooks": "begin\nasked\nasked\nback", "/var/lib/app/1/factory": "as built", "/var/lib/app/1/row": "kept"})
 	}
 	vm.PowerOff()
 }

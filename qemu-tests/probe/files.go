@@ -17,6 +17,7 @@ import (
 //
 //	mkdir DIR | mv FROM TO | symlink TARGET NAME | cp FROM TO | chmod OCTAL FILE
 //	mknod b|c|p MAJOR MINOR NAME | setfattr ATTRIBUTE VALUE FILE, "-" for no value
+//	chattr a|i FILE: sets one flag of chattr(1) more
 //	deep N DIR: so many directories, one in the other
 //	as UID PROGRAM
 func changeFiles(w io.Writer, words []string) (known bool, err error) {
@@ -31,6 +32,7 @@ func changeFiles(w io.Writer, words []string) (known bool, err error) {
 		"chmod":    {2, func(a []string) error { return chmod(a[0], a[1]) }},
 		"mknod":    {4, func(a []string) error { return mknod(a[0], a[1], a[2], a[3]) }},
 		"setfattr": {3, func(a []string) error { return setAttribute(a[0], a[1], a[2]) }},
+		"chattr":   {2, func(a []string) error { return setFlag(a[0], a[1]) }},
 		"deep":     {2, func(a []string) error { return deep(a[0], a[1]) }},
 		"as":       {2, func(a []string) error { return runAs(w, a[0], a[1]) }},
 	}[words[0]]
@@ -74,6 +76,23 @@ func setAttribute(name, value, file string) error {
 		value = ""
 	}
 	return unix.Lsetxattr(file, name, []byte(value), 0)
+}
+
+func setFlag(letter, name string) error {
+	flag, ok := map[string]uint32{"a": 0x20, "i": 0x10}[letter] // FS_APPEND_FL, FS_IMMUTABLE_FL
+	if !ok {
+		return fmt.Errorf("chattr: no flag %q", letter)
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	flags, err := unix.IoctlGetUint32(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+	if err != nil {
+		return err
+	}
+	return unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, int(flags|flag))
 }
 
 func deep(count, name string) error {
