@@ -65,6 +65,7 @@ func TestTrustNoShellRedControl(t *testing.T) {
 	disk := Image{Init: taggedInit(t, "loud"), Edit: withoutState()}.Build(t)
 	disk.Write(t, "root-a-verity-sig", 0, make([]byte, 4096))
 	m := NewMachine(t, DirectKernel, disk)
+	m.Config.FreshReset = false // one of the first keys resets it, and the others are for the same
 	m.LoadSlot("a")
 	m.Config.Cmdline = "console=tty0 " + plainCmdline
 	vm := m.Boot()
