@@ -155,7 +155,7 @@ const maxUnencrypted = 500
 // bindAll binds the directories of one side by their names. allow nil means the
 // encrypted side, where every name counts; else only the targets listed, and none that
 // would hide one of encrypted. waiting are overlays that are mounted aside, for places in
-// /var. It returns what it was to bind.
+// /var. It returns what is there now: the upper layer of /etc, and what was bound.
 func (b *boot) bindAll(side *os.File, sideRoot string, allow []string, encrypted []binds.Bind, waiting []string) ([]binds.Bind, error) {
 	limit := -1
 	if allow != nil {
@@ -177,8 +177,10 @@ func (b *boot) bindAll(side *os.File, sideRoot string, allow []string, encrypted
 	for _, p := range problems {
 		b.warn("state: directory %q is not bound: %s", p.Name, p.Reason)
 	}
+	bound := list[:0]
 	for _, d := range list {
 		if d.Upper {
+			bound = append(bound, d)
 			continue
 		}
 		if strings.HasPrefix(d.To, "/var/") {
@@ -196,10 +198,12 @@ func (b *boot) bindAll(side *os.File, sideRoot string, allow []string, encrypted
 				return nil, stateError(slots.StateDamaged, "%w", err)
 			}
 			b.warn("%v", err)
+			continue
 		}
+		bound = append(bound, d)
 	}
 	b.uncover(waiting)
-	return list, nil
+	return bound, nil
 }
 
 // hasPlace says that binds.extra gives a directory another place than its name does.

@@ -8,17 +8,26 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"sealroot/init/config"
 	"sealroot/mount"
+	"sealroot/state/binds"
 )
 
-// binder notes what is bound.
+// binder notes what is bound. At the places in missing nothing can be.
 type binder struct {
 	mount.Mounter
-	to []string
+	to, missing []string
 }
 
-func (b *binder) Bind(m mount.Bind) error { b.to = append(b.to, m.To.Path); return nil }
+func (b *binder) Bind(m mount.Bind) error {
+	if slices.Contains(b.missing, m.To.Path) {
+		return unix.ENOENT
+	}
+	b.to = append(b.to, m.To.Path)
+	return nil
+}
 
 // Whoever writes the disk may have filled the unencrypted side with names: they
 // never all come into memory.
@@ -64,38 +73,66 @@ func TestUnencryptedSideIsReadInPart(t *testing.T) {
 	}
 }
 
-// A directory that who has the disk made does not hide one of the encrypted volume.
+// A directory that who has the disk made does not hide one of the encrypted volume. One
+// that is bound nowhere cannot be hidden.
 func TestUnencryptedSideHidesNothingEncrypted(t *testing.T) {
-	inside, outside := t.TempDir(), t.TempDir()
-	side := func(dir string, names ...string) *os.File {
-		t.Helper()
-		for _, name := range names {
-			if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
+	for _, tt := range []struct {
+		name             string
+		missing          []string
+		inside, outside  []string
+		bound, complaint []string
+	}{
+		{
+			"below_its_place", nil, []string{"home", "var", "srv-secret"}, []string{"srv", "var-log"},
+			[]string{"/home", "/srv/secret", "/var", "/var/log"}, []string{`directory "srv" is not bound: it would hide /srv/secret`},
+		},
+		{
+			"one_name_on_both_sides", nil, []string{"home", "var", "srv"}, []string{"srv", "var-log"},
+			[]string{"/home", "/srv", "/var", "/var/log"}, []string{`directory "srv" is not bound: it would hide /srv, which is directory "srv" of the encrypted volume`},
+		},
+		{
+			"not_in_the_image", []string{"/srv/old"}, []string{"etc", "home", "var", "srv-old"}, []string{"srv"},
+			[]string{"/home", "/var", "/srv"}, []string{"cannot bind /srv/old: "},
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			side := func(names []string) *os.File {
+				t.Helper()
+				dir := t.TempDir()
+				for _, name := range names {
+					if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
+						t.Fatal(err)
+					}
+				}
+				f, err := os.Open(dir)
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { f.Close() })
+				return f
+			}
+			volume, outer := side(tt.inside), side(tt.outside)
+			b, _ := testBoot(&person{}, config.State{})
+			m := &binder{missing: tt.missing}
+			b.sys.Mounter = m
+			encrypted, err := b.bindAll(volume, volume.Name(), nil, nil, nil)
+			if err != nil {
 				t.Fatal(err)
 			}
-		}
-		f, err := os.Open(dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { f.Close() })
-		return f
-	}
-	volume, outer := side(inside, "home", "var", "srv-secret"), side(outside, "srv", "var-log")
-	b, _ := testBoot(&person{}, config.State{})
-	m := &binder{}
-	b.sys.Mounter = m
-	encrypted, err := b.bindAll(volume, inside, nil, nil, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := b.bindAll(outer, outside, []string{"/srv", "/var/log"}, encrypted, nil); err != nil {
-		t.Fatal(err)
-	}
-	if want := []string{"/home", "/srv/secret", "/var", "/var/log"}; !slices.Equal(m.to, want) {
-		t.Errorf("bound %q, want %q", m.to, want)
-	}
-	if w := b.report.Warnings; len(w) != 1 || !strings.Contains(w[0], `directory "srv" is not bound: it would hide /srv/secret`) {
-		t.Errorf("warnings %q", w)
+			upper := slices.ContainsFunc(encrypted, func(e binds.Bind) bool { return e.Upper })
+			if upper != slices.Contains(tt.inside, "etc") {
+				t.Errorf("the upper layer of /etc: %v", upper)
+			}
+			if _, err := b.bindAll(outer, outer.Name(), []string{"/srv", "/var/log"}, encrypted, nil); err != nil {
+				t.Fatal(err)
+			}
+			if !slices.Equal(m.to, tt.bound) {
+				t.Errorf("bound %q, want %q", m.to, tt.bound)
+			}
+			w := b.report.Warnings
+			if !slices.EqualFunc(w, tt.complaint, strings.Contains) {
+				t.Errorf("warnings %q", w)
+			}
+		})
 	}
 }
