@@ -40,12 +40,11 @@ func (b *boot) writable(ctx context.Context) error {
 	}
 	extra := b.seedExtra(volume)
 	waiting := b.overlays(volume)
-	bound, err := b.bindAll(volume, encryptedDir, nil, nil, waiting)
-	if err != nil {
+	if err := b.bindAll(volume, encryptedDir, nil, waiting); err != nil {
 		return err
 	}
 	if len(b.cfg.Binds.Unencrypted) > 0 && b.volume.outer != nil {
-		if _, err := b.bindAll(b.volume.outer, stateDir, b.cfg.Binds.Unencrypted, bound, nil); err != nil {
+		if err := b.bindAll(b.volume.outer, stateDir, b.cfg.Binds.Unencrypted, nil); err != nil {
 			return err
 		}
 	}
@@ -154,16 +153,16 @@ const maxUnencrypted = 500
 
 // bindAll binds the directories of one side by their names. allow nil means the
 // encrypted side, where every name counts; else only the targets listed, and none that
-// would hide one of encrypted. waiting are overlays that are mounted aside, for places in
-// /var. It returns what is there now: the upper layer of /etc, and what was bound.
-func (b *boot) bindAll(side *os.File, sideRoot string, allow []string, encrypted []binds.Bind, waiting []string) ([]binds.Bind, error) {
+// would hide what is mounted by then. waiting are overlays that are mounted aside, for
+// places in /var.
+func (b *boot) bindAll(side *os.File, sideRoot string, allow, waiting []string) error {
 	limit := -1
 	if allow != nil {
 		limit = maxUnencrypted
 	}
 	names, more, err := directories(side, limit)
 	if err != nil {
-		return nil, stateError(slots.StateDamaged, "cannot list %s: %w", sideRoot, err)
+		return stateError(slots.StateDamaged, "cannot list %s: %w", sideRoot, err)
 	}
 	if more {
 		b.warn("state: %s has more than %d entries: not all of them were looked at", sideRoot[len(newRoot):], limit)
@@ -171,16 +170,18 @@ func (b *boot) bindAll(side *os.File, sideRoot string, allow []string, encrypted
 	names = slices.DeleteFunc(names, func(name string) bool { return b.hasPlace(sideRoot, name) })
 	list, problems := binds.Names(names)
 	if allow != nil {
-		kept, hiding := binds.Allowed(list, allow, encrypted)
+		var mounts []binds.Bind
+		for _, m := range b.report.Mounts {
+			mounts = append(mounts, binds.Bind{Name: m.What, To: m.Where})
+		}
+		kept, hiding := binds.Allowed(list, allow, mounts)
 		list, problems = kept, append(problems, hiding...)
 	}
 	for _, p := range problems {
 		b.warn("state: directory %q is not bound: %s", p.Name, p.Reason)
 	}
-	bound := list[:0]
 	for _, d := range list {
 		if d.Upper {
-			bound = append(bound, d)
 			continue
 		}
 		if strings.HasPrefix(d.To, "/var/") {
@@ -195,15 +196,13 @@ func (b *boot) bindAll(side *os.File, sideRoot string, allow []string, encrypted
 			// One directory more or less must not cost the boot; the two that
 			// every system needs must be there.
 			if allow == nil && slices.Contains(alwaysBound[:], d.Name) {
-				return nil, stateError(slots.StateDamaged, "%w", err)
+				return stateError(slots.StateDamaged, "%w", err)
 			}
 			b.warn("%v", err)
-			continue
 		}
-		bound = append(bound, d)
 	}
 	b.uncover(waiting)
-	return bound, nil
+	return nil
 }
 
 // hasPlace says that binds.extra gives a directory another place than its name does.

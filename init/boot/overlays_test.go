@@ -142,7 +142,7 @@ func TestExplicitBindsComeFirst(t *testing.T) {
 	b.cfg.Binds.Extra = []config.ExtraBind{{From: "encrypted/db", To: "/var/lib/db"}, {From: "encrypted/home", To: "/srv/home"}, {From: "encrypted/other/x", To: "/x"}}
 	m := &binder{}
 	b.sys.Mounter = m
-	if _, err := b.bindAll(side, encryptedDir, nil, nil, nil); err != nil {
+	if err := b.bindAll(side, encryptedDir, nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	if want := []string{"/home", "/other"}; !slices.Equal(m.to, want) {

@@ -25,9 +25,7 @@ func (v *validator) overlays(c *Config) {
 		if slices.ContainsFunc(c.Binds.Extra, func(b ExtraBind) bool { return binds.Within(o.Path, b.To) }) {
 			v.add(at+".path", "leave it out here or there", "binds.extra hides %.80q", o.Path)
 		}
-		if slices.ContainsFunc(c.Binds.Unencrypted, func(to string) bool {
-			return binds.Within(o.Path, to) || binds.Within(o.Path, "/var") && binds.Within(to, o.Path)
-		}) {
+		if binds.Within(o.Path, "/var") && slices.ContainsFunc(c.Binds.Unencrypted, func(to string) bool { return overlap(to, o.Path) }) {
 			v.add(at+".path", "leave it out here or there", "binds.unencrypted has a place in or over %.80q", o.Path)
 		}
 		paths = append(paths, o.Path)

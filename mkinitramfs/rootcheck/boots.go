@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"sealroot/init/config"
+	"sealroot/state/binds"
 	"sealroot/verity/osrelease"
 )
 
@@ -72,6 +73,11 @@ func (v *verdict) binds() {
 	for _, o := range c.DirectoryOverlays() {
 		targets = append(targets, o.Path)
 		v.lower(o.Path)
+		for _, to := range c.Binds.Unencrypted {
+			if binds.Within(o.Path, to) {
+				v.warn(strings.TrimPrefix(to, "/"), "leave it out of binds.unencrypted, or list a place that is not over the overlay", "what the unencrypted side has for %s would hide the overlay over %s: no boot binds it, and each one where it is there warns", to, o.Path)
+			}
+		}
 	}
 	for _, t := range c.Binds.Tmpfs {
 		targets = append(targets, t.To)

@@ -173,6 +173,12 @@ func TestJudge(t *testing.T) {
 		{"bind_target_over_a_link", kiosk(extra("/var/run/x")), nil, "warning /var/run/x (binds)", "follows none"},
 		{"bind_target_is_a_file", kiosk(extra("/usr/bin/sealroot")), nil, "warning /usr/bin/sealroot (binds)", "a file"},
 		{"unencrypted_bind_target", kiosk(func(c *config.Config) { c.Binds.Unencrypted = []string{"/media"} }), nil, "warning /media (binds)", "missing"},
+		{"unencrypted_over_an_overlay", kiosk(func(c *config.Config) {
+			c.Binds.Unencrypted, c.Overlays = []string{"/srv"}, []config.Overlay{{Path: "/srv/app", Upper: config.UpperMemory}}
+		}), files{"srv": dir(), "srv/app": dir()}, "warning /srv (binds)", "would hide the overlay over /srv/app"},
+		{"unencrypted_in_an_overlay", kiosk(func(c *config.Config) {
+			c.Binds.Unencrypted, c.Overlays = []string{"/srv/data"}, []config.Overlay{{Path: "/srv", Upper: config.UpperMemory}}
+		}), files{"srv": dir(), "srv/data": dir()}, "", ""},
 		{"bind_target_of_a_root_in_memory", kiosk(func(c *config.Config) { usr(c); extra("/data")(c) }), nil, "", ""},
 
 		{"no_modules_at_all", any, files{"usr/lib/modules/6.1.0/modules.dep": gone}, "warning /usr/lib/modules (modules)", "no kernel modules"},

@@ -128,6 +128,21 @@ func degraded(r *report.Report) {
 	r.Mounts[2] = report.Mount{What: "degraded", Where: "/state/encrypted", Type: "tmpfs"}
 }
 
+// What the unencrypted side has over an overlay is not bound, as PID 1 does it.
+func TestPlanOfAnUnencryptedPlaceOverAnOverlay(t *testing.T) {
+	for _, tt := range []struct {
+		overlay string
+		bound   bool
+	}{{"/srv/app", false}, {"/srv", false}, {"/opt", true}} {
+		c := kiosk()
+		c.Binds.Unencrypted, c.Binds.Extra, c.Overlays = []string{"/srv"}, nil, []config.Overlay{{Path: tt.overlay, Upper: config.UpperMemory}}
+		text := Plan("a", c).Text()
+		if bound := strings.Contains(text, "/state/srv"); bound != tt.bound || strings.Contains(text, "hide an overlay") == bound {
+			t.Errorf("overlay over %s:\n%s", tt.overlay, text)
+		}
+	}
+}
+
 func TestGolden(t *testing.T) {
 	for name, e := range map[string]Explanation{
 		"plan":           Plan("a", kiosk()),

@@ -186,6 +186,10 @@ func (e *Explanation) planByName(c config.Config) {
 	}
 	e.note("each other directory directly in %s is bound where its name says (opt at /opt, my-dir at /my/dir), if that place is there: it depends on what the volume holds", volume)
 	for _, where := range c.Binds.Unencrypted {
+		if slices.ContainsFunc(c.DirectoryOverlays(), func(o config.Overlay) bool { return binds.Within(o.Path, where) }) {
+			e.note("binds.unencrypted has %s, and nothing is bound there: it would hide an overlay", where)
+			continue
+		}
 		name := binds.Escape(where)
 		e.add(Mount{Where: where, What: layout.State + "/" + name, Type: "bind", Options: unencryptedFlags(where),
 			Why: whyBind(name, where, c), DependsOn: "whether the state partition has such a directory, and the encrypted volume none that it would hide"})

@@ -83,18 +83,19 @@ func Names(entries []string) ([]Bind, []Problem) {
 // the rule for directories of the unencrypted side. /etc never is, whatever
 // the list says: its upper layer would give root to whoever writes the disk.
 //
-// Nor is one kept that would hide a bind of the encrypted volume, and that is a problem:
+// Nor is one kept that would hide one of mounts, which are there already: binds of the
+// encrypted volume, whose Name is a path, and overlays. That is a problem:
 // whoever has the disk may have made the directory, and services would read the
-// attacker's files, and write secrets in the clear. One below a bind of the volume is
+// attacker's files, and write secrets in the clear. One below such a mount is
 // kept: the list names that very place, as /var/log in the volume's /var. So is one over
 // /home, which every volume has: else the list could not allow it at all.
-func Allowed(binds []Bind, allow []string, encrypted []Bind) (kept []Bind, problems []Problem) {
+func Allowed(binds []Bind, allow []string, mounts []Bind) (kept []Bind, problems []Problem) {
 	for _, b := range binds {
 		if b.Upper || !slices.Contains(allow, b.To) {
 			continue
 		}
-		if e := hiddenBy(b.To, encrypted); e.To != "" {
-			problems = append(problems, Problem{b.Name, fmt.Sprintf("it would hide %s, which is directory %q of the encrypted volume: put a dot before one of the two names", e.To, e.Name)})
+		if e := hiddenBy(b.To, mounts); e.To != "" {
+			problems = append(problems, Problem{b.Name, "it would hide " + e.To + " (" + e.Name + "): put a dot before the name of the one that is not wanted"})
 			continue
 		}
 		kept = append(kept, b)

@@ -111,8 +111,8 @@ func TestAllowedHidesNothingEncrypted(t *testing.T) {
 			}
 		})
 	}
-	got, problems := Allowed([]Bind{{"srv", "/srv", false}}, []string{"/srv"}, []Bind{{"srv-secret", "/srv/secret", false}})
-	const want = `[{srv it would hide /srv/secret, which is directory "srv-secret" of the encrypted volume: put a dot before one of the two names}]`
+	got, problems := Allowed([]Bind{{"srv", "/srv", false}}, []string{"/srv"}, []Bind{{"/state/encrypted/srv-secret", "/srv/secret", false}})
+	const want = `[{srv it would hide /srv/secret (/state/encrypted/srv-secret): put a dot before the name of the one that is not wanted}]`
 	if text := fmt.Sprint(problems); len(got) > 0 || text != want {
 		t.Errorf("%v, problems\n%s, want\n%s", got, text, want)
 	}
