@@ -78,15 +78,16 @@ func (b *boot) leaveRoles(roles []config.Role, dir string) error {
 	return nil
 }
 
-// leave copies a small file into a folder.
-func leave(file, dir string) error { return copySmall(file, filepath.Join(dir, filepath.Base(file))) }
+// maxHandedOn is more than any file has, in bytes, that is copied out of the initramfs.
+const maxHandedOn = 1 << 20
 
-func copySmall(from, to string) error {
-	text, err := bounded.ReadFile(from, 1<<20)
+// leave copies a small file into a folder.
+func leave(file, dir string) error {
+	text, err := bounded.ReadFile(file, maxHandedOn)
 	if err != nil {
 		return err
 	}
-	return writeFile(to, text)
+	return writeFile(filepath.Join(dir, filepath.Base(file)), text)
 }
 
 // leaveMarks tells the real system that it is on trial, and for how long, or
@@ -171,9 +172,12 @@ func writeFile(path string, text []byte) error {
 // passOn copies a small file of the initramfs. One that is not there is none of this boot:
 // the stub of another boot path, or a configuration without such a key.
 func passOn(from, to string) error {
-	err := copySmall(from, to)
+	text, err := bounded.ReadFile(from, maxHandedOn)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
+	}
+	if err == nil {
+		err = writeFile(to, text)
 	}
 	if err != nil {
 		return fmt.Errorf("cannot hand on %s: %w", from, err)

@@ -23,7 +23,11 @@ func TestPassOn(t *testing.T) {
 	if text, err := os.ReadFile(to); string(text) != "text" {
 		t.Errorf("handed on: %q, %v", text, err)
 	}
-	for what, paths := range map[string][2]string{"no place": {from, from + "/to"}, "what cannot be read": {dir, to + "2"}} {
+	dangling := filepath.Join(dir, "dangling")
+	if err := os.Symlink(filepath.Join(dir, "nowhere", "to"), dangling); err != nil {
+		t.Fatal(err)
+	}
+	for what, paths := range map[string][2]string{"no place": {from, from + "/to"}, "a place that is not there": {from, dangling}, "what cannot be read": {dir, to + "2"}} {
 		if err := passOn(paths[0], paths[1]); err == nil || !strings.HasPrefix(err.Error(), "cannot hand on "+paths[0]+": ") {
 			t.Errorf("%s: %v, want an error that names the file", what, err)
 		}
