@@ -12,7 +12,7 @@
 //	                  merged; record, a record; trial, there while the image is on trial;
 //	                  of another list of layers (chain.go) start is the layer as the
 //	                  image took over, merged for the list
-//	<image>/added     there once the image's directories were added to /var, or given up
+//	<image>/added     there once the image's directories were added to /var, or never can be
 //	before            the upper layer of a time before there was a merge, while the image
 //	                  that took over from it is on trial
 //	next              a layer that is made, or the old one until it has its name

@@ -30,8 +30,8 @@ var errGivenUp = errors.New("it was given up")
 // markVar makes the mark (layout.EtcPending) that directories are to be added: a byte for
 // each boot that may try, so that nothing has to be written to a full volume. An image that
 // comes back adds none: what the machine lacks of its directories was moved or removed since
-// they were added, as the rules for migrated data have it. One whose first merge was cut
-// has not added them.
+// they were added, as the rules for migrated data have it. One whose first merge was cut,
+// or that gave up, has not added them.
 func (m *merger) markVar(image string) error {
 	if m.Var == nil {
 		return nil
@@ -59,7 +59,8 @@ func (m *merger) markVar(image string) error {
 // costs directories alone, and the next boot tries again.
 //
 // Crash points: one try less, and the directories so far; all of them, and the mark. That is
-// renamed at the end, so that there is no moment without one.
+// renamed at the end, so that there is no moment without one; it is removed where the tries
+// are used up, for the image to begin anew when it comes back.
 func (m *merger) varDirs() (made int, problem, err error) {
 	if m.kept, err = m.dir(m.volume, layout.EtcKept); err != nil || m.kept == nil {
 		return 0, nil, err
@@ -95,13 +96,17 @@ func (m *merger) varDirs() (made int, problem, err error) {
 		return d.made, nil, d.refused
 	}
 	err = m.step("remove the unfinished copy", func() error { return seed.Remove(m.kept, newDirTmp) })
-	if err == nil && (problem == nil || errors.Is(problem, errGivenUp) || errors.Is(problem, ErrTooLarge)) {
+	switch {
+	case err != nil:
+	case problem == nil, errors.Is(problem, ErrTooLarge):
 		err = m.step("mark as added", func() error {
 			if err := unix.Renameat(int(dir.Fd()), name, int(dir.Fd()), addedFile); err != nil {
 				return fmt.Errorf("cannot rename the mark of new directories: %w", err)
 			}
 			return syncDirs(dir)
 		})
+	case errors.Is(problem, errGivenUp):
+		err = m.step("remove the mark", func() error { return errors.Join(seed.Remove(dir, name), syncDirs(dir)) })
 	}
 	if problem != nil {
 		problem = fmt.Errorf("cannot add the image's new directories to /var: %w", problem)

@@ -127,6 +127,9 @@ func TestVarDirsProblem(t *testing.T) {
 	if err != nil || r.VarError == nil {
 		t.Fatalf("%+v, %v; want a problem and a merge", r, err)
 	}
+	if _, err := os.Stat(filepath.Join(w.volume, layout.EtcKept, v2, addedFile)); err != nil {
+		t.Errorf("it would not come to an end later either: %v", err)
+	}
 	if got := w.list(v2); !strings.Contains(got, "passwd") {
 		t.Errorf("/etc is not merged:\n%s", got)
 	}
@@ -171,6 +174,19 @@ func TestVarDirsAreTriedAgain(t *testing.T) {
 		if _, err := os.Stat(filepath.Join(w.volume, layout.EtcKept, newDirTmp)); err == nil && try >= maxVarTries {
 			t.Error("an unfinished copy is there for ever")
 		}
+	}
+	// There is room by now, and the image comes back: it begins anew. Then it has added them.
+	w.booted(v1)
+	if r, err := w.boot(v2, Options{Var: content}); err != nil || r.VarError != nil || r.VarDirs != 3 {
+		t.Errorf("given up before: %+v, %v", r, err)
+	}
+	if got := w.listVar(); got != varWant {
+		t.Errorf("given up before: /var is\n%swant\n%s", got, varWant)
+	}
+	w.booted(v1)
+	must(t, os.RemoveAll(filepath.Join(w.volume, "var/spool")))
+	if r, err := w.boot(v2, Options{Var: content}); err != nil || r.VarDirs != 0 {
+		t.Errorf("added before: %+v, %v", r, err)
 	}
 	w, content = varWorld(t)
 	_, err := w.boot(v2, Options{Var: content, Step: func(name string) error {
