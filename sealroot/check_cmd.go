@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
+	"sealroot/init/config"
 	"sealroot/init/report"
 	"sealroot/sealroot/bootset"
 	"sealroot/sealroot/checks"
@@ -103,8 +105,8 @@ func (c *command) runChecks(ctx context.Context, f checkFlags, booted report.Rep
 }
 
 // checkImage reads the whole root, and the layers of its configuration, where PID 1 asks
-// for it: on trial, with boot.eager_check. For layers that were added the slot does not
-// answer.
+// for it: on trial, with boot.eager_check. For layers that were added, or that a boot goes
+// on without, the slot does not answer.
 func (c *command) checkImage(ctx context.Context, booted report.Report, data *checked) error {
 	text, err := os.ReadFile(c.env.Eager)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -124,20 +126,58 @@ func (c *command) checkImage(ctx context.Context, booted report.Report, data *ch
 		if l.RootHash == "" || l.LeftOut != "" || l.Source == report.LayerAdded {
 			continue
 		}
-		device, err := c.env.Layer(l.Name)
-		if err == nil {
-			err = checks.Image(ctx, device, add)
-		}
-		var failure *checks.Failure
-		if errors.As(err, &failure) {
-			failure.Last += ", layer " + l.Name
+		err := c.checkLayer(ctx, l.Name, add)
+		if err != nil {
+			err = c.excuseLayer(ctx, l.Name, err)
+		} else {
+			with += ", with layer " + l.Name
 		}
 		if err != nil {
 			return err
 		}
-		with += ", with layer " + l.Name
 	}
 	c.say("%s: %d MiB read and compared with the hash tree%s", checks.ImageName, read>>20, with)
+	return nil
+}
+
+// checkLayer reads the whole of a layer. Its error is a *checks.Failure for a block that
+// cannot be had.
+func (c *command) checkLayer(ctx context.Context, name string, add func(int64)) error {
+	device, err := c.env.Layer(name)
+	if err == nil {
+		err = checks.Image(ctx, device, add)
+	}
+	var failure *checks.Failure
+	if errors.As(err, &failure) {
+		failure.Last += ", layer " + name
+		return failure
+	}
+	if err != nil {
+		return fmt.Errorf("layer %s: %w", name, err)
+	}
+	return nil
+}
+
+// excuseLayer is what an error of a layer is to the slot: none, and told, where a boot
+// would go on without the layer. Without the configuration nobody knows that, and there is
+// no verdict.
+func (c *command) excuseLayer(ctx context.Context, name string, err error) error {
+	if ctx.Err() != nil {
+		return err
+	}
+	cfg, unknown := c.env.configuration()
+	if unknown != nil {
+		return fmt.Errorf("cannot tell whether layer %s counts (%v): %w", name, err, unknown)
+	}
+	if !slices.ContainsFunc(cfg.Layers, func(l config.Layer) bool { return l.Name == name && l.OnFailure == config.LayerSkip }) {
+		return err
+	}
+	text := err.Error()
+	var failure *checks.Failure
+	if errors.As(err, &failure) {
+		text = failure.Detail()
+	}
+	c.say("warning: %s; a boot goes on without it (on_failure: skip), and so does the check", text)
 	return nil
 }
 

@@ -2,12 +2,14 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"sealroot/init/config"
 	"sealroot/init/report"
 	"sealroot/sealroot/boots"
 	"sealroot/sealroot/schematest"
@@ -80,42 +82,67 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// With eager_check the layers of the image are read too, and those that a machine has added
-// are not held against the slot.
+// With eager_check the layers of the image are read too, and those that a machine has added,
+// or that a boot goes on without, are not held against the slot. An error that says nothing
+// of the content is no verdict.
 func TestCheckLayers(t *testing.T) {
-	whole := filepath.Join(t.TempDir(), "whole")
-	if err := os.WriteFile(whole, make([]byte, 1<<20), 0o600); err != nil {
+	dir := t.TempDir()
+	whole, cfg := filepath.Join(dir, "whole"), filepath.Join(dir, "config.json")
+	text, err := json.Marshal(config.Config{Layers: []config.Layer{{Name: "low"}, {Name: "mid", OnFailure: config.LayerSkip}, {Name: "off"}, {Name: "top", OnFailure: config.LayerStop}}})
+	if err := errors.Join(err, os.WriteFile(whole, make([]byte, 1<<20), 0o600), os.WriteFile(cfg, text, 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	booted := running(func(r *report.Report) {
 		r.Layers = []report.Layer{
-			{Name: "low", RootHash: "aa"}, {Name: "off", RootHash: "bb", LeftOut: report.LayerOff}, {Name: "dir"},
+			{Name: "low", RootHash: "aa"}, {Name: "off", RootHash: "bb", LeftOut: report.LayerOff}, {Name: "dir"}, {Name: "mid", RootHash: "ee"},
 			{Name: "top", RootHash: "cc"}, {Name: "extra", RootHash: "dd", Source: report.LayerAdded},
 		}
 	})
+	const (
+		corrupt = "/proc/self/mem" // see TestCheck
+		block   = "image: a block does not match the hash tree, or cannot be read: at byte 0 of " + corrupt + ", layer "
+	)
 	for _, c := range []struct {
 		name, bad string // the layer that cannot be read
+		device    string // where it lies, "" for nowhere
+		config    string
 		code      int
 		says      string
+		state     slots.State
 		reason    string
 	}{
-		{"good", "", exitOK, "image: 3 MiB read and compared with the hash tree, with layer low, with layer top", ""},
-		{"bad", "top", exitBad, "not bootable any more", "image: a block does not match the hash tree, or cannot be read: at byte 0 of /proc/self/mem, layer top"},
-		{"added", "extra", exitOK, "image: 3 MiB", ""},
-		{"off", "off", exitOK, "image: 3 MiB", ""},
+		{"good", "", "", cfg, exitOK, "image: 4 MiB read and compared with the hash tree, with layer low, with layer mid, with layer top", slots.Committed, ""},
+		{"good_without_configuration", "", "", "/nonexistent", exitOK, "image: 4 MiB", slots.Committed, ""},
+		{"stop", "top", corrupt, cfg, exitBad, "not bootable any more", slots.Unbootable, block + "top"},
+		{"stop_by_default", "low", corrupt, cfg, exitBad, "not bootable any more", slots.Unbootable, block + "low"},
+		{"skip", "mid", corrupt, cfg, exitOK, "warning: " + block + "mid; a boot goes on without it", slots.Committed, ""},
+		{"after_skip", "mid", corrupt, cfg, exitOK, "image: 3 MiB read and compared with the hash tree, with layer low, with layer top", slots.Committed, ""},
+		{"stop_has_no_device", "top", "", cfg, exitFailed, "layer top: no device", slots.Trial, ""},
+		{"skip_has_no_device", "mid", "", cfg, exitOK, "warning: layer mid: no device; a boot goes on without it", slots.Committed, ""},
+		{"skip_cannot_be_opened", "mid", "/nonexistent", cfg, exitOK, "warning: layer mid: open /nonexistent", slots.Committed, ""},
+		{"bad_without_configuration", "mid", corrupt, "/nonexistent", exitFailed, "cannot tell whether layer mid counts (health check failed: " + block + "mid)", slots.Trial, ""},
+		{"added", "extra", corrupt, cfg, exitOK, "image: 4 MiB", slots.Committed, ""},
+		{"off", "off", corrupt, cfg, exitOK, "image: 4 MiB", slots.Committed, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w := world{report: booted, list: pair(), eager: whole, adapt: func(env *Env) {
+				env.Config = c.config
 				env.Layer = func(name string) (string, error) {
-					if name == c.bad {
-						return "/proc/self/mem", nil // see TestCheck
+					switch {
+					case name != c.bad:
+						return whole, nil
+					case c.device == "":
+						return "", errors.New("no device")
 					}
-					return whole, nil
+					return c.device, nil
 				}
 			}}
-			code, stdout, stderr, o := w.outcome(t, "check")
-			if f := o.log.Failures["b"]; code != c.code || !strings.Contains(stdout, c.says) || f.Detail != c.reason {
+			code, stdout, stderr, o := w.outcome(t, "check", "--commit")
+			if f := o.log.Failures["b"]; code != c.code || !strings.Contains(stdout+stderr, c.says) || f.Detail != c.reason {
 				t.Errorf("exit status %d, %q, %q, on record %+v; want %d, %q, %q", code, stdout, stderr, f, c.code, c.says, c.reason)
+			}
+			if s, _ := slots.Find(o.list, "b"); s.State() != c.state {
+				t.Errorf("slot b is %s, want %s", s.State(), c.state)
 			}
 		})
 	}
