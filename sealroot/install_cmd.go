@@ -321,27 +321,45 @@ type verified struct {
 	Error string `json:"error,omitempty"`
 }
 
+// verify gives a slot that is good itself its place back whatever the layers are that do
+// not lie in it.
 func (j *job) verify(ctx context.Context, c *command, slot string) (verified, error) {
-	held, err := j.machine.Verify(ctx, slot)
-	if err != nil {
-		return verified{Held: held, Error: err.Error()}, err
+	held, bad := j.machine.Verify(ctx, slot)
+	errs := []error{bad}
+	layers := func(what string, list []manifest.Layer) {
+		names, err := j.machine.VerifyLayers(ctx, list)
+		held.Layers = append(held.Layers, names...)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", what, err))
+		}
 	}
-	if held.Restored, err = j.machine.Proved(slot, j.machine.Failures[slot], j.machine.Refill); err != nil {
-		return verified{Held: held, OK: true, Error: err.Error()}, err
+	layers("slot "+slot, held.OnState)
+	if bad == nil && slot == j.report.Slot.Name {
+		layers("what was added on this machine", addedLayers(j.report))
 	}
-	if slot == j.report.Slot.Name {
-		names, wrong := j.machine.VerifyLayers(ctx, addedLayers(j.report))
-		held.Layers, err = append(held.Layers, names...), wrong
+	ok := !slices.ContainsFunc(errs, func(err error) bool { return err != nil && !unread(err) })
+	if bad == nil && ctx.Err() == nil {
+		var err error
+		held.Restored, err = j.machine.Proved(held, j.machine.Failures[slot], j.machine.Refill)
+		errs = append(errs, err)
 	}
-	c.say("slot %s: verified%s, root hash %s, signed by %s", slot, bootFilesText(held), held.RootHash, held.Certificate)
+	if bad == nil { // the slot itself, whatever else is wrong
+		c.say("slot %s: verified%s, root hash %s, signed by %s", slot, bootFilesText(held), held.RootHash, held.Certificate)
+	}
 	if held.Restored {
 		c.say("slot %s: what had been wrong with it is not any more; it has its place back", slot)
 	}
-	if err != nil { // the slot may be told to be good all the same
-		err = fmt.Errorf("what was added on this machine: %w", err)
-		return verified{Held: held, Error: err.Error()}, err
+	v := verified{Held: held, OK: ok}
+	err := errors.Join(errs...)
+	if err != nil {
+		v.Error = err.Error()
 	}
-	return verified{Held: held, OK: true}, nil
+	return v, err
+}
+
+// unread: nothing was found bad, but the state partition is not there to be read.
+func unread(err error) bool {
+	return errors.Is(err, bootset.ErrRefused) && !errors.Is(err, install.ErrBad)
 }
 
 // addedLayers are those that this boot has and its image does not name.

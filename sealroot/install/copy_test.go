@@ -210,7 +210,7 @@ func TestProved(t *testing.T) {
 	} {
 		w := f.world(starts()[2])
 		w.slots = slices.Clone(lowered)
-		got, err := w.machine(f.keys).Proved("a", slots.Failure{Class: slots.ImageFailure, Reason: c.reason, Above: "b"}, 0)
+		got, err := w.machine(f.keys).Proved(Held{Slot: "a"}, slots.Failure{Class: slots.ImageFailure, Reason: c.reason, Above: "b"}, 0)
 		if err != nil || got != c.want {
 			t.Errorf("%s: Proved() = %t, %v; want %t", c.reason, got, err, c.want)
 		}

@@ -334,7 +334,7 @@ func TestBeforeChange(t *testing.T) {
 			return err
 		},
 		"proved": func(m Machine, _ func() error) error {
-			_, err := m.Proved("b", slots.Failure{Reason: slots.Verity}, 0)
+			_, err := m.Proved(Held{Slot: "b"}, slots.Failure{Reason: slots.Verity}, 0)
 			return err
 		},
 	} {

@@ -27,6 +27,10 @@ func (m Machine) VerifyLayers(ctx context.Context, list []manifest.Layer) (names
 		if ctx.Err() != nil {
 			return names, err
 		}
+		if errors.Is(err, bootset.ErrRefused) {
+			errs = append(errs, fmt.Errorf("layer %s was not read: %w", l.Name, err))
+			continue
+		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("layer %s: %w", l.Name, err))
 			continue

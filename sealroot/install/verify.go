@@ -5,6 +5,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"sealroot/slots"
 	"sealroot/slots/manifest"
@@ -20,17 +22,20 @@ type Held struct {
 	// BootFiles says that kernel and companions are those of the signed
 	// manifest; false when there is none, as on a slot made by hand.
 	BootFiles bool `json:"boot_files_verified"`
-	// Layers are those of the manifest, in partitions of the slot and on the state
-	// partition, that have their content.
+	// Layers are those of the manifest that have their content: Verify names the ones in
+	// partitions of the slot.
 	Layers []string `json:"layers_verified,omitempty"`
+	// OnState are those of the manifest on the state partition, for VerifyLayers. They are
+	// no part of the slot: all slots share the place, and a boot may do without some.
+	OnState []manifest.Layer `json:"-"`
 	// Restored: a failure that this has disproved had lowered the slot, and it
 	// has its place back.
 	Restored bool `json:"restored,omitempty"`
 }
 
 // Verify reads the whole image of a slot from the medium and compares it with
-// its signature, and the boot files, and layers, with the signed manifest. ErrBad says what
-// is wrong, of the layers with each one.
+// its signature, and the boot files, and the layers in partitions of the slot, with the
+// signed manifest. ErrBad says what is wrong, of the layers with each one.
 func (m Machine) Verify(ctx context.Context, slot string) (h Held, err error) {
 	h.Slot = slot
 	p, err := m.openSlot(slot, false)
@@ -57,10 +62,8 @@ func (m Machine) Verify(ctx context.Context, slot string) (h Held, err error) {
 		return h, fmt.Errorf("slot %s: %w", slot, err)
 	}
 	h.Version, h.BootFiles = mf.Version, mf.Version != ""
-	inSlot, err := m.checkSlotLayers(ctx, slot, mf)
-	onState, err2 := m.VerifyLayers(ctx, mf.OnState())
-	h.Layers = append(inSlot, onState...)
-	if err := errors.Join(err, err2); err != nil {
+	h.OnState = mf.OnState()
+	if h.Layers, err = m.checkSlotLayers(ctx, slot, mf); err != nil {
 		return h, fmt.Errorf("slot %s: %w", slot, err)
 	}
 	return h, nil
@@ -90,10 +93,12 @@ func (m Machine) compareBootFiles(slot string, files digests, im image) (manifes
 }
 
 // Proved gives a committed slot that has just been verified its place back, if
-// the failure on record is one that this disproves; refill as for slots.Restore.
+// the failure on record is one that this disproves, and names no layer on the state
+// partition (OnState) that is not among those verified since; refill as for slots.Restore.
 // log is told last, so that a power cut in between only leaves the reason.
-func (m Machine) Proved(slot string, f slots.Failure, refill int) (restored bool, err error) {
-	if !disproved(f) || m.Log == nil {
+func (m Machine) Proved(h Held, f slots.Failure, refill int) (restored bool, err error) {
+	slot := h.Slot
+	if !disproved(f) || h.blamed(f) || m.Log == nil {
 		return false, nil
 	}
 	list, err := m.Store.Load()
@@ -127,4 +132,12 @@ func disproved(f slots.Failure) bool {
 		return true
 	}
 	return false
+}
+
+// blamed says that the failure names a layer which was not found good. The detail is what
+// init says of a layer without which it does not go on.
+func (h Held) blamed(f slots.Failure) bool {
+	return slices.ContainsFunc(h.OnState, func(l manifest.Layer) bool {
+		return !slices.Contains(h.Layers, l.Name) && strings.Contains(f.Detail, "cannot use layer "+l.Name+":")
+	})
 }
