@@ -95,7 +95,7 @@ func (r Resized) Resize(ctx context.Context, size int64) error {
 }
 
 // Extend adds behind the end what the file system is to be larger by, as far as there is room
-// now. Errors: as of Resize.
+// now. Errors: as of Resize, with balance.ErrNoRoom where the partition has not the room.
 func (r Resized) Extend(ctx context.Context, size int64) error {
 	s, err := r.Resizer.Measure()
 	if err != nil {
@@ -103,7 +103,7 @@ func (r Resized) Extend(ctx context.Context, size int64) error {
 	}
 	n := min(size-s.InnerFree-s.InnerUsed, s.MaxReserved-s.Reserved)
 	if n < leastChange {
-		return ErrNothing
+		return fmt.Errorf("%w: %w", balance.ErrNoRoom, ErrNothing)
 	}
 	after, err := r.Resizer.Extend(ctx, n)
 	switch {
@@ -111,6 +111,8 @@ func (r Resized) Extend(ctx context.Context, size int64) error {
 		return ErrNothing
 	case errors.Is(err, resize.ErrNoRoom) && after.MaxReserved-after.Reserved < n:
 		return nil
+	case errors.Is(err, resize.ErrNoRoom):
+		return fmt.Errorf("%w: %w", balance.ErrNoRoom, err)
 	}
 	return passing(err)
 }

@@ -185,6 +185,7 @@ func TestExtended(t *testing.T) {
 		"no_group": {nil, func(s *resize.Sizes) { s.Spanned += 4096 }, ErrNothing},
 		"taken":    {resize.ErrNoRoom, func(s *resize.Sizes) { s.MaxReserved = s.Reserved }, nil},
 		"refused":  {resize.ErrNoRoom, func(*resize.Sizes) {}, resize.ErrNoRoom},
+		"told":     {resize.ErrNoRoom, func(*resize.Sizes) {}, balance.ErrNoRoom},
 		"busy":     {resize.ErrBusy, func(*resize.Sizes) {}, balance.ErrNotNow},
 	} {
 		r.err = c.err
@@ -194,7 +195,7 @@ func TestExtended(t *testing.T) {
 	}
 	r.err = nil
 	r.sizes.MaxReserved, r.extended = r.sizes.Reserved, 0
-	if err := v.Extend(context.Background(), 9*gib); !errors.Is(err, ErrNothing) || r.extended != 0 {
+	if err := v.Extend(context.Background(), 9*gib); !errors.Is(err, ErrNothing) || !errors.Is(err, balance.ErrNoRoom) || r.extended != 0 {
 		t.Errorf("Extend where there is no room: %v, asked for %d", err, r.extended)
 	}
 }

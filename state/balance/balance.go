@@ -70,15 +70,26 @@ type History struct {
 	quiet                int           // passes in a row without a write
 	slow                 time.Duration // how long a step takes, falling slowly
 	unevenSince          time.Time
-	failed               Action // the last action, if it failed
-	failures             int
-	failedAt             time.Time
-	failedOf             Sizes // what the last action that failed began with
-	passing              bool  // by ErrNotNow
+	last                 failure // of the last action, if it failed, but for Extend
+	extend               failure // of the last Extend
 }
 
-// ErrNotNow: what an action failed for passes by itself.
-var ErrNotNow = errors.New("not now")
+// failure is of an action that failed so many times in a row; without any it is the zero value.
+type failure struct {
+	action  Action
+	times   int
+	at      time.Time
+	of      Sizes // what the last time began with
+	passing bool  // by ErrNotNow
+	room    bool  // by ErrNoRoom
+}
+
+var (
+	// ErrNotNow: what an action failed for passes by itself.
+	ErrNotNow = errors.New("not now")
+	// ErrNoRoom: the side that gives has not what was measured.
+	ErrNoRoom = errors.New("no room")
+)
 
 const (
 	// quietPasses is how many passes without a write make quiet.
@@ -89,8 +100,9 @@ const (
 	// that alone.
 	late = 10 * time.Minute
 	// firstPause follows a step that failed; it doubles with each further one up to
-	// longestPause. While somebody is in need of it that is needyPause and shortPause: a
-	// writer at the stated rate takes what a side keeps for it within a few seconds.
+	// longestPause. While somebody is in need of it that is needyPause and shortPause (of
+	// Extend: longestPause): a writer at the stated rate takes what a side keeps for it within
+	// a few seconds.
 	firstPause   = 10 * time.Second
 	needyPause   = time.Second
 	shortPause   = 30 * time.Second
@@ -110,17 +122,21 @@ func Decide(l Limits, h History, s Sizes, now time.Time) (Decision, History) {
 
 // Done is the history after the last decision was carried out, or could not be.
 func (h History) Done(d Decision, err error, now time.Time) History {
+	// An Extend fails for reasons of its own: that other steps go well says nothing of it.
+	f := &h.last
+	if d.Action == Extend {
+		f = &h.extend
+	}
 	switch {
 	case d.Action == None:
 	case err == nil:
-		h.failed, h.failures = None, 0
+		*f = failure{}
 		h.slow = min(max(now.Sub(h.at), h.slow*9/10), slowest)
 	default:
-		if h.failed != d.Action {
-			h.failures = 0
+		if f.action != d.Action {
+			f.times = 0
 		}
-		h.failed, h.failedAt, h.failedOf, h.passing = d.Action, now, h.sizes, errors.Is(err, ErrNotNow)
-		h.failures++
+		*f = failure{d.Action, f.times + 1, now, h.sizes, errors.Is(err, ErrNotNow), errors.Is(err, ErrNoRoom)}
 	}
 	return h
 }
@@ -128,31 +144,52 @@ func (h History) Done(d Decision, err error, now time.Time) History {
 // pause is how much longer an action that failed must wait; short tells whether the side
 // that gets the space is.
 func (h History) pause(a Action, short bool, now time.Time) time.Duration {
-	if h.failures == 0 || h.failed != a {
+	if h.last.action != a {
 		return 0
 	}
 	first, longest := firstPause, longestPause
-	if short || h.passing {
+	if short || h.last.passing {
 		longest = shortPause
 	}
 	if short {
 		first = needyPause
 	}
-	return max(0, h.failedAt.Add(min(first<<min(h.failures-1, 16), longest)).Sub(now))
+	return h.last.pause(first, longest, now)
 }
 
-// eased tells whether the last step that failed may go well with these sizes: the volume
-// has another one, or the side that gives has more.
-func (h History) eased(s Sizes) bool {
+// extendPause is the same for Extend, of which only the volume has need. Room is made for it
+// at each try, and taken back after one that failed: so the pause gets long all the same.
+func (h History) extendPause(now time.Time) time.Duration {
+	longest := longestPause
+	if h.extend.passing {
+		longest = shortPause
+	}
+	return h.extend.pause(needyPause, longest, now)
+}
+
+// pause doubles from first to longest.
+func (f failure) pause(first, longest time.Duration, now time.Time) time.Duration {
+	if f.times == 0 {
+		return 0
+	}
+	return max(0, f.at.Add(min(first<<min(f.times-1, 16), longest)).Sub(now))
+}
+
+// eased tells whether the step that failed may go well with these sizes: the volume has
+// another one, or the side that gives has more. To Extend only room makes a difference, and
+// only where that was missing.
+func (f failure) eased(s Sizes) bool {
 	spare := func(s Sizes) int64 { return s.OuterFree - s.OuterSlack }
-	switch h.failed {
-	case Grow, Extend:
+	switch f.action {
+	case Grow:
+	case Extend:
+		return f.room && spare(s)-spare(f.of) >= smallest(s)
 	case Shrink:
 		spare = func(s Sizes) int64 { return s.InnerFree - s.Slack }
 	default:
 		return false
 	}
-	return max(s.Inner-h.failedOf.Inner, h.failedOf.Inner-s.Inner) >= align || spare(s)-spare(h.failedOf) >= smallest(s)
+	return max(s.Inner-f.of.Inner, f.of.Inner-s.Inner) >= align || spare(s)-spare(f.of) >= smallest(s)
 }
 
 // observe keeps rates and what was quiet.
@@ -176,8 +213,10 @@ func (h History) observe(s Sizes, now time.Time) History {
 		}
 	}
 	h.at, h.sizes, h.innerUsed, h.outerUsed, h.files = now, s, inner, outer, files
-	if h.eased(s) {
-		h.failed, h.failures = None, 0
+	for _, f := range []*failure{&h.last, &h.extend} {
+		if f.eased(s) {
+			*f = failure{}
+		}
 	}
 	return h
 }
@@ -198,7 +237,7 @@ func (l Limits) decide(h History, s Sizes, now time.Time) (Decision, History) {
 		return d, h
 	}
 	want, why, h := l.want(in, out, h, s, now)
-	if lacks := l.lacks(h, s); lacks != "" {
+	if lacks := l.lacks(h, s, now); lacks != "" {
 		why = strings.TrimSuffix(why, enough) + lacks
 	}
 	size := s.Inner + want - in.free
@@ -256,7 +295,7 @@ func (l Limits) gap(h History, s Sizes, now time.Time) Decision {
 	if s.OuterFree < s.Gap {
 		d.Reason += ", and the partition has " + Text(s.OuterFree)
 	}
-	if left := h.failedAt.Add(firstPause).Sub(now); h.failed == Reserve && left > 0 {
+	if left := h.last.at.Add(firstPause).Sub(now); h.last.action == Reserve && left > 0 {
 		return none(fmt.Sprintf("%s; that could not be reserved, the next try is in %v", d.Reason, left.Round(time.Second)))
 	}
 	return d

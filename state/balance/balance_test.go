@@ -11,7 +11,7 @@ func TestDecide(t *testing.T) {
 	now := time.Unix(1e9, 0)
 	full := Sizes{Outer: 16 * gib, OuterFree: 100 * mib, Inner: 7 * gib, InnerFree: 6 * gib}
 	failed := func(ago time.Duration) History {
-		return History{failed: Shrink, failures: 1, failedAt: now.Add(-ago), failedOf: full}
+		return History{last: failure{action: Shrink, times: 1, at: now.Add(-ago), of: full}}
 	}
 	for _, c := range []struct {
 		name   string
@@ -44,13 +44,13 @@ func TestDecide(t *testing.T) {
 		{"gap_before_what_is_kept", nil, Sizes{Outer: 16 * gib, OuterFree: 512 * mib, Inner: 7 * gib, InnerFree: 0, Gap: 500 * mib}, History{}, Reserve, 500 * mib, "another program"},
 		{"gap_without_room", nil, Sizes{Outer: 16 * gib, OuterFree: gib, Inner: 7 * gib, InnerFree: 6 * gib, Gap: 5 * gib}, History{}, Reserve, 5 * gib, "the partition has 1.0 GiB"},
 		{"gap_that_cannot_be_reserved", nil, Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 6 * gib, Gap: gib},
-			History{failed: Reserve, failures: 1, failedAt: now}, None, 0, "the next try is in 10s"},
+			History{last: failure{action: Reserve, times: 1, at: now}}, None, 0, "the next try is in 10s"},
 		{"gap_that_is_tried_again", nil, Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 6 * gib, Gap: gib},
-			History{failed: Reserve, failures: 9, failedAt: now.Add(-10 * time.Second)}, Reserve, gib, "another program"},
+			History{last: failure{action: Reserve, times: 9, at: now.Add(-10 * time.Second)}}, Reserve, gib, "another program"},
 		{"tried_again_at_once_for_who_is_short", nil, full, failed(2 * time.Second), Shrink, 0, "the partition has"},
 		{"not_at_each_look", nil, full, failed(900 * time.Millisecond), None, 0, "the next is in 0s"},
-		{"later_for_who_is_not_short", nil, Sizes{Outer: 16 * gib, OuterFree: 9 * gib, Inner: 6 * gib, InnerFree: 300 * mib}, History{failed: Grow, failures: 1, failedAt: now.Add(-2 * time.Second),
-			failedOf: Sizes{Outer: 16 * gib, OuterFree: 9 * gib, Inner: 6 * gib, InnerFree: 300 * mib}}, None, 0, "the next is in 8s"},
+		{"later_for_who_is_not_short", nil, Sizes{Outer: 16 * gib, OuterFree: 9 * gib, Inner: 6 * gib, InnerFree: 300 * mib}, History{last: failure{action: Grow, times: 1, at: now.Add(-2 * time.Second),
+			of: Sizes{Outer: 16 * gib, OuterFree: 9 * gib, Inner: 6 * gib, InnerFree: 300 * mib}}}, None, 0, "the next is in 8s"},
 		{"copied", nil, Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 100 * mib, Copied: gib}, History{}, None, 0, "snapshot"},
 		{"read_only", nil, Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 6 * gib, Gap: gib, ReadOnly: true}, History{}, None, 0, "read-only"},
 	} {

@@ -50,13 +50,15 @@ func (s Sizes) extendable() bool {
 }
 
 // lacks adds to the reason of a decision about bytes that the volume is short of inodes.
-func (l Limits) lacks(h History, s Sizes) string {
+func (l Limits) lacks(h History, s Sizes, now time.Time) string {
 	f := l.files(h, s)
-	switch {
+	switch pause := h.extendPause(now); {
 	case !f.short():
 		return ""
 	case !s.extendable():
 		return "; " + s.shortOfInodes(f) + ", and until the next boot it can have no more"
+	case pause > 0:
+		return fmt.Sprintf("; %s; the last %s failed, the next is in %v", s.shortOfInodes(f), Extend, pause.Round(time.Second))
 	}
 	return "; " + s.shortOfInodes(f)
 }
@@ -69,10 +71,11 @@ func (s Sizes) shortOfInodes(f side) string {
 // bring none, so it grows behind its end; what it has too much of bytes then it gives back
 // by the rules for those. Where the partition has not the room for that, the volume makes it:
 // it gives back first, which takes no inode from it. With less room than the next inodes
-// take it comes nearer to them, in steps.
+// take it comes nearer to them, in steps. After one that failed no room is made before the
+// next is due: the rules for bytes would take it back meanwhile.
 func (l Limits) extend(in, out side, h History, s Sizes, now time.Time) Decision {
 	f := l.files(h, s)
-	if !f.short() || !s.extendable() {
+	if !f.short() || !s.extendable() || h.extendPause(now) > 0 {
 		return none("")
 	}
 	files := (f.need + max(f.need, step(s)) - f.free) / s.Inodes.bytesEach()
@@ -96,7 +99,7 @@ func (l Limits) extend(in, out side, h History, s Sizes, now time.Time) Decision
 	switch {
 	case room < goal && back >= smallest(s) && l.GiveBack && h.pause(Shrink, true, now) == 0:
 		return Decision{Action: Shrink, Size: s.Inner - back, Reason: s.shortOfInodes(f) + "; first it makes room for more"}
-	case forth >= min(smallest(s), goal/align*align) && h.pause(Extend, true, now) == 0:
+	case forth >= min(smallest(s), goal/align*align):
 		return Decision{Action: Extend, Size: s.Inner + forth, Reason: s.shortOfInodes(f)}
 	}
 	return none("")

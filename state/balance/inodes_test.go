@@ -1,6 +1,8 @@
 package balance
 
 import (
+	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -116,7 +118,8 @@ func TestExtend(t *testing.T) {
 		{"balloons_to_the_end_of_the_device", nil, func(s *Sizes) { s.Device, s.Balloons = gib+gib/2, gib/2 }, History{}, None, 0, "no more"},
 		{"classic", nil, func(s *Sizes) { s.Device = 0 }, History{}, Extend, (950 + 82 + 384) * mib, "short of inodes"},
 		{"no_room_at_all", nil, func(s *Sizes) { s.OuterFree, s.InnerFree = 200*mib, 100*mib }, History{}, None, 0, "short of inodes"},
-		{"after_it_failed", nil, func(*Sizes) {}, History{failed: Extend, failures: 5, failedAt: now}, None, 0, "short of inodes"},
+		{"after_it_failed", nil, func(*Sizes) {}, History{extend: failure{action: Extend, times: 5, at: now}}, None, 0, "536 of 65536 are free and 16384 needed; the last extend failed, the next is in 16s"},
+		{"makes_no_room_after_it_failed", nil, func(s *Sizes) { s.OuterFree = 300 * mib }, History{extend: failure{action: Extend, times: 5, at: now}}, None, 0, "the last extend failed"},
 		{"no_balloon_can_be_made", nil, func(s *Sizes) { s.Slack, s.OuterFree = s.InnerFree, 250*mib }, History{}, Extend, (950 + 45) * mib, "short of inodes"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -125,9 +128,7 @@ func TestExtend(t *testing.T) {
 				c.limits(&l)
 			}
 			c.s(&s)
-			if c.h.failures > 0 {
-				c.h.failedOf = s
-			}
+			c.h.extend.of = s
 			d, _ := Decide(l, c.h, s, now)
 			if d.Action != c.action || d.Size != c.size || !strings.Contains(d.Reason, c.reason) {
 				t.Errorf("Decide() = %+v, %d MiB, want %s to %d MiB because %q", d, d.Size/mib, c.action, c.size/mib, c.reason)
@@ -152,5 +153,95 @@ func TestFilesWithoutBytes(t *testing.T) {
 	s.Inodes.Free = 50000
 	if d, _ := Decide(l, h, s, now); d.Action != Extend || d.Next != l.Interval/4 {
 		t.Errorf("Decide() = %+v, want that it hurries", d)
+	}
+}
+
+// shortOfFiles are worlds whose volume is short of inodes, with more or less of room beside it.
+func shortOfFiles() map[string]*world {
+	worlds := map[string]*world{}
+	for disk, outer := range sizesOfDisks() {
+		for _, part := range []int64{0, 1, 2, 4} { // of 4 that the volume needs, free on both sides
+			w := withFiles(outer)
+			in, out := w.l.sides(w.h, w.sizes())
+			w.innerUsed, w.outerUsed = w.inner-in.need-in.need*part/4, w.outer-w.inner-out.need-in.need*(4-part)/8
+			w.files = w.sizes().Inodes.All - 100
+			worlds[fmt.Sprintf("%s_%d", disk, part)] = w
+		}
+	}
+	w := withFiles(16 * gib)
+	w.inner, w.innerUsed, w.span = 2*gib, 2*gib-700*mib, 2*gib
+	w.outerUsed = 16*gib - 2*gib - 1331*mib
+	w.files = w.sizes().Inodes.All - 12800
+	worlds["as_reviewed"] = w
+	return worlds
+}
+
+// TestExtendThatFails: a volume that cannot be extended is not made smaller and larger all
+// the time for that; and one that can comes to have the inodes.
+func TestExtendThatFails(t *testing.T) {
+	no := errors.New("no")
+	for name := range shortOfFiles() {
+		for why, err := range map[string]error{"no": no, "no_room": fmt.Errorf("full: %w", ErrNoRoom), "never": nil} {
+			t.Run(name+"/"+why, func(t *testing.T) {
+				w := shortOfFiles()[name]
+				w.fails = func(d Decision) error {
+					if d.Action == Extend {
+						return err
+					}
+					return nil
+				}
+				first, later := 40, 6 // three for each try: 12 in the first hour, and then one
+				if err == nil {
+					first, later = 40, 0
+				}
+				w.run(time.Hour, 0, 0)
+				if w.resizes > first {
+					t.Errorf("%d resizes in the first hour, want at most %d", w.resizes, first)
+				}
+				w.resizes = 0
+				w.run(2*time.Hour, 0, 0)
+				if w.resizes > later || len(w.wrong) > 0 {
+					t.Errorf("%d resizes in two hours of rest, want at most %d; %v", w.resizes, later, w.wrong)
+				}
+				w.fails = nil // once it can, and with all the room that it needs
+				s := w.sizes()
+				w.outerUsed -= max(0, 2*KeepFreeOf(w.outer)+gib-s.OuterFree)
+				w.run(2*time.Hour, 0, 0)
+				s = w.sizes()
+				if f := w.l.files(w.h, s); f.short() {
+					t.Errorf("at last the volume is short of inodes: %+v", s)
+				}
+			})
+		}
+	}
+}
+
+// TestExtendEased: one that failed for want of room is tried at once when there is more, and
+// no other one is; what else goes well changes nothing.
+func TestExtendEased(t *testing.T) {
+	for _, c := range []struct {
+		err    error
+		change func(*world)
+		action Action
+	}{
+		{ErrNoRoom, func(*world) {}, None},
+		{ErrNoRoom, func(w *world) { w.outerUsed -= gib }, Extend},
+		{errors.New("no"), func(w *world) { w.outerUsed -= gib }, None},
+		{errors.New("no"), func(w *world) { w.h = w.h.Done(Decision{Action: Shrink}, nil, w.now) }, None},
+		{errors.New("no"), func(w *world) { w.h = w.h.Done(Decision{Action: Grow}, errors.New("no"), w.now) }, None},
+		{errors.New("no"), func(w *world) { w.h = w.h.Done(Decision{Action: Extend}, nil, w.now) }, Extend},
+		{errors.New("no"), func(w *world) { w.inner, w.innerUsed = w.inner-64*mib, w.innerUsed-64*mib }, None},
+	} {
+		w := withFiles(16 * gib)
+		w.files = w.sizes().Inodes.All - 100
+		for range 9 {
+			_, w.h = Decide(w.l, w.h, w.sizes(), w.now)
+			w.h = w.h.Done(Decision{Action: Extend}, c.err, w.now)
+			w.now = w.now.Add(time.Second)
+		}
+		c.change(w)
+		if d, _ := Decide(w.l, w.h, w.sizes(), w.now); d.Action != c.action {
+			t.Errorf("after %v: %+v, want %s", c.err, d, c.action)
+		}
 	}
 }

@@ -20,6 +20,7 @@ type world struct {
 	moving               int64         // such space
 	done                 func()        // ends that resize
 	decide               func(Limits, History, Sizes, time.Time) (Decision, History)
+	fails                func(Decision) error // nil: nothing
 	resizes, passes      int
 	wrong                []string
 	full                 int // writes that met a full file system
@@ -123,10 +124,16 @@ func (w *world) pass() {
 	w.passes++
 	d, h := w.decide(w.l, w.h, before, w.now)
 	change := int64(0)
+	var err error
+	if w.fails != nil {
+		err = w.fails(d)
+	}
 	if d.Action == Grow || d.Action == Shrink || d.Action == Extend {
 		w.resizes++
-		change = d.Size - w.inner
-		w.inner = d.Size
+		if err == nil {
+			change = d.Size - w.inner
+			w.inner = d.Size
+		}
 	}
 	w.check(d, before)
 	w.next, w.after = w.now.Add(d.Next), 0
@@ -140,8 +147,10 @@ func (w *world) pass() {
 		w.next = w.now.Add(d.Next)
 	}
 	if change == 0 || w.slow == 0 {
-		w.spanned(d, change)
-		w.h, w.done = h.Done(d, nil, w.now), nil
+		if err == nil {
+			w.spanned(d, change)
+		}
+		w.h, w.done = h.Done(d, err, w.now), nil
 		return
 	}
 	w.inner -= max(change, 0)
