@@ -99,7 +99,7 @@ func (r Resized) Resize(ctx context.Context, size int64) error {
 func (r Resized) Extend(ctx context.Context, size int64) error {
 	s, err := r.Resizer.Measure()
 	if err != nil {
-		return err
+		return passing(err)
 	}
 	n := min(size-s.InnerFree-s.InnerUsed, s.MaxReserved-s.Reserved)
 	if n < leastChange {

@@ -198,6 +198,10 @@ func TestExtended(t *testing.T) {
 	if err := v.Extend(context.Background(), 9*gib); !errors.Is(err, ErrNothing) || !errors.Is(err, balance.ErrNoRoom) || r.extended != 0 {
 		t.Errorf("Extend where there is no room: %v, asked for %d", err, r.extended)
 	}
+	r.err = resize.ErrBusy
+	if err := v.Extend(context.Background(), 9*gib); !errors.Is(err, resize.ErrBusy) || !errors.Is(err, balance.ErrNotNow) || r.extended != 0 {
+		t.Errorf("Extend of what cannot be measured: %v, asked for %d", err, r.extended)
+	}
 }
 
 func TestLook(t *testing.T) {
