@@ -38,6 +38,8 @@ type Sides struct {
 	VolumeInodesFree    int64 `json:"volume_inodes_free"`
 	PartitionInodes     int64 `json:"partition_inodes"`
 	PartitionInodesFree int64 `json:"partition_inodes_free"`
+
+	few bool // inodes on either side: balance.Limits.FewInodes
 }
 
 // Bar draws the partition as width characters: used in the volume, free in it, used
@@ -92,7 +94,7 @@ func (s Sides) Write(to io.Writer, columns int, ascii bool) error {
 	if s.InBalloons > 0 {
 		fmt.Fprintf(&b, "balloons   %s, of which %s are given back; df counts them as used in the volume, nothing is there\n", balance.Text(s.InBalloons), balance.Text(s.GivenBack))
 	}
-	if fewOf(s.VolumeInodes, s.VolumeInodesFree) || fewOf(s.PartitionInodes, s.PartitionInodesFree) {
+	if s.few {
 		fmt.Fprintf(&b, "FEW INODES %s in the volume, %s beside it: so many more files, whatever is free\n",
 			inodesText(s.VolumeInodes, s.VolumeInodesFree), inodesText(s.PartitionInodes, s.PartitionInodesFree))
 	}
@@ -130,9 +132,6 @@ func (s Sides) Write(to io.Writer, columns int, ascii bool) error {
 	_, err := io.WriteString(to, b.String())
 	return err
 }
-
-// fewOf tells whether less than a tenth of a file system's inodes are free.
-func fewOf(all, free int64) bool { return free < all/10 }
 
 func inodesText(all, free int64) string {
 	if all == 0 {

@@ -44,7 +44,7 @@ func Terms(s resize.Sizes) balance.Sizes {
 	return balance.Sizes{
 		// What is written elsewhere meanwhile must find room: so the volume gives back for it.
 		Outer: s.OuterTotal, OuterFree: max(0, s.OuterFree-s.Moving), Inner: inner, InnerFree: s.InnerFree, Gap: s.OverCommitted, ReadOnly: s.ReadOnly,
-		Device: device, Copied: s.Copied,
+		Device: device, Largest: s.Apparent >= s.OuterTotal/state.BlockSize*state.BlockSize, Copied: s.Copied,
 		Slack: max(0, s.InnerFree-max(0, s.Reserved-s.MinReserved)), OuterSlack: s.KeptOutside,
 		Unit: s.Unit, Balloons: s.InBalloons, Inodes: balance.Inodes(s.Inodes),
 	}
@@ -143,6 +143,15 @@ func Look(s resize.Sizes, l balance.Limits, autoResize string, past []Past, d ba
 		Volume: s.InnerFree + s.InnerUsed, VolumeFree: s.InnerFree, GivenBack: s.GivenBack, InBalloons: s.InBalloons,
 		Spare: max(0, s.Reserved-s.MinReserved), Gap: s.OverCommitted, Copied: s.Copied, Moving: s.Moving,
 		VolumeInodes: s.Inodes.All, VolumeInodesFree: s.Inodes.Free, PartitionInodes: s.OuterInodes, PartitionInodesFree: s.OuterInodesFree,
+		few:        l.FewInodes(s.OuterTotal, balance.Inodes(s.Inodes)) || l.FewInodes(s.OuterTotal, inodesOutside(s)),
 		AutoResize: autoResize, StatedRate: l.StatedRate(s.OuterTotal), Decisions: append([]Past{}, past...), Now: Sentence(d, nil),
 	}
+}
+
+// inodesOutside are those of the partition. Nothing brings more of them.
+func inodesOutside(s resize.Sizes) balance.Inodes {
+	if s.OuterInodes == 0 {
+		return balance.Inodes{}
+	}
+	return balance.Inodes{All: s.OuterInodes, Free: s.OuterInodesFree, PerGroup: s.OuterInodes, GroupBytes: s.OuterTotal}
 }

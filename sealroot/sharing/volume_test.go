@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"testing"
+	"time"
 
 	"sealroot/state/balance"
 	"sealroot/state/resize"
@@ -68,10 +69,15 @@ func eight() resize.Sizes {
 func TestResized(t *testing.T) {
 	r := &resizer{sizes: eight()}
 	v := Resized{r}
-	want := balance.Sizes{Outer: 16 * gib, OuterFree: 6 * gib, Inner: 7 * gib, InnerFree: 5 * gib, Device: 19*gib - 16<<20, Slack: gib, Balloons: gib}
+	want := balance.Sizes{Outer: 16 * gib, OuterFree: 6 * gib, Inner: 7 * gib, InnerFree: 5 * gib, Device: 19*gib - 16<<20, Largest: true, Slack: gib, Balloons: gib}
 	if got, err := v.Measure(); err != nil || got != want {
 		t.Errorf("Measure() = %+v, %v, want %+v", got, err, want)
 	}
+	r.sizes.Apparent = 16*gib - 4096 // a boot makes it larger
+	if got, err := v.Measure(); err != nil || got.Largest {
+		t.Errorf("Measure() of a device that is less than the partition = %+v, %v", got, err)
+	}
+	r.sizes.Apparent = 20 * gib
 	r.sizes.Classic = true // its devices bound nothing
 	if got, err := v.Measure(); err != nil || got.Device != 0 {
 		t.Errorf("Measure() of a classic one = %+v, %v", got, err)
@@ -218,5 +224,35 @@ func TestLook(t *testing.T) {
 	s.KeptOutside = 4 * gib
 	if got := Look(s, l, "grow", nil, balance.Decision{}); got.KeepFree != 4*gib || Terms(s).OuterSlack != 4*gib {
 		t.Errorf("keeps %d free, want what a resize leaves", got.KeepFree)
+	}
+}
+
+// Few inodes are told of where the service would get more, and not before.
+func TestLookForInodes(t *testing.T) {
+	const each, need = 16 << 10, 16384
+	for name, c := range map[string]struct {
+		volume, beside int64 // free; 0: any number
+		want           bool
+	}{
+		"enough":       {need, need, false},
+		"volume":       {need - 1, need, true},
+		"beside":       {need, need - 1, true},
+		"any":          {0, 0, false},
+		"any_inside":   {0, need - 1, true},
+		"any_besideit": {need - 1, 0, true},
+	} {
+		s, l := eight(), balance.Defaults()
+		if c.volume > 0 {
+			s.Inodes = resize.Inodes{All: 9 * gib / each, Free: c.volume, PerGroup: 8192, GroupBytes: 8192 * each, FirstBytes: 8 << 20}
+		}
+		if c.beside > 0 {
+			s.OuterInodes, s.OuterInodesFree = 16*gib/each, c.beside
+		}
+		if got := Look(s, l, "both", nil, balance.Decision{}); got.few != c.want {
+			t.Errorf("%s: few inodes: %v, want %v", name, got.few, c.want)
+		}
+		if d, _ := balance.Decide(l, balance.History{}, Terms(s), time.Now()); (d.Action == balance.Extend) != (c.want && c.volume == need-1) {
+			t.Errorf("%s: the service decides for %+v", name, d)
+		}
 	}
 }

@@ -24,6 +24,7 @@ type Sizes struct {
 	Gap       int64 // of the volume's file system, what is not reserved on the partition
 	Copied    int64 // of the volume, what the partition writes elsewhere: it has to be repaired first
 	Device    int64 // the size that Inner can have at most until the next boot; 0: any
+	Largest   bool  // no boot makes Device larger
 	Slack     int64 // what must stay free in the volume when it shrinks
 	Balloons  int64 // what the volume's file system spans beside Inner
 	// Inodes are those of the volume: how many files it has room for.
@@ -242,7 +243,7 @@ func (l Limits) decide(h History, s Sizes, now time.Time) (Decision, History) {
 	}
 	size := s.Inner + want - in.free
 	if s.Device > 0 && size > s.Device {
-		size, why = s.Device, why+"; until the next boot it can have no more than "+Text(s.Device)
+		size, why = s.Device, why+"; "+s.bound()+" than "+Text(s.Device)
 	}
 	if l.Max > 0 && size > l.Max {
 		size, why = max(l.Max, min(s.Inner, size)), why+"; max is "+Text(l.Max)

@@ -35,6 +35,7 @@ func TestDecide(t *testing.T) {
 		{"device_before_max", func(l *Limits) { l.Max = 8 * gib }, Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 100 * mib, Device: 7*gib + 400*mib}, History{}, Grow, 7*gib + 400*mib, "until the next boot"},
 		{"min", func(l *Limits) { l.Min = 7 * gib }, Sizes{Outer: 16 * gib, OuterFree: 100 * mib, Inner: 7 * gib, InnerFree: 6 * gib}, History{}, None, 0, "min is 7.0 GiB"},
 		{"end_of_the_device", nil, Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 100 * mib, Device: 7 * gib}, History{}, None, 0, "until the next boot"},
+		{"device_as_large_as_the_partition", nil, Sizes{Outer: 16 * gib, OuterFree: 8 * gib, Inner: 7 * gib, InnerFree: 100 * mib, Device: 7 * gib, Largest: true}, History{}, None, 0, "with a device as large as the partition it can have no more than 7.0 GiB"},
 		{"slack", nil, Sizes{Outer: 16 * gib, OuterFree: 100 * mib, Inner: 7 * gib, InnerFree: gib, Slack: gib}, History{}, None, 0, "little is left"},
 		{"whole_units", nil, Sizes{Outer: 512 * mib, OuterFree: 30 * mib, Inner: 300 * mib, InnerFree: 60 * mib, Unit: 4 * mib}, History{}, Shrink, 276 * mib, "little is left"},
 		{"any_unit", nil, Sizes{Outer: 512 * mib, OuterFree: 30 * mib, Inner: 300 * mib, InnerFree: 60 * mib}, History{}, Shrink, 279 * mib, "little is left"},

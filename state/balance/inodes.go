@@ -49,6 +49,22 @@ func (s Sizes) extendable() bool {
 	return s.Inodes.bytesEach() > 0 && s.behind() >= s.Inodes.FirstBytes
 }
 
+// bound is why the volume can have no more than to the end of its device, in words that "than"
+// may follow.
+func (s Sizes) bound() string {
+	if s.Largest {
+		return "with a device as large as the partition it can have no more"
+	}
+	return "until the next boot it can have no more"
+}
+
+// FewInodes tells whether a file system on a partition of so many bytes, or that of the
+// partition itself, is short of inodes for a writer at the stated rate, as Decide has it of
+// the volume.
+func (l Limits) FewInodes(outer int64, i Inodes) bool {
+	return l.files(History{}, Sizes{Outer: outer, Inodes: i}).short()
+}
+
 // lacks adds to the reason of a decision about bytes that the volume is short of inodes.
 func (l Limits) lacks(h History, s Sizes, now time.Time) string {
 	f := l.files(h, s)
@@ -56,7 +72,7 @@ func (l Limits) lacks(h History, s Sizes, now time.Time) string {
 	case !f.short():
 		return ""
 	case !s.extendable():
-		return "; " + s.shortOfInodes(f) + ", and until the next boot it can have no more"
+		return "; " + s.shortOfInodes(f) + "; " + s.bound()
 	case pause > 0:
 		return fmt.Sprintf("; %s; the last %s failed, the next is in %v", s.shortOfInodes(f), Extend, pause.Round(time.Second))
 	}
