@@ -21,7 +21,7 @@ func TestLeastState(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer disk.Close()
-	volume := func(f state.Filesystem, size, beside int64) error {
+	superblock := func(size int64) ext4.Superblock {
 		t.Helper()
 		if err := disk.Truncate(0); err != nil {
 			t.Fatal(err)
@@ -36,8 +36,17 @@ func TestLeastState(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		return sb
+	}
+	room := func(size int64) int64 {
+		sb := superblock(size)
+		return int64(sb.FreeBlocks) * int64(sb.BlockSize)
+	}
+	volume := func(f state.Filesystem, size, beside int64) error {
+		t.Helper()
+		sb := superblock(size)
 		kept := min(sb.Blocks/50, 4096) // by the kernel: ext4_calculate_resv_clusters
-		_, err = state.SizesFor(f, int64(sb.FreeBlocks-kept)*int64(sb.BlockSize)-beside, 0)
+		_, err := state.SizesFor(f, int64(sb.FreeBlocks-kept)*int64(sb.BlockSize)-beside, 0)
 		return err
 	}
 	for _, f := range []state.Filesystem{state.Ext4, state.Btrfs} {
@@ -91,5 +100,27 @@ func TestLeastState(t *testing.T) {
 	}
 	if got := least(made); got != 272 {
 		t.Errorf("beside a layer of 100 MiB: %d MiB, want 272", got)
+	}
+	// Without a volume there is room for the layers.
+	for _, size := range []int64{980 * mib, 3 << 30, 40 << 30} {
+		if err := os.Truncate(l.Image, size); err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range []set{none, never, plain} {
+			got := least(s) * mib
+			if free, over := room(got)-size, room(got-64*mib)-size; free < 0 || size == 980*mib && over >= 0 {
+				t.Errorf("in %d MiB a layer of %d has %d too much, in 64 less %d", got/mib, size/mib, free/mib, over/mib)
+			}
+		}
+	}
+	// The default size does not do for all that would be less than it.
+	if room(1024*mib) >= 980*mib {
+		t.Error("control: 980 MiB have room in 1 GiB")
+	}
+	if err := os.Truncate(l.Image, 980*mib); err != nil {
+		t.Fatal(err)
+	}
+	if got := least(plain); got <= 1024 {
+		t.Errorf("a layer of 980 MiB is to have room in %d MiB", got)
 	}
 }

@@ -238,7 +238,7 @@ func leastState(sets []set) (int64, error) {
 		}
 		beside += roundUp(info.Size(), 4*kib)
 	}
-	least := 32*mib + roundUp(beside, mib)
+	least := max(32*mib+roundUp(beside, mib), statelayout.LeastHolding("ext4", beside)) // see makeState
 	for _, s := range sets {
 		if st := s.in.Config.WithDefaults().State; st.Create == config.CreateFirstBoot && !st.Plain() {
 			least = max(least, statelayout.LeastPartition(st.Filesystem, st.PartitionFilesystem, beside))

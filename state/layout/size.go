@@ -24,10 +24,16 @@ func LeastVolume(filesystem string) int64 {
 // first boot finds the room for a volume with that file system; outer is the file system
 // of the partition, and beside the bytes of files that lie there already.
 func LeastPartition(filesystem, outer string, beside int64) int64 {
-	need := LeastVolume(filesystem) + KeepFree + beside
+	return LeastHolding(outer, LeastVolume(filesystem)+beside)
+}
+
+// LeastHolding is the smallest partition, a multiple of 1 MiB in bytes, whose file system
+// has room for files of so many bytes, and as much free as a volume would leave.
+func LeastHolding(filesystem string, files int64) int64 {
+	need := files + KeepFree
 	least := need
 	for {
-		size := (need + ownOf(outer, least) + mib - 1) / mib * mib
+		size := (need + ownOf(filesystem, least) + mib - 1) / mib * mib
 		if size <= least {
 			return least
 		}
