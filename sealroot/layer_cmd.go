@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"text/tabwriter"
 
 	"golang.org/x/sys/unix"
@@ -194,12 +195,14 @@ func (c *command) mayAdd(cfg config.Config, r report.Report, im *layers.Image) e
 
 // tellClashes refuses a layer that would take a directory of the root away, or let others
 // than root write there, and says what else it does to the root's. Where an older image of
-// the layer is in use the root shows what that has, so nothing is refused.
+// the layer is in use the root shows what that has, so nothing is refused. Nor is it in an
+// /etc that the machine writes: what was changed there lies above the layer.
 func (c *command) tellClashes(r report.Report, im *layers.Image) error {
 	inUse := slices.ContainsFunc(r.Layers, func(l report.Layer) bool { return l.Name == im.Layer.Name && l.LeftOut == "" })
 	for i, clash := range im.Clashes {
 		text := line(fmt.Sprintf("%s: layer %s %s; %s", clash.Path(), im.Layer.Name, clash.What(), clash.Remedy()))
-		if clash.Bad() && !inUse {
+		inEtc := im.MachineEtc && strings.HasPrefix(clash.Path()+"/", "/etc/")
+		if clash.Bad() && !inUse && !inEtc {
 			return fmt.Errorf("%s: %w", text, bootset.ErrRefused)
 		}
 		if i < clashesSaid {

@@ -397,7 +397,8 @@ func TestLayerAddRefused(t *testing.T) {
 
 // A layer that would take a directory of the running root away, or give it to a user, is
 // refused; what else it does to one is said. An image that replaces the one in use is not
-// held against what that has, and what is mounted over the root is not the root's.
+// held against what that has, and what is mounted over the root is not the root's. In an
+// /etc that is mounted the machine's own lies above the layer's, and nothing is refused.
 func TestLayerAddComparesWithTheRoot(t *testing.T) {
 	mkdir := func(name string, uid int, mode os.FileMode) func(tree string) error {
 		return func(tree string) error {
@@ -417,7 +418,12 @@ func TestLayerAddComparesWithTheRoot(t *testing.T) {
 		{"good", mkdir("usr/lib/app", 1000, 0o777), false, false, 0, ""},
 		{"lib", mkdir("lib/app", 0, 0o755), false, false, 3, `/lib: layer app-x has a directory over a link to "usr/lib" of the root, which is gone then, with all that is reached through it; move what the layer has there below /usr/lib: `},
 		{"link", func(tree string) error { return os.Symlink("usr", filepath.Join(tree, "opt")) }, false, false, 3, `/opt: layer app-x has a link to "usr" over a directory`},
-		{"user's", mkdir("etc/systemd", 1000, 0o755), false, false, 3, "/etc/systemd: layer app-x gives the root's directory of owner " + says + "1000:1000, mode 0755, and lets others"},
+		{"user's", mkdir("srv/systemd", 1000, 0o755), false, false, 3, "/srv/systemd: layer app-x gives the root's directory of owner " + says + "1000:1000, mode 0755, and lets others"},
+		{"machine's", mkdir("etc/systemd", 1000, 0o755), false, false, 0, "warning: /etc/systemd: layer app-x gives the root's directory of owner " + says + "1000:1000, mode 0755, and lets others"},
+		{"machine's_link", mkdir("etc/app", 0, 0o755), false, false, 0, `warning: /etc/app: layer app-x has a directory over a link to "/usr/share/app"`},
+		{"machine's_etc", mkdir("etc", 1000, 0o755), false, false, 0, "warning: /etc: layer"},
+		{"image's_etc", mkdir("etc/systemd", 1000, 0o755), false, false, 3, "/etc/systemd: layer"},
+		{"not_below_etc", mkdir("etcetera/x", 1000, 0o755), false, false, 3, "/etcetera/x: layer"},
 		{"mode", mkdir("etc/systemd", 0, 0o700), false, false, 0, "warning: /etc/systemd: layer app-x gives the root's directory of owner " + says + "0:0, mode 0700; chown 0:0 and chmod 0755"},
 		{"in_use", mkdir("lib/app", 0, 0o755), true, false, 0, "warning: /lib: "},
 		{"mounted", mkdir("mounted/systemd", 1000, 0o755), false, false, 0, ""},
@@ -426,18 +432,24 @@ func TestLayerAddComparesWithTheRoot(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			m := newLayerMachine(t)
-			m.put("root/opt/x", "")
+			for _, name := range []string{"opt/x", "srv/systemd/x", "etcetera/x/x", "etc/x", "mounted/x"} {
+				m.put("root/"+name, "")
+			}
 			if err := os.Symlink("usr/lib", m.dir+"/root/lib"); err != nil {
 				t.Fatal(err)
 			}
 			for _, mounted := range []string{"etc", "mounted"} { // of a machine's /etc the layer is a part
-				m.put("root/"+mounted+"/x", "")
 				at := filepath.Join(m.dir, "root", mounted)
-				if err := unix.Mount("tmpfs", at, "tmpfs", 0, "mode=755"); err != nil {
+				if tt.name != "image's_etc" {
+					if err := unix.Mount("tmpfs", at, "tmpfs", 0, "mode=755"); err != nil {
+						t.Fatal(err)
+					}
+					defer unix.Unmount(at, 0)
+				}
+				m.put("root/"+mounted+"/systemd/x", "")
+				if err := os.Symlink("/usr/share/app", filepath.Join(at, "app")); err != nil {
 					t.Fatal(err)
 				}
-				defer unix.Unmount(at, 0)
-				m.put("root/"+mounted+"/systemd/x", "")
 			}
 			if tt.usr {
 				c := config.Config{LayersAllowed: []string{"app-*"}, Root: config.Root{Source: config.SourceUsrVerity, Filesystem: "squashfs"}, State: config.State{Create: config.CreateFirstBoot, Unlock: []string{config.UnlockTPM2}}}

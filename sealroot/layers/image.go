@@ -30,7 +30,10 @@ type Image struct {
 	Signer  string         // subject of the certificate
 	Release osrelease.Release
 	Clashes []over.Clash // with the root that runs
-	file    *os.File     // the draft
+	// MachineEtc: what Clashes say of /etc may be the machine's own doing, whose files lie
+	// above those of all images there, and stay.
+	MachineEtc bool
+	file       *os.File // the draft
 }
 
 // Wanted is what an image has to be.
@@ -127,7 +130,7 @@ func (im *Image) read(ctx context.Context, want Wanted) error {
 	if err := im.describe(tree, want.Name); err != nil {
 		return err
 	}
-	if im.Clashes, err = compare(want.Root, tree, want.Usr); err != nil {
+	if im.Clashes, im.MachineEtc, err = compare(want.Root, tree, want.Usr); err != nil {
 		return fmt.Errorf("cannot compare it with the root: %w", err)
 	}
 	return nil

@@ -1,6 +1,7 @@
 package layers
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -68,25 +69,47 @@ func (t tree) Children(dir string) ([]string, error) {
 }
 
 // compare lists what a layer's tree does to a root that runs, or to its usr. What is mounted
-// there is not the image's; /etc is, as far as nobody has changed it.
-func compare(root string, layer *os.File, usr bool) ([]over.Clash, error) {
+// there is not the image's; /etc is, as far as nobody has changed it. machine tells whether
+// /etc is mounted: the machine's own files lie above all images there.
+func compare(root string, layer *os.File, usr bool) (clashes []over.Clash, machine bool, err error) {
 	dir := "."
 	if usr {
 		dir = "usr"
 	}
 	top, err := mount.OpenRoot(root)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	defer top.Close()
 	at, err := mount.OpenBeneath(top, dir, unix.O_PATH|unix.O_DIRECTORY, mount.Beneath)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	defer at.Close()
 	var st unix.Stat_t
 	if err := unix.Fstat(int(at.Fd()), &st); err != nil {
-		return nil, fmt.Errorf("cannot look at %s: %w", at.Name(), err)
+		return nil, false, fmt.Errorf("cannot look at %s: %w", at.Name(), err)
 	}
-	return over.Compare(tree{top, st.Dev}, tree{layer, 0}, dir)
+	if machine, err = mountedEtc(top, st.Dev); err != nil {
+		return nil, false, err
+	}
+	clashes, err = over.Compare(tree{top, st.Dev}, tree{layer, 0}, dir)
+	return clashes, machine, err
+}
+
+// mountedEtc tells whether /etc of a root lies on another device than that.
+func mountedEtc(root *os.File, device uint64) (bool, error) {
+	etc, err := mount.OpenBeneath(root, "etc", unix.O_PATH|unix.O_NOFOLLOW, mount.Beneath)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer etc.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(etc.Fd()), &st); err != nil {
+		return false, fmt.Errorf("cannot look at %s: %w", etc.Name(), err)
+	}
+	return st.Dev != device, nil
 }
