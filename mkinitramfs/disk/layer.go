@@ -79,7 +79,8 @@ func (b *Builder) layerTree(ctx context.Context, in LayerInput, slot SlotInput, 
 }
 
 // copyLayer copies a tree and adds the extension-release that it lacks. Whose the files of
-// a folder are says nothing of the machines, and a directory's owner there is the layer's.
+// a folder are says nothing of the machines, and a directory's owner there is the layer's:
+// they become root's.
 func copyLayer(from string, out *tar.Writer, in LayerInput, b *Builder) error {
 	info, err := os.Stat(from)
 	if err != nil {
@@ -91,7 +92,7 @@ func copyLayer(from string, out *tar.Writer, in LayerInput, b *Builder) error {
 	}
 	defer source.Close()
 	release, dirs, files := osrelease.ExtensionPath(in.Name), map[string]bool{}, 0
-	has := false
+	has, owners := false, newOwners()
 	for r := tar.NewReader(source); ; {
 		h, err := r.Next()
 		if errors.Is(err, io.EOF) {
@@ -117,7 +118,9 @@ func copyLayer(from string, out *tar.Writer, in LayerInput, b *Builder) error {
 		has = has || name == release
 		h.Name = name
 		if info.IsDir() {
-			h.Uid, h.Gid = 0, 0
+			if err := owners.toRoot(h); err != nil {
+				return err
+			}
 			//lint:ignore SA1019 what a reader has made of PAXRecords the writer adds to them
 			h.Xattrs = nil
 			for _, acl := range []string{"access", "default"} { // they name users too
@@ -136,6 +139,9 @@ func copyLayer(from string, out *tar.Writer, in LayerInput, b *Builder) error {
 	}
 	if files == 0 {
 		return fmt.Errorf("cannot make a layer of an empty tree: %w", ErrRoot)
+	}
+	if owners.others > 0 {
+		fmt.Fprintln(b.Log, "warning:", owners.warning(in.Name))
 	}
 	if !has {
 		if err := addRelease(out, release, dirs, in, b); err != nil {

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -79,8 +80,8 @@ func TestFilesOfALayer(t *testing.T) {
 	}
 }
 
-// The files of a folder become root's, with the modes that they have; a tar says whose they
-// are. An access list goes, for it names users too.
+// The files of a folder become root's, with the modes that they have, which is said where
+// they were others'; a tar says whose they are. An access list goes, for it names users too.
 func TestOwnersOfALayer(t *testing.T) {
 	b, _ := builder(t)
 	b.Time = time.Unix(1700000000, 0)
@@ -93,11 +94,20 @@ func TestOwnersOfALayer(t *testing.T) {
 	if out, err := exec.Command("tar", "-C", tree, "-cf", packed, ".").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
+	if err := errors.Join(os.Chown(filepath.Join(tree, "usr/bin/tool"), 0, 0), os.Chmod(filepath.Join(tree, "usr/bin/tool"), fs.ModeSetuid|0o755)); err != nil {
+		t.Fatal(err)
+	}
 	for _, filesystem := range []string{squashfs, erofs} {
 		for source, uid := range map[string]int{tree: 0, packed: 1000} {
+			var log bytes.Buffer
+			b.Log = &log
 			out := filepath.Join(t.TempDir(), "tools.raw")
 			if _, err := b.Layer(t.Context(), LayerInput{Name: "tools", Tree: source, Filesystem: filesystem, For: fitting(), Output: out}); err != nil {
 				t.Fatal(err)
+			}
+			says := "warning: layer tools: files that are neither root's nor yours become root's: 7, such as /etc of 1000:1001; "
+			if told := strings.Contains(log.String(), says); told != (source == tree) || strings.Count(log.String(), "warning") > 1 {
+				t.Errorf("%s of %s: it says %q", filesystem, filepath.Base(source), log.String())
 			}
 			files := readBack(t, b, out)
 			for name, want := range map[string]over.Entry{
@@ -118,6 +128,43 @@ func TestOwnersOfALayer(t *testing.T) {
 	var plain bytes.Buffer
 	if err := copyLayer(tree, tar.NewWriter(&plain), LayerInput{Name: "tools", For: fitting()}, b); err != nil || strings.Contains(plain.String(), "posix_acl") {
 		t.Errorf("copyLayer: %v, or an access list stays", err)
+	}
+}
+
+// A program that is setuid or setgid for somebody else never becomes one for root.
+func TestSetIDOfAFolder(t *testing.T) {
+	b, _ := builder(t)
+	for name, tt := range map[string]struct {
+		uid, gid int
+		mode     fs.FileMode
+		refused  bool
+	}{
+		"at":           {1, 1, fs.ModeSetuid | fs.ModeSetgid | 0o755, true},
+		"setuid":       {1, 0, fs.ModeSetuid | 0o755, true},
+		"crontab":      {0, 102, fs.ModeSetgid | 0o755, true},
+		"other_group":  {0, 102, fs.ModeSetuid | 0o750, false},
+		"other_user":   {1, 0, fs.ModeSetgid | 0o755, false},
+		"root's":       {0, 0, fs.ModeSetuid | fs.ModeSetgid | 0o755, false},
+		"without_bits": {1, 1, 0o755, false},
+	} {
+		tree := layerTree(t)
+		tool := filepath.Join(tree, "usr/bin/tool")
+		// Of a directory the bit says whose group what is made there has.
+		if err := errors.Join(os.Chown(tool, tt.uid, tt.gid), os.Chmod(tool, tt.mode), os.Chown(filepath.Dir(tool), 0, 50), os.Chmod(filepath.Dir(tool), fs.ModeSetgid|0o755)); err != nil {
+			t.Fatal(err)
+		}
+		err := copyLayer(tree, tar.NewWriter(io.Discard), LayerInput{Name: "tools", For: fitting()}, b)
+		if refused := errors.Is(err, ErrRoot) && strings.Contains(err.Error(), "/usr/bin/tool root's") && strings.Contains(err.Error(), "as a tar"); refused != tt.refused || !refused && err != nil {
+			t.Errorf("%s: %v, want it refused %v", name, err, tt.refused)
+		}
+	}
+	// Who builds may be anybody.
+	own := folderOwners{uid: 1000, gid: 1001}
+	for _, h := range []tar.Header{{Uid: 1000, Gid: 1001}, {Uid: 0, Gid: 1001}, {Uid: 1000, Gid: 0}, {Uid: 1001, Gid: 1000}} {
+		h.Typeflag, h.Mode = tar.TypeReg, 0o6755
+		if others := h.Uid == 1001; (own.toRoot(&h) != nil) != others || !others && h.Uid+h.Gid != 0 {
+			t.Errorf("of 1000:1001 a file becomes %d:%d, or is refused: %v", h.Uid, h.Gid, !others)
+		}
 	}
 }
 
