@@ -153,11 +153,34 @@ func (r Runner) Output(ctx context.Context, stdin io.Reader, name string, args .
 	cmd.ExtraFiles = r.Files
 	// Only who makes a root image knows what it should make of this.
 	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "SOURCE_DATE_EPOCH=") })
+	if name == "fakeroot" {
+		cmd.Env = outsideFakeroot(cmd.Env)
+	}
 	cmd.Env = append(cmd.Env, r.Env...)
 	if err := cmd.Run(); err != nil {
 		return "", fmt.Errorf("cannot run %s %s: %w\n%s", name, strings.Join(args, " "), err, tail(out.String(), 20))
 	}
 	return out.String(), nil
+}
+
+// outsideFakeroot is an environment without what fakeroot has put into it: it refuses to
+// run within another one. That one would not do in its place, for it remembers inodes of
+// files that a program without its library, as this one, has removed.
+func outsideFakeroot(env []string) []string {
+	var out []string
+	for _, v := range env {
+		name, value, _ := strings.Cut(v, "=")
+		if strings.HasPrefix(name, "FAKEROOT") && name != "FAKEROOTDONTTRYCHOWN" || name == "FAKED_MODE" {
+			continue
+		}
+		if name == "LD_PRELOAD" { // ld.so(8): separated by colons or spaces
+			libraries := strings.FieldsFunc(value, func(r rune) bool { return r == ':' || r == ' ' })
+			libraries = slices.DeleteFunc(libraries, func(l string) bool { return strings.HasPrefix(filepath.Base(l), "libfakeroot") })
+			v = name + "=" + strings.Join(libraries, ":")
+		}
+		out = append(out, v)
+	}
+	return out
 }
 
 // WithEnv returns a Runner whose programs also get these variables.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -42,5 +43,14 @@ func TestFailedRunShowsOutput(t *testing.T) {
 	err := New().Run(t.Context(), nil, "mke2fs", "-t", "ext4", "/nonexistent/image")
 	if err == nil || !strings.Contains(err.Error(), "/nonexistent/image") {
 		t.Errorf("Run(mke2fs) = %v, want an error with the program's own words", err)
+	}
+}
+
+// What others preload and what a user sets stays.
+func TestOutsideFakeroot(t *testing.T) {
+	in := []string{"PATH=/bin", "FAKEROOTKEY=7", "FAKEROOTUID=0", "FAKED_MODE=unknown-is-root", "LD_PRELOAD=libfakeroot-sysv.so:/a/libeatmydata.so /b/libfakeroot-tcp.so", "A=FAKEROOTKEY=7", "FAKEROOTDONTTRYCHOWN=1"}
+	want := []string{"PATH=/bin", "LD_PRELOAD=/a/libeatmydata.so", "A=FAKEROOTKEY=7", "FAKEROOTDONTTRYCHOWN=1"}
+	if got := outsideFakeroot(in); !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
 	}
 }
