@@ -769,6 +769,30 @@ func TestRekey(t *testing.T) {
 	}
 }
 
+// What made the volume read-only at the boot stands until it is known to be writable.
+func TestStateStatusOfAReadOnlyVolume(t *testing.T) {
+	s := newSealed(t)
+	s.report.State.ReadOnly = "no room; free space"
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(os.MkdirAll(s.env.volume(), 0o755))
+	if d := s.status(); d.Volume != "open" || d.ReadOnly != "" {
+		t.Errorf("it can be written: %+v", d)
+	}
+	must(os.RemoveAll(s.env.volume()))
+	must(os.Symlink(filepath.Base(s.env.volume()), s.env.volume())) // a loop: it cannot be asked
+	d := s.status()
+	if d.ReadOnly != "no room; free space" || !slices.ContainsFunc(d.Problems, func(p string) bool {
+		return strings.HasPrefix(p, "the volume was read-only at the boot, and it is not known whether it still is: ")
+	}) {
+		t.Errorf("it cannot be asked: %+v", d)
+	}
+}
+
 // TestStateStatusWithoutVolume: a degraded boot still reads the header.
 func TestStateStatusWithoutVolume(t *testing.T) {
 	s := newSealed(t)

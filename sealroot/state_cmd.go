@@ -34,7 +34,8 @@ func stateStatus(c *command) action {
 		}
 		f.KeyFile = slices.Contains(cfg.State.Unlock, config.UnlockKeyFile)
 		var fs unix.Statfs_t
-		f.ReadOnlyMount = unix.Statfs(c.env.volume(), &fs) == nil && fs.Flags&unix.ST_RDONLY != 0
+		f.MountErr = unix.Statfs(c.env.volume(), &fs)
+		f.ReadOnlyMount = f.MountErr == nil && fs.Flags&unix.ST_RDONLY != 0
 		im, err := volume.Open(ctx, c.env.State, false)
 		if err != nil {
 			f.Err = err

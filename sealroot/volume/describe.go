@@ -58,8 +58,10 @@ type Facts struct {
 	// Image is nil when it cannot be read, which Err says.
 	Image *Image
 	Err   error
-	// ReadOnlyMount: the file system inside is mounted read-only.
+	// ReadOnlyMount: the file system inside is mounted read-only. MountErr: why that is
+	// not known.
 	ReadOnlyMount bool
+	MountErr      error
 	// KeyWaits, Escrow and ManageFile tell which files are there.
 	KeyWaits, Escrow, ManageFile bool
 	// KeyFile: PID 1 looks for a key file.
@@ -160,10 +162,18 @@ func (d *Description) manage(f Facts) {
 }
 
 func (d *Description) readOnly(f Facts) {
-	if d.Volume != "open" || !f.ReadOnlyMount { // what was the matter at the boot is mended
+	atBoot := f.Report.State.ReadOnly
+	switch {
+	case d.Volume != "open":
+		return
+	case f.MountErr != nil && atBoot != "":
+		d.ReadOnly = atBoot
+		d.Problems = append(d.Problems, fmt.Sprintf("the volume was read-only at the boot, and it is not known whether it still is: %v", f.MountErr))
+		return
+	case !f.ReadOnlyMount: // what was the matter at the boot is mended
 		return
 	}
-	d.ReadOnly = cmp.Or(f.Report.State.ReadOnly,
+	d.ReadOnly = cmp.Or(atBoot,
 		"its file system is mounted read-only: the kernel does that when it finds it damaged (see the kernel log, and the warnings of this boot in sealroot status)")
 	d.Problems = append(d.Problems, "the volume is read-only")
 }
