@@ -62,15 +62,17 @@ while (1) {
 
 // space is what the test reads of sealroot state status --json.
 type space struct {
-	Partition    int64  `json:"partition_bytes"`
-	KeepFree     int64  `json:"keep_free_bytes"`
-	Volume       int64  `json:"volume_bytes"`
-	VolumeFree   int64  `json:"volume_free_bytes"`
-	Gap          int64  `json:"gap_bytes"`
-	Rate         int64  `json:"stated_rate"`
-	AutoResize   string `json:"auto_resize"`
-	VolumeInodes int64  `json:"volume_inodes"`
-	Decisions    []decision
+	Partition        int64  `json:"partition_bytes"`
+	PartitionFree    int64  `json:"partition_free_bytes"`
+	KeepFree         int64  `json:"keep_free_bytes"`
+	Volume           int64  `json:"volume_bytes"`
+	VolumeFree       int64  `json:"volume_free_bytes"`
+	Gap              int64  `json:"gap_bytes"`
+	Rate             int64  `json:"stated_rate"`
+	AutoResize       string `json:"auto_resize"`
+	VolumeInodes     int64  `json:"volume_inodes"`
+	VolumeInodesFree int64  `json:"volume_inodes_free"`
+	Decisions        []decision
 }
 
 func spaceOf(t *testing.T, vm *VM) space {
@@ -82,6 +84,32 @@ func spaceOf(t *testing.T, vm *VM) space {
 	}
 	fits(t, "state", text)
 	return *d.Space
+}
+
+// smallFiles is how many files are a quarter more than the volume has inodes for now. They have
+// to be in the partition with what both sides keep: without room nothing brings inodes.
+func smallFiles(s space, keepInside int64) (int64, error) {
+	const each = 4<<10 + 256 // a block, and an entry of the table of inodes
+	n := s.VolumeInodesFree + s.VolumeInodesFree/4 + 1
+	if room := s.PartitionFree - s.KeepFree + s.VolumeFree - keepInside; s.VolumeInodesFree <= 0 || n*each > room {
+		return 0, fmt.Errorf("%d of %d inodes are free in the volume: %d files are to be written, and there is room for %d MiB", s.VolumeInodesFree, s.VolumeInodes, n, room>>20)
+	}
+	return n, nil
+}
+
+func TestSmallFiles(t *testing.T) {
+	s := space{PartitionFree: 40 << 20, KeepFree: 32 << 20, VolumeFree: 160 << 20, VolumeInodes: 15360, VolumeInodesFree: 14000}
+	if n, err := smallFiles(s, 34<<20); err != nil || n != 17501 {
+		t.Errorf("%d, %v", n, err)
+	}
+	s.VolumeInodesFree = 30000 // 155 MiB
+	if n, err := smallFiles(s, 34<<20); err == nil {
+		t.Errorf("without the room: %d", n)
+	}
+	s.VolumeInodesFree = 0
+	if n, err := smallFiles(s, 34<<20); err == nil {
+		t.Errorf("without a bound: %d", n)
+	}
 }
 
 // kernelSays are the errors in the kernel's log.
@@ -117,11 +145,17 @@ func TestResizeService(t *testing.T) {
 		{"in_turn", "fill 18", partition + " " + volume},
 		{"volume", "fill 0", volume},
 		{"partition", "fill 0", partition},
-		// More than the inodes of all that the volume has spanned until then, at the stated
-		// rate: one comes with 16 KiB.
-		{"small_files", fmt.Sprintf("small %d", s.Rate>>14), volume + " 22000"},
+		// At three quarters of the stated rate, of which one comes with 16 KiB.
+		{"small_files", fmt.Sprintf("small %d", s.Rate/4*3>>14), volume},
 	} {
-		inodes := spaceOf(t, vm).VolumeInodes
+		had := spaceOf(t, vm)
+		if c.name == "small_files" {
+			n, err := smallFiles(had, keepInside<<20)
+			if err != nil {
+				t.Fatalf("%s: %v\n%s", c.name, err, vm.Run("sealroot state status; journalctl -u sealroot-state --no-pager | tail -n 20"))
+			}
+			c.folders += fmt.Sprintf(" %d", n)
+		}
 		began := time.Now()
 		out := vm.Run("load " + c.what + " " + c.folders)
 		t.Logf("%s: %s; %.1f s", c.name, out, time.Since(began).Seconds())
@@ -131,8 +165,8 @@ func TestResizeService(t *testing.T) {
 		}
 		outer, _ := strconv.ParseInt(m[2], 10, 64)
 		inner, _ := strconv.ParseInt(m[3], 10, 64)
-		if now := spaceOf(t, vm); c.name == "small_files" && (inodes > 20000 || now.VolumeInodes < 24000) {
-			t.Errorf("%d inodes in the volume, and %d after 22000 files, want more of them", inodes, now.VolumeInodes)
+		if now := spaceOf(t, vm); c.name == "small_files" && now.VolumeInodes <= had.VolumeInodes {
+			t.Errorf("%d inodes in the volume, of which %d were free, and %d after %q, want more of them", had.VolumeInodes, had.VolumeInodesFree, now.VolumeInodes, c.folders)
 		}
 		if c.name != "small_files" && (outer > keep+small || inner > keepInside+small) {
 			t.Errorf("%s is full, and beside it there is more than is kept: %s (kept: %d beside, %d in the volume)\n%s", c.folders, out, keep, keepInside, vm.Run("journalctl -u sealroot-state --no-pager | tail -n 20"))
