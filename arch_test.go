@@ -92,7 +92,7 @@ var allowed = map[string][]string{
 	"init/boot":    {"bounded", "init", "slots", "verity", "mount", "state"},
 	// programs
 	"init":        {"init/boot", "mount"},
-	"mkinitramfs": {"init/config", "init/cmdline", "slots", "verity", "state/tpm/pcrsig", "state/tpm/predict", "state/escrow", "state/layout", "mount/kmod"},
+	"mkinitramfs": {"init/config", "init/cmdline", "slots", "verity", "state/tpm/pcrsig", "state/tpm/predict", "state/escrow", "state/layout", "state/binds", "mount/kmod"},
 	"sealroot":    {"bounded", "mkinitramfs/built", "mkinitramfs/layer", "mkinitramfs/tools", "init/report", "init/config", "init/cmdline", "slots", "verity", "mount", "state"},
 	"qemu-tests":  {"init/report", "mount/dm", "slots", "state", "state/balloon", "state/btrfs", "state/ext4", "state/layout", "state/luks2", "state/resize", "state/tpm", "verity"},
 }
