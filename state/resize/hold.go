@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sort"
 
 	"golang.org/x/sys/unix"
 
@@ -57,6 +58,7 @@ func (e *ext4FS) deflateAll(holes []balloon.Range, which func(files.Balloon) boo
 		return false, err
 	}
 	defer dir.Close()
+	holes = balloon.Join(holes)
 	for _, b := range list {
 		last := lastIn(b.Held, holes)
 		if !which(b) || b.Err == nil && last == b.Size && b.Sealed {
@@ -69,12 +71,13 @@ func (e *ext4FS) deflateAll(holes []balloon.Range, which func(files.Balloon) boo
 }
 
 // lastIn is the byte of a file, of which held are the places, after the last one that
-// lies in holes.
+// lies in holes, which are in order.
 func lastIn(held, holes []balloon.Range) (end int64) {
 	at := int64(0)
 	for _, r := range held {
-		if both := balloon.Both([]balloon.Range{r}, holes); len(both) > 0 {
-			end = at + both[len(both)-1].End - r.Start
+		behind := sort.Search(len(holes), func(i int) bool { return holes[i].Start >= r.End })
+		if behind > 0 && holes[behind-1].End > r.Start {
+			end = at + min(holes[behind-1].End, r.End) - r.Start
 		}
 		at += r.Bytes()
 	}
