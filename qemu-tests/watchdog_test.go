@@ -17,6 +17,12 @@ var hardwareWatchdog = []string{"-device", "i6300esb", "-action", "watchdog=rese
 // the try is spent.
 func stoppedInit(t *testing.T) string { return goBuild(t, "-tags=stopped", "../init") }
 
+// withWatchdog adds it. It remembers over a reset that it has fired.
+func (m *Machine) withWatchdog() *Machine {
+	m.Config.FreshReset = false
+	return m.WithArgs(hardwareWatchdog...)
+}
+
 // goesOn is what a machine shows that starts anew, or whose PID 1 runs.
 var goesOn = regexp.MustCompile(`SeaBIOS|GRUB|Linux version|sealroot: |probe: |TEST BUILD`)
 
@@ -33,7 +39,7 @@ func TestWatchdogResetsStoppedInit(t *testing.T) {
 	t.Run("with_watchdog", func(t *testing.T) {
 		t.Parallel()
 		disk := disk.Copy(t)
-		m := directMachine(t, disk).WithTPM().WithArgs(hardwareWatchdog...)
+		m := directMachine(t, disk).WithTPM().withWatchdog()
 		vm := m.Boot()
 		vm.Expect(`TEST BUILD: stopping in slot b with 1 tries left`, probeTime)
 		vm.Expect(`TEST BUILD: stopping in slot b with 0 tries left`, probeTime)
@@ -109,7 +115,7 @@ func TestWatchdogHandedOver(t *testing.T) {
 		},
 	}.Build(t)
 	before := disk.Slot(t, "a")
-	m := directMachine(t, disk).WithTPM().WithArgs(hardwareWatchdog...)
+	m := directMachine(t, disk).WithTPM().withWatchdog()
 	vm := m.Boot()
 	// The machine lives for as long as it is fed.
 	feed := func() { vm.Run("write /dev/watchdog0 fed") }
