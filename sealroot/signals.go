@@ -17,9 +17,9 @@ func untilStopped() (context.Context, context.CancelFunc) {
 	return signal.NotifyContext(context.Background(), signals...)
 }
 
-// undisturbed keeps the other signals that a person, a service manager or a terminal sends from ending or
-// stopping the program until restore, which sends itself the first one that came. A write to
-// a pipe that nobody reads is an error meanwhile.
+// undisturbed keeps the other signals that a person, a service manager or a terminal sends
+// from ending or stopping the program until restore, which sends itself the first one that
+// came. A write to a pipe that nobody reads is an error meanwhile.
 func undisturbed() (restore func()) {
 	held := make(chan os.Signal, 1)
 	signal.Notify(held, syscall.SIGQUIT, syscall.SIGABRT, syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU, syscall.SIGPIPE)

@@ -69,7 +69,7 @@ func disarm(loader Loader, cause error) error {
 }
 
 // Save saves slots. Any error is ErrStore, and the store says what it was about.
-func Save(s Store, list []Slot) error { return because(ErrStore, s.Save(list)) }
+func Save(s Store, list []Slot) error { return Because(ErrStore, s.Save(list)) }
 
 // Note makes a change of the boot log durable; without a log (nil) there is nothing to
 // do. Any error is ErrLog, and the log says what it was about.
@@ -77,18 +77,18 @@ func Note(l Log, c LogChange) error {
 	if l == nil {
 		return nil
 	}
-	return because(ErrLog, l.Record(c))
+	return Because(ErrLog, l.Record(c))
 }
 
-// because adds to a sentinel why; nil stays nil.
-func because(sentinel, err error) error {
+// Because adds to a sentinel why; nil stays nil.
+func Because(sentinel, err error) error {
 	if err == nil {
 		return nil
 	}
 	return fmt.Errorf("%w: %w", sentinel, err)
 }
 
-// ofSlot is because for a loader, which does not say for which slot it was.
+// ofSlot is Because for a loader, which does not say for which slot it was.
 func ofSlot(sentinel error, slot string, err error) error {
 	if err == nil {
 		return nil
@@ -107,7 +107,7 @@ func applyHint(d Decision, loader Loader) error {
 		return ofSlot(ErrHint, d.Rearm, loader.Arm(d.Rearm))
 	}
 	if d.ClearArmed {
-		return because(ErrHint, loader.Clear())
+		return Because(ErrHint, loader.Clear())
 	}
 	return nil
 }

@@ -107,12 +107,12 @@ func (c Commitment) tell(after []Slot, loader Loader, log Log, arm bool) error {
 	}
 	armed, err := loader.Get()
 	if err != nil {
-		return because(ErrHint, err)
+		return Because(ErrHint, err)
 	}
 	switch {
 	case (c.own() || c.kernelDead()) && armed == c.Running:
 		if err := loader.Clear(); err != nil {
-			return because(ErrHint, err)
+			return Because(ErrHint, err)
 		}
 	case arm && !c.own() && (armed == "" || armed == c.Running) && c.wantsOwnKernel(after):
 		if armed == "" {

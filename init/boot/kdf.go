@@ -1,9 +1,8 @@
 package boot
 
 import (
-	"sealroot/state/luks2"
-
 	"sealroot/bounded"
+	"sealroot/state/luks2"
 )
 
 // newBudget is what the key derivations for one entry, or for the TPM's tokens

@@ -2,7 +2,6 @@ package rootcheck
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"maps"
 	"path"
@@ -144,7 +143,11 @@ func (t *Tree) Entry(name string) (over.Entry, error) {
 	default:
 		return over.Entry{}, fs.ErrNotExist
 	}
-	return over.Entry{Mode: f.Mode, UID: f.UID, GID: f.GID, Link: f.Link}, nil
+	return f.entry(), nil
+}
+
+func (f File) entry() over.Entry {
+	return over.Entry{Mode: f.Mode, UID: f.UID, GID: f.GID, Link: f.Link}
 }
 
 func (t *Tree) Children(dir string) (names []string, err error) {
@@ -167,17 +170,10 @@ func (t *Tree) Children(dir string) (names []string, err error) {
 // kind says in words what stands at a name itself.
 func (t *Tree) kind(name string) string {
 	f, ok := t.files[name]
-	switch {
-	case !ok:
+	if !ok {
 		return "missing"
-	case f.Mode.IsDir():
-		return "a directory"
-	case f.Mode.IsRegular():
-		return "a file"
-	case f.Mode.Type() == fs.ModeSymlink:
-		return fmt.Sprintf("a link to %q", f.Link)
 	}
-	return "a special file"
+	return f.entry().Kind()
 }
 
 // asUsr is the root that PID 1 makes around the /usr of this one, with what the

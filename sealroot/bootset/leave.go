@@ -127,15 +127,7 @@ func (m Machine) disarm(b Boot, slot string, after []slots.Slot) error {
 	if err == nil && armed == slot {
 		err = m.Loader.Clear()
 	}
-	return errors.Join(append(errs, loaderError(slots.ErrHint, err))...)
-}
-
-// loaderError says which of a loader's settings was not written.
-func loaderError(which, err error) error {
-	if err == nil {
-		return nil
-	}
-	return fmt.Errorf("%w: %w", which, err)
+	return errors.Join(append(errs, slots.Because(slots.ErrHint, err))...)
 }
 
 // replaceDefault finds a kernel for the loader to start instead of the slot's.
@@ -152,13 +144,13 @@ func (m Machine) replaceDefault(b Boot, slot, armed string, after []slots.Slot) 
 	dead := m.Failures[first.Name].Reason == slots.KernelNeverReached
 	switch {
 	case b.Loaded == first.Name, b.Running == "" && !dead:
-		return loaderError(slots.ErrDefault, m.Loader.SetDefault(first.Name))
+		return slots.Because(slots.ErrDefault, m.Loader.SetDefault(first.Name))
 	case dead, m.Unarmed, armed != "" && armed != slot && armed != first.Name:
 		return nil // the last: a trial waits for the one-shot
 	}
 	if armed != first.Name {
 		if err := m.Loader.Arm(first.Name); err != nil {
-			return loaderError(slots.ErrHint, err)
+			return slots.Because(slots.ErrHint, err)
 		}
 	}
 	// crash point: armed without a record; that the kernel does not come is not

@@ -3,7 +3,6 @@ package layers
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"strings"
@@ -61,11 +60,7 @@ func (t tree) Children(dir string) ([]string, error) {
 		return nil, err
 	}
 	defer f.Close()
-	names, err := f.Readdirnames(-1)
-	if err == io.EOF {
-		err = nil
-	}
-	return names, err
+	return f.Readdirnames(-1)
 }
 
 // compare lists what a layer's tree does to a root that runs, or to its usr. What is mounted

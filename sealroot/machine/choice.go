@@ -4,10 +4,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"os"
 
+	"sealroot/bounded"
 	"sealroot/init/config"
 	"sealroot/init/report"
 	"sealroot/slots/live"
@@ -56,17 +55,9 @@ func refill(c config.Config) int {
 // readConfig is the zero value when there is no configuration, and without
 // defaults where there is one.
 func readConfig(path string) (config.Config, error) {
-	f, err := os.Open(path)
+	text, err := bounded.ReadFile(path, maxConfig)
 	if errors.Is(err, fs.ErrNotExist) {
 		return config.Config{}, nil
-	}
-	if err != nil {
-		return config.Config{}, fmt.Errorf("cannot read the configuration: %w", err)
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
-	if err == nil && len(text) > maxConfig {
-		err = fmt.Errorf("more than %d bytes", maxConfig)
 	}
 	var c config.Config
 	if err == nil {

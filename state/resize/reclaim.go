@@ -26,9 +26,10 @@ func Reclaim(ctx context.Context, v Resizer) error {
 }
 
 // reclaimEnd gives back what is reserved behind the end, which a growing that was cut has
-// left, or a shrinking that failed: a boot does it only after one that ended in order. While it is frozen, nobody makes
-// the file system larger: whoever does that writes behind its end first. Where somebody
-// writes for long in one call it stays reserved, which costs nobody but its room.
+// left, or a shrinking that failed: a boot does it only after one that ended in order. While
+// it is frozen, nobody makes the file system larger: whoever does that writes behind its end
+// first. Where somebody writes for long in one call it stays reserved, which costs no more
+// than its room.
 func (v *Volume) reclaimEnd(m measured) error {
 	end := balloon.Up(v.begin+m.Spanned, v.unit)
 	if v.classic || m.ReadOnly || m.OverCommitted > 0 || end >= m.Apparent {

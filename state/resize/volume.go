@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math"
 	"os"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -488,29 +487,4 @@ func (v *Volume) whole(list []balloon.Range, end int64) ([]balloon.Range, error)
 	}
 	there, err := files.Reserved(v.image, whole[0].Start, whole[len(whole)-1].End)
 	return balloon.Both(whole, there), err
-}
-
-// lockWait is how long another resizer is waited for, which works in steps.
-const lockWait = 5 * time.Second
-
-// lock keeps other resizers out: with unix.LOCK_EX, or with LOCK_SH, which others may have as
-// well. Errors: ErrBusy.
-func lock(path string, how int) (release func(), err error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("cannot lock: %w", err)
-	}
-	for end := time.Now().Add(lockWait); ; time.Sleep(50 * time.Millisecond) {
-		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
-		if err == nil {
-			return func() { f.Close() }, nil
-		}
-		if wait := errors.Is(err, unix.EWOULDBLOCK) || errors.Is(err, unix.EINTR); !wait || time.Now().After(end) {
-			f.Close()
-			if wait {
-				err = fmt.Errorf("%w: %w", ErrBusy, err)
-			}
-			return nil, fmt.Errorf("cannot lock %s: %w", path, err)
-		}
-	}
 }

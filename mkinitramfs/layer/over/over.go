@@ -100,7 +100,7 @@ func (c Clash) Path() string { return path.Join("/", c.Name) }
 // What says what the layer does, for people.
 func (c Clash) What() string {
 	if c.Hides() {
-		return fmt.Sprintf("has %s over %s of the root, which is gone then, with all that is reached through it", kind(c.Layer), kind(c.Root))
+		return fmt.Sprintf("has %s over %s of the root, which is gone then, with all that is reached through it", c.Layer.Kind(), c.Root.Kind())
 	}
 	text := fmt.Sprintf("gives the root's directory of owner %s another owner or mode, %s", attributes(c.Root), attributes(c.Layer))
 	if c.Opens() {
@@ -126,7 +126,8 @@ func (c Clash) Remedy() string {
 	return "give the layer's directory another name"
 }
 
-func kind(e Entry) string {
+// Kind says in words what it is.
+func (e Entry) Kind() string {
 	switch {
 	case e.Mode.IsDir():
 		return "a directory"

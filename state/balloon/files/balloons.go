@@ -43,8 +43,8 @@ func openAt(dir *os.File, name string, flags uint64) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// List looks at all plain files in the folder of balloons but spare ones, in the order of their names.
-// end is the file system's size. Errors: fs.ErrNotExist without the folder.
+// List looks at all plain files in the folder of balloons but spare ones, in the order of
+// their names. end is the file system's size. Errors: fs.ErrNotExist without the folder.
 func List(root *os.File, end int64) ([]Balloon, error) {
 	dir, err := OpenDir(root)
 	if err != nil {
