@@ -5,7 +5,8 @@ import "runtime"
 // The real init runs in memory that this program had: what it leaves there stays
 // until somebody needs the page. Secrets have owners who wipe them; what nobody can
 // (key schedules of crypto/aes, pads of crypto/hmac, a hash's copies on the stack)
-// goes here. The Makefile has the collector overwrite what it frees (clobberfree).
+// goes here. The Makefile has the collector overwrite what it frees (clobberfree), and
+// the scheduler send no signals, with which the kernel saves registers (asyncpreemptoff).
 
 const (
 	// wiped is how deep the stack is overwritten, bytes: what a frame may have.

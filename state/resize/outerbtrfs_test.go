@@ -125,6 +125,37 @@ func TestReleaseEndsWithExt4(t *testing.T) {
 	}
 }
 
+// Giving back does not wait for what is written beside the volume, of which there may be
+// more and more: whoever writes there is in need of the space.
+func TestOuterBtrfsGivesBackBesideAWriter(t *testing.T) {
+	v := newVolumeOn(t, state.Btrfs, state.Ext4, 768<<20, 384<<20)
+	run(t, "sync", "-f", v.dir.Name())
+	before, err := v.Measure()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const written, back = 64 << 20, 128 << 20
+	f, err := os.Create(filepath.Join(v.dir.Name(), "written"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.Write(make([]byte, written)); err != nil {
+		t.Fatal(err)
+	}
+	after, err := v.Resize(t.Context(), before.Reserved-back)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// "1: 0.. 16383: 0.. 16383: 16384: unknown,delalloc": what is in memory only.
+	if text := run(t, "filefrag", "-v", f.Name()); !strings.Contains(text, "delalloc") {
+		t.Errorf("what was written beside it is on the disk: it was waited for\n%s", text)
+	}
+	if free := after.OuterFree - before.OuterFree + written; free < back*9/10 {
+		t.Errorf("%d MiB given back, and %d more are free", (before.Reserved-after.Reserved)>>20, free>>20)
+	}
+}
+
 // freeOf is what btrfs has once its transaction has ended.
 func freeOf(t *testing.T, dir string) int64 {
 	t.Helper()

@@ -451,11 +451,12 @@ func (v *Volume) release(list []balloon.Range) (int64, error) {
 }
 
 // keep has on stable storage what of the image is reserved. btrfs has what was given back
-// free for others, and in statfs(2), only once a whole transaction has ended.
+// free for others, and in statfs(2), only once a whole transaction has ended. What others
+// write there is not waited for: it is them who need the space.
 func (v *Volume) keep() error {
 	err := v.image.Sync()
 	if err == nil && v.unit > balloon.BlockSize {
-		err = unix.Syncfs(int(v.image.Fd()))
+		err = btrfs.Commit(int(v.image.Fd()))
 	}
 	if err != nil {
 		return fmt.Errorf("cannot sync %s: %w", state.ImageName, err)
