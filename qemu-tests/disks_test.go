@@ -19,6 +19,9 @@ import (
 func TestTrustClonedDisk(t *testing.T) {
 	t.Parallel()
 	for _, tc := range loaders {
+		if tc.firmware != BIOS && !soaking() {
+			continue // the loader has no part in it, and GRUB looks for its disk, too
+		}
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			disk := tc.image.Build(t)

@@ -28,6 +28,9 @@ func TestKillCycles(t *testing.T) {
 func killCycles(t *testing.T, times int, seed uint64) {
 	t.Helper()
 	for i, tc := range loaders {
+		if tc.firmware != BIOS && !soaking() {
+			continue // these boots are slow
+		}
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			k := &killer{t: t, image: tc.image, firmware: tc.firmware,

@@ -30,7 +30,7 @@ func provisioning(t *testing.T, size string) time.Duration {
 	disk := Image{Disk: []string{"--state-size", size}}.Build(t)
 	m := NewMachine(t, DirectKernel, disk).WithTPM()
 	m.LoadSlot("a")
-	m.Config.Args = append(m.Config.Args, "-icount", "shift=0,sleep=on", "-smp", "1")
+	m.counted()
 	vm := m.Boot()
 	r := vm.UpIn("a")
 	if r.State.Unlocked != "created" {

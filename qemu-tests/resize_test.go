@@ -374,7 +374,7 @@ func resizeTimes(t *testing.T) (took []time.Duration) {
 	disk := Image{Disk: []string{"--state-size", "24G"}}.Build(t)
 	m := NewMachine(t, DirectKernel, disk).WithTPM()
 	m.LoadSlot("a")
-	m.Config.Args = append(m.Config.Args, "-icount", "shift=0,sleep=on", "-smp", "1")
+	m.counted()
 	vm := m.Boot()
 	vm.UpIn("a")
 	now := told[resize.Sizes](vm, "volume-sizes")

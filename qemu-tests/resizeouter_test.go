@@ -98,6 +98,7 @@ func resizeOuterBtrfs(t *testing.T, inside judge.Filesystem) {
 	}
 	vm.Run("write " + withinVolume(".written") + " after the repair")
 	if inside == "ext4" {
+		vm.machine.counted() // the rates are of its own time
 		r.boot("after the repair")
 		vm = r.vm
 		r.shared()

@@ -44,6 +44,9 @@ func readRecord(t *testing.T, path string) *writes.Record {
 func TestCommittedBootWritesNothing(t *testing.T) {
 	t.Parallel()
 	for _, tc := range loaders {
+		if tc.firmware != BIOS && !soaking() {
+			continue // after the loader all is the same
+		}
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			tc.image.B = &SlotB{}

@@ -66,7 +66,9 @@ const (
 //   - It copies byte by byte where a processor says that rep movsb is fast (erms, fsrm).
 //   - Vectors of 256 bits are made by calls, and page tables of five levels (la57) are one
 //     more look for each miss.
-const cpu = "max,cx16=off,erms=off,fsrm=off,la57=off,avx=off,avx2=off,xsave=off"
+//   - Where the kernel may look at a program's memory for as long as it copies only (smap), the
+//     emulator ends what it translates at either end: a tenth of a boot.
+const cpu = "max,cx16=off,erms=off,fsrm=off,la57=off,avx=off,avx2=off,xsave=off,smap=off"
 
 // Config is one computer: hardware, and what it keeps when it is switched off.
 type Config struct {
