@@ -253,7 +253,7 @@ func (vm *VM) login(slot string) {
 func (vm *VM) PowerOff() {
 	vm.t.Helper()
 	vm.post("poweroff")
-	vm.WaitPowerOff(commandTime)
+	vm.WaitPowerOff(answerTime)
 }
 
 // WaitPowerOff waits until the machine is off.

@@ -134,6 +134,7 @@ func (s resizeSample) run(t *testing.T) {
 	r.jury = newJury(t, s.kind(), []byte(vm.recoveryKey()))
 	r.jury.classic = s.classic
 	vm.Run("mkdir " + promisedDir)
+	vm.Run("sync") // on a slow host the first cut comes before the loop does
 	random := rand.New(rand.NewPCG(s.seed, 0))
 	r.kill(vm, fmt.Sprintf("power cut 1 of %d", s.kills), random)
 	var drawOn func()
@@ -305,8 +306,11 @@ func (r *resized) cutWrites(s resizeSample) (drawOn func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The jury reads it, too, which ends before this.
-	t.Cleanup(func() { before.Close() })
+	// The jury reads it, too: whatever ends this test, that has ended first.
+	t.Cleanup(func() {
+		r.jury.end()
+		before.Close()
+	})
 	for i, c := range tried {
 		c.first, c.done, c.end = ends[3*i+2], ends[3*i+3], ends[3*i+4]
 	}

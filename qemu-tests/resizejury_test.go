@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"sealroot/qemu-tests/judge"
@@ -33,6 +34,7 @@ type jury struct {
 	told  int            // the last promised file, of all disks
 	cases chan func()
 	ended chan struct{}
+	end   func() // waits until all is judged, and lets nothing follow
 }
 
 // newJury is for a volume of some kind with a recovery key.
@@ -50,10 +52,11 @@ func newJury(t *testing.T, kind judge.Case, key []byte) *jury {
 			}
 		}
 	}()
-	t.Cleanup(func() {
+	j.end = sync.OnceFunc(func() {
 		close(j.cases)
 		<-j.ended
 	})
+	t.Cleanup(j.end)
 	return j
 }
 

@@ -7,6 +7,8 @@ import (
 	"os/exec"
 	"strconv"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // background starts a program that goes on after the answer, with what it says in FILE:
@@ -35,7 +37,8 @@ func background(words []string) error {
 
 // writeAtRate writes so many bytes to a file, so many MiB per second, and has them on the
 // disk. It tells how long that took. What a stall has kept it from writing it does not
-// make up for: that would be faster.
+// make up for: that would be faster. On a host that is too busy for the rate nobody else
+// gets on either: there it waits for room, for as long as two minutes in all.
 func writeAtRate(name, bytes, rate string) (took time.Duration, err error) {
 	left, err1 := strconv.ParseInt(bytes, 10, 64)
 	mib, err2 := strconv.ParseInt(rate, 10, 64)
@@ -48,7 +51,7 @@ func writeAtRate(name, bytes, rate string) (took time.Duration, err error) {
 	}
 	block := make([]byte, 1<<20)
 	random := rand.NewChaCha8([32]byte{})
-	began := time.Now()
+	began, written, waits := time.Now(), int64(0), 0
 	for due := began; left > 0 && err == nil; due = due.Add(time.Second / time.Duration(mib)) {
 		early := time.Until(due)
 		time.Sleep(early)
@@ -58,7 +61,12 @@ func writeAtRate(name, bytes, rate string) (took time.Duration, err error) {
 		random.Read(block)
 		var n int
 		n, err = f.Write(block[:min(left, int64(len(block)))])
-		left -= int64(n)
+		left, written = left-int64(n), written+int64(n)
+		inTime := time.Duration(float64(written) / float64(mib<<20) * float64(time.Second))
+		if errors.Is(err, unix.ENOSPC) && time.Since(began) > inTime*5/4 && waits < 120 {
+			waits, err = waits+1, nil
+			time.Sleep(time.Second)
+		}
 	}
 	err = errors.Join(err, f.Sync(), f.Close())
 	return time.Since(began), err

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sealroot/state/balloon"
 	"sealroot/state/balloon/files"
 	"sealroot/state/btrfs"
 	"sealroot/state/layout"
@@ -54,8 +55,9 @@ func prepare(v *resize.Volume) error {
 			_, err = v.Resize(context.Background(), s.MinReserved+(s.MaxReserved-s.MinReserved)/8*eighths)
 		}
 	}
-	if s.Filesystem == "btrfs" && errors.Is(err, resize.ErrTooSmall) {
-		err = nil // its chunks may keep it larger
+	// Chunks of btrfs may keep it larger, and the state partition takes back whole units only.
+	if (s.Filesystem == "btrfs" || s.Unit > balloon.BlockSize) && errors.Is(err, resize.ErrTooSmall) {
+		err = nil
 	}
 	unix.Sync()
 	return err

@@ -112,18 +112,20 @@ func (d *Disk) ApplyAll(r *Record, entries []Entry) error {
 }
 
 // Torn writes what a power cut in the middle of an epoch may leave: the cut is
-// after a random entry; each write before it is on the disk, or is not, or
-// only its beginning is. The writes that a disk promised to keep (FUA) are.
+// after a random entry; each write before it is on the disk, or is not, and of the one
+// that the disk was just at only the beginning may be. The writes that a disk promised to
+// keep (FUA) are.
 func (d *Disk) Torn(r *Record, epoch []Entry, random *rand.Rand) error {
-	for _, e := range epoch[:1+random.IntN(len(epoch))] {
+	done := epoch[:1+random.IntN(len(epoch))]
+	at := random.IntN(len(done))
+	for i, e := range done {
 		n := e.Length
-		if e.Flags&FUA == 0 {
-			switch random.IntN(4) {
-			case 0, 1:
-				continue
-			case 2:
-				n = random.Int64N(e.Length/blockSize+1) * blockSize
-			}
+		switch {
+		case e.Flags&FUA != 0:
+		case i == at && e.Writes():
+			n = random.Int64N(e.Length/blockSize+1) * blockSize
+		case random.IntN(2) == 0:
+			continue
 		}
 		if err := d.Apply(r, e, n); err != nil {
 			return err
