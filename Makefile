@@ -14,6 +14,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 # It lives for a second, in which Go's newer collector (greenteagc) is no gain: 45 KB less.
 # And it is the pinned Go that makes it, also where the machine has a newer one: that makes
 # another program, perhaps too large a one.
+INIT_GODEBUG := clobberfree=1,asyncpreemptoff=1
 GOBUILD = CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -ldflags '$(LDFLAGS)$(1)'
 
 .DEFAULT_GOAL := build
@@ -21,7 +22,7 @@ GOBUILD = CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -ldflags '$(LDFLAG
 
 build: ## build init, sealroot-mkinitramfs and sealroot into build/; TAGS=minimal: init knows the store gpt only, and no systemd-boot
 	@mkdir -p build
-	SEALROOT_GO_PINNED=1 GOEXPERIMENT=nogreenteagc $(call GOBUILD, -X runtime.godebugDefault=clobberfree=1,asyncpreemptoff=1 -funcalign=1) -tags '$(TAGS)' -gcflags=all=-l -o build/init ./init
+	SEALROOT_GO_PINNED=1 GOEXPERIMENT=nogreenteagc $(call GOBUILD, -X runtime.godebugDefault=$(INIT_GODEBUG) -funcalign=1) -tags '$(TAGS)' -gcflags=all=-l -o build/init ./init
 	$(call GOBUILD) -o build/sealroot-mkinitramfs ./mkinitramfs
 	$(call GOBUILD) -o build/sealroot ./sealroot
 
