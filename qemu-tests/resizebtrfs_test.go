@@ -84,7 +84,7 @@ func TestResizeBtrfs(t *testing.T) {
 	before := res.sizes()
 	res.serve()
 	const more = 64 << 20
-	res.writeAtRate(withinVolume(".much"), before.InnerFree+more, 32)
+	res.writeAtRate(withinVolume(".much"), before.InnerFree+more, 32, 0)
 	if now := res.sizes(); now.Reserved < before.Reserved+more || now.OverCommitted != 0 {
 		t.Errorf("the service has let it grow from %+v to %+v", before, now)
 	}

@@ -37,12 +37,12 @@ func background(words []string) error {
 
 // writeAtRate writes so many bytes to a file, so many MiB per second, and has them on the
 // disk. It tells how long that took. What a stall has kept it from writing it does not
-// make up for: that would be faster. On a host that is too busy for the rate nobody else
-// gets on either: there it waits for room, for as long as two minutes in all.
-func writeAtRate(name, bytes, rate string) (took time.Duration, err error) {
+// make up for: that would be faster. Without room it waits for some, so many seconds in all.
+func writeAtRate(name, bytes, rate, patience string) (took time.Duration, err error) {
 	left, err1 := strconv.ParseInt(bytes, 10, 64)
 	mib, err2 := strconv.ParseInt(rate, 10, 64)
-	if err := errors.Join(err1, err2); err != nil {
+	waits, err3 := strconv.Atoi(patience)
+	if err := errors.Join(err1, err2, err3); err != nil {
 		return 0, err
 	}
 	f, err := os.Create(name)
@@ -51,7 +51,7 @@ func writeAtRate(name, bytes, rate string) (took time.Duration, err error) {
 	}
 	block := make([]byte, 1<<20)
 	random := rand.NewChaCha8([32]byte{})
-	began, written, waits := time.Now(), int64(0), 0
+	began := time.Now()
 	for due := began; left > 0 && err == nil; due = due.Add(time.Second / time.Duration(mib)) {
 		early := time.Until(due)
 		time.Sleep(early)
@@ -61,10 +61,9 @@ func writeAtRate(name, bytes, rate string) (took time.Duration, err error) {
 		random.Read(block)
 		var n int
 		n, err = f.Write(block[:min(left, int64(len(block)))])
-		left, written = left-int64(n), written+int64(n)
-		inTime := time.Duration(float64(written) / float64(mib<<20) * float64(time.Second))
-		if errors.Is(err, unix.ENOSPC) && time.Since(began) > inTime*5/4 && waits < 120 {
-			waits, err = waits+1, nil
+		left -= int64(n)
+		if errors.Is(err, unix.ENOSPC) && waits > 0 {
+			waits, err = waits-1, nil
 			time.Sleep(time.Second)
 		}
 	}

@@ -46,7 +46,8 @@ const (
 //	volume-sparse: gives up what a sparse copy loses: all that was never written to
 //	promise DIR N SEED | promised DIR KEEP: makes files, and reads them past the cache
 //	fill FILE | rm FILE
-//	write-at-rate FILE BYTES MIB: so many bytes to a file, so many MiB per second
+//	write-at-rate FILE BYTES MIB SECONDS: so many bytes to a file, so many MiB per second;
+//	  without room it waits for it, so long in all
 func changeVolume(w io.Writer, words []string) (known bool, err error) {
 	command, ok := map[string]struct {
 		args int
@@ -62,7 +63,7 @@ func changeVolume(w io.Writer, words []string) (known bool, err error) {
 		"promise":       {3, func(a []string) (any, error) { return promise(a[0], a[1], a[2]) }},
 		"promised":      {2, func(a []string) (any, error) { return promised(a[0], a[1]) }},
 		"fill":          {1, func(a []string) (any, error) { return fillWith(a[0]) }},
-		"write-at-rate": {3, func(a []string) (any, error) { return writeAtRate(a[0], a[1], a[2]) }},
+		"write-at-rate": {4, func(a []string) (any, error) { return writeAtRate(a[0], a[1], a[2], a[3]) }},
 		"rm":            {1, func(a []string) (any, error) { return nil, os.Remove(a[0]) }},
 	}[words[0]]
 	if !ok {
