@@ -14,6 +14,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 # It lives for a second, in which Go's newer collector (greenteagc) is no gain: 45 KB less.
 # And it is the pinned Go that makes it, also where the machine has a newer one: that makes
 # another program, perhaps too large a one.
+# (INIT_GODEBUG: a comma written out would end the argument of GOBUILD's call.)
 INIT_GODEBUG := clobberfree=1,asyncpreemptoff=1
 GOBUILD = CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -ldflags '$(LDFLAGS)$(1)'
 
