@@ -77,13 +77,27 @@ func TestStateMemoryAfterHandOver(t *testing.T) {
 	})
 
 	m.Config.TPM, m.Config.Initrd = ours, initramfsOf(t, unwipedInit(t), show)
-	vm := m.Boot()
-	vm.UpIn("a")
-	got := wanted.find(t, vm.memory())
-	vm.PowerOff()
-	if got.hidden["sealed secret"]+got.hidden["passphrase"] == 0 || got.hidden["keyslot's key"] == 0 || got.keys <= dmCryptKeys {
-		t.Errorf("control: an init that wipes nothing leaves %v and %d volume keys", got.hidden, got.keys)
+	unwiped := traces{hidden: map[string]int{}}
+	// What was freed is there until somebody needs the page: a boot may use one of them again.
+	for range 5 {
+		vm := m.Boot()
+		vm.UpIn("a")
+		got := wanted.find(t, vm.memory())
+		vm.PowerOff()
+		for what, n := range got.hidden {
+			unwiped.hidden[what] = max(unwiped.hidden[what], n)
+		}
+		unwiped.keys = max(unwiped.keys, got.keys)
+		if unwiped.complete() {
+			return
+		}
 	}
+	t.Errorf("control: an init that wipes nothing leaves %v and %d volume keys", unwiped.hidden, unwiped.keys)
+}
+
+// complete says whether there is some of each kind that a boot unlocked by the TPM has.
+func (got traces) complete() bool {
+	return got.hidden["sealed secret"]+got.hidden["passphrase"] > 0 && got.hidden["keyslot's key"] > 0 && got.keys > dmCryptKeys
 }
 
 // memoryMiB is small: all of it is looked through.
