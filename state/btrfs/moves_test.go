@@ -44,7 +44,7 @@ func TestMoves(t *testing.T) {
 			t.Errorf("before a %s something moves", name)
 		}
 		seen := false
-		for try := 0; try < 20 && !seen; try++ { // it may be over before anybody looks
+		for try := 0; try < 200 && !seen; try++ { // it may be over before anybody looks
 			cmd := exec.Command(command[0], command[1:]...)
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)

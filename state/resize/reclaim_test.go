@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -146,33 +147,36 @@ func TestReclaimEndBesideAScrub(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// 64 MiB take a minute.
-	if err := os.WriteFile(filepath.Join(sysfs(i), "devinfo/1/scrub_speed_max"), []byte("1m"), 0o600); err != nil {
+	// 64 MiB take two minutes: far more than a resize, on any host.
+	if err := os.WriteFile(filepath.Join(sysfs(i), "devinfo/1/scrub_speed_max"), []byte("256k"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	scrub := exec.Command("btrfs", "scrub", "start", "-B", v.root.Name())
-	if err := scrub.Start(); err != nil {
-		t.Fatal(err)
-	}
-	for moves := false; !moves; {
-		if moves, err = btrfs.Moves(int(v.root.Fd())); err != nil {
+	scrub := start(t, "btrfs", "scrub", "start", "-B", v.root.Name())
+	moves := func() bool {
+		now, err := btrfs.Moves(int(v.root.Fd()))
+		if err != nil {
 			t.Fatal(err)
 		}
+		return now
 	}
-	cancel := time.AfterFunc(10*time.Second, func() {
-		t.Error("the scrub was waited for")
-		_ = exec.Command("btrfs", "scrub", "cancel", v.root.Name()).Run()
-	})
+	for !moves() {
+		select {
+		case err := <-scrub:
+			t.Fatalf("the scrub has ended before it was seen: %v", err)
+		case <-time.After(time.Millisecond):
+		}
+	}
 	if s, err := v.Resize(t.Context(), Smallest); err != nil || s.Reserved > first.Reserved-16<<20 {
 		t.Errorf("Resize = %+v, %v", s, err)
 	}
 	if err := os.WriteFile(filepath.Join(v.root.Name(), "small"), []byte("x"), 0o600); err != nil {
 		t.Error(err)
 	}
-	if cancel.Stop() {
-		run(t, "btrfs", "scrub", "cancel", v.root.Name())
+	if !moves() {
+		t.Error("the scrub was waited for")
 	}
-	_ = scrub.Wait()
+	_ = exec.Command("btrfs", "scrub", "cancel", v.root.Name()).Run()
+	<-scrub // was canceled
 	if behind() < 300<<20 {
 		t.Error("frozen during a scrub")
 	}
@@ -184,15 +188,18 @@ func TestReclaimEndBesideAScrub(t *testing.T) {
 	// Moves tells of none that pauses; it may go on at any moment.
 	b.moves = btrfs.Moves
 	paused := false
-	for try := 0; try < 20 && !paused; try++ { // it may be over before
-		start := exec.Command("btrfs", "balance", "start", "--full-balance", v.root.Name())
-		if err := start.Start(); err != nil {
-			t.Fatal(err)
+	for try := 0; try < 200 && !paused; try++ { // it may be over before
+		balance := start(t, "btrfs", "balance", "start", "--full-balance", v.root.Name())
+		for ended := false; !ended; {
+			select {
+			case <-balance:
+				ended = true
+			default:
+				_ = exec.Command("btrfs", "balance", "pause", v.root.Name()).Run() // good also where it has ended meanwhile
+			}
 		}
-		for n := 0; n < 100 && !paused; n++ {
-			paused = exec.Command("btrfs", "balance", "pause", v.root.Name()).Run() == nil
-		}
-		_ = start.Wait()
+		status, _ := exec.Command("btrfs", "balance", "status", v.root.Name()).Output()
+		paused = strings.Contains(string(status), "is paused")
 	}
 	if !paused {
 		t.Fatal("no balance was paused")
@@ -205,4 +212,16 @@ func TestReclaimEndBesideAScrub(t *testing.T) {
 		t.Errorf("after them %d bytes are reserved behind the end, %v", behind(), err)
 	}
 	check(t, v, sums)
+}
+
+// start has a program go on, and tells once how it ended.
+func start(t *testing.T, name string, args ...string) <-chan error {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	return ended
 }
