@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/freddierice/go-losetup"
 	"golang.org/x/sys/unix"
 )
 
@@ -39,15 +40,14 @@ func losetup8(t *testing.T, path, column string) string {
 	return strings.TrimSpace(string(out))
 }
 
-func gone(t *testing.T, path string) {
+// gone waits until the device has our file no longer: others may have it by then.
+func gone(t *testing.T, path string, f *os.File) {
 	t.Helper()
-	for range 1000 {
-		if losetup8(t, path, "BACK-FILE") == "" {
-			return
+	for began := time.Now(); losetup8(t, path, "BACK-FILE") == f.Name(); time.Sleep(10 * time.Millisecond) {
+		if time.Since(began) > time.Minute {
+			t.Fatalf("%s is still attached to %s", path, f.Name())
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
-	t.Errorf("%s is still attached", path)
 }
 
 func TestAttach(t *testing.T) {
@@ -78,7 +78,7 @@ func TestAttach(t *testing.T) {
 	if err := d.Detach(); err != nil {
 		t.Fatal(err)
 	}
-	gone(t, d.Path)
+	gone(t, d.Path, f)
 }
 
 func TestAttachReadOnlyWithALimit(t *testing.T) {
@@ -103,7 +103,8 @@ func TestAttachReadOnlyWithALimit(t *testing.T) {
 }
 
 func TestAutoclearWaitsForTheLastUser(t *testing.T) {
-	d, err := Attach(image(t, 1<<20), Options{Autoclear: true})
+	f := image(t, 1<<20)
+	d, err := Attach(f, Options{Autoclear: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,40 +115,48 @@ func TestAutoclearWaitsForTheLastUser(t *testing.T) {
 	if err := d.Release(); err != nil {
 		t.Fatal(err)
 	}
-	if losetup8(t, d.Path, "BACK-FILE") == "" {
+	if losetup8(t, d.Path, "BACK-FILE") != f.Name() {
 		t.Error("the device went although somebody uses it")
 	}
 	user.Close()
-	gone(t, d.Path)
+	gone(t, d.Path, f)
 }
 
 func TestClassicDoesTheSame(t *testing.T) {
 	f := image(t, 1<<20)
-	d, err := Attach(f, Options{}) // a free device that nobody else takes
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.IoctlSetInt(int(d.file.Fd()), unix.LOOP_CLR_FD, 0); err != nil {
-		t.Fatal(err)
-	}
-	if err := d.Release(); err != nil {
-		t.Fatal(err)
-	}
-	gone(t, d.Path)
-	dev, err := os.OpenFile(d.Path, os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := classic(dev, f, Options{BlockSize: 4096, Autoclear: true, SizeLimit: 512 << 10, DirectIO: true}); err != nil {
-		t.Fatal(err)
-	}
+	dev := classicOnAFreeDevice(t, f, Options{BlockSize: 4096, Autoclear: true, SizeLimit: 512 << 10, DirectIO: true})
 	for column, want := range map[string]string{"BACK-FILE": f.Name(), "LOG-SEC": "4096", "AUTOCLEAR": "1", "SIZELIMIT": "524288"} {
-		if got := losetup8(t, d.Path, column); got != want {
+		if got := losetup8(t, dev.Name(), column); got != want {
 			t.Errorf("%s: got %q, want %q", column, got, want)
 		}
 	}
 	dev.Close()
-	gone(t, d.Path)
+	gone(t, dev.Name(), f)
+}
+
+// classicOnAFreeDevice attaches f as classic does, and returns the open device. Other tests
+// may be faster to take the one that is free.
+func classicOnAFreeDevice(t *testing.T, f *os.File, o Options) *os.File {
+	t.Helper()
+	for range 20 {
+		free, err := losetup.GetFree()
+		if err != nil {
+			t.Fatal(err)
+		}
+		dev, err := os.OpenFile(free.Path(), os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err = classic(dev, f, o); err == nil {
+			return dev
+		}
+		dev.Close()
+		if !errors.Is(err, unix.EBUSY) {
+			t.Fatal(err)
+		}
+	}
+	t.Fatal("others took each free device")
+	return nil
 }
 
 func TestAttachRefusesABadBlockSize(t *testing.T) {
