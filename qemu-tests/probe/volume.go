@@ -318,20 +318,31 @@ func writeAll(name string) (size int64, err error) {
 	return size, errors.Join(err, f.Close(), os.Remove(name))
 }
 
-// fillWith gives all that a file system has to one file, and tells its size.
+// fillWith gives all that a file system has to one file, and tells its size. What has it
+// only once it was written, as btrfs has, is asked again, until that gains nothing twice.
 func fillWith(name string) (size int64, err error) {
 	f, err := os.Create(name)
 	if err != nil {
 		return 0, err
 	}
-	for step := int64(1) << 30; step >= balloon.BlockSize && err == nil; {
-		switch err = unix.Fallocate(int(f.Fd()), 0, size, step); {
-		case err == nil:
-			size += step
-		case errors.Is(err, unix.EINTR):
-			err = nil
-		case errors.Is(err, unix.ENOSPC):
-			step, err = step/2, f.Truncate(size) // a part may have been had
+	more := func(step int64) (gained int64) {
+		first := size
+		for step >= balloon.BlockSize && err == nil {
+			switch err = unix.Fallocate(int(f.Fd()), 0, size, step); {
+			case err == nil:
+				size += step
+			case errors.Is(err, unix.EINTR):
+				err = nil
+			case errors.Is(err, unix.ENOSPC):
+				step, err = step/2, f.Truncate(size) // a part may have been had
+			}
+		}
+		return size - first
+	}
+	more(1 << 30)
+	for nothing := 0; nothing < 2 && err == nil; {
+		if err = unix.Syncfs(int(f.Fd())); err == nil && more(1<<20) == 0 {
+			nothing++
 		}
 	}
 	return size, errors.Join(err, f.Sync(), f.Close())
