@@ -19,6 +19,7 @@ import (
 //	mknod b|c|p MAJOR MINOR NAME | setfattr ATTRIBUTE VALUE FILE, "-" for no value
 //	chattr a|i FILE: sets one flag of chattr(1) more
 //	deep N DIR: so many directories, one in the other
+//	freeze DIR: nothing is written to its file system any more
 //	as UID PROGRAM
 func changeFiles(w io.Writer, words []string) (known bool, err error) {
 	command, ok := map[string]struct {
@@ -34,6 +35,7 @@ func changeFiles(w io.Writer, words []string) (known bool, err error) {
 		"setfattr": {3, func(a []string) error { return setAttribute(a[0], a[1], a[2]) }},
 		"chattr":   {2, func(a []string) error { return setFlag(a[0], a[1]) }},
 		"deep":     {2, func(a []string) error { return deep(a[0], a[1]) }},
+		"freeze":   {1, func(a []string) error { return freeze(a[0]) }},
 		"as":       {2, func(a []string) error { return runAs(w, a[0], a[1]) }},
 	}[words[0]]
 	if !ok {
@@ -114,6 +116,15 @@ func deep(count, name string) error {
 		dir = next
 	}
 	return errors.Join(err, unix.Close(dir))
+}
+
+func freeze(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	const fiFreeze = 0xc0045877 // FIFREEZE, _IOWR('X', 119, int)
+	return errors.Join(unix.IoctlSetInt(int(f.Fd()), fiFreeze, 0), f.Close())
 }
 
 func runAs(w io.Writer, user, name string) error {
