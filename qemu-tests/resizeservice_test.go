@@ -112,6 +112,89 @@ func TestSmallFiles(t *testing.T) {
 	}
 }
 
+// filling is one way to fill folders.
+type filling struct {
+	name, what, folders string
+	before              string // is full before it is tried again
+}
+
+// fillBoth fills the one side and the other, or both, and finds that neither has more beside
+// it then than is kept.
+func fillBoth(t *testing.T, vm *VM, s space) {
+	t.Helper()
+	const partition, volume = "/state/load", "/state/encrypted/home/load"
+	empty := fmt.Sprintf("rm -r %[1]s %[2]s; mkdir %[1]s %[2]s", partition, volume)
+	for _, c := range []filling{
+		{"volume_at_a_rate", "fill 16", volume, partition},
+		{"partition_at_a_rate", "fill 19", partition, volume},
+		{"in_turn", "fill 18", partition + " " + volume, partition},
+		{"volume", "fill 0", volume, ""},
+		{"partition", "fill 0", partition, ""},
+		// At three quarters of the stated rate, of which one comes with 16 KiB.
+		{"small_files", fmt.Sprintf("small %d", s.Rate/4*3>>14), volume, partition},
+	} {
+		problem := c.once(t, vm, s.KeepFree>>20)
+		// Nothing bounds how late the service is on a host with too much to do. One that is late
+		// by itself is so each time, for the other side has all that is free once more.
+		for try := 0; try < 2 && problem != ""; try++ {
+			t.Logf("%s: again, after: %s", c.name, problem)
+			vm.Run(empty)
+			if c.before != "" {
+				runLoad(vm, "fill 0 "+c.before)
+				vm.Run(empty)
+			}
+			problem = c.once(t, vm, s.KeepFree>>20)
+		}
+		if problem != "" {
+			t.Errorf("%s: %s\n%s", c.name, problem, vm.Run("sealroot state status; journalctl -u sealroot-state --no-pager | tail -n 20"))
+		}
+		vm.Run(empty)
+	}
+}
+
+// once fills the folders, and tells what is not as it should be. The partition keeps so
+// many MiB.
+func (c filling) once(t *testing.T, vm *VM, keep int64) (problem string) {
+	t.Helper()
+	// What the volume keeps from the partition, and what is too little to be moved.
+	const keepInside, small = 34, 5
+	had, what, files := spaceOf(t, vm), c.what+" "+c.folders, c.name == "small_files"
+	if files {
+		n, err := smallFiles(had, keepInside<<20)
+		if err != nil {
+			return err.Error()
+		}
+		what += fmt.Sprintf(" %d", n)
+	}
+	outer, inner, text, ok := runLoad(vm, what)
+	now := spaceOf(t, vm)
+	switch {
+	case !ok:
+		return text
+	case files && now.VolumeInodes <= had.VolumeInodes:
+		return fmt.Sprintf("%d inodes in the volume, of which %d were free, and %d after %q, want more of them", had.VolumeInodes, had.VolumeInodesFree, now.VolumeInodes, what)
+	case !files && (outer > keep+small || inner > keepInside+small):
+		return fmt.Sprintf("%s is full, and beside it there is more than is kept: %s (kept: %d beside, %d in the volume)", c.folders, text, keep, keepInside)
+	}
+	return ""
+}
+
+// runLoad runs load, and returns what it says, with the MiB that both sides have free when
+// it ends. It is not ok where that is an error.
+func runLoad(vm *VM, what string) (outer, inner int64, text string, ok bool) {
+	vm.t.Helper()
+	began := time.Now()
+	text, _ = vm.TryRun("load " + what)
+	vm.t.Logf("%s: %s; %.1f s", what, text, time.Since(began).Seconds())
+	m := regexp.MustCompile(`^\d+ MiB written, free: partition (\d+) volume (\d+) MiB$`).FindStringSubmatch(text)
+	if m == nil {
+		return 0, 0, text, false
+	}
+	outer, _ = strconv.ParseInt(m[1], 10, 64)
+	inner, _ = strconv.ParseInt(m[2], 10, 64)
+	return outer, inner, text, true
+}
+
 // kernelSays are the errors in the kernel's log.
 const kernelSays = "dmesg -l emerg,alert,crit,err"
 
@@ -121,7 +204,7 @@ const kernelSays = "dmesg -l emerg,alert,crit,err"
 func TestResizeService(t *testing.T) {
 	t.Parallel()
 	disk := Image{Root: Debian, Commit: true, Disk: []string{"--state-size", "320M"},
-		Edit: []string{"recovery: later", "recovery: later\n  auto_resize: both"}, Extra: map[string]string{"usr/bin/load": load}}.Build(t)
+		Edit: []string{"recovery: later", "recovery: later\n  auto_resize: both"}, Extra: map[string]string{"usr/bin/load": load, "usr/bin/looks": looks}}.Build(t)
 	vm := directMachine(t, disk).WithTPM().Boot()
 	vm.WaitReady(bootTime)
 	checkSystemd(t, vm)
@@ -132,47 +215,7 @@ func TestResizeService(t *testing.T) {
 	vm.Run("mkdir -p /state/load /state/encrypted/home/load; head -c 8M /dev/urandom >/home/kept; sha256sum /home/kept >/run/sum")
 	before := vm.Run(kernelSays)
 
-	const partition, volume = "/state/load", "/state/encrypted/home/load"
-	free := regexp.MustCompile(`^(\d+) MiB written, free: partition (\d+) volume (\d+) MiB$`)
-	// What each side keeps from the other, and what is too little to be moved.
-	const keepInside, small = 34, 5
-	keep := s.KeepFree >> 20
-	for _, c := range []struct {
-		name, what, folders string
-	}{
-		{"volume_at_a_rate", "fill 16", volume},
-		{"partition_at_a_rate", "fill 19", partition},
-		{"in_turn", "fill 18", partition + " " + volume},
-		{"volume", "fill 0", volume},
-		{"partition", "fill 0", partition},
-		// At three quarters of the stated rate, of which one comes with 16 KiB.
-		{"small_files", fmt.Sprintf("small %d", s.Rate/4*3>>14), volume},
-	} {
-		had := spaceOf(t, vm)
-		if c.name == "small_files" {
-			n, err := smallFiles(had, keepInside<<20)
-			if err != nil {
-				t.Fatalf("%s: %v\n%s", c.name, err, vm.Run("sealroot state status; journalctl -u sealroot-state --no-pager | tail -n 20"))
-			}
-			c.folders += fmt.Sprintf(" %d", n)
-		}
-		began := time.Now()
-		out := vm.Run("load " + c.what + " " + c.folders)
-		t.Logf("%s: %s; %.1f s", c.name, out, time.Since(began).Seconds())
-		m := free.FindStringSubmatch(out)
-		if m == nil {
-			t.Fatalf("%s: %s", c.name, out)
-		}
-		outer, _ := strconv.ParseInt(m[2], 10, 64)
-		inner, _ := strconv.ParseInt(m[3], 10, 64)
-		if now := spaceOf(t, vm); c.name == "small_files" && now.VolumeInodes <= had.VolumeInodes {
-			t.Errorf("%d inodes in the volume, of which %d were free, and %d after %q, want more of them", had.VolumeInodes, had.VolumeInodesFree, now.VolumeInodes, c.folders)
-		}
-		if c.name != "small_files" && (outer > keep+small || inner > keepInside+small) {
-			t.Errorf("%s is full, and beside it there is more than is kept: %s (kept: %d beside, %d in the volume)\n%s", c.folders, out, keep, keepInside, vm.Run("journalctl -u sealroot-state --no-pager | tail -n 20"))
-		}
-		vm.Run(fmt.Sprintf("rm -r %[1]s %[2]s; mkdir %[1]s %[2]s", partition, volume))
-	}
+	fillBoth(t, vm, s)
 
 	// Another program makes the file system larger than what is reserved, and then larger
 	// than the partition has room for.
@@ -273,17 +316,51 @@ fsfreeze -u encrypted; for f in encrypted.img /dev/shm/copy/encrypted.img; do st
 	}
 }
 
+// looks has how often the kernel has switched to the threads of two programs, with the
+// moment: each half a second, for 30 s, and longer where that is less than 50 times.
+const looks = `#!/usr/bin/perl
+use strict;
+sub now { open(my $f, "<", "/proc/uptime") or die "uptime: $!"; (split " ", <$f>)[0] }
+sub switches {
+	my $n = 0;
+	for (glob "/proc/$_[0]/task/*/status") {
+		open(my $f, "<", $_) or next;
+		/ctxt_switches:\s+(\d+)/ and $n += $1 while <$f>;
+	}
+	$n;
+}
+$| = 1;
+my ($began, $n) = (now(), 0);
+while (now() < $began + 30 or $n < 50 and now() < $began + 300) {
+	print join(" ", "at", now(), switches($ARGV[0]), switches($ARGV[1])), "\n";
+	$n++;
+	select(undef, undef, undef, 0.5);
+}
+`
+
 // idle holds the service to what it may cost while nothing is written: one time of work in
-// 10 s, in which any of its threads runs, and 12 MiB. Beside it the control works every 5 s.
+// 10 s, in which any of its threads runs, and 12 MiB. Beside it the control works every 2 s.
+// A host with too much to do cuts a time of work, and has the system write later: one that
+// works more by itself does so each time.
 func idle(t *testing.T, vm *VM) {
+	t.Helper()
+	problem := idleOnce(t, vm)
+	for try := 0; try < 2 && problem != ""; try++ {
+		t.Logf("idle: again, after: %s", problem)
+		problem = idleOnce(t, vm)
+	}
+	if problem != "" {
+		t.Errorf("idle: %s", problem)
+	}
+}
+
+func idleOnce(t *testing.T, vm *VM) (problem string) {
 	t.Helper()
 	const most = 12 << 10
 	out := vm.Run(`pid=$(systemctl show -p MainPID --value sealroot-state)
-switches() { cat /proc/$1/task/*/status | awk '/ctxt_switches/ { n += $2 } END { print n }'; }
-mkfifo /run/never; (bash -c 'exec 3<>/run/never; while :; do read -t 5 -u 3; done' >/dev/null 2>&1 & echo $! >/run/control)
+rm -f /run/never; mkfifo /run/never; (bash -c 'exec 3<>/run/never; while :; do read -t 2 -u 3; done' >/dev/null 2>&1 & echo $! >/run/control)
 sync; sleep 12
-ended=$(($(cut -d . -f 1 /proc/uptime) + 30))
-while [ $(cut -d . -f 1 /proc/uptime) -lt $ended ]; do echo at $(cut -d ' ' -f 1 /proc/uptime) $(switches $pid) $(switches $(cat /run/control)); sleep 0.5; done
+looks $pid $(cat /run/control)
 kill $(cat /run/control); rm /run/control /run/never
 echo has $(awk '/^VmRSS/ { print $2 }' /proc/$pid/status) $(systemctl show -p MainPID --value sealroot-state | grep -c "^$pid$")
 grep -E 'Rss|Threads' /proc/$pid/status; grep AnonHuge /proc/$pid/smaps_rollup`)
@@ -299,7 +376,7 @@ grep -E 'Rss|Threads' /proc/$pid/status; grep AnonHuge /proc/$pid/smaps_rollup`)
 		_, _ = fmt.Sscanf(line, "has %d %d", &kib, &same)
 	}
 	if len(at) < 20 || same != 1 {
-		t.Fatalf("idle: %d looks, want one at least each 1.5 s:\n%s", len(at), out)
+		return fmt.Sprintf("%d looks, want 20 at least, of one program:\n%s", len(at), out)
 	}
 	works, busy := workedTimes(at, service)
 	controlled, _ := workedTimes(at, control)
@@ -308,11 +385,12 @@ grep -E 'Rss|Threads' /proc/$pid/status; grep AnonHuge /proc/$pid/smaps_rollup`)
 	// Two more than one in 10 s: what began before, and a write of the system that wakes it.
 	may := int(seconds/10) + 2
 	if kib > most || works > may || busy > 3*may {
-		t.Errorf("idle: worked %d times in %.0f s, in %d of %d pieces, %d KiB, want at most once in 10 s and %d KiB:\n%s", works, seconds, busy, len(at)-1, kib, most, out)
+		return fmt.Sprintf("worked %d times in %.0f s, in %d of %d pieces, %d KiB, want at most once in 10 s and %d KiB:\n%s", works, seconds, busy, len(at)-1, kib, most, out)
 	}
 	if controlled <= may {
-		t.Errorf("the control works every 5 s, %d times in %.0f s: it would pass", controlled, seconds)
+		return fmt.Sprintf("the control works every 2 s, %d times in %.0f s: it would pass:\n%s", controlled, seconds, out)
 	}
+	return ""
 }
 
 // workedTimes counts the times of work of a program, of which at moments, in seconds, the
