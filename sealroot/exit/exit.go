@@ -6,6 +6,7 @@ package exit
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -145,6 +146,20 @@ func parseMounts(text string) (mounts []string) {
 		}
 	}
 	return mounts
+}
+
+// unwritten reads from the text of meminfo (proc_meminfo(5)) how much waits for a disk, bytes.
+func unwritten(text string) (n int64) {
+	for line := range strings.Lines(text) {
+		words := strings.Fields(line)
+		if len(words) < 2 || words[0] != "Dirty:" && words[0] != "Writeback:" {
+			continue
+		}
+		if kib, err := strconv.ParseInt(words[1], 10, 64); err == nil {
+			n += kib << 10
+		}
+	}
+	return n
 }
 
 // Ending is how the machine ends.

@@ -130,6 +130,15 @@ garbage
 	}
 }
 
+func TestUnwritten(t *testing.T) {
+	const text = "MemTotal:         498196 kB\nDirty:                12 kB\nWriteback:             4 kB\nWritebackTmp:         99 kB\nHugePages_Total:       0\n"
+	for text, want := range map[string]int64{text: 16 << 10, "": 0, "Dirty:": 0, "Dirty: x kB": 0} {
+		if got := unwritten(text); got != want {
+			t.Errorf("%q: %d bytes, want %d", text, got, want)
+		}
+	}
+}
+
 func TestParseEnding(t *testing.T) {
 	for _, e := range []Ending{PowerOff, Reboot, Halt, KExec} {
 		if got, err := ParseEnding([]string{string(e), "--log-level", "6"}); got != e || err != nil {

@@ -24,28 +24,23 @@ func Main(args []string) {
 	if err != nil {
 		fmt.Fprintf(log, "sealroot: exit: %v; restarting\n", err)
 	}
-	done := make(chan []string, 1)
-	go func() { done <- Apart(kernel{dm: dm.New()}) }()
-	select {
-	case left := <-done:
-		for _, what := range left {
-			fmt.Fprintf(log, "sealroot: exit: left behind: %s\n", what)
-		}
-		if len(left) == 0 {
-			fmt.Fprintf(log, "sealroot: exit: everything is unmounted (%s)\n", ending)
-		}
-	case <-time.After(limit):
+	sys, done := kernel{dm: dm.New()}, make(chan []string, 1)
+	go func() { done <- Apart(sys) }()
+	left, answered := await(done, func() toDo { return toDoOf(sys) })
+	for _, what := range left {
+		fmt.Fprintf(log, "sealroot: exit: left behind: %s\n", what)
+	}
+	switch {
+	case !answered:
 		fmt.Fprintln(log, "sealroot: exit: a disk does not answer")
+	case len(left) == 0:
+		fmt.Fprintf(log, "sealroot: exit: everything is unmounted (%s)\n", ending)
 	}
 	power(ending)
 }
 
-// limit is how long a stuck disk may keep the machine from ending, syncLimit how
-// long a last sync may take.
-const (
-	limit     = 30 * time.Second
-	syncLimit = 10 * time.Second
-)
+// syncLimit is how long a last sync may take.
+const syncLimit = 10 * time.Second
 
 func power(ending Ending) {
 	mount.SyncWithin(syncLimit)
@@ -59,6 +54,13 @@ func power(ending Ending) {
 	// Without a kernel to execute, or on a machine that cannot turn itself off.
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 	select {}
+}
+
+// toDoOf is what is still to do; of what cannot be read, nothing.
+func toDoOf(sys System) toDo {
+	h, _ := look(sys)
+	text, _ := os.ReadFile("/proc/meminfo")
+	return toDo{held: len(h.names()), unwritten: unwritten(string(text))}
 }
 
 // kernel is the real System.

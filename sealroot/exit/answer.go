@@ -1,0 +1,32 @@
+package exit
+
+import "time"
+
+// patience is how long a disk that does not answer may keep the machine from ending. What
+// is slow may take as long as it needs: each time less is held, or less is unwritten.
+const patience = 30 * time.Second
+
+// toDo is what a machine still has to do before its end.
+type toDo struct {
+	held      int   // mounts and devices
+	unwritten int64 // bytes in memory that are not on a disk yet
+}
+
+// await waits for what comes from done, looking at what is to do; false: within patience
+// nothing of that was done. (Only less than ever counts: what only goes up and down would
+// never end.)
+func await[T any](done <-chan T, look func() toDo) (result T, answered bool) {
+	least := look()
+	for {
+		select {
+		case result = <-done:
+			return result, true
+		case <-time.After(patience):
+		}
+		now := look()
+		if now.held >= least.held && now.unwritten >= least.unwritten {
+			return result, false
+		}
+		least = toDo{min(now.held, least.held), min(now.unwritten, least.unwritten)}
+	}
+}
