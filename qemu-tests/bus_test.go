@@ -18,6 +18,7 @@ import (
 
 // Commands of a TPM 2.0 (part 2, 6.5.2), and codes of its answers (6.6.3).
 const (
+	commandStartup          = 0x144
 	commandCreate           = 0x153
 	commandLoad             = 0x157
 	commandUnseal           = 0x15e
@@ -83,6 +84,16 @@ func (w *wire) commands() (all []uint32) {
 	return all
 }
 
+// count is how often a command was sent.
+func (w *wire) count(command uint32) (n int) {
+	for _, c := range w.commands() {
+		if c == command {
+			n++
+		}
+	}
+	return n
+}
+
 // times is how many packets hold something.
 func (w *wire) times(what []byte) (n int) {
 	w.mu.Lock()
@@ -102,6 +113,10 @@ func code(packet []byte) uint32 { return binary.BigEndian.Uint32(packet[6:]) }
 func answer(code uint32) []byte {
 	return binary.BigEndian.AppendUint32([]byte{0x80, 0x01, 0, 0, 0, 10}, code)
 }
+
+// lateForFirmware is a host that stands still as its machine starts: package machine starts it
+// anew.
+const lateForFirmware = "late_for_the_firmware"
 
 // bootDisk is the line after which PID 1 asks a TPM for something.
 const bootDisk = "sealroot: boot disk /dev/vda"
@@ -168,13 +183,16 @@ func TestStateTPMBus(t *testing.T) {
 	}{
 		{"absent", "", nil, "degraded", "no TPM", 2 * time.Minute},
 		{"late", ours, onceLate(5 * time.Second), "tpm2", "", 2 * time.Minute},
+		{lateForFirmware, ours, onceLateWith(commandStartup, 5*time.Second), "tpm2", "", 2 * time.Minute},
 		{"failing_once", ours, failingOnce(), "tpm2", "", 2 * time.Minute},
 		{"failing", ours, func([]byte, func([]byte) ([]byte, error)) ([]byte, error) { return answer(answerFailure), nil }, "", "cannot close the TPM", 2 * time.Minute},
 	} {
 		m.Config.TPM, m.Config.NoReboot = tc.tpm, tc.unlocked == ""
-		w.set(false, tc.how)
+		w.set(tc.name == lateForFirmware, tc.how)
 		vm := m.Boot()
-		w.armAt(vm, bootDisk)
+		if tc.name != lateForFirmware {
+			w.armAt(vm, bootDisk)
+		}
 		began := vm.guestSeconds(bootDisk)
 		if tc.unlocked == "" {
 			ended := vm.guestSeconds(tc.says)
@@ -191,6 +209,9 @@ func TestStateTPMBus(t *testing.T) {
 		}
 		if r := vm.UpIn("a"); r.State.Unlocked != tc.unlocked || !strings.Contains(strings.Join(r.State.Attempts, "\n"), tc.says) {
 			t.Errorf("%s: state %+v, want %s %q", tc.name, r.State, tc.unlocked, tc.says)
+		}
+		if starts := w.count(commandStartup); tc.name == lateForFirmware && starts < 2 {
+			t.Errorf("%s: control: the TPM was started %d times, want once more, as the machine began anew", tc.name, starts)
 		}
 		vm.PowerOff()
 	}
@@ -237,6 +258,17 @@ func onceLate(by time.Duration) func(command []byte, ask func([]byte) ([]byte, e
 	return func(command []byte, ask func([]byte) ([]byte, error)) ([]byte, error) {
 		once.Do(func() { time.Sleep(by) })
 		return ask(command)
+	}
+}
+
+// onceLateWith is late with one answer to a command.
+func onceLateWith(command uint32, by time.Duration) func(command []byte, ask func([]byte) ([]byte, error)) ([]byte, error) {
+	late := onceLate(by)
+	return func(packet []byte, ask func([]byte) ([]byte, error)) ([]byte, error) {
+		if code(packet) == command {
+			return late(packet, ask)
+		}
+		return ask(packet)
 	}
 }
 

@@ -181,7 +181,7 @@ func (vm *VM) Expect(pattern string, timeout time.Duration) []string {
 
 // patiently waits for what the guest does as it starts, or says: wait ends in late when
 // that has not come. A host may have too much to do: a guest that still talks is only
-// slow.
+// slow, and one whose kernel answers may be.
 func (vm *VM) patiently(timeout time.Duration, late error, wait func(timeout time.Duration) error) {
 	vm.t.Helper()
 	err := wait(timeout)
@@ -192,8 +192,13 @@ func (vm *VM) patiently(timeout time.Duration, late error, wait func(timeout tim
 		vm.t.Logf("%v, but the guest talks: it gets as long again", err)
 		err = wait(timeout)
 	}
-	if errors.Is(err, late) && vm.emulatorHung() {
-		err = wait(max(timeout, bootTime))
+	if errors.Is(err, late) {
+		switch s := vm.examine(); {
+		case s.KernelAnswers:
+			err = wait(timeout)
+		case vm.emulatorHung(s):
+			err = wait(max(timeout, bootTime))
+		}
 	}
 	if err != nil {
 		vm.t.Fatal(err)

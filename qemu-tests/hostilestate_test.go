@@ -155,6 +155,7 @@ func TestRootHostilePartition(t *testing.T) {
 	})
 
 	vm = m.Boot()
+	vm.Expect("slot a: starting", 3*probeTime) // it has much to remove, and does not talk
 	r := vm.UpIn("a")
 	if r.State.Unlocked != "tpm2" {
 		t.Errorf("state %+v, want it unlocked", r.State)

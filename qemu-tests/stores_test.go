@@ -3,11 +3,7 @@ package qemutests
 import (
 	"strings"
 	"testing"
-	"time"
 )
-
-// suiteTime is for one store on an emulated machine that shares its host.
-const suiteTime = 5 * time.Minute
 
 // The suite that all stores pass on the host passes against the firmware's real
 // variables, also full and read-only ones, and a real FAT file system.
@@ -19,7 +15,7 @@ func TestSlotsStoresInGuest(t *testing.T) {
 	for _, kind := range []string{"efi", "efi-read-only", "grubenv-darch", "grubenv-rauc", "bls", "efi-full"} {
 		// sealroot is the place of the command in the image; FAT synced hundreds of
 		// times takes its time
-		out, status, err := vm.guest.Run("sealroot "+kind, suiteTime)
+		out, status, err := vm.guest.Run("sealroot "+kind, answerTime)
 		if err != nil || status != 0 || !strings.HasSuffix(strings.TrimSpace(out), "ok") {
 			t.Errorf("%s: exit status %d, %v\n%s", kind, status, err, out)
 		} else {

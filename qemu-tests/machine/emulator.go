@@ -53,7 +53,7 @@ func startEmulator(c Config) (e *emulator, err error) {
 	}()
 	socket := ""
 	if c.TPM != "" {
-		if e.tpm, err = startTPM(c.TPM, c.bus()); err != nil {
+		if e.tpm, err = startTPM(c.TPM, c.Bus); err != nil {
 			return e, err
 		}
 		socket = e.tpm.socket

@@ -20,6 +20,8 @@ type Guest struct {
 	mu     sync.Mutex
 	now    *emulator
 	killed bool
+	anews  int           // how often the firmware gave up the TPM
+	goesOn bool          // the next reset is of that
 	used   time.Duration // of a processor, by the emulators before
 }
 
@@ -27,23 +29,26 @@ type Guest struct {
 // until it has ended; both leave no process behind.
 func Start(c Config) (*Guest, error) {
 	g := &Guest{config: c, console: newConsole(c.Log), agent: newAgent(), done: make(chan struct{})}
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	e, err := g.emulate()
 	if err != nil {
 		return nil, err
 	}
 	g.now = e
-	go g.follow()
+	go g.follow(e)
 	return g, nil
 }
 
 // follow puts an emulator in the place of one that a reset has ended, until the machine
 // is off.
-func (g *Guest) follow() {
-	e := g.now
+func (g *Guest) follow(e *emulator) {
 	for again := true; again; {
 		<-e.qemu.done
-		reset := e.finish() && g.config.freshReset()
+		reset := e.finish()
 		g.mu.Lock()
+		reset = reset && (g.config.freshReset() || g.goesOn)
+		g.goesOn = false
 		g.used += e.qemu.cpu()
 		g.err = e.qemu.wait(0)
 		again = reset && !g.killed && g.err == nil
@@ -60,9 +65,11 @@ func (g *Guest) follow() {
 	close(g.done)
 }
 
-// emulate starts QEMU, and the TPM, for the machine.
+// emulate starts QEMU, and the TPM, for the machine, with the lock held.
 func (g *Guest) emulate() (*emulator, error) {
-	e, err := startEmulator(g.config)
+	c := g.config
+	c.Bus = g.config.bus(func() { go g.anew() })
+	e, err := startEmulator(c)
 	if err != nil {
 		return nil, err
 	}
