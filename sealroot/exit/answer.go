@@ -3,8 +3,12 @@ package exit
 import "time"
 
 // patience is how long a disk that does not answer may keep the machine from ending. What
-// is slow may take as long as it needs: each time less is held, or less is unwritten.
-const patience = 30 * time.Second
+// is slow may take longer: each time less is held, or less is unwritten, up to longest, as
+// systemd has its watchdog wait for the end (RebootWatchdogSec=).
+const (
+	patience = 30 * time.Second
+	longest  = 10 * time.Minute
+)
 
 // toDo is what a machine still has to do before its end.
 type toDo struct {
@@ -13,11 +17,11 @@ type toDo struct {
 }
 
 // await waits for what comes from done, looking at what is to do; false: within patience
-// nothing of that was done. (Only less than ever counts: what only goes up and down would
-// never end.)
+// nothing of that was done, or not all within longest. (Less than ever before counts, not
+// what goes up and down.)
 func await[T any](done <-chan T, look func() toDo) (result T, answered bool) {
 	least := look()
-	for {
+	for range longest / patience {
 		select {
 		case result = <-done:
 			return result, true
@@ -25,8 +29,9 @@ func await[T any](done <-chan T, look func() toDo) (result T, answered bool) {
 		}
 		now := look()
 		if now.held >= least.held && now.unwritten >= least.unwritten {
-			return result, false
+			break
 		}
 		least = toDo{min(now.held, least.held), min(now.unwritten, least.unwritten)}
 	}
+	return result, false
 }

@@ -20,6 +20,7 @@ func TestAwait(t *testing.T) {
 		{"many_mounts", 10 * patience, func(d time.Duration) toDo { return toDo{300 - int(d/time.Second), 0} }, true, 10 * patience},
 		{"much_to_write", 10 * patience, func(d time.Duration) toDo { return toDo{1, 1 << 40 >> (d / time.Second / 10)} }, true, 10 * patience},
 		{"dead_later", time.Hour, func(d time.Duration) toDo { return toDo{max(3, 100-int(d/time.Second)), 0} }, false, 5 * patience},
+		{"ever_less", time.Hour, func(d time.Duration) toDo { return toDo{1, 1<<40 - int64(d)} }, false, longest},
 		{"up_and_down", time.Hour, func(d time.Duration) toDo { return toDo{1, int64(d/patience) % 2 << 20} }, false, patience},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
