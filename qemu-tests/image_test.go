@@ -366,7 +366,7 @@ func rootTar(t *testing.T, root Root) string {
 	return path
 }
 
-// probeSources is what the probe is made of.
+// probeSources is what the probe is made of; the packages that it uses are in sealroot, too.
 func probeSources(t *testing.T) []byte {
 	t.Helper()
 	names, err := filepath.Glob("probe/*.go")
@@ -374,7 +374,7 @@ func probeSources(t *testing.T) []byte {
 		t.Fatal(err)
 	}
 	var all []byte
-	for _, name := range append(names, "sources_test.go") {
+	for _, name := range append(names, "sources_test.go", filepath.Join(buildDir, "sealroot")) {
 		text, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)

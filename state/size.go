@@ -24,7 +24,7 @@ const (
 	// BlockSize is the unit of all sizes: the inner file system's block, the
 	// loop device's sector and dm-crypt's sector.
 	BlockSize = 4096
-	// minApparent is the smallest device (DESIGN.md).
+	// minApparent is the smallest device (docs/formats.md, State).
 	minApparent = 16 << 30
 )
 

@@ -29,7 +29,7 @@ type RunProgram func(ctx context.Context, root string, argv ...string) (child.Re
 
 var (
 	// errNotRepaired: the file system has errors that are left.
-	errNotRepaired = errors.New("its file system has errors and was not repaired; it is used read-only at most. Repair it from another system (e2fsck, btrfs check)")
+	errNotRepaired = errors.New("its file system has errors; read-only at most. Repair it from another system (e2fsck, btrfs check)")
 	// errRestart: e2fsck wants the machine restarted.
 	errRestart = errors.New("e2fsck asks for a restart")
 )

@@ -144,7 +144,7 @@ func (b *boot) usable(ctx context.Context, t luks2.Token) (usableToken, error) {
 	u.token = token
 	switch wanted := b.cfg.State.TPM2.PIN; {
 	case !token.Capped() && !b.cfg.State.TPM2.AllowUncapped:
-		return u, fmt.Errorf("%w: its policy holds no PCR that is closed before hand-over: whatever runs later could unseal it again; enrol anew, or set allow_uncapped", errNotUsed)
+		return u, fmt.Errorf("%w: its policy holds no PCR that is closed before hand-over: what runs later could unseal it; enrol anew, or set allow_uncapped", errNotUsed)
 	case wanted && !token.PIN:
 		return u, fmt.Errorf("%w: it opens without a PIN, and state.tpm2.pin is set; enrol anew", errNotUsed)
 	case token.PIN && !wanted:
@@ -152,7 +152,7 @@ func (b *boot) usable(ctx context.Context, t luks2.Token) (usableToken, error) {
 	case !wanted:
 		return u, nil
 	case token.StorageKey() == nil:
-		return u, fmt.Errorf("%w: it has a PIN and names no storage key of the TPM, so that whoever answers for the TPM would learn of the PIN; enrol anew", errNotUsed)
+		return u, fmt.Errorf("%w: it has a PIN and names no storage key: whoever answers for the TPM would learn of the PIN; enrol anew", errNotUsed)
 	}
 	ctx, cancel := context.WithTimeout(ctx, tpmTime)
 	defer cancel()

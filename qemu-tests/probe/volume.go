@@ -46,6 +46,7 @@ const (
 //	volume-sparse: gives up what a sparse copy loses: all that was never written to
 //	promise DIR N SEED | promised DIR KEEP: makes files, and reads them past the cache
 //	fill FILE | rm FILE
+//	volume-looks SECONDS DIR: looks at what is reserved, while files are made in DIR
 //	write-at-rate FILE BYTES MIB SECONDS: so many bytes to a file, so many MiB per second;
 //	  without room it waits for it, so long in all
 func changeVolume(w io.Writer, words []string) (known bool, err error) {
@@ -59,6 +60,7 @@ func changeVolume(w io.Writer, words []string) (known bool, err error) {
 		"volume-steps":  {6, func(a []string) (any, error) { return volumeSteps(a) }},
 		"volume-full":   {4, func(a []string) (any, error) { return volumeFull(a) }},
 		"volume-stray":  {1, func(a []string) (any, error) { return withVolume(stray(a[0])) }},
+		"volume-looks":  {2, func(a []string) (any, error) { return volumeLooks(a[0], a[1]) }},
 		"volume-sparse": {0, func([]string) (any, error) { return loseUnwritten() }},
 		"promise":       {3, func(a []string) (any, error) { return promise(a[0], a[1], a[2]) }},
 		"promised":      {2, func(a []string) (any, error) { return promised(a[0], a[1]) }},

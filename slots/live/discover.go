@@ -29,7 +29,7 @@ func (d *Disk) Discover(wanted gpt.Wanted, rootHash func(io.ReaderAt) ([]byte, e
 		return hash
 	})
 	if d.found == nil {
-		err = fmt.Errorf("cannot find an image on %s: no signature partition names a root hash whose halves are the UUIDs of its data and of its hash tree: %w",
+		err = fmt.Errorf("cannot find an image on %s: no signature partition names a root hash whose halves are the UUIDs of its data and hash tree: %w",
 			d.Block.Node, slots.ErrNoSlot)
 	}
 	return skipped, err
