@@ -20,7 +20,7 @@ var errNotAll = errors.New("not tried on every token")
 
 // errOtherKeys is for all tokens with a PIN. Binding anew does not mend it: what
 // answers for the TPM would get the new PIN.
-var errOtherKeys = errors.New("no PIN is asked for: its tokens name several storage keys, and a TPM has one: who put a token there may answer for the TPM")
+var errOtherKeys = errors.New("no PIN is asked for: the tokens name several storage keys, and a TPM has one: who put a token there may answer for the TPM")
 
 // oneStorageKey tells whether all tokens are for the same TPM. Each was told that its
 // key is there; who is between us and the TPM can say so to a token of their own too,

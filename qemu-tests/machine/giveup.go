@@ -17,6 +17,10 @@ func (c *Config) bus(givenUp func()) Bus {
 	if c.Firmware != BIOS && c.Firmware != DirectKernel {
 		return c.Bus
 	}
+	between := c.Bus
+	if between == nil {
+		between = func(command []byte, ask func([]byte) ([]byte, error)) ([]byte, error) { return ask(command) }
+	}
 	var f firmware
 	return func(command []byte, ask func([]byte) ([]byte, error)) ([]byte, error) {
 		hierarchy := switchedOff(command)
@@ -27,10 +31,6 @@ func (c *Config) bus(givenUp func()) Bus {
 			// As after a password session that has worked: tag, length and response code, no
 			// parameters, and an empty nonce, attributes and an empty HMAC.
 			return []byte{0x80, 0x02, 0, 0, 0, 19, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0}, nil
-		}
-		between := c.Bus
-		if between == nil {
-			between = func(command []byte, ask func([]byte) ([]byte, error)) ([]byte, error) { return ask(command) }
 		}
 		waits, began := f.waits(command), time.Now()
 		answer, err := between(command, ask)

@@ -10,6 +10,7 @@ import (
 
 	"sealroot/state/balloon"
 	"sealroot/state/balloon/files"
+	"sealroot/state/resize"
 )
 
 // looked is what came of looking at what is reserved while it is written to for the first
@@ -26,10 +27,11 @@ func volumeLooks(seconds, dir string) (l looked, err error) {
 	if err != nil {
 		return l, err
 	}
-	end, err := volumeEnd()
+	s, err := withVolume((*resize.Volume).Measure)
 	if err != nil {
 		return l, err
 	}
+	end := s.DataOffset + s.Spanned
 	image, err := os.Open(volumeImage())
 	if err != nil {
 		return l, err
@@ -63,17 +65,6 @@ func volumeLooks(seconds, dir string) (l looked, err error) {
 		err = errors.Join(err, os.Remove(name))
 	}
 	return l, err
-}
-
-// volumeEnd is where the inner file system ends in the image.
-func volumeEnd() (end int64, err error) {
-	v, err := openVolume()
-	if err != nil {
-		return 0, err
-	}
-	defer v.Close()
-	s, err := v.Measure()
-	return s.DataOffset + s.Spanned, err
 }
 
 func writeNew(name string) error {

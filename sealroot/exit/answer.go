@@ -19,12 +19,12 @@ type toDo struct {
 // await waits for what comes from done, looking at what is to do; false: within patience
 // nothing of that was done, or not all within longest. (Less than ever before counts, not
 // what goes up and down.)
-func await[T any](done <-chan T, look func() toDo) (result T, answered bool) {
+func await(done <-chan []string, look func() toDo) (left []string, answered bool) {
 	least := look()
 	for range longest / patience {
 		select {
-		case result = <-done:
-			return result, true
+		case left = <-done:
+			return left, true
 		case <-time.After(patience):
 		}
 		now := look()
@@ -33,5 +33,5 @@ func await[T any](done <-chan T, look func() toDo) (result T, answered bool) {
 		}
 		least = toDo{min(now.held, least.held), min(now.unwritten, least.unwritten)}
 	}
-	return result, false
+	return nil, false
 }

@@ -1,6 +1,7 @@
 package exit
 
 import (
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -25,17 +26,17 @@ func TestAwait(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				began, done, stop := time.Now(), make(chan string, 1), make(chan bool)
+				began, done, stop := time.Now(), make(chan []string, 1), make(chan bool)
 				defer close(stop)
 				go func() {
 					select {
 					case <-time.After(tt.takes):
-						done <- "apart"
+						done <- []string{"apart"}
 					case <-stop:
 					}
 				}()
 				got, answered := await(done, func() toDo { return tt.at(time.Since(began)) })
-				if took := time.Since(began); answered != tt.answered || answered != (got == "apart") || took != tt.within {
+				if took := time.Since(began); answered != tt.answered || answered != slices.Equal(got, []string{"apart"}) || took != tt.within {
 					t.Errorf("got %q, %t after %s, want %t after %s", got, answered, took, tt.answered, tt.within)
 				}
 			})
