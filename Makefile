@@ -1,4 +1,4 @@
-# Verbs: build test soak demo run bench fuzz lint fmt clean.
+# Verbs: build test unit-test soak demo run bench fuzz lint fmt clean help.
 # Go is found or fetched by scripts/go, Debian packages by scripts/deps.
 # Everything made goes to build/; downloads are kept in a cache outside of the
 # repository (SEALROOT_CACHE, else ~/.cache/sealroot).

@@ -2,7 +2,7 @@
 // SubjectPublicKeyInfo (RFC 5280, 4.1.2.7) in DER.
 //
 // crypto/x509 would do it too, and brings into PID 1 what nobody needs there:
-// chains, constraints, CRLs, Ed25519, URLs, 300 KB. The reading is done by
+// chains, constraints, CRLs, Ed25519, URLs, 330 KB. The reading is done by
 // golang.org/x/crypto/cryptobyte, the reader under crypto/x509; mkinitramfs,
 // which makes the initramfs that these keys lie in, checks them with crypto/x509.
 package publickey

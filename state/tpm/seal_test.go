@@ -259,8 +259,8 @@ func TestUnsealByOtherTPM(t *testing.T) {
 	unseal(t, other, token, nil, nil, secret, tpm.ErrOtherTPM) // nor under a legacy primary
 }
 
-// Security.md A5: each attribute that a sealed object must not have, and another
-// policy, is refused by us before the TPM is asked.
+// Each attribute that a sealed object must not have, and another policy, is refused by us
+// before the TPM is asked.
 func TestUnsealRefusesAttributes(t *testing.T) {
 	_, chip := machine(t)
 	secret := newSecret(t)

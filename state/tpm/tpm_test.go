@@ -167,8 +167,8 @@ func (p *proxy) Send(ctx context.Context, command []byte) ([]byte, error) {
 	return rsp, err
 }
 
-// Whoever puts another key in place of the SRK on the way (security.md A7) is
-// noticed before a session is started with it: ReadPublic is the last command.
+// Whoever puts another key in place of the SRK on the way (docs/security.md, The bus)
+// is noticed before a session is started with it: ReadPublic is the last command.
 func TestExchangedSRK(t *testing.T) {
 	m, chip := machine(t)
 	secret := newSecret(t)
