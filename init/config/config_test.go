@@ -269,6 +269,9 @@ func TestValidateState(t *testing.T) {
 		{"unlock_twice", func(c *Config) { c.State.Unlock = []string{UnlockTPM2, UnlockRecoveryKey, UnlockTPM2} }, []string{"state.unlock[2]"}},
 		{"production_must_say_recovery", func(c *Config) { c.State.Recovery = "" }, []string{"state.recovery"}},
 		{"development_need_not", func(c *Config) { c.Build, c.State.Recovery = Development, "" }, nil},
+		{"development_need_not_with_create_never", func(c *Config) {
+			c.Build, c.State.Recovery, c.State.Create = Development, "", CreateNever
+		}, nil},
 		{"escrow", func(c *Config) { c.State.Recovery, c.State.Escrow = RecoveryEscrow, []string{"escrow.crt"} }, nil},
 		{"escrow_to_nobody", func(c *Config) { c.State.Recovery = RecoveryEscrow }, []string{"state.escrow"}},
 		{"escrow_without_escrow", func(c *Config) { c.State.Escrow = []string{"escrow.crt"} }, []string{"state.escrow"}},

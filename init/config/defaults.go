@@ -76,7 +76,7 @@ func (c Config) WithDefaults() Config {
 	}
 	if c.Build == Development {
 		def := RecoveryNone
-		if c.State.can(UnlockTPM2) && c.State.can(UnlockRecoveryKey) {
+		if c.State.Create != CreateNever && c.State.can(UnlockTPM2) && c.State.can(UnlockRecoveryKey) {
 			def = RecoveryLater
 		}
 		set(&c.State.Recovery, def)
