@@ -2,6 +2,7 @@ package keys
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -28,6 +29,10 @@ var ErrCommand = errors.New("the sign command gave no usable signature")
 // commandTime bounds one signature: a person may have to touch a token.
 const commandTime = 5 * time.Minute
 
+// heldTime is how long standard output is read on once the command has ended: what
+// it leaves behind, such as an agent, may hold it for ever.
+const heldTime = 3 * time.Second
+
 // maxSignature bounds what a sign command prints, in bytes.
 const maxSignature = 4 << 10
 
@@ -44,6 +49,8 @@ const maxSignature = 4 << 10
 type Command struct {
 	Argv   []string
 	Stderr io.Writer // for what the command says to a person
+
+	limit time.Duration // of one signature; 0 is commandTime
 }
 
 // ParseCommand splits a command line at white space; there is no quoting.
@@ -106,14 +113,22 @@ func (c *Command) SignEFI(ctx context.Context, in, out string) error {
 }
 
 func (c *Command) run(ctx context.Context, stdin io.Reader, stdout io.Writer, args ...string) error {
-	ctx, cancel := context.WithTimeout(ctx, commandTime)
+	limit := cmp.Or(c.limit, commandTime)
+	timed, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not done within %s", limit))
 	defer cancel()
-	cmd := exec.CommandContext(ctx, c.Argv[0], append(c.Argv[1:len(c.Argv):len(c.Argv)], args...)...)
+	// It gets no process group of its own, which could be killed whole: only the
+	// one in the foreground may ask for a PIN at the terminal.
+	cmd := exec.CommandContext(timed, c.Argv[0], append(c.Argv[1:len(c.Argv):len(c.Argv)], args...)...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, stdout, c.Stderr
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("cannot sign with %q: %w: %w", c.line(args...), ErrCommand, err)
+	cmd.WaitDelay = heldTime
+	err := cmd.Run()
+	if err == nil || errors.Is(err, exec.ErrWaitDelay) {
+		return nil // callers check what it gave, whoever still holds its output
 	}
-	return nil
+	if cause := context.Cause(timed); cause != nil {
+		err = cause
+	}
+	return fmt.Errorf("cannot sign with %q: %w: %w", c.line(args...), ErrCommand, err)
 }
 
 func (c *Command) line(args ...string) string {

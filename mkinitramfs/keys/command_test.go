@@ -84,6 +84,43 @@ exec openssl pkeyutl -sign -inkey ` + dir + `/image.key -pkeyopt digest:sha256 -
 	}
 }
 
+// What a sign command has started may hold its standard output for longer than it lives,
+// or than its time.
+func TestCommandThatIsOutlived(t *testing.T) {
+	dir := t.TempDir()
+	if err := Generate(dir, "test", time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	cert, err := LoadCertificate(filepath.Join(dir, ImageCert))
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest := sha256.Sum256([]byte("what is signed"))
+	for _, tc := range []struct {
+		name, text string
+		limit      time.Duration
+		want       string // of the error
+	}{
+		{"out_of_time", "sleep 20\nexit 0\n", 100 * time.Millisecond, "not done within 100ms"},
+		{"leaves_a_daemon", `sleep 20 &
+exec openssl pkeyutl -sign -inkey ` + dir + `/image.key -pkeyopt digest:sha256 -pkeyopt rsa_padding_mode:pkcs1
+`, time.Minute, ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			c, begin := script(t, tc.text), time.Now()
+			c.limit = tc.limit
+			_, err := c.Signer(t.Context(), NameImage, cert.PublicKey).Sign(rand.Reader, digest[:], crypto.SHA256)
+			if took := time.Since(begin); took > 15*time.Second {
+				t.Errorf("Sign took %s", took)
+			}
+			if (err != nil) != (tc.want != "") || err != nil && (!errors.Is(err, ErrCommand) || !strings.Contains(err.Error(), tc.want)) {
+				t.Errorf("Sign: %v, want %q", err, tc.want)
+			}
+		})
+	}
+}
+
 func TestParseCommand(t *testing.T) {
 	c := ParseCommand(" hsm-sign  --slot 3 ", nil)
 	if c == nil || c.line(NameDB, "in", "out") != "hsm-sign --slot 3 db in out" {
