@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"flag"
 	"fmt"
@@ -185,7 +186,7 @@ func partsCommand(ctx context.Context, args []string, stdin io.Reader, stdout, s
 type diskFlags struct {
 	buildFlags
 	b                 slotFlags
-	state             string
+	state             choice
 	rootSize, espSize size
 	stateSize         stateSize
 	diskSize          size
@@ -195,7 +196,8 @@ type diskFlags struct {
 func (f *diskFlags) register(fs *flag.FlagSet) {
 	f.buildFlags.register(fs, "disk image to write")
 	f.b.register(fs, "slot-b-", " of slot b")
-	fs.StringVar(&f.state, "slot-b", string(disk.Good), "how slot b begins: good, trial or off")
+	f.state.of = []string{string(disk.Good), string(disk.Trial), string(disk.Off)}
+	fs.Var(&f.state, "slot-b", "how slot b begins: good (the default), trial or off")
 	fs.Var(&f.rootSize, "root-size", "size of a root slot (default: 1.5 times the image)")
 	fs.Var(&f.layerSizes, "layer-size", "NAME=SIZE: size of the partition of a layer with from: partition (default: 1.5 times its image); may be given several times")
 	fs.Var(&f.espSize, "esp-size", "size of the EFI system partition (default: three boot sets)")
@@ -211,6 +213,9 @@ func diskCommand(ctx context.Context, args []string, stdin io.Reader, stderr io.
 	if err := parse(fs, args, stderr, required()...); err != nil {
 		return err
 	}
+	if err := f.together(stderr); err != nil {
+		return err
+	}
 	options, err := f.options()
 	if err != nil {
 		return err
@@ -222,10 +227,21 @@ func diskCommand(ctx context.Context, args []string, stdin io.Reader, stderr io.
 	return b.Disk(ctx, options)
 }
 
+// together refuses options that do not go together.
+func (f *diskFlags) together(stderr io.Writer) error {
+	switch {
+	case f.b.rootfs == "" && (f.b != slotFlags{} || f.state.word != ""):
+		return wrong(stderr, "cannot fill slot b without --slot-b-rootfs: give that too, or no option of slot b")
+	case f.b.kernel == "" && f.b.kernelVersion != "":
+		return wrong(stderr, "cannot use --slot-b-kernel-version without --slot-b-kernel: slot b has the kernel of slot a then, and its release; leave it out, or give both")
+	}
+	return nil
+}
+
 // options turns the flags into what is to be built.
 func (f *diskFlags) options() (disk.Options, error) {
 	o := disk.Options{
-		BState: disk.SlotState(f.state), Output: f.out,
+		BState: disk.SlotState(cmp.Or(f.state.word, string(disk.Good))), Output: f.out,
 		Sizes: disk.Sizes{Root: int64(f.rootSize), ESP: int64(f.espSize), State: int64(f.stateSize.size), Disk: int64(f.diskSize), NoState: f.stateSize.none, Layers: f.layerSizes},
 	}
 	var err error
@@ -233,9 +249,6 @@ func (f *diskFlags) options() (disk.Options, error) {
 		return disk.Options{}, err
 	}
 	if f.b.rootfs == "" {
-		if f.b != (slotFlags{}) {
-			return disk.Options{}, fmt.Errorf("cannot fill slot b without --slot-b-rootfs")
-		}
 		return o, nil
 	}
 	f.b.orElse(f.a)

@@ -103,14 +103,18 @@ func parse(fs *flag.FlagSet, args []string, stderr io.Writer, required ...string
 		return errUsage // flag has printed it
 	}
 	if fs.NArg() > 0 {
-		fmt.Fprintf(stderr, "sealroot-mkinitramfs: unexpected argument %q\n", fs.Arg(0))
-		return errUsage
+		return wrong(stderr, "unexpected argument %q", fs.Arg(0))
 	}
 	for _, name := range required {
 		if fs.Lookup(name).Value.String() == "" {
-			fmt.Fprintf(stderr, "sealroot-mkinitramfs: missing -%s (%s)\n", name, fs.Lookup(name).Usage)
-			return errUsage
+			return wrong(stderr, "missing -%s (%s)", name, fs.Lookup(name).Usage)
 		}
 	}
 	return nil
+}
+
+// wrong says what is wrong with a command line.
+func wrong(stderr io.Writer, format string, args ...any) error {
+	fmt.Fprintf(stderr, "sealroot-mkinitramfs: "+format+"\n", args...)
+	return errUsage
 }

@@ -16,6 +16,11 @@ func call(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	return code, out.String(), errs.String()
 }
 
+// disked are the arguments of a disk whose configuration is missing, and more.
+func disked(more ...string) []string {
+	return append([]string{"disk", "--rootfs", "x", "--kernel", "x", "--config", "/nonexistent.yaml", "--keys", "x", "-o", "x"}, more...)
+}
+
 func TestUsage(t *testing.T) {
 	for _, tc := range []struct {
 		name string
@@ -33,6 +38,12 @@ func TestUsage(t *testing.T) {
 		{"parts_output_missing", []string{"parts", "--rootfs", "x", "--kernel", "x", "--config", "x", "--keys", "x"}, 2, "missing -o"},
 		{"parts_has_no_slot_b", []string{"parts", "--slot-b", "good"}, 2, "slot-b"},
 		{"disk_help", []string{"disk", "-h"}, 0, "slot-b-rootfs"},
+		{"slot_b_state_unknown", disked("--slot-b-rootfs", "y", "--slot-b", "foo"), 2, "choose from good, trial, off"},
+		{"slot_b_state_unknown_without_root", disked("--slot-b", "foo"), 2, "choose from good, trial, off"},
+		{"slot_b_state_without_root", disked("--slot-b", "good"), 2, "without --slot-b-rootfs"},
+		{"slot_b_kernel_without_root", disked("--slot-b-kernel", "y"), 2, "without --slot-b-rootfs"},
+		{"slot_b_release_without_kernel", disked("--slot-b-rootfs", "y", "--slot-b-kernel-version", "6.1.0"), 2, "without --slot-b-kernel:"},
+		{"slot_b", disked("--slot-b-rootfs", "y", "--slot-b", "off", "--slot-b-kernel", "y", "--slot-b-kernel-version", "6.1.0"), 1, "/nonexistent.yaml"},
 		{"stray_argument", []string{"tools", "x"}, 2, "unexpected argument"},
 		{"no_size", []string{"disk", "--size", "0"}, 2, "not a size"},
 		{"bad_state_size", []string{"disk", "--state-size", "0M"}, 2, "not a size"},
