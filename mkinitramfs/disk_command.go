@@ -136,12 +136,17 @@ func (f *buildFlags) register(fs *flag.FlagSet, out string) {
 // required are the options without which nothing is built.
 func required() []string { return []string{"rootfs", "kernel", "config", "keys", "o"} }
 
+// together refuses options that do not go together.
+func (f *buildFlags) together(stderr io.Writer) error {
+	if (f.secureBootKey == "") != (f.secureBootCert == "") {
+		return wrong(stderr, "cannot sign for Secure Boot with only one of --secureboot-key and --secureboot-cert: give both, or neither")
+	}
+	return nil
+}
+
 // builder makes what the build runs with.
 func (f *buildFlags) builder(ctx context.Context, stdin io.Reader, stderr io.Writer) (*disk.Builder, error) {
 	var secure *uki.SecureBoot
-	if (f.secureBootKey == "") != (f.secureBootCert == "") {
-		return nil, fmt.Errorf("cannot sign for Secure Boot with only one of --secureboot-key and --secureboot-cert")
-	}
 	if f.secureBootKey != "" {
 		secure = &uki.SecureBoot{Key: f.secureBootKey, Cert: f.secureBootCert}
 	}
@@ -169,6 +174,9 @@ func partsCommand(ctx context.Context, args []string, stdin io.Reader, stdout, s
 	var f buildFlags
 	f.register(fs, "set to write: a folder that does not exist, FILE.tar, or - for a tar on stdout")
 	if err := parse(fs, args, stderr, required()...); err != nil {
+		return err
+	}
+	if err := f.together(stderr); err != nil {
 		return err
 	}
 	in, err := f.a.input(f.cmdline, f.extra, !f.noRootModules)
@@ -227,15 +235,17 @@ func diskCommand(ctx context.Context, args []string, stdin io.Reader, stderr io.
 	return b.Disk(ctx, options)
 }
 
-// together refuses options that do not go together.
+// together is that of buildFlags, for slot b too.
 func (f *diskFlags) together(stderr io.Writer) error {
 	switch {
+	case f.a.rootfs == "-" && f.b.rootfs == "-":
+		return wrong(stderr, "cannot read two roots from stdin: give one of them as a folder or a file")
 	case f.b.rootfs == "" && (f.b != slotFlags{} || f.state.word != ""):
 		return wrong(stderr, "cannot fill slot b without --slot-b-rootfs: give that too, or no option of slot b")
 	case f.b.kernel == "" && f.b.kernelVersion != "":
 		return wrong(stderr, "cannot use --slot-b-kernel-version without --slot-b-kernel: slot b has the kernel of slot a then, and its release; leave it out, or give both")
 	}
-	return nil
+	return f.buildFlags.together(stderr)
 }
 
 // options turns the flags into what is to be built.

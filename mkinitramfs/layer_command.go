@@ -59,7 +59,7 @@ func layerCommand(ctx context.Context, args []string, stdin io.Reader, stdout, s
 		return err
 	}
 	if err := (config.Layer{Name: in.Name, Filesystem: in.Filesystem}).Check(); err != nil {
-		return err
+		return wrong(stderr, "%v", err)
 	}
 	signing, err := disk.LoadSigning(ctx, *keysDir, nil, keys.ParseCommand(*signCommand, stderr))
 	if err != nil {

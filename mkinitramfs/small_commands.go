@@ -29,7 +29,8 @@ func initramfsCommand(ctx context.Context, args []string, stderr io.Writer) erro
 	configPath := fs.String("config", "", "configuration (YAML)")
 	keysDir := fs.String("keys", "", "key directory; certificates are looked up beside the configuration first")
 	initPath := fs.String("init", "", "PID 1 (default: the file init beside this program)")
-	compress := fs.String("compress", string(initramfs.Zstd), "zstd or none")
+	compress := choice{string(initramfs.Zstd), []string{string(initramfs.Zstd), string(initramfs.None)}}
+	fs.Var(&compress, "compress", "zstd or none")
 	rootfs := fs.String("rootfs", "", "root that it is for (directory or tar): its layers are compared with that; needed with boot.watchdog.handover")
 	if err := parse(fs, args, stderr, "o", "kernel-version", "modules-dir", "config"); err != nil {
 		return err
@@ -63,7 +64,7 @@ func initramfsCommand(ctx context.Context, args []string, stderr io.Writer) erro
 		return err
 	}
 	defer func() { _ = f.Discard() }()
-	if err := initramfs.Write(f, records, initramfs.Compression(*compress)); err != nil {
+	if err := initramfs.Write(f, records, initramfs.Compression(compress.word)); err != nil {
 		return err
 	}
 	info, err := f.Stat()
