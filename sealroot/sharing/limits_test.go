@@ -136,7 +136,7 @@ func TestWatchWrongLimits(t *testing.T) {
 	waits, wait := 0, s.Wait
 	s.Wait = func(ctx context.Context, next, idle time.Duration) (bool, error) {
 		if waits++; waits == 10 {
-			if f.reserved != 1 || len(f.resized) > 0 || len(*told) != 2 || !strings.Contains((*told)[0], "line 1: keepfree: unknown key") {
+			if f.reserved != 1 || len(f.resized) > 0 || len(*told) != 2 || !strings.Contains((*told)[0], "line 1: keepfree: unknown key") || !strings.Contains((*told)[0], "the service only reserves") {
 				t.Errorf("reserved %d times, resized to %v, told %q", f.reserved, f.resized, *told)
 			}
 			if err := os.Remove(path); err != nil {

@@ -153,7 +153,7 @@ func (s *Service) reread() {
 	}
 	s.Limits = l
 	if problem != nil {
-		s.Tell(problem.Error() + "; until that is right nothing is resized")
+		s.Tell(problem.Error() + "; until that is right the service only reserves what the volume spans")
 	}
 }
 

@@ -116,7 +116,7 @@ func (s Sides) Write(to io.Writer, columns int, ascii bool) error {
 	}
 	fmt.Fprintf(&b, "automatic  %s\n", s.automatic())
 	if s.LimitsProblem != "" {
-		fmt.Fprintf(&b, "WRONG LIMITS the defaults are shown, and nothing is resized: %s\n", terminal.Printable(s.LimitsProblem))
+		fmt.Fprintf(&b, "WRONG LIMITS the defaults are shown; the service only reserves what the volume spans, until this is right: %s\n", terminal.Printable(s.LimitsProblem))
 	}
 	for _, p := range s.Decisions {
 		text := fmt.Sprintf("%s %s", p.Action, balance.Text(p.Bytes))

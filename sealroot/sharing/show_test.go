@@ -73,7 +73,7 @@ automatic  both, for writers up to 128 MiB/s; now: nothing to do: nothing is sho
 	}
 	s.LimitsProblem = "state.yaml: line 1: \x1b"
 	b.Reset()
-	if err := s.Write(&b, 80, false); err != nil || !strings.Contains(b.String(), "nothing is resized: state.yaml: line 1: ?\n") {
+	if err := s.Write(&b, 80, false); err != nil || !strings.Contains(b.String(), "the service only reserves what the volume spans, until this is right: state.yaml: line 1: ?\n") {
 		t.Errorf("%v, got\n%s", err, b.String())
 	}
 	s.LimitsProblem = ""
