@@ -205,6 +205,7 @@ func TestExitStatus(t *testing.T) {
 	}{
 		{"nothing", onB, "", 2, "", "sealroot status [--json]"},
 		{"help", user, "help", 0, "sealroot status [--json]", ""},
+		{"help_of_json", user, "help", 0, "\nAll of these but state recovery-key, state escrow, completion, version, help know --json.\n", ""},
 		{"help_of_a_command", user, "try -h", 0, "", "-tries"},
 		{"version", user, "version", 0, "sealroot v1\n", ""},
 		{"unknown_command", onB, "explode", 2, "", `unknown command "explode"`},

@@ -109,7 +109,13 @@ func usage() string {
 	var b strings.Builder
 	b.WriteString("sealroot tells how this machine was booted, and changes what it boots next.\n\n")
 	listed(&b, func(v verb) bool { return !v.hidden })
-	b.WriteString("\nCommands that change something know --json too.\n\n" + exitText)
+	var without []string
+	for _, v := range verbs() {
+		if !v.hidden && v.output == plain {
+			without = append(without, v.name)
+		}
+	}
+	fmt.Fprintf(&b, "\nAll of these but %s know --json.\n\n%s", strings.Join(without, ", "), exitText)
 	return b.String()
 }
 
