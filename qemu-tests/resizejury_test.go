@@ -30,18 +30,19 @@ type jury struct {
 	original    string
 	state, mark Partition
 
-	found map[string]int // where the cuts were, as the disks tell, since the last summary
-	told  int            // the last promised file, of all disks
-	cases chan func()
-	ended chan struct{}
-	end   func() // waits until all is judged, and lets nothing follow
+	found    map[string]int // where the cuts were, as the disks tell, since the last summary
+	reserved map[int64]bool // how much was, on disks that are good
+	told     int            // the last promised file, of all disks
+	cases    chan func()
+	ended    chan struct{}
+	end      func() // waits until all is judged, and lets nothing follow
 }
 
 // newJury is for a volume of some kind with a recovery key.
 func newJury(t *testing.T, kind judge.Case, key []byte) *jury {
 	t.Helper()
 	j := &jury{
-		t: t, kind: kind, key: key, dir: t.TempDir(), kept: keeper{dir: logDir(t)}, found: map[string]int{},
+		t: t, kind: kind, key: key, dir: t.TempDir(), kept: keeper{dir: logDir(t)}, found: map[string]int{}, reserved: map[int64]bool{},
 		cases: make(chan func(), 4096), ended: make(chan struct{}),
 	}
 	go func() {
@@ -102,6 +103,9 @@ func (j *jury) goodLeft(where string, disk *writes.Disk) {
 func (j *jury) verdict(where string, v judge.Verdict, err error, save func(dir string) error) {
 	place := j.place(v)
 	j.found[place]++
+	if err == nil {
+		j.reserved[v.Reserved+v.Beyond] = true
+	}
 	switch {
 	case err != nil:
 		j.t.Errorf("%s, %d files promised: %v; %+v; the state partition: %s", where, j.told, err, v, j.kept.keep(save))

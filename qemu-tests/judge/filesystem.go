@@ -49,11 +49,16 @@ func (f Filesystem) mounted(image, dir string, do func(root string) error) error
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	if _, err := run("mount", "-t", f.name(), "-o", "loop,nodiscard,nobarrier", image, dir); err != nil {
-		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	device, err := attach(image)
+	if err != nil {
+		return err
 	}
-	err := do(dir)
-	return errors.Join(err, unmount(dir))
+	if _, err := run("mount", "-t", f.name(), "-o", "nodiscard,nobarrier", device, dir); err != nil {
+		err = fmt.Errorf("%w: %w%s", ErrDamaged, err, kernelSays(device))
+		return errors.Join(err, detach(device))
+	}
+	err = do(dir)
+	return errors.Join(err, unmount(dir), detach(device))
 }
 
 // unmount waits a while for whoever else looks into the folder just then, such as find(1).
@@ -70,7 +75,9 @@ func unmount(dir string) error {
 func (f Filesystem) clean(image string) error {
 	checker := []string{"e2fsck", "-fn"}
 	if f == Btrfs {
-		checker = []string{"btrfs", "check", "--readonly", "--check-data-csum"}
+		// Without --force it looks first whether the image is mounted, and fails when some
+		// other btrfs in the table of mounts goes just then.
+		checker = []string{"btrfs", "check", "--readonly", "--force", "--check-data-csum"}
 	}
 	if out, err := run(checker[0], append(checker[1:], image)...); err != nil {
 		return fmt.Errorf("%w: %w:\n%s", ErrDamaged, err, out)

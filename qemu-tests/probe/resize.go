@@ -61,6 +61,9 @@ func resizeLoop(w io.Writer, words []string) error {
 		// Reading what is there and writing are few and small beside the resizes.
 		w := promises.Writer{Dir: words[4], Keep: keep, Most: 1 << 20, Rand: rand.New(rand.NewPCG(seed, 1)), Tell: marks.mark}
 		made, err := w.Run(ctx)
+		if err != nil {
+			cancel() // not to be seen only when the resizes end
+		}
 		written <- result{made, err}
 	}()
 	steps, err := resizeAtRandom(ctx, v, rand.New(rand.NewPCG(seed, 2)), most)

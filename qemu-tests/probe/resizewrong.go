@@ -48,19 +48,23 @@ func resizeWrong(words []string) error {
 
 func prepare(v *resize.Volume) error {
 	s, err := v.Measure()
+	if err != nil {
+		return err
+	}
 	// From above, as the loop may have ended with less to give back than the state partition
 	// takes at once.
 	for _, eighths := range []int64{6, 3} {
-		if err == nil {
-			_, err = v.Resize(context.Background(), s.MinReserved+(s.MaxReserved-s.MinReserved)/8*eighths)
+		_, err := v.Resize(context.Background(), s.MinReserved+(s.MaxReserved-s.MinReserved)/8*eighths)
+		// Chunks of btrfs may keep it larger, and the state partition takes back whole units only.
+		if (s.Filesystem == "btrfs" || s.Unit > balloon.BlockSize) && errors.Is(err, resize.ErrTooSmall) {
+			continue
+		}
+		if err != nil {
+			return err
 		}
 	}
-	// Chunks of btrfs may keep it larger, and the state partition takes back whole units only.
-	if (s.Filesystem == "btrfs" || s.Unit > balloon.BlockSize) && errors.Is(err, resize.ErrTooSmall) {
-		err = nil
-	}
 	unix.Sync()
-	return err
+	return nil
 }
 
 // balloonsDir is where the balloons of the running system are.
@@ -102,6 +106,11 @@ func punchFirst(v *resize.Volume) error {
 		return err
 	}
 	defer image.Close()
+	// The balloon has to be on stable storage after that: not by time, on a host that
+	// stands still.
+	if err := commitRarely(volumeRoot); err != nil {
+		return err
+	}
 	const size = 16 << 20
 	f, err := os.OpenFile(filepath.Join(balloonsDir, "90000000"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
@@ -121,6 +130,19 @@ func punchFirst(v *resize.Volume) error {
 		}
 	}
 	return image.Sync()
+}
+
+// commitRarely has a mounted ext4 end no transaction by time alone.
+func commitRarely(dir string) error {
+	f, err := unix.Fspick(unix.AT_FDCWD, dir, unix.FSPICK_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	err = unix.FsconfigSetString(f, "commit", "300")
+	if err == nil {
+		err = unix.FsconfigReconfigure(f)
+	}
+	return errors.Join(err, unix.Close(f))
 }
 
 func forget(*resize.Volume) error {
