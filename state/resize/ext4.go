@@ -153,7 +153,7 @@ func (e *ext4FS) inflate(size int64) (files.Balloon, error) {
 	err = allocate(f, size)
 	var b files.Balloon
 	if err == nil {
-		b, err = e.prove(f)
+		b, err = e.prove(f, e.sync)
 	}
 	if err != nil {
 		// Nothing of it was given back.
@@ -182,8 +182,8 @@ func allocate(f *os.File, size int64) error {
 	}
 }
 
-// prove makes a file a balloon.
-func (e *ext4FS) prove(f *os.File) (b files.Balloon, err error) {
+// prove makes a file a balloon. sync is e.sync.
+func (e *ext4FS) prove(f *os.File, sync func() error) (b files.Balloon, err error) {
 	if err := f.Sync(); err != nil {
 		return b, err
 	}
@@ -200,7 +200,7 @@ func (e *ext4FS) prove(f *os.File) (b files.Balloon, err error) {
 	}
 	// From here on no power cut takes the blocks from the balloon, and what the
 	// journal had of them is where it belongs.
-	if err := e.sync(); err != nil {
+	if err := sync(); err != nil {
 		return b, err
 	}
 	b, err = files.Look(f, end)
@@ -209,10 +209,27 @@ func (e *ext4FS) prove(f *os.File) (b files.Balloon, err error) {
 		return b, err
 	case b.Err != nil:
 		return b, b.Err
-	case !b.Sealed || !slices.Equal(before.Held, b.Held):
+	case !b.Sealed || !slices.Equal(inOrder(before.Held), inOrder(b.Held)):
 		return b, fmt.Errorf("%w: its extents moved", balloon.ErrNotHeld)
 	}
 	return b, nil
+}
+
+// inOrder puts together the places of a file's bytes that follow one another in the file as
+// well. The kernel may tell of the same in other pieces at another time: as its cache has
+// them, which puts extents together, or as the tree of extents on the disk has them, of at
+// most 32767 blocks each. The order stays that of the file: the same blocks in another one
+// were moved, and belonged to some other file in between, with which the sync may have kept
+// them.
+func inOrder(held []balloon.Range) (list []balloon.Range) {
+	for _, r := range held {
+		if n := len(list); n > 0 && list[n-1].End == r.Start {
+			list[n-1].End = r.End
+		} else {
+			list = append(list, r)
+		}
+	}
+	return list
 }
 
 // lastNumber is the highest that names a balloon, or 0.
