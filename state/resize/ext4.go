@@ -134,6 +134,9 @@ func (e *ext4FS) give(ctx context.Context, n int64, release func([]balloon.Range
 // storage.
 func (e *ext4FS) inflate(size int64) (files.Balloon, error) {
 	dir, err := files.MakeDir(e.root)
+	if errors.Is(err, unix.ENOSPC) {
+		err = fmt.Errorf("%w: %w", ErrTooSmall, err)
+	}
 	if err != nil {
 		return files.Balloon{}, err
 	}
@@ -151,6 +154,9 @@ func (e *ext4FS) inflate(size int64) (files.Balloon, error) {
 	}
 	defer f.Close()
 	err = allocate(f, size)
+	if errors.Is(err, unix.ENOSPC) { // somebody has written since it was measured
+		err = fmt.Errorf("%w: %w", ErrTooSmall, err)
+	}
 	var b files.Balloon
 	if err == nil {
 		b, err = e.prove(f, e.sync)

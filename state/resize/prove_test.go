@@ -3,6 +3,7 @@ package resize
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 
@@ -60,7 +61,7 @@ func TestProveMoved(t *testing.T) {
 	v := newVolume(t, 1<<30, 512<<20)
 	b, err := proved(t, v, 32<<20, func(f *os.File) error {
 		var st unix.Stat_t
-		other, err := os.Create(v.root.Name() + "/other")
+		other, err := os.Create(filepath.Join(v.root.Name(), "other"))
 		if err == nil {
 			err = errors.Join(
 				unix.Fstat(int(f.Fd()), &st),
@@ -74,6 +75,42 @@ func TestProveMoved(t *testing.T) {
 	})
 	if !errors.Is(err, balloon.ErrNotHeld) {
 		t.Errorf("prove = %+v, %v, want %v", b, err, balloon.ErrNotHeld)
+	}
+}
+
+// Where somebody has taken what was free when it was measured, a shrink is refused as any
+// for which there is no room, and leaves nothing behind.
+func TestInflateWithoutRoom(t *testing.T) {
+	for _, name := range []string{"balloon", "folder"} {
+		t.Run(name, func(t *testing.T) {
+			v := newVolume(t, 512<<20, 128<<20)
+			e := v.in.(*ext4FS)
+			if name == "balloon" {
+				folder(t, v)
+			}
+			f, err := os.Create(filepath.Join(v.root.Name(), "most"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			for at, n := int64(0), int64(64<<20); n >= balloon.BlockSize; {
+				if err := unix.Fallocate(int(f.Fd()), 0, at, n); errors.Is(err, unix.ENOSPC) {
+					n /= 2
+				} else if err != nil {
+					t.Fatal(err)
+				} else {
+					at += n
+				}
+			}
+			for _, size := range []int64{2 << 20, 64 << 10} {
+				if b, err := e.inflate(size); !errors.Is(err, ErrTooSmall) || !errors.Is(err, unix.ENOSPC) {
+					t.Errorf("inflate(%d) = %+v, %v, want %v", size, b, err, ErrTooSmall)
+				}
+			}
+			if list, err := e.balloons(); err != nil || len(list) > 0 {
+				t.Errorf("it leaves %v, %v", list, err)
+			}
+		})
 	}
 }
 
