@@ -163,7 +163,7 @@ func (v *Volume) cut(end int64) error {
 // which has not.
 func (v *Volume) giveBack(list ...balloon.Range) (err error) {
 	for _, r := range list {
-		err = errors.Join(err, state.Release(v.image, r.Start, r.End))
+		err = errors.Join(err, noRoom(state.Release(v.image, r.Start, r.End)))
 	}
 	if v.classic {
 		err = errors.Join(err, v.cut(math.MaxInt64))

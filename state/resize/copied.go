@@ -79,7 +79,7 @@ func (v *Volume) anew(ctx context.Context, r balloon.Range, unwritten bool) erro
 			}
 		}
 		if err != nil {
-			return fmt.Errorf("cannot write %s anew: %w", state.ImageName, err)
+			return fmt.Errorf("cannot write %s anew: %w", state.ImageName, noRoom(err))
 		}
 		r.Start = next
 	}

@@ -384,3 +384,45 @@ func TestNoRoomNamesWhatIsKept(t *testing.T) {
 		t.Errorf("bounded() = %v, want %s", err, want)
 	}
 }
+
+// btrfs outside may have no room for the metadata that a hole takes: to give back is refused
+// then as for any lack of room, and nothing is lost.
+func TestOuterBtrfsHasNoRoomForAHole(t *testing.T) {
+	v := newVolumeOn(t, state.Btrfs, state.Ext4, 768<<20, 384<<20)
+	place := filepath.Join(v.dir.Name(), layout.ImageSubvolume)
+	run(t, "sync", "-f", v.root.Name())
+	run(t, "btrfs", "quota", "enable", v.dir.Name())
+	run(t, "btrfs", "quota", "rescan", "-w", v.dir.Name())
+	run(t, "btrfs", "qgroup", "limit", "1M", place)
+	// Free in a new file system, and in no balloon: nothing writes there in this test.
+	end := v.begin + 384<<20
+	part := balloon.Range{Start: end - 2*v.unit, End: end - v.unit}
+	n, err := v.release([]balloon.Range{part})
+	gerr := v.giveBack(part)
+	werr := v.anew(t.Context(), part, true)
+	there, rerr := files.Reserved(v.image, part.Start, part.End)
+	run(t, "btrfs", "quota", "disable", v.dir.Name())
+	if n != 0 || rerr != nil || balloon.Total(there) != part.Bytes() {
+		t.Errorf("released %d bytes; there is %v, %v", n, there, rerr)
+	}
+	for name, err := range map[string]error{"release": err, "giveBack": gerr, "anew": werr} {
+		if !errors.Is(err, ErrNoRoom) || !errors.Is(err, unix.EDQUOT) {
+			t.Errorf("%s: %v, want %v", name, err, ErrNoRoom)
+		}
+	}
+}
+
+func TestNoRoom(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		want bool
+	}{
+		{nil, false}, {unix.EIO, false}, {unix.EROFS, false}, {unix.ENOSPC, true},
+		{fmt.Errorf("cannot sync: %w", unix.EDQUOT), true}, {fmt.Errorf("%w: %w", ErrNoRoom, unix.ENOSPC), true},
+	} {
+		got := noRoom(c.err)
+		if errors.Is(got, ErrNoRoom) != c.want || !errors.Is(got, c.err) || got != nil && strings.Count(got.Error(), ErrNoRoom.Error()) > 1 {
+			t.Errorf("noRoom(%v) = %v", c.err, got)
+		}
+	}
+}
