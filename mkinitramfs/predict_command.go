@@ -38,8 +38,7 @@ func predictCommand(ctx context.Context, args []string, stdout, stderr io.Writer
 	}
 	hash, err := hex.DecodeString(*rootHash)
 	if err != nil || len(hash) != 0 && len(hash) != 32 && len(hash) != 64 {
-		fmt.Fprintf(stderr, "sealroot-mkinitramfs: -root-hash %q is not the hex form of 32 or 64 bytes\n", *rootHash)
-		return errUsage
+		return wrong(stderr, "-root-hash %q is not the hex form of 32 or 64 bytes", *rootHash)
 	}
 	if fs.NArg() != 1 {
 		fmt.Fprintln(stderr, "usage: sealroot-mkinitramfs predict [--json] [--slot SLOT] [--root-hash HEX] DISK|PARTS|UKI")

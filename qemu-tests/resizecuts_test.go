@@ -391,8 +391,8 @@ func (r *resized) judgeLeft(s resizeSample, m *Machine, base *Disk, l leftOver) 
 	return func() {
 		t.Helper()
 		const atOnce = 8
-		// At two places of resizes at least, or in the same place of two.
-		reached := func() bool { return r.jury.told > 0 && len(places)+len(r.jury.reserved) > 2 }
+		// Two places of resizes at least, or one with two amounts that are reserved.
+		reached := func() bool { return r.jury.told > 0 && (len(places) > 1 || len(r.jury.reserved) > 1) }
 		for ; !reached() && most < len(l.order); most += atOnce {
 			l.each(t, most, min(most+atOnce, len(l.order)), func(_ int, left leftDisk) {
 				d := left.disk.Clone()

@@ -31,7 +31,7 @@ type jury struct {
 	state, mark Partition
 
 	found    map[string]int // where the cuts were, as the disks tell, since the last summary
-	reserved map[int64]bool // how much was, on disks that are good
+	reserved map[int64]bool // how much was, on disks that cuts left and that are good
 	told     int            // the last promised file, of all disks
 	cases    chan func()
 	ended    chan struct{}
@@ -96,6 +96,9 @@ func (j *jury) good(where, state string, mark []byte) {
 // goodLeft wants it of a disk that a power cut leaves.
 func (j *jury) goodLeft(where string, disk *writes.Disk) {
 	v, err := j.judgeLeft(disk)
+	if err == nil {
+		j.reserved[v.Reserved+v.Beyond] = true
+	}
 	j.verdict(where, v, err, func(dir string) error { return j.save(disk, filepath.Join(dir, "state")) })
 }
 
@@ -103,9 +106,6 @@ func (j *jury) goodLeft(where string, disk *writes.Disk) {
 func (j *jury) verdict(where string, v judge.Verdict, err error, save func(dir string) error) {
 	place := j.place(v)
 	j.found[place]++
-	if err == nil {
-		j.reserved[v.Reserved+v.Beyond] = true
-	}
 	switch {
 	case err != nil:
 		j.t.Errorf("%s, %d files promised: %v; %+v; the state partition: %s", where, j.told, err, v, j.kept.keep(save))

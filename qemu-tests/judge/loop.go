@@ -27,11 +27,8 @@ func attach(image string) (device string, err error) {
 func detach(device string) error {
 	backing := filepath.Join("/sys/block", filepath.Base(device), "loop/backing_file")
 	image, err := os.ReadFile(backing)
-	if err != nil {
-		return fmt.Errorf("cannot detach %s: %w", device, err)
-	}
-	if _, err := run("losetup", "--detach", device); err != nil {
-		return err
+	if _, e := run("losetup", "--detach", device); e != nil || err != nil {
+		return errors.Join(e, err)
 	}
 	for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		now, err := os.ReadFile(backing)
@@ -53,7 +50,7 @@ func kernelSays(device string) string {
 	}
 	var about []string
 	for line := range strings.Lines(text) {
-		if strings.Contains(line, filepath.Base(device)+"):") {
+		if strings.Contains(line, filepath.Base(device)+"):") || strings.Contains(line, filepath.Base(device)+" state") {
 			about = append(about, "\n\t"+strings.TrimSpace(line))
 		}
 	}

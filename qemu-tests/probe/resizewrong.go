@@ -106,8 +106,8 @@ func punchFirst(v *resize.Volume) error {
 		return err
 	}
 	defer image.Close()
-	// The balloon has to be on stable storage after that: not by time, on a host that
-	// stands still.
+	// The balloon may not be on stable storage before its blocks are given back: on a host
+	// that stands still the journal's timer would see to it.
 	if err := commitRarely(volumeRoot); err != nil {
 		return err
 	}
@@ -132,7 +132,7 @@ func punchFirst(v *resize.Volume) error {
 	return image.Sync()
 }
 
-// commitRarely has a mounted ext4 end no transaction by time alone.
+// commitRarely has a mounted ext4 end no transaction by time alone, from now on.
 func commitRarely(dir string) error {
 	f, err := unix.Fspick(unix.AT_FDCWD, dir, unix.FSPICK_CLOEXEC)
 	if err != nil {
@@ -142,6 +142,7 @@ func commitRarely(dir string) error {
 	if err == nil {
 		err = unix.FsconfigReconfigure(f)
 	}
+	unix.Sync() // one that has begun has its time already
 	return errors.Join(err, unix.Close(f))
 }
 

@@ -135,7 +135,7 @@ func (e *ext4FS) give(ctx context.Context, n int64, release func([]balloon.Range
 func (e *ext4FS) inflate(size int64) (files.Balloon, error) {
 	dir, err := files.MakeDir(e.root)
 	if errors.Is(err, unix.ENOSPC) {
-		err = fmt.Errorf("%w: %w", ErrTooSmall, err)
+		err = fmt.Errorf("%w: nothing is free in it: %w", ErrTooSmall, err)
 	}
 	if err != nil {
 		return files.Balloon{}, err
@@ -154,8 +154,8 @@ func (e *ext4FS) inflate(size int64) (files.Balloon, error) {
 	}
 	defer f.Close()
 	err = allocate(f, size)
-	if errors.Is(err, unix.ENOSPC) { // somebody has written since it was measured
-		err = fmt.Errorf("%w: %w", ErrTooSmall, err)
+	if errors.Is(err, unix.ENOSPC) {
+		err = fmt.Errorf("%w: it was written to since it was measured: %w", ErrTooSmall, err)
 	}
 	var b files.Balloon
 	if err == nil {

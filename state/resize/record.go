@@ -1,6 +1,11 @@
 package resize
 
 import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
 	"sealroot/state/balloon"
 	"sealroot/state/balloon/files"
 )
@@ -14,4 +19,15 @@ func (v *Volume) record(given []balloon.Range) error {
 func (v *Volume) recorded() []balloon.Range {
 	r, _ := files.ReadRecord(v.dir, v.uuid)
 	return r.Given
+}
+
+// noRoom makes ErrNoRoom of what the outer file system says when it has none: btrfs needs
+// some for its metadata also to give back. Not where it says so of a sync: what it was asked
+// for before may have been done, and is not on stable storage.
+func noRoom(err error) error {
+	full := errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
+	if full && !errors.Is(err, ErrNoRoom) {
+		return fmt.Errorf("%w: %w", ErrNoRoom, err)
+	}
+	return err
 }

@@ -17,7 +17,8 @@ import (
 // has no room for that, what is free of it is held by balloons, for nobody to write
 // to. Where even that is not enough, or it is read-only, nothing is reserved; the inner one
 // becomes read-only, if the kernel lets it, and the error is ErrOverCommitted. What btrfs outside would write elsewhere
-// is written anew, while the volume is read-only. Errors besides: ErrBusy, ErrCopied.
+// is written anew, while the volume is read-only. Errors besides: ErrBusy, ErrCopied,
+// ErrNoRoom.
 func (v *Volume) Repair(ctx context.Context) (Sizes, error) {
 	return v.locked(func() error {
 		m, err := v.measure(false)

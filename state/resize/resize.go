@@ -18,7 +18,8 @@ import (
 )
 
 var (
-	// ErrNoRoom: the outer file system has not the room that is asked for.
+	// ErrNoRoom: the outer file system has not the room that is asked for, or none for
+	// the metadata of what it was to do; a part may be done.
 	ErrNoRoom = state.ErrNoRoom
 	// ErrTooSmall: what the volume holds does not fit into the size asked for.
 	ErrTooSmall = errors.New("the volume holds more than that")

@@ -406,7 +406,7 @@ func (v *Volume) smaller(ctx context.Context, n int64) error {
 // release gives ranges of the image back that nothing in the inner file system uses, and
 // tells how many bytes. Those before its end are recorded first: without that the next
 // boot would reserve them, or find no room to. What the record has no place for stays
-// reserved. Errors: ErrFragmented, ErrNoRoom.
+// reserved. Errors: ErrFragmented, ErrTooSmall, ErrNoRoom.
 func (v *Volume) release(list []balloon.Range) (int64, error) {
 	spanned, err := v.in.spanned(false)
 	if err == nil {
@@ -459,19 +459,9 @@ func (v *Volume) keep() error {
 		err = btrfs.Commit(int(v.image.Fd()))
 	}
 	if err != nil {
-		return fmt.Errorf("cannot sync %s: %w", state.ImageName, noRoom(err))
+		return fmt.Errorf("cannot sync %s: %w", state.ImageName, err)
 	}
 	return nil
-}
-
-// noRoom makes ErrNoRoom of what the outer file system says when it has none: btrfs needs
-// some for its metadata also to give back, and to sync.
-func noRoom(err error) error {
-	full := errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
-	if full && !errors.Is(err, ErrNoRoom) {
-		return fmt.Errorf("%w: %w", ErrNoRoom, err)
-	}
-	return err
 }
 
 // whole makes of ranges that nothing uses those that the outer file system takes back:
