@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/x509"
 	"errors"
 	"io"
 	"os"
@@ -25,10 +26,10 @@ func script(t *testing.T, text string) *Command {
 	return &Command{Argv: []string{path}, Stderr: io.Discard}
 }
 
-// What an HSM's program does, openssl does here; and openssl is the judge of what
-// comes of it.
-func TestCommandSigns(t *testing.T) {
-	dir := t.TempDir()
+// imageKey is a folder with keys, and the certificate of the image's.
+func imageKey(t *testing.T) (dir string, cert *x509.Certificate) {
+	t.Helper()
+	dir = t.TempDir()
 	if err := Generate(dir, "test", time.Now()); err != nil {
 		t.Fatal(err)
 	}
@@ -36,6 +37,13 @@ func TestCommandSigns(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return dir, cert
+}
+
+// What an HSM's program does, openssl does here; and openssl is the judge of what
+// comes of it.
+func TestCommandSigns(t *testing.T) {
+	dir, cert := imageKey(t)
 	digest := sha256.Sum256([]byte("what is signed"))
 	good := `[ "$1 $2" = "image sha256" ] || exit 9
 exec openssl pkeyutl -sign -inkey ` + dir + `/image.key -pkeyopt digest:sha256 -pkeyopt rsa_padding_mode:pkcs1
@@ -87,14 +95,7 @@ exec openssl pkeyutl -sign -inkey ` + dir + `/image.key -pkeyopt digest:sha256 -
 // What a sign command has started may hold its standard output for longer than it lives,
 // or than its time.
 func TestCommandThatIsOutlived(t *testing.T) {
-	dir := t.TempDir()
-	if err := Generate(dir, "test", time.Now()); err != nil {
-		t.Fatal(err)
-	}
-	cert, err := LoadCertificate(filepath.Join(dir, ImageCert))
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir, cert := imageKey(t)
 	digest := sha256.Sum256([]byte("what is signed"))
 	for _, tc := range []struct {
 		name, text string

@@ -134,11 +134,8 @@ func (e *ext4FS) give(ctx context.Context, n int64, release func([]balloon.Range
 // storage.
 func (e *ext4FS) inflate(size int64) (files.Balloon, error) {
 	dir, err := files.MakeDir(e.root)
-	if errors.Is(err, unix.ENOSPC) {
-		err = fmt.Errorf("%w: nothing is free in it: %w", ErrTooSmall, err)
-	}
 	if err != nil {
-		return files.Balloon{}, err
+		return files.Balloon{}, tooSmall(err, "nothing is free in it")
 	}
 	defer dir.Close()
 	last, err := lastNumber(dir)
@@ -146,17 +143,11 @@ func (e *ext4FS) inflate(size int64) (files.Balloon, error) {
 		return files.Balloon{}, err
 	}
 	f, err := files.Create(dir, last+1)
-	if errors.Is(err, unix.ENOSPC) {
-		err = fmt.Errorf("%w: no inode is free in it: %w", ErrTooSmall, err)
-	}
 	if err != nil {
-		return files.Balloon{}, err
+		return files.Balloon{}, tooSmall(err, "no inode is free in it")
 	}
 	defer f.Close()
-	err = allocate(f, size)
-	if errors.Is(err, unix.ENOSPC) {
-		err = fmt.Errorf("%w: it was written to since it was measured: %w", ErrTooSmall, err)
-	}
+	err = tooSmall(allocate(f, size), "it was written to since it was measured")
 	var b files.Balloon
 	if err == nil {
 		b, err = e.prove(f, e.sync)
@@ -166,6 +157,14 @@ func (e *ext4FS) inflate(size int64) (files.Balloon, error) {
 		err = fmt.Errorf("cannot make a balloon: %w", errors.Join(err, deflate(dir, f.Name(), 0)))
 	}
 	return b, err
+}
+
+// tooSmall makes ErrTooSmall, with the reason, of what the volume says when it is full.
+func tooSmall(err error, why string) error {
+	if errors.Is(err, unix.ENOSPC) {
+		return fmt.Errorf("%w: %s: %w", ErrTooSmall, why, err)
+	}
+	return err
 }
 
 // allocate takes size bytes, or the half of it and so on where there is no room.
